@@ -1,5 +1,4 @@
-//! Creates, inspects and copies disk images that no VMM has open. Formats are raw and qcow2, with or without backing
-//! files.
+//! Creates, inspects and copies raw and qcow2 disk images that no VMM has open.
 //!
 //! A created image is complete and durable when the call returns, or does not exist. Its mode is 0600. An overlay
 //! names its backing file relative to its own directory, so that both can be moved together.
@@ -20,89 +19,64 @@ use super::space::FreeSpace;
 use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
-/// The number of bytes copied at a time, a multiple of both units below.
+/// Bytes copied at a time, a multiple of both units below.
 const CHUNK: usize = 1 << 20;
-/// The granularity at which a raw copy omits zeros: a page.
+/// Granularity at which a raw copy omits zeros: a page.
 const RAW_UNIT: usize = 4 << 10;
-/// The granularity at which a qcow2 copy omits zeros: a cluster. A partly written cluster takes as much space as a
-/// full one.
+/// Granularity at which a qcow2 copy omits zeros: a cluster, which is always allocated whole.
 const QCOW2_UNIT: usize = 64 << 10;
 
-/// The reason why an image cannot be created, changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The file exists already.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
     /// The image or a backing file is damaged or unsupported.
     #[error(transparent)]
     Image(#[from] BlockError),
-    /// The image cannot be written.
     #[error("the disk image {} cannot be written: {source}", path.display())]
-    Write {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The image cannot be read.
+    Write { path: PathBuf, source: io::Error },
     #[error("the disk image {} cannot be read: {source}", path.display())]
-    Read {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The backing file's name cannot be stored in a qcow2 header.
+    Read { path: PathBuf, source: io::Error },
     #[error("the name of {} is not UTF-8, or too long for the header of a qcow2 file", .0.display())]
     Name(PathBuf),
-    /// The overlay is smaller than its backing file.
     #[error("a layer of {size} bytes is too small for {}, which has {backing}", path.display())]
     SmallLayer {
-        /// The backing file.
         path: PathBuf,
-        /// Its size in bytes.
+        /// Size of the backing file in bytes.
         backing: u64,
-        /// The overlay's size in bytes.
+        /// Size of the overlay in bytes.
         size: u64,
     },
-    /// The header names a backing file that the user did not ask for.
     #[error(
         "the disk image {} has a backing file, {name:?}, which is opened only if you ask for it: add backing=FILE",
         path.display()
     )]
     UnnamedBacking {
-        /// The image.
         path: PathBuf,
-        /// The backing file in its header.
+        /// Backing file in the header.
         name: String,
     },
-    /// The user named a backing file that the header does not.
     #[error(
         "{} is not the backing file of {}, whose header names {}", given.display(), path.display(),
         found.as_ref().map_or("none".into(), |name| format!("{name:?}"))
     )]
     WrongBacking {
-        /// The image.
         path: PathBuf,
-        /// The file that the user named.
         given: PathBuf,
-        /// The backing file in its header.
+        /// Backing file in the header.
         found: Option<String>,
     },
-    /// The size is zero, or not a multiple of the sector size.
+    /// Zero, or not a multiple of the sector size.
     #[error("{0} bytes are not a size of a disk, which has one or more sectors of {SECTOR} bytes")]
     Size(u64),
 }
 
-/// Information about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Information {
-    /// The disk size in bytes.
+    /// Disk size in bytes.
     pub virtual_size: u64,
-    /// The allocated size of the file in bytes, without its backing files.
+    /// Allocated size of the file in bytes, without its backing files.
     pub allocated: u64,
-    /// The backing file, if the image is an overlay.
     pub backing: Option<Backing>,
 }
 
@@ -115,11 +89,10 @@ pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageErr
         DiskFormat::Qcow2 => format_qcow2(&file, size, None),
     };
     made.map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
-    keep(file, path)
+    persist(file, path)
 }
 
-/// Creates a qcow2 overlay on `backing`, with the size of `backing` or the larger `size`. A VMM may still write to
-/// `backing`, if it switches to the overlay afterwards.
+/// Creates a qcow2 overlay at least as large as `backing`, which a VMM may write until it switches to the overlay.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
@@ -136,11 +109,11 @@ pub fn create_layer(
     let file = new_file(path)?;
     format_qcow2(&file, size, Some((name, format_name(backing_format))))
         .map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
-    keep(file, path)
+    persist(file, path)
 }
 
-/// Resolves the backing files of a user's image. The user must name all of them, the topmost first, and the headers
-/// must name the same files. The format of each backing file is in the header of the image above it.
+/// Resolves the backing files of a user's image. The user must name all of them, topmost first, and the headers must
+/// name the same files. The header of the image above it has each backing file's format.
 pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Result<Vec<BackingFile>, ImageError> {
     let mut backing: Vec<BackingFile> = Vec::new();
     let (mut path, mut format) = (path.to_path_buf(), format);
@@ -167,7 +140,6 @@ pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Re
     Ok(backing)
 }
 
-/// Returns true if both paths lead to the same file.
 fn is_same(one: &Path, other: &Path) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
@@ -175,8 +147,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Grows an image to `size` bytes, which must not be smaller than the current size. The new bytes are zero. No VMM may
-/// have the image open. `backing` lists its backing files, the topmost first.
+/// Grows an image with zeros to `size`. No VMM may have it open. `backing` lists its backing files, topmost first.
 pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -190,10 +161,10 @@ pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64)
         was: None,
         limits: None,
     };
-    Ok(Disk::open(&config, folder_of(path))?.grow(size)?)
+    Ok(Disk::open(&config, parent_directory(path))?.grow(size)?)
 }
 
-/// Returns information about an image. A VMM may have the image open.
+/// A VMM may have the image open.
 pub fn information(path: &Path, format: DiskFormat) -> Result<Information, ImageError> {
     let virtual_size = block::virtual_size(path, format)?;
     let failed = |source| ImageError::Read { path: path.to_path_buf(), source };
@@ -205,8 +176,7 @@ pub fn information(path: &Path, format: DiskFormat) -> Result<Information, Image
     Ok(Information { virtual_size, allocated, backing })
 }
 
-/// Copies the content of the disk `source` to a new image without backing files. `backing` lists the source's backing
-/// files, the topmost first. Zeros are not allocated.
+/// Copies a disk to a new image without backing files. `backing` lists the source's backing files, topmost first.
 pub fn convert(
     source: &Path,
     format: DiskFormat,
@@ -217,13 +187,12 @@ pub fn convert(
     convert_image(&block::open_to_read(source, format, backing)?, source, destination, destination_format, None)
 }
 
-/// Opens an untrusted qcow2 image for reading. An image that refers to any other file is refused.
+/// Opens an untrusted qcow2 image for reading. Refuses an image that refers to another file.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
     Ok(block::open_alone(path)?)
 }
 
-/// Copies the content of an untrusted qcow2 image to a new raw file, whose space is taken from `space`. An image that
-/// refers to any other file is refused.
+/// Copies an untrusted qcow2 image to a raw file within `space`. Refuses an image that refers to another file.
 pub fn convert_alone(source: &Path, destination: &Path, space: &FreeSpace) -> Result<(), ImageError> {
     convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
 }
@@ -248,12 +217,11 @@ fn convert_image(
     };
     copy(image, source, &target, destination)?;
     target.flush().map_err(failed)?;
-    keep(file, destination)
+    persist(file, destination)
 }
 
-/// The destination of a copy.
 enum Target<'a> {
-    /// A raw file, with the free space to check, if any.
+    /// Raw file, with the free space to check, if any.
     Raw(&'a File, Option<&'a FreeSpace>),
     Qcow2(FormatAccess<ImageFile>),
 }
@@ -293,7 +261,7 @@ fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destina
     let mut offset = 0;
     while offset < image.size() {
         let empty = holes.empty_bytes(image, offset).map_err(cannot_read)?;
-        // Only whole units are skipped, so that none is examined twice.
+        // Skip only whole units, so that none is examined twice.
         offset += empty - empty % target.unit() as u64;
         let length = (image.size() - offset).min(CHUNK as u64) as usize;
         let chunk = &mut buffer[..length];
@@ -308,14 +276,14 @@ fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destina
     Ok(())
 }
 
-/// Finds zeros without reading data: from the image's tables, and from the files' holes.
+/// Finds zeros without reading data: in the image's tables and in the files' holes.
 #[derive(Default)]
 struct Holes {
     files: HashMap<PathBuf, File>,
 }
 
 impl Holes {
-    /// Returns the number of bytes from `offset` that are known to be zero. More may follow.
+    /// Returns the number of bytes from `offset` that are known to be zero. More zeros may follow.
     fn empty_bytes(&mut self, image: &FormatAccess<ImageFile>, offset: u64) -> io::Result<u64> {
         let mut empty = 0;
         while offset + empty < image.size() {
@@ -336,7 +304,7 @@ impl Holes {
         Ok(empty)
     }
 
-    /// Returns how many of the `length` bytes at `offset` are in a hole of the file.
+    /// Returns the number of the `length` bytes at `offset` that are in a hole of the file.
     fn hole(&mut self, path: PathBuf, offset: u64, length: u64) -> io::Result<u64> {
         let file = match self.files.entry(path) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -347,7 +315,7 @@ impl Holes {
         };
         match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
             Ok(data) => Ok(data.saturating_sub(offset).min(length)),
-            // There is no more data in the file.
+            // The rest of the file is a hole.
             Err(Errno::NXIO) => Ok(length),
             // Block devices and some file systems do not report holes.
             Err(_) => Ok(0),
@@ -366,7 +334,7 @@ fn format_name(format: DiskFormat) -> &'static str {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn parent_directory(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
@@ -379,25 +347,25 @@ fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
     if path.symlink_metadata().is_ok() {
         return Err(ImageError::Exists(path.to_path_buf()));
     }
-    NamedTempFile::new_in(folder_of(path)).map_err(failed)
+    NamedTempFile::new_in(parent_directory(path)).map_err(failed)
 }
 
-/// Gives a complete file its final name and makes it durable.
-fn keep(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
+/// Gives a complete file its final name, durably.
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     file.as_file().sync_all().map_err(failed)?;
     file.persist_noclobber(path).map_err(|error| match error.error.kind() {
         io::ErrorKind::AlreadyExists => ImageError::Exists(path.to_path_buf()),
         _ => failed(error.error),
     })?;
-    File::open(folder_of(path)).and_then(|dir| dir.sync_all()).map_err(failed)
+    File::open(parent_directory(path)).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 fn format_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<()> {
     new_qcow2(file, size, backing)?.flush()
 }
 
-/// Creates an empty qcow2 image in `file`, and opens it without its backing file.
+/// Creates an empty qcow2 image and opens it without its backing file.
 fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -> io::Result<FormatAccess<ImageFile>> {
     let mut builder = Qcow2::<ImageFile>::create_builder(ImageFile::try_from(file.as_file().try_clone()?)?).size(size);
     if let Some((name, format)) = backing {
@@ -413,7 +381,7 @@ fn new_qcow2(file: &NamedTempFile, size: u64, backing: Option<(String, &str)>) -
 fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
     let absolute =
         |path: &Path| fs::canonicalize(path).map_err(|source| ImageError::Read { path: path.to_path_buf(), source });
-    let (dir, file) = (absolute(folder_of(layer))?, absolute(backing)?);
+    let (dir, file) = (absolute(parent_directory(layer))?, absolute(backing)?);
     let common = dir.components().zip(file.components()).take_while(|(left, right)| left == right).count();
     let mut name = PathBuf::new();
     dir.components().skip(common).for_each(|_| name.push(Component::ParentDir));
@@ -483,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_image_is_empty_private_and_sound() {
+    fn new_image_is_empty_private_and_valid() {
         let dir = tempfile::tempdir().unwrap();
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
             let path = dir.path().join(name);
@@ -499,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_no_disk_has_are_refused_and_leave_nothing() {
+    fn invalid_size_is_refused_and_creates_nothing() {
         let dir = tempfile::tempdir().unwrap();
         for size in [0, 513] {
             assert!(matches!(create(&dir.path().join("disk"), DiskFormat::Raw, size), Err(ImageError::Size(_))));
@@ -508,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_over_its_backing_file_wherever_both_are_moved() {
+    fn overlay_and_backing_file_can_be_moved_together() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         fs::create_dir_all(home.join("images")).unwrap();
@@ -539,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_smaller_than_its_backing_file_is_refused() {
+    fn overlay_smaller_than_backing_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (base, layer) = (dir.path().join("base"), dir.path().join("layer"));
         create(&base, DiskFormat::Raw, MIB).unwrap();
@@ -553,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn images_grow_and_do_not_shrink() {
+    fn image_grows_and_shrinking_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for (format, name) in [(DiskFormat::Raw, "raw"), (DiskFormat::Qcow2, "qcow2")] {
             let path = dir.path().join(name);
@@ -568,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_flat_equal_and_sparse() {
+    fn copy_is_flat_equal_and_sparse() {
         let dir = tempfile::tempdir().unwrap();
         let (base, layer) = (dir.path().join("base"), dir.path().join("layer"));
         create(&base, DiskFormat::Raw, 64 * MIB).unwrap();
@@ -588,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn copy_reads_only_the_backing_files_that_are_named() {
+    fn copy_reads_only_named_backing_files() {
         let dir = tempfile::tempdir().unwrap();
         let [base, secret, layer, copy] = ["base", "secret", "layer", "copy"].map(|name| dir.path().join(name));
         for path in [&base, &secret] {
@@ -607,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_ends_within_a_sector_is_rounded_up_in_copies_and_layers() {
+    fn partial_sector_is_rounded_up_in_copies_and_overlays() {
         let dir = tempfile::tempdir().unwrap();
         let [path, copy, layer] = ["disk", "copy", "layer"].map(|name| dir.path().join(name));
         fs::write(&path, [7; 1100]).unwrap();
@@ -619,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_a_machine_writes_is_not_copied() {
+    fn disk_in_use_is_not_copied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         create(&path, DiskFormat::Raw, MIB).unwrap();

@@ -1,33 +1,25 @@
-//! The environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
+//! Environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
 //!
-//! A process keeps its environment in memory, where a guest that has taken over a VMM can read it. A user's shell may
-//! hold credentials in variables that no background process needs. Background processes therefore inherit only the
-//! variables in [`KEPT`].
+//! A guest that has taken over a VMM can read the VMM's environment, and a user's shell may hold credentials there.
+//! Background processes therefore inherit only the variables in [`KEPT`].
 
 use std::ffi::OsStr;
 use std::process::Command;
 
-/// Variables that a background process inherits.
 pub const KEPT: [&str; 11] = [
-    // To find programs and the user's name.
     "PATH",
     "HOME",
     "USER",
-    // Logs.
     "RUST_LOG",
     "RUST_BACKTRACE",
     "WISP_LOG",
-    // The language of messages.
     "LANG",
-    // Wisp's own settings.
     "WISP_HOME",
     "WISP_WARM_LIMIT",
     "XDG_DATA_HOME",
-    // The directory of temporary files.
     "TMPDIR",
 ];
 
-/// Limits the environment of `command` to the variables in [`KEPT`].
 pub fn restrict(command: &mut Command) -> &mut Command {
     command.env_clear();
     let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));

@@ -1,4 +1,4 @@
-//! Wisp's data directory (`$WISP_HOME`): its layout, permissions and locks.
+//! Layout, permissions and locks of Wisp's data directory (`$WISP_HOME`).
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,73 +12,43 @@ use rustix::io::Errno;
 
 use super::probe;
 
-/// The reason why there is no data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// No environment variable determines the path.
     #[error("there is no place for wisp's data: set WISP_HOME to a directory, or HOME")]
     Nowhere,
-    /// The directory cannot be created or used.
     #[error("wisp's data directory {} cannot be used: {source}. Set WISP_HOME to a directory that you can write", path.display())]
-    Unusable {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The directory belongs to another user.
+    Unusable { path: PathBuf, source: io::Error },
     #[error("wisp's data directory {} belongs to another user (uid {owner}). Set WISP_HOME to a directory of your own", path.display())]
-    NotYours {
-        /// The path.
-        path: PathBuf,
-        /// The owner's user id.
-        owner: u32,
-    },
-    /// The path is not UTF-8, and records are JSON.
+    NotYours { path: PathBuf, owner: u32 },
+    /// Records are JSON, which cannot hold such a path.
     #[error("wisp's data directory {} has a name that is not UTF-8. Set WISP_HOME to another directory", path.display())]
-    NotUtf8 {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The path is too long for the paths inside the directory.
+    NotUtf8 { path: PathBuf },
+    /// The path leaves no room for the paths inside the directory.
     #[error("wisp's data directory {} has a path of {length} bytes, more than {LONGEST_PATH}. Set WISP_HOME to a shorter one", path.display())]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-        /// The length in bytes.
-        length: usize,
-    },
-    /// Another user can replace a directory or link on the path.
+    TooLong { path: PathBuf, length: usize },
     #[error(
         "wisp's data directory {} is reached through {}, which {flaw}: another user could replace the data directory. {}",
         path.display(), through.display(), flaw.remedy(through)
     )]
     Unsafe {
-        /// The data directory.
         path: PathBuf,
-        /// The directory or link at fault.
+        /// Directory or link at fault.
         through: PathBuf,
-        /// The fault.
         flaw: PathFlaw,
     },
 }
 
-/// Faults of a directory or link on the path to the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathFlaw {
-    /// A link that another user can replace.
     LinkOfAnotherUser {
-        /// The link's owner.
         owner: u32,
     },
     /// A directory whose owner can rename everything in it.
     DirectoryOfAnotherUser {
-        /// The directory's owner.
         owner: u32,
     },
     /// A directory without the sticky bit in which its group or everyone can rename everything.
     WritableByOthers {
-        /// Its permissions.
         mode: u32,
     },
 }
@@ -116,26 +86,26 @@ pub struct Home {
 }
 
 impl Home {
-    /// Opens the data directory that the environment determines. Creates it if it does not exist.
+    /// Opens or creates the data directory that the environment determines.
     pub fn open() -> Result<Home, HomeError> {
         Home::at(&probe::data_directory().ok_or(HomeError::Nowhere)?)
     }
 
-    /// Opens the data directory at `path`. Creates it if it does not exist.
+    /// Opens or creates the data directory at `path`.
     pub fn at(path: &Path) -> Result<Home, HomeError> {
         let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
         check_name(&std::path::absolute(path).map_err(failed)?)?;
-        check_way(path)?;
+        check_path(path)?;
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
         // A link can lead to a longer path.
         check_name(&root)?;
-        // Check again: components that did not exist have been created since, and the others may have been replaced.
-        check_way(&root)?;
+        // Check again: missing components have been created since, and the others may have been replaced.
+        check_path(&root)?;
         check_own(&root)?;
         for dir in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
             let dir = root.join(dir);
-            // A user who could write here before the permissions were restricted may have replaced the directory.
+            // Another user who could write here before the permissions were restricted may have replaced the directory.
             check_own(&dir)?;
             make_private(&dir).map_err(failed)?;
             check_own(&dir)?;
@@ -143,47 +113,42 @@ impl Home {
         Ok(Home { root })
     }
 
-    /// The directory of images, with a subdirectory for each.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// The directory of instances, with a subdirectory for each.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")
     }
 
-    /// The directory of networks, with a subdirectory for each VPC that has had a router.
+    /// Has a subdirectory for each VPC that has had a router.
     pub fn networks(&self) -> PathBuf {
         self.root.join(NETWORKS)
     }
 
-    /// The directory of `wisp run`'s ephemeral instances, with a subdirectory for each.
+    /// Has a subdirectory for each ephemeral instance of `wisp run`.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
 
-    /// The directory of volume and snapshot files.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
     }
 
-    /// The directory of templates.
+    /// Directory of templates.
     pub fn warm(&self) -> PathBuf {
         self.root.join("warm")
     }
 
-    /// The path of the data directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path of the boot timeline of the last `wisp run`.
     pub fn last_timeline(&self) -> PathBuf {
         self.root.join("last-timeline.json")
     }
 
-    /// Waits for the lock of one of the directories above. The lock is held until the file is dropped.
+    /// Waits for the lock of one of the directories above. Dropping the file releases the lock.
     pub fn lock(&self, dir: &Path) -> Result<File, HomeError> {
         let path = dir.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
@@ -198,11 +163,9 @@ impl Home {
     }
 }
 
-/// The maximum length of the data directory's path in bytes. The kernel's limit is 4095 (PATH_MAX), and paths inside
-/// the directory are some hundred bytes longer.
+/// Maximum path length in bytes. The kernel's limit is 4095 (PATH_MAX), and paths inside are some hundred bytes longer.
 const LONGEST_PATH: usize = 3072;
 
-/// Refuses a path that would cause failures later.
 fn check_name(path: &Path) -> Result<(), HomeError> {
     let path = path.to_path_buf();
     let length = path.as_os_str().len();
@@ -215,27 +178,24 @@ fn check_name(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// The name of the directory of networks.
 pub(super) const NETWORKS: &str = "networks";
-/// The name of a directory's lock file.
 const LOCK: &str = ".lock";
-/// The name of the lock file in the directory of volumes that is held while a snapshot is taken.
+/// Lock file in the directory of volumes that is held while a snapshot is taken.
 pub const SNAPSHOTS_LOCK: &str = ".snapshots";
 
-/// Returns true if a file with this name is a lock file, which is never removed.
+/// Lock files are never removed.
 pub fn is_lock(name: &str) -> bool {
     [LOCK, SNAPSHOTS_LOCK].contains(&name)
 }
 
-/// Waits for the lock of a file, and creates the file if it does not exist. The lock is held until the file is
-/// dropped.
+/// Creates a file if needed and waits for its lock. Dropping the file releases the lock.
 pub fn lock_file(path: &Path) -> io::Result<File> {
     let file = private_file(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }
 
-/// Takes the lock of a file like [`lock_file`]. Returns none if it is held elsewhere.
+/// Like [`lock_file`], but returns none if the lock is held elsewhere.
 pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     let file = private_file(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -245,8 +205,7 @@ pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Refuses a file or link that belongs to another user, and a link to another user's file. A path that does not exist
-/// is accepted.
+/// Refuses a file or link of another user, and a link to another user's file. Accepts a path that does not exist.
 fn check_own(path: &Path) -> Result<(), HomeError> {
     for metadata in [path.symlink_metadata(), path.metadata()].into_iter().flatten() {
         if metadata.uid() != rustix::process::geteuid().as_raw() {
@@ -256,13 +215,12 @@ fn check_own(path: &Path) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// The maximum number of symbolic links, the same as the kernel's (path_resolution(7)).
+/// Maximum number of symbolic links, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Refuses a path that another user can change. This also covers the paths that symbolic links lead to. Each directory
-/// and link must belong to root or this user. Each directory must be writable only by its owner, or have the sticky
-/// bit. [`check_own`] checks the last component.
-fn check_way(path: &Path) -> Result<(), HomeError> {
+/// Refuses a path that another user can change, also through symbolic links. Root or this user must own each directory
+/// and link, and others may write only to sticky directories. [`check_own`] checks the last component.
+fn check_path(path: &Path) -> Result<(), HomeError> {
     let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
     let refused = |through: &Path, flaw| HomeError::Unsafe { path: path.into(), through: through.into(), flaw };
     let owners = TrustedOwners::of_this_process();
@@ -285,7 +243,7 @@ fn check_way(path: &Path) -> Result<(), HomeError> {
             continue;
         }
         let next = walked.join(name);
-        // A component that does not exist will be created by this user, in a directory that has just been checked.
+        // This user will create missing components, in a directory that has just been checked.
         let Ok(metadata) = next.symlink_metadata() else { return Ok(()) };
         if !metadata.is_symlink() {
             walked = next;
@@ -306,7 +264,7 @@ fn check_way(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// Returns the names in a path in reverse order, without the root and `.` components.
+/// Returns the names in a path, last first, without the root and `.` components.
 fn reversed_components(path: &Path) -> Vec<OsString> {
     let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().rev().filter(is_name).map(|part| part.as_os_str().to_owned()).collect()
@@ -323,11 +281,10 @@ fn flaw_of_directory(metadata: &Metadata, owners: &TrustedOwners) -> Option<Path
     (mode & 0o022 != 0 && mode & 0o1000 == 0).then_some(PathFlaw::WritableByOthers { mode })
 }
 
-/// The users who may own the path to the data directory: root and this user.
 #[derive(Debug)]
 struct TrustedOwners {
     mine: u32,
-    /// In a user namespace, the user that represents all unmapped users, including the host's root.
+    /// In a user namespace, the user that stands for all unmapped users, including the host's root.
     unmapped: Option<u32>,
 }
 
@@ -343,8 +300,7 @@ impl TrustedOwners {
     }
 }
 
-/// Returns the apparent owner of the host's `/` in a user namespace that does not map the host's root. Returns none
-/// elsewhere.
+/// Returns the owner of the host's `/` as seen in a user namespace that does not map the host's root.
 fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     let maps_everything = |line: &str| line.split_whitespace().eq(["0", "0", "4294967295"]);
     if uid_map.is_empty() || uid_map.lines().any(maps_everything) {
@@ -353,8 +309,7 @@ fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     overflow_uid.trim().parse().ok()
 }
 
-/// Creates a directory with mode 0700, and its parents. Removes the permissions of other users from an existing
-/// directory.
+/// Creates a directory with mode 0700, and its parents. Restricts an existing directory of this user to mode 0700.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let metadata = path.metadata()?;
@@ -364,12 +319,12 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file for reading and writing, and creates it with mode 0600 if it does not exist.
+/// Opens a file for reading and writing. A new file has mode 0600.
 pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Writes a file with mode 0600 atomically.
+/// Replaces a file atomically. The file has mode 0600.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
@@ -387,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_the_user_s_own() {
+    fn home_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(&dir.path().join("a/b")).unwrap();
         assert_eq!(mode(&home.root), 0o700);
@@ -397,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn path_that_cannot_be_used_is_refused_before_anything_is_made() {
+    fn unusable_path_is_refused_and_creates_nothing() {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let bytes = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
@@ -411,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_read_is_closed() {
+    fn readable_home_is_made_private() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         Home::at(dir.path()).unwrap();
@@ -419,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn home_in_a_directory_that_others_can_write_is_refused() {
+    fn home_below_writable_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let open = dir.path().join("open");
         std::fs::create_dir(&open).unwrap();
@@ -436,7 +391,7 @@ mod tests {
         }
         let error = Home::at(&open.join("home")).unwrap_err().to_string();
         assert!(error.contains(&format!("Run `chmod go-w {}`", open.display())), "{error}");
-        // The modes of `/tmp`, of a group's `/tmp`, and of an ordinary directory.
+        // Modes of `/tmp`, of a group's `/tmp`, and of an ordinary directory.
         for mode in [0o1777, 0o1770, 0o755] {
             set(mode);
             Home::at(&open.join("home")).unwrap();
@@ -445,14 +400,14 @@ mod tests {
     }
 
     #[test]
-    fn home_behind_a_loop_of_links_is_an_error() {
+    fn home_behind_symlink_loop_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
         assert!(matches!(Home::at(&dir.path().join("loop/home")), Err(HomeError::Unusable { .. })));
     }
 
     #[test]
-    fn unmapped_owner_is_known_only_in_a_user_namespace() {
+    fn unmapped_owner_exists_only_in_user_namespace() {
         assert_eq!(unmapped_owner("         0          0 4294967295\n", "65534\n"), None);
         assert_eq!(unmapped_owner("         0       1000          1\n", "65534\n"), Some(65534));
         assert_eq!(unmapped_owner("", "65534\n"), None);
@@ -460,7 +415,7 @@ mod tests {
 
     /// Root is also refused other users' directories. Only root can create files of another user.
     #[test]
-    fn home_in_a_directory_of_another_user_is_refused() {
+    fn home_below_directory_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -477,9 +432,8 @@ mod tests {
         }
     }
 
-    /// Only root can create files of another user.
     #[test]
-    fn links_and_directories_of_another_user_s_are_refused() {
+    fn links_and_directories_of_another_user_are_refused() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -489,12 +443,11 @@ mod tests {
         std::fs::create_dir(&theirs).unwrap();
         std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
         assert!(matches!(Home::at(&theirs), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // A directory that another user replaced while the data directory was writable.
+        // Another user replaced a directory while the data directory was writable.
         Home::at(&mine).unwrap();
         std::fs::remove_dir(mine.join("volumes")).unwrap();
         std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();
         assert!(matches!(Home::at(&mine), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // A link on the path to the data directory.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&mine, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
@@ -502,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_its_place_is_said_to_be_one() {
+    fn file_instead_of_home_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(Home::at(file.path()), Err(HomeError::Unusable { .. })));
     }

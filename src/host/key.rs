@@ -1,6 +1,5 @@
-//! Generates SSH key pairs, parses public keys, and writes private keys to files.
-//!
-//! A private key exists in memory, which is wiped, and in the file that the user named. Wisp stores public keys only.
+//! Generates SSH key pairs, parses public keys, and writes private keys to files. A private key exists in memory, which
+//! is wiped, and in the file that the user named. Wisp stores public keys only.
 
 use std::error::Error;
 use std::fmt;
@@ -26,36 +25,31 @@ use crate::ec2::key::{
     fingerprint_of_imported_rsa,
 };
 
-/// The size of generated RSA keys in bits, as in EC2.
+/// Size of generated RSA keys in bits, as in EC2.
 const RSA_BITS: usize = 2048;
-/// The accepted sizes of imported RSA keys in bits. EC2 documents 1024, 2048 and 4096; `ssh-keygen` defaults to 3072.
+/// Accepted sizes of imported RSA keys in bits. EC2 documents 1024, 2048 and 4096; `ssh-keygen` defaults to 3072.
 const IMPORTED_RSA_BITS: RangeInclusive<usize> = 1024..=4096;
-/// The maximum size of a public key file, many times that of the longest key.
+/// Maximum size of a public key file in bytes, many times that of the longest key.
 const MAX_PUBLIC_KEY: usize = 64 * 1024;
 
-/// The DER prefix of a 32-byte ED25519 key (RFC 8410, section 4).
+/// DER prefix of a 32-byte ED25519 key (RFC 8410, section 4).
 const ED25519_DER_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// The markers around a key in the format of RFC 4716, section 3.2.
+/// Markers around a key in the format of RFC 4716, section 3.2.
 const RFC4716_BEGIN: &str = "---- BEGIN SSH2 PUBLIC KEY ----";
 const RFC4716_END: &str = "---- END SSH2 PUBLIC KEY ----";
 
-/// A public key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
-    /// The key type.
     pub key_type: KeyType,
-    /// The key as a line of `authorized_keys` without a line end. The comment is the key pair's name.
+    /// Line of `authorized_keys` without a line end. The comment is the key pair's name.
     pub line: String,
-    /// EC2's fingerprint.
     pub fingerprint: String,
 }
 
-/// A new key pair.
 pub struct NewKeyPair {
-    /// The public key, which Wisp stores.
     pub public: PublicKey,
-    /// The private key as text, which is wiped from memory when dropped.
+    /// Private key as text, wiped from memory when dropped.
     pub private: Zeroizing<String>,
 }
 
@@ -66,31 +60,14 @@ impl fmt::Debug for NewKeyPair {
     }
 }
 
-/// The reason why a key pair or its file cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key cannot be generated or encoded.
     #[error("the {key_type} key could not be made: {source}")]
-    Make {
-        /// The key type.
-        key_type: KeyType,
-        /// The cause.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The private key's file exists already.
+    Make { key_type: KeyType, source: Box<dyn Error + Send + Sync> },
     #[error("{} exists, and a private key never replaces a file: move it away, or name another", path.display())]
-    Exists {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The private key's file cannot be written.
+    Exists { path: PathBuf },
     #[error("the private key cannot be written to {}: {source}", path.display())]
-    Write {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
 }
 
 /// Generates a key pair (`CreateKeyPair`) from the operating system's random generator.
@@ -175,17 +152,17 @@ fn read_openssh(text: &str) -> Result<KeyData, KeyPairError> {
     Ok(key.into())
 }
 
-/// The base64 text after the headers. A header is a line with a colon, possibly continued on the next lines.
+/// Decodes the base64 text after the headers. A header is a line with a colon, possibly continued on the next lines.
 fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
     let mut body = String::new();
-    let mut header_goes_on = false;
+    let mut in_header = false;
     for line in text.lines().skip(1).map(str::trim_end) {
         if line == RFC4716_END {
             let key = ssh_key::PublicKey::from_bytes(&decode(&body)?).map_err(|error| wrong(error.to_string()))?;
             return Ok(key.into());
         }
-        if header_goes_on || line.contains(':') {
-            header_goes_on = line.ends_with('\\');
+        if in_header || line.contains(':') {
+            in_header = line.ends_with('\\');
         } else {
             body.push_str(line);
         }
@@ -213,7 +190,7 @@ fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
     BASE64.decode(digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
 }
 
-/// The public key with the fingerprint of an imported key.
+/// Returns the public key with the fingerprint of an imported key.
 fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     let failed = |error: ssh_key::Error| wrong(error.to_string());
     let (key_type, fingerprint) = match &key {
@@ -228,7 +205,7 @@ fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     Ok(PublicKey { key_type, line, fingerprint })
 }
 
-/// The key's SubjectPublicKeyInfo. Refuses sizes that EC2 does not support.
+/// Returns the key's SubjectPublicKeyInfo. Refuses sizes that EC2 does not support.
 fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError> {
     let number = |number| BigUint::try_from(number).map_err(|error: ssh_key::Error| wrong(error.to_string()));
     let (modulus, exponent) = (number(&key.n)?, number(&key.e)?);
@@ -245,7 +222,7 @@ fn wrong(what: impl Into<String>) -> KeyPairError {
     KeyPairError::PublicKey { what: what.into() }
 }
 
-/// Writes the private key to a new file with mode 0600. An existing file or link is left unchanged.
+/// Writes the private key to a new file with mode 0600. Leaves an existing file or link unchanged.
 pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
     let failed = |source| KeyError::Write { path: path.to_path_buf(), source };
     let mut file =
@@ -269,8 +246,7 @@ mod tests {
     use rsa::traits::PublicKeyParts;
     use std::os::unix::fs::PermissionsExt;
 
-    /// Generated with OpenSSL for these tests, like the keys below; the fingerprints are those that OpenSSL and
-    /// OpenSSH print.
+    /// Generated with OpenSSL, like the keys below. OpenSSL and OpenSSH print the same fingerprints.
     const RSA_PRIVATE: &str = "\
 -----BEGIN RSA PRIVATE KEY-----
 MIICXAIBAAKBgQDNPhjBQYjsV+00aS9vzo1Uh1UQYY8YTaNivjpDlF6LBwyCRE03
@@ -331,7 +307,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn a_created_rsa_key_has_openssl_s_sha1_fingerprint_and_is_pkcs1_in_pem() {
+    fn created_rsa_key_has_sha1_fingerprint_and_pkcs1_pem() {
         let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made");
         assert_eq!(pair.public.key_type, KeyType::Rsa);
         assert_eq!(pair.public.fingerprint, RSA_SHA1);
@@ -344,14 +320,14 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn an_rsa_key_in_openssh_form_is_the_same_key() {
+    fn rsa_key_in_openssh_format_is_same_key() {
         let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::OpenSsh).expect("it is made");
         let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
         assert_eq!(read.public_key().to_openssh().expect("a line"), pair.public.line);
     }
 
     #[test]
-    fn a_created_ed25519_key_is_in_openssh_form_and_fits_its_public_half() {
+    fn created_ed25519_key_matches_its_public_key() {
         let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
         assert!(pair.private.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
         let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
@@ -362,7 +338,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn a_created_rsa_key_has_2048_bits() {
+    fn created_rsa_key_has_2048_bits() {
         let pair = create(&name(), KeyType::Rsa, KeyFormat::Pem).expect("it is made");
         let key = RsaPrivateKey::from_pkcs1_pem(&pair.private).expect("it is read");
         assert_eq!(key.n().bits(), RSA_BITS);
@@ -370,13 +346,13 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn a_pair_is_printed_without_its_private_key() {
+    fn debug_output_omits_private_key() {
         let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
         assert!(!format!("{pair:?}").contains("PRIVATE"));
     }
 
     #[test]
-    fn an_rsa_key_is_imported_from_every_form() {
+    fn rsa_key_is_imported_from_every_format() {
         let line = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made").public.line;
         let expected = PublicKey { key_type: KeyType::Rsa, line: line.clone(), fingerprint: RSA_MD5.to_owned() };
         let base64: String = RSA_SPKI.lines().filter(|line| !line.starts_with('-')).collect();
@@ -396,7 +372,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn an_ed25519_key_is_imported_with_openssh_s_fingerprint() {
+    fn imported_ed25519_key_has_openssh_fingerprint() {
         let key = import(&name(), ED25519.as_bytes()).expect("a key");
         assert_eq!((key.key_type, key.fingerprint.as_str()), (KeyType::Ed25519, ED25519_SHA256));
         assert_eq!(key.line, ED25519.trim_end().replace("me@host", "web"));
@@ -410,7 +386,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn what_is_no_public_key_is_refused_with_what_it_is() {
+    fn invalid_public_key_is_refused_with_reason() {
         let twice = format!("{ED25519}{ED25519}");
         let long = "x".repeat(MAX_PUBLIC_KEY + 1);
         for (material, expected) in [
@@ -434,14 +410,14 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     }
 
     #[test]
-    fn an_rsa_key_that_is_too_short_is_refused() {
+    fn short_rsa_key_is_refused() {
         let key = RsaPrivateKey::new(&mut OsRng, 512).expect("it is made").to_public_key();
         let pem = key.to_public_key_pem(LineEnding::LF).expect("it is written");
         assert!(refused(&pem).to_string().contains("RSA key of 512 bits"));
     }
 
     #[test]
-    fn a_private_key_s_file_is_its_owner_s_alone_and_never_written_over() {
+    fn private_key_file_is_private_and_never_overwritten() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("web.pem");
         write_private(&path, "secret\n").expect("it is written");
@@ -458,7 +434,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     proptest! {
         #[test]
-        fn importing_never_panics(material: Vec<u8>, text in ".*") {
+        fn import_never_panics(material: Vec<u8>, text in ".*") {
             let _ = import(&name(), &material);
             let _ = import(&name(), text.as_bytes());
             let _ = import(&name(), format!("ssh-rsa {text}").as_bytes());

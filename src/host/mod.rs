@@ -1,4 +1,4 @@
-//! The host: data directory, VMM processes, networks, key pairs and probes.
+//! Host resources: data directory, VMM processes, networks, key pairs and probes.
 
 pub mod disk_image;
 pub mod environment;

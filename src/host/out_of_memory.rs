@@ -1,20 +1,17 @@
-//! Detection of kills by the kernel's out-of-memory killer, which sends SIGKILL and does not notify other processes.
+//! Detects kills by the kernel's out-of-memory killer, which sends SIGKILL and does not notify other processes.
 
 use std::fs;
 
-/// The number of processes that the kernel killed for lack of memory, on the host or in a cgroup (`oom_kill` in
-/// proc_vmstat, Linux 4.13 and later).
+/// Kills for lack of memory on the host or in a cgroup (`oom_kill` in proc_vmstat, Linux 4.13 and later).
 #[derive(Debug, Clone, Copy)]
 pub struct OomKillCount(Option<u64>);
 
 impl OomKillCount {
-    /// The number up to now.
     pub fn now() -> OomKillCount {
         OomKillCount(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
-    /// Returns a clause about a killed VMM if the number has risen since. Only the kernel's log names the killed
-    /// process, and not every user can read it.
+    /// Returns a clause about a killed VMM if the number has risen. Only the kernel's log names the killed process.
     pub fn suspicion(self) -> Option<String> {
         let killed = OomKillCount::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
@@ -34,13 +31,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_counts_is_read() {
+    fn oom_kill_count_is_parsed() {
         assert_eq!(count("nr_free_pages 5\noom_kill 12\noom_kill_disable 1\n"), Some(12));
         assert_eq!(count("nr_free_pages 5\n"), None);
     }
 
     #[test]
-    fn without_a_kill_there_is_no_suspicion() {
+    fn suspicion_is_none_without_kill() {
         assert_eq!(OomKillCount(Some(u64::MAX)).suspicion(), None);
         assert_eq!(OomKillCount(None).suspicion(), None);
     }

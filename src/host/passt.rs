@@ -1,7 +1,7 @@
 //! User-mode networking with passt(1), one process per guest.
 //!
-//! passt terminates the guest's connections and opens its own, as any program of the user does. It therefore needs no
-//! privileges and does not change the host's network configuration. The VMM itself listens on published ports.
+//! passt opens its own connections, as any program of the user does. It therefore needs no privileges and does not
+//! change the host's network configuration. The VMM itself listens on published ports.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,43 +16,31 @@ use crate::host::probe::{self, NamespaceSetting};
 use crate::host::vmm_process::keep_open;
 use crate::vmm::netstack::GATEWAY_MAC;
 
-/// The program's name.
 pub const PROGRAM: &str = "passt";
-/// The command that installs the program.
 pub const INSTALL: &str = "sudo apt install passt";
 
-/// The guest's network configuration, the same as the DHCP server's.
+/// Network configuration of the guest, the same as the DHCP server's.
 #[derive(Debug, Clone)]
 pub struct PasstConfig {
-    /// The guest's address.
     pub address: Ipv4Addr,
-    /// The prefix length of its subnet.
     pub prefix_length: u8,
-    /// The default gateway.
     pub router: Ipv4Addr,
-    /// The name server's address. passt forwards queries to the host's name server.
+    /// passt forwards queries to the host's name server.
     pub dns: Ipv4Addr,
-    /// The MTU in bytes.
     pub mtu: u16,
-    /// The path of passt's log.
     pub log: PathBuf,
 }
 
-/// The reason why there is no user-mode network.
 #[derive(Debug, thiserror::Error)]
 pub enum PasstError {
-    /// passt is not installed.
     #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
     Missing,
-    /// The kernel does not allow the namespaces in which passt isolates itself.
     #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
-    /// passt cannot be started.
     #[error("{PROGRAM} cannot be started: {0}")]
     Spawn(#[source] io::Error),
 }
 
-/// Checks that this host can run passt.
 pub fn check() -> Result<(), PasstError> {
     if !probe::is_installed(PROGRAM) {
         return Err(PasstError::Missing);
@@ -63,14 +51,13 @@ pub fn check() -> Result<(), PasstError> {
     }
 }
 
-/// A passt process that has not been started.
 #[derive(Debug)]
 pub struct Prepared {
     command: Command,
     far: OwnedFd,
 }
 
-/// Prepares a process and returns the socket for its frames. passt exits when this socket is closed.
+/// Prepares a process and returns the socket for its frames, whose closing makes passt exit.
 pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> {
     check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;

@@ -4,14 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Joins words to a command. Words that a shell would change are quoted.
+/// Joins words to a command. Quotes words that a shell would change.
 pub fn command<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
     let words: Vec<OsString> = words.into_iter().map(|word| quoted(word.as_ref())).collect();
     words.join(OsStr::new(" ")).to_string_lossy().into_owned()
 }
 
-/// Quotes a word for a POSIX shell. Words with control characters use dollar quotes, so no control character reaches
-/// the terminal.
+/// Quotes a word for a POSIX shell. Dollar quotes keep control characters from the terminal.
 pub fn quoted(word: &OsStr) -> OsString {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
     let bytes = word.as_bytes();
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_change_them() {
+    fn words_are_quoted_only_if_needed() {
         let quote = |text: &str| quoted(OsStr::new(text)).into_string().unwrap();
         assert_eq!(quote("a-b_c.d/e=f"), "a-b_c.d/e=f");
         assert_eq!(quote("a b"), "'a b'");
@@ -76,7 +75,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn what_is_quoted_a_shell_reads_back(bytes in prop::collection::vec(1_u8.., 0..20)) {
+        fn quoted_word_round_trips_through_shell(bytes in prop::collection::vec(1_u8.., 0..20)) {
             let word = OsString::from_vec(bytes.clone());
             let mut script = OsString::from("printf %s ");
             script.push(quoted(&word));

@@ -1,8 +1,7 @@
-//! Free space of a file system, monitored while files of unknown size are written.
+//! Free space of a file system, watched while files of unknown size are written.
 //!
-//! The size of a compressed archive or a sparse disk image does not tell how much space its contents take. A writer
-//! therefore asks before each write. The write is refused if less than [`RESERVE`] would be left for the rest of the
-//! host.
+//! The contents of a compressed archive or a sparse image may need more space than its size. A writer therefore asks
+//! before each write, which is refused if less than [`RESERVE`] would be left for the rest of the host.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Free space in bytes that a writer leaves for the rest of the host.
 pub const RESERVE: u64 = 128 << 20;
-/// The number of bytes after which the file system is queried again, because other programs also write to it.
+/// Bytes after which the file system is queried again, because other programs also write to it.
 const STEP: u64 = 16 << 20;
 
-/// The free space of a directory's file system.
 pub struct FreeSpace {
     directory: PathBuf,
     free: Box<dyn Fn(u64) -> io::Result<u64>>,
@@ -30,16 +28,12 @@ pub struct FreeSpace {
     directory.display(), free >> 20, RESERVE >> 20, written >> 20
 )]
 pub struct SpaceExhausted {
-    /// The directory.
     pub directory: PathBuf,
-    /// Free bytes.
     pub free: u64,
-    /// Bytes that this writer wrote.
     pub written: u64,
 }
 
 impl FreeSpace {
-    /// The free space of `directory`'s file system.
     pub fn of(directory: &Path) -> FreeSpace {
         let place = directory.to_path_buf();
         FreeSpace::measured_by(directory, move |_| {
@@ -53,7 +47,7 @@ impl FreeSpace {
         FreeSpace::measured_by(Path::new(""), |_| Ok(u64::MAX))
     }
 
-    /// Free space as measured by `free`, which gets the number of bytes written so far.
+    /// Measures with `free`, which gets the number of bytes written so far.
     pub fn measured_by(directory: &Path, free: impl Fn(u64) -> io::Result<u64> + 'static) -> FreeSpace {
         let (allowance, written) = (Cell::new(0), Cell::new(0));
         FreeSpace { directory: directory.to_path_buf(), free: Box::new(free), allowance, written }
@@ -64,10 +58,7 @@ impl FreeSpace {
         Ok((self.free)(self.written.get())?.saturating_sub(RESERVE))
     }
 
-    /// Reserves space for a write.
-    ///
-    /// # Errors
-    /// The space is exhausted (`StorageFull` with a [`SpaceExhausted`]), or cannot be measured.
+    /// Reserves space for a write. Fails with `StorageFull` and a [`SpaceExhausted`] if there is not enough.
     pub fn take(&self, bytes: u64) -> io::Result<()> {
         let left = match self.allowance.get().checked_sub(bytes) {
             Some(left) => left,
@@ -111,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn space_that_others_take_is_noticed() {
+    fn space_used_by_other_programs_is_noticed() {
         let free = Rc::new(Cell::new(1 << 40));
         let seen = free.clone();
         let space = FreeSpace::measured_by(Path::new("/data"), move |_| Ok(seen.get()));
@@ -121,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn free_space_of_a_directory_is_measured() {
+    fn free_space_of_directory_is_measured() {
         let directory = tempfile::tempdir().unwrap();
         FreeSpace::of(directory.path()).usable().unwrap();
         assert!(FreeSpace::of(Path::new("/no/such/directory")).take(1).is_err());

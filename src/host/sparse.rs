@@ -13,12 +13,11 @@ pub use crate::vmm::sparse::write_blocks;
 use super::space::FreeSpace;
 use crate::vmm::sparse::data_runs;
 
-/// The read size in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// Copies `source` into the empty file `destination`, which becomes `length` bytes long; bytes beyond the end of
-/// `source` are zero. Shares blocks (reflink) where the file system supports it; otherwise `space` must have room for
-/// the copy. Returns the SHA-256 of the written bytes; `advance` is called for every byte.
+/// Copies `source` into the empty file `destination`, which becomes `length` bytes long, with zeros at its end. Shares
+/// blocks (reflink) where the file system supports it; otherwise `space` must have room. Returns the SHA-256 of the
+/// content. Calls `advance` for every byte.
 pub fn copy(
     source: &File,
     destination: &File,
@@ -45,7 +44,7 @@ pub fn copy(
     Ok(hasher.finish())
 }
 
-/// Writes the blocks of `bytes` that are not zero if `space` has room for them; `destination` has holes there.
+/// Writes the blocks of `bytes` that are not zero, if `space` has room. `destination` must have holes there.
 pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space: &FreeSpace) -> io::Result<()> {
     data_runs(bytes).try_for_each(|run| {
         space.take(run.len() as u64)?;
@@ -53,7 +52,7 @@ pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space:
     })
 }
 
-/// Returns the SHA-256 of a file in hexadecimal; `advance` is called for every byte.
+/// Returns the SHA-256 of a file in hexadecimal. Calls `advance` for every byte.
 pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     let mut hasher = Hasher::default();
     walk(file, file.metadata()?.len(), &mut |part| {
@@ -64,8 +63,7 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     Ok(hasher.finish())
 }
 
-/// Writes the stream `content` into the empty file `destination`, with holes for zeroes, and returns its SHA-256. More
-/// than `limit` bytes, or more than `space` has room for, are an error.
+/// Writes a stream to an empty file, with holes for zeros, and returns its SHA-256. Fails beyond `limit` or `space`.
 pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64, space: &FreeSpace) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
@@ -100,11 +98,8 @@ pub fn read_full(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize>
     Ok(done)
 }
 
-/// A part of a file.
 enum Part<'a> {
-    /// A hole of this length.
     Hole(u64),
-    /// Data with its offset.
     Data(u64, &'a [u8]),
 }
 
@@ -117,7 +112,6 @@ impl Part<'_> {
     }
 }
 
-/// Visits the first `length` bytes of a file in order.
 fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
@@ -137,7 +131,7 @@ fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>)
     Ok(())
 }
 
-/// Returns the next range of data from `offset`; an empty range at `length` if there is none.
+/// Returns the next range of data from `offset`, or an empty range at `length`.
 fn next_data(file: &File, offset: u64, length: u64) -> (u64, u64) {
     let start = match seek(file, SeekFrom::Data(offset)) {
         Ok(start) => start.clamp(offset, length),
@@ -175,7 +169,6 @@ impl Hasher {
     }
 }
 
-/// Formats bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -210,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_equal_sparse_and_its_digest_right() {
+    fn copy_is_equal_sparse_and_has_right_digest() {
         let (file, mut bytes) = sparse_file();
         let copied = tempfile::tempfile().unwrap();
         let seen = std::cell::Cell::new(0);
@@ -227,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_becomes_a_sparse_file() {
+    fn stream_becomes_sparse_file() {
         let (_, bytes) = sparse_file();
         let file = tempfile::tempfile().unwrap();
         assert_eq!(
@@ -239,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_longer_than_allowed_is_an_error() {
+    fn stream_over_limit_is_refused() {
         let file = tempfile::tempfile().unwrap();
         assert!(write_stream(&mut [1; 10].as_slice(), &file, 10, &FreeSpace::unwatched()).is_ok());
         assert!(
@@ -251,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn stream_beyond_the_free_space_is_stopped() {
+    fn stream_over_free_space_is_refused() {
         let free = || {
             FreeSpace::measured_by(std::path::Path::new("/"), |written| {
                 Ok(super::super::space::RESERVE + 8192 - written)
@@ -266,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_has_the_digest_of_nothing() {
+    fn empty_file_has_digest_of_no_bytes() {
         assert_eq!(sha256(&tempfile::tempfile().unwrap(), &|_| {}).unwrap(), plain(b""));
     }
 }

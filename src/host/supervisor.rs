@@ -1,9 +1,8 @@
-//! The supervisor of a VMM, which starts the VMM, waits for it, writes its log and cleans up after it.
+//! Supervisor of a VMM: starts the VMM, waits for it, writes its log and cleans up after it.
 //!
-//! The VMM's sandbox prevents it from doing this itself: it can neither execute itself again after a guest reboot, nor
-//! remove its own directory. The supervisor holds the instance's lock together with the VMM and forwards termination
-//! signals. Neither process outlives the other. The supervisor also opens host sockets for the VMM
-//! ([`broker`](crate::vmm::broker)).
+//! The VMM's sandbox prevents it from executing itself again after a guest reboot and from removing its directory. The
+//! supervisor holds the instance's lock together with the VMM and forwards termination signals. Neither process
+//! outlives the other. The supervisor also opens host sockets for the VMM ([`broker`](crate::vmm::broker)).
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -20,25 +19,22 @@ use rustix::stdio::dup2_stderr;
 use crate::vmm::bounded_log::BoundedLog;
 use crate::vmm::broker::Broker;
 
-/// Signals that terminate an instance.
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-/// The size in bytes at which the log is rotated, so that a guest which provokes messages cannot fill the disk.
+/// Size in bytes at which the log is rotated, so that a guest which provokes messages cannot fill the disk.
 const LOG_LIMIT: u64 = 1 << 20;
-/// The maximum copied to the log at a time, which exceeds a pipe's capacity.
+/// Maximum bytes copied to the log at a time, more than a pipe's capacity.
 const COPIED_AT_A_TIME: usize = 2 << 20;
-/// The run time below which a guest's reboot may be part of a loop.
+/// Run time below which a guest's reboot may be part of a loop.
 const SHORT_RUN: Duration = Duration::from_secs(10);
-/// The maximum delay before a restart.
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(16);
 
-/// Returns the number of consecutive short runs, after `before` of them and another run of length `run`.
+/// Returns the number of consecutive short runs, after `before` of them and a run of length `run`.
 #[must_use]
 pub fn count_short_runs(before: u32, run: Duration) -> u32 {
     if run < SHORT_RUN { before.saturating_add(1) } else { 0 }
 }
 
-/// Returns the delay before a restart. A single short run is not a loop: a user may reboot a guest right after
-/// starting it.
+/// A single short run is not a loop, and causes no delay: a user may reboot a guest right after its start.
 #[must_use]
 pub fn restart_delay(short_runs: u32) -> Duration {
     match short_runs {
@@ -47,8 +43,7 @@ pub fn restart_delay(short_runs: u32) -> Duration {
     }
 }
 
-/// The pipe from the VMM's standard error to the log. The VMM has no descriptor of the log, so it can neither grow the
-/// log without bound nor change what was written.
+/// Pipe from the VMM's standard error to the log. Without the log's descriptor, the VMM can neither fill nor change it.
 #[derive(Debug)]
 pub struct LogPipe {
     reader: OwnedFd,
@@ -57,8 +52,7 @@ pub struct LogPipe {
 }
 
 impl LogPipe {
-    /// Redirects this process's standard error to the log at `path`. Returns the pipe and its write end, which becomes
-    /// the VMM's standard error.
+    /// Redirects this process's standard error to the log. Returns the pipe and its write end, for the VMM.
     pub fn new(path: &Path) -> io::Result<(LogPipe, OwnedFd)> {
         let (pipe, writer) = LogPipe::to(BoundedLog::open(path, LOG_LIMIT)?)?;
         dup2_stderr(pipe.log.file())?;
@@ -79,8 +73,7 @@ impl LogPipe {
         }
     }
 
-    /// Copies pending output and returns true if the log was rotated. Output that cannot be written, for example on a
-    /// full disk, is lost, because the VMM must not block.
+    /// Copies output, or drops it if the disk is full: the VMM must not block. Returns true if the log was rotated.
     fn copy_available(&mut self) -> bool {
         let mut buffer = vec![0; 64 << 10];
         let (mut copied, mut rotated) = (0, false);
@@ -100,7 +93,7 @@ impl LogPipe {
     }
 }
 
-/// The signals that a supervisor waits for. They are blocked, so that none is lost.
+/// Signals that a supervisor waits for. They are blocked, so that none is lost.
 #[derive(Debug)]
 pub struct Signals(libc::sigset_t);
 
@@ -126,10 +119,9 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Waits until the VMM exits and returns its status. Meanwhile forwards signals to the VMM, copies its output to
-    /// the log and serves `broker`. All output is in the log when this returns.
+    /// Forwards signals, copies output and serves `broker` until the VMM exits. All output is in the log then.
     pub fn wait(&self, vmm: Pid, broker: &mut Broker, log: &mut LogPipe) -> io::Result<WaitStatus> {
-        let came = self.descriptor()?;
+        let signals = self.descriptor()?;
         loop {
             if let Some((_, status)) = waitpid(Some(vmm), WaitOptions::NOHANG)?
                 && (status.exited() || status.signaled())
@@ -138,7 +130,7 @@ impl Signals {
                 return Ok(status);
             }
             let mut watched =
-                vec![PollFd::new(&came, PollFlags::IN), PollFd::from_borrowed_fd(broker.events(), PollFlags::IN)];
+                vec![PollFd::new(&signals, PollFlags::IN), PollFd::from_borrowed_fd(broker.events(), PollFlags::IN)];
             if log.is_open {
                 watched.push(PollFd::from_borrowed_fd(log.reader.as_fd(), PollFlags::IN));
             }
@@ -205,7 +197,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn log_pipe_flood_stays_within_its_bound_and_keeps_the_last_line() {
+    fn log_pipe_flood_is_bounded_and_keeps_last_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmm.log");
         let (mut pipe, writer) = LogPipe::to(BoundedLog::open(&path, LOG_LIMIT).unwrap()).unwrap();
@@ -228,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn restart_of_one_short_run_is_immediate_and_of_more_grows_up_to_a_bound() {
+    fn restart_delay_grows_with_short_runs_up_to_maximum() {
         let delays: Vec<u64> = (0..=7).map(|runs| restart_delay(runs).as_secs()).collect();
         assert_eq!(delays, [0, 0, 1, 2, 4, 8, 16, 16]);
         assert_eq!(restart_delay(u32::MAX), MAX_RESTART_DELAY);

@@ -1,7 +1,7 @@
-//! VMM processes (`wisp vmm`), one for each running instance, started from this executable.
+//! VMM processes (`wisp vmm`), one for each running instance.
 //!
 //! A VMM process has its own session, so signals from a terminal do not reach it. It inherits only its sockets and its
-//! lock as descriptors. Its standard error is a pipe to its supervisor, which writes `vmm.log`.
+//! lock. Its standard error is a pipe to its supervisor, which writes `vmm.log`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,23 +27,19 @@ use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::sandbox::seccomp;
 use crate::vmm::untrusted;
 
-/// The name of the configuration file in an instance's directory.
 pub const CONFIG: &str = "config.json";
-/// The name of the lock file, whose lock the VMM and its supervisor hold while they run.
+/// Lock file, which the VMM and its supervisor hold while they run.
 pub const LOCK: &str = "lock";
-/// The name of the log file.
 pub const LOG: &str = "vmm.log";
-/// The subdirectory with the VMM's own files: sockets, console log, records and snapshots. The VMM can write only
-/// there, so nothing in it is trusted (see [`untrusted`]).
+/// Subdirectory of the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
 const VMM_DIRECTORY: &str = "vmm";
 
-/// Returns the directory of the VMM's own files in an instance's directory.
 #[must_use]
 pub fn vmm_directory(dir: &Path) -> PathBuf {
     dir.join(VMM_DIRECTORY)
 }
 
-/// Creates the VMM's directory if it does not exist.
+/// Does nothing if the directory exists.
 pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(vmm_directory(dir)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -51,26 +47,24 @@ pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes the configuration of the instance in `directory`.
 pub fn write_config(dir: &Path, config: &MachineConfig) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
     write_private(&dir.join(CONFIG), &text)
 }
 
-/// Reads the configuration of the instance in `directory`.
 pub fn read_config(dir: &Path) -> io::Result<MachineConfig> {
     Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
-/// The number of bytes at the end of the log that are searched for a message.
+/// Bytes at the end of the log that are searched for a message.
 const LOG_TAIL: u64 = 64 << 10;
-/// The maximum number of characters of a displayed log line.
+/// Maximum number of characters of a displayed log line.
 const LONGEST_LINE: usize = 512;
 
-/// Returns the last logged message about a system call that the VMM's seccomp filter denied.
+/// Returns the last message in the log about a system call that the seccomp filter denied.
 pub fn violation(dir: &Path) -> Option<String> {
     let path = dir.join(LOG);
-    // The log may have been rotated after the line.
+    // The log may have been rotated since.
     [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
         let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
         let text = String::from_utf8_lossy(&log);
@@ -80,38 +74,31 @@ pub fn violation(dir: &Path) -> Option<String> {
     })
 }
 
-/// The time that a supervisor may take to exit after its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Returns the same as [`violation`] for a VMM whose connection has just closed. Waits until its supervisor has copied
-/// the VMM's output to the log and exited.
+/// Like [`violation`], after the VMM's connection closed. Waits until the supervisor has completed the log and exited.
 pub fn last_violation(dir: &Path) -> Option<String> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     for process in processes(|other| other == dir).ok()? {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        // A supervisor that does not exit in time may be restarting its guest, or be stopped. The log has no message
-        // then.
+        // A supervisor that does not exit in time may be restarting its guest, or be stopped: no message then.
         let _ = poll(&mut [PollFd::new(&process.fd, PollFlags::IN)], Some(&left));
     }
     violation(dir)
 }
 
-/// Descriptors that the new process inherits.
 #[derive(Debug)]
 pub struct Inherited {
-    /// The open lock file. The new process holds the lock as soon as it runs.
+    /// Open lock file. The new process holds the lock as soon as it runs.
     pub lock: File,
     /// The VMM's end of the connection to the process that starts it.
     pub launcher: Launcher,
-    /// The VMM's end of the console connection.
     pub console: Option<UnixStream>,
-    /// The backend of the network device.
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the supervisor of the instance in `directory`, whose VMM boots or restores a snapshot. `began_ns` is the start
-/// time of the user's command.
+/// Starts the supervisor, whose VMM boots or restores a snapshot. `began_ns` is the start time of the user's command.
 pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     let mut command = Command::new("/proc/self/exe");
@@ -155,44 +142,39 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     command.spawn()
 }
 
-/// Kills the VMM of the instance in `directory` and its supervisor. Guest memory is lost. It is not an error if neither
-/// runs. A process that cannot be killed does not protect the other one, and is reported at the end.
+/// Kills the VMM and its supervisor, if they run. Guest memory is lost. Tries both, and returns the first error.
 pub fn kill(dir: &Path) -> io::Result<()> {
     let mut failure = None;
     for process in processes(|other| other == dir)? {
-        if let Err(error) = pidfd_send_signal(&process.fd, Signal::KILL).or_else(gone_is_fine) {
+        if let Err(error) = pidfd_send_signal(&process.fd, Signal::KILL).or_else(ignore_missing_process) {
             failure.get_or_insert(error);
         }
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// A VMM process or its supervisor.
 #[derive(Debug)]
 pub struct VmmProcess {
-    /// The process id, which is not reused while `fd` refers to a live process.
+    /// Process id, which is not reused while `fd` refers to a live process.
     pub pid: Pid,
-    /// The pidfd, which always refers to this process.
+    /// A pidfd, which always refers to this process.
     fd: OwnedFd,
-    /// The instance's directory.
     pub dir: PathBuf,
-    /// True for the supervisor, false for the VMM that it started.
+    /// False for the VMM that the supervisor started.
     pub is_supervisor: bool,
 }
 
-/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`.
-///
-/// Any process can have any arguments, so arguments only select candidates. A candidate counts if it belongs to this
-/// user and has the instance's lock file open, which other users cannot open. The executable is no criterion, because
-/// it may be of another version.
+/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`. Arguments only select
+/// candidates, because any process can have any. A candidate counts if it belongs to this user and has the instance's
+/// lock file open, which other users cannot open. The executable is not checked: it may be of another version.
 pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid.filter(|pid| folder_of(*pid).is_some_and(|dir| is_one(&dir))) else { continue };
-        // From here on, the pid refers to this process, unless it has exited.
+        let Some(pid) = pid.filter(|pid| instance_directory(*pid).is_some_and(|dir| is_one(&dir))) else { continue };
+        // From here on, the pid refers to this process or to none.
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        let Some(dir) = folder_of(pid).filter(|dir| is_one(dir)) else { continue };
+        let Some(dir) = instance_directory(pid).filter(|dir| is_one(dir)) else { continue };
         let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
         if has_open(pid, &dir.join(LOCK)) {
             let is_supervisor = Identity::of_self().is_some_and(|own| own.namespaces == identity.namespaces);
@@ -202,20 +184,19 @@ pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> 
     Ok(all)
 }
 
-/// Returns the instance's directory from the arguments of a process, if these are a VMM's.
-fn folder_of(pid: Pid) -> Option<PathBuf> {
+/// Returns the instance's directory from the arguments of a VMM process.
+fn instance_directory(pid: Pid) -> Option<PathBuf> {
     let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     let mut words = line.split(|byte| *byte == 0).skip(1);
     (words.next()? == b"vmm").then_some(())?;
     Some(Path::new(OsStr::from_bytes(words.next()?)).to_path_buf())
 }
 
-/// The kernel's information about a process from `/proc/PID/status`.
+/// Information from `/proc/PID/status`.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
-    /// The effective user id.
     user: u32,
-    /// The depth of PID namespaces, counted from that of `/proc`.
+    /// Depth of PID namespaces, counted from that of `/proc`.
     namespaces: usize,
 }
 
@@ -231,12 +212,11 @@ impl Identity {
     fn parse(status: &str) -> Option<Identity> {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let user = field("Uid")?.split_whitespace().nth(1)?.parse().ok()?;
-        // Kernels without PID namespaces do not have the field.
+        // Kernels without PID namespaces lack the field.
         Some(Identity { user, namespaces: field("NSpid").map_or(1, |pids| pids.split_whitespace().count()) })
     }
 }
 
-/// Returns true if the process has the file at `path` open.
 fn has_open(pid: Pid, path: &Path) -> bool {
     let Ok(wanted) = path.symlink_metadata() else { return false };
     let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { return false };
@@ -244,16 +224,15 @@ fn has_open(pid: Pid, path: &Path) -> bool {
     descriptors.flatten().any(|descriptor| fs::metadata(descriptor.path()).is_ok_and(is_it))
 }
 
-fn gone_is_fine(error: Errno) -> Result<(), Errno> {
+fn ignore_missing_process(error: Errno) -> Result<(), Errno> {
     if error == Errno::SRCH { Ok(()) } else { Err(error) }
 }
 
-/// Sets close-on-exec on an inherited descriptor.
 pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
     Ok(fcntl_setfd(&fd, fcntl_getfd(&fd)? | FdFlags::CLOEXEC)?)
 }
 
-/// Clears close-on-exec on a descriptor and returns its number.
+/// Clears close-on-exec and returns the descriptor's number.
 pub fn keep_open(fd: &OwnedFd) -> io::Result<i32> {
     fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
     Ok(fd.as_raw_fd())
@@ -266,11 +245,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
 
-    /// A shell with the arguments of a VMM (`wisp vmm FOLDER`), killed on drop.
     struct Lookalike(Child);
 
     impl Lookalike {
-        /// Starts a shell in a directory where `vmm` is a script, and waits until the script runs.
+        /// Starts a shell whose arguments are a VMM's and whose `vmm` is a script. Waits until the script runs.
         fn start(dir: &Path, script: &str, user: Option<u32>) -> Lookalike {
             let scripts = tempfile::tempdir().unwrap();
             fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -305,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn process_with_only_the_arguments_of_a_vmm_is_not_found_and_not_killed() {
+    fn process_without_the_lock_is_not_found_or_killed() {
         const OPENS_LOCK: &str = "exec 3< \"$1/lock\"";
         const NOBODY: u32 = 65534;
         let dir = tempfile::tempdir().unwrap();
@@ -313,8 +291,7 @@ mod tests {
         fs::write(dir.path().join(LOCK), "").unwrap();
         let mut decoy = Lookalike::start(dir.path(), ":", None);
         let mut real = Lookalike::start(dir.path(), OPENS_LOCK, None);
-        // Another user cannot open a lock in a data directory. In this test it can, but its process must not be found
-        // either.
+        // Another user cannot open a lock in a data directory. Here it can, but its process must not be found either.
         let mut other = geteuid().is_root().then(|| Lookalike::start(dir.path(), OPENS_LOCK, Some(NOBODY)));
         assert_eq!(found(dir.path()), [real.pid()]);
         assert!(found(Path::new("/nowhere")).is_empty());

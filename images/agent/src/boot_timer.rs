@@ -1,29 +1,23 @@
-//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`.
-//!
-//! A guest without `/dev/port`, or under another VMM, loses only the measurement.
+//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`. Without it, only the measurement is lost.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use wisp_agent::BOOT_TIMER_PORT;
 
-/// The open `/dev/port`.
 #[derive(Debug)]
 pub struct BootTimer(OwnedFd);
 
 impl BootTimer {
-    /// Opens `/dev/port`, if it exists.
     pub fn open() -> Option<Self> {
         open("/dev/port", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok().map(Self)
     }
 
-    /// Writes a mark. The VMM records its time.
     pub fn mark(&self, mark: u8) {
         let _ = rustix::io::pwrite(&self.0, &[mark], BOOT_TIMER_PORT.into());
     }
 
-    /// Returns true if the standard streams were open before the port. Otherwise the port took one of their
-    /// descriptors.
+    /// Returns false if the port took the descriptor of a standard stream, because the streams were not open.
     pub fn is_above_standard_streams(&self) -> bool {
         self.0.as_raw_fd() > 2
     }

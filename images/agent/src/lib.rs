@@ -1,16 +1,14 @@
-//! The agent of a Wisp guest, and the code that the agent and the host share.
+//! Agent of a Wisp guest, and the code that the agent and the host share.
 //!
-//! - [`protocol`]: the messages, their frames and the connection that carries them. The host's
-//!   client (`wisp::guest`) and the agent both use it.
+//! - [`protocol`]: messages, their frames and the connection, for the host's client (`wisp::guest`) and the agent.
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
-//! - [`agent`]: the guest's end: serves connections, runs commands.
+//! - [`agent`]: serves connections and runs commands in the guest.
 //! - [`resumed`]: the message to a guest that was restored from a snapshot.
 //! - [`network`]: the configuration of the guest's network interface.
 //! - [`seed`]: the host's data for a new instance.
 //! - [`poll`]: a typed `poll(2)`, used by both ends.
 //!
-//! The binary `wisp-init` of this package is the guest's first process; it calls [`agent`].
-//! Nothing here depends on KVM or EC2.
+//! The binary `wisp-init` is the guest's first process and calls [`agent`]. Nothing here depends on KVM or EC2.
 
 pub mod agent;
 pub mod network;
@@ -20,18 +18,18 @@ pub mod resumed;
 pub mod seed;
 pub mod tree;
 
-/// The vsock port in the guest that the agent listens on.
+/// Vsock port in the guest that the agent listens on.
 pub const AGENT_PORT: u32 = 1024;
 
-/// The vsock ports that only a process with `CAP_NET_BIND_SERVICE` can bind (`LAST_RESERVED_PORT`,
+/// Vsock ports that only a process with `CAP_NET_BIND_SERVICE` can bind (`LAST_RESERVED_PORT`,
 /// linux/net/vmw_vsock/af_vsock.c). The host sends nothing to a guest process that connects from another port.
 pub const PRIVILEGED_PORTS: std::ops::RangeInclusive<u32> = 1..=1023;
 
-/// The I/O port of the VMM's boot timer, which records the time of each byte written to it.
+/// I/O port of the VMM's boot timer, which records the time of each byte written to it.
 pub const BOOT_TIMER_PORT: u16 = 0x6e0;
 
-/// The byte written to [`BOOT_TIMER_PORT`] when the guest's first process starts.
+/// Written to [`BOOT_TIMER_PORT`] when the guest's first process starts.
 pub const MARK_INIT_STARTED: u8 = 1;
 
-/// The byte written to [`BOOT_TIMER_PORT`] when the agent accepts connections.
+/// Written to [`BOOT_TIMER_PORT`] when the agent accepts connections.
 pub const MARK_AGENT_READY: u8 = 2;

@@ -1,12 +1,11 @@
 //! `wisp-init`: the first process of a Wisp guest, and its agent.
 //!
-//! As process 1 it is a complete init. It mounts the kernel's file systems, serves the host over vsock, reaps orphans
+//! As process 1 it is a complete init: it mounts the kernel's file systems, serves the host over vsock, reaps orphans
 //! and stops the machine (see [`init`]). In a guest with its own init it runs as `wisp-init --agent` and only serves.
 //! In an initial RAM disk it starts such a guest.
 //!
-//! Under software KVM each system call before the agent is ready costs a good part of a millisecond of boot. Hence
-//! there is no Rust runtime (`no_main`: no handlers, no signal stack) and only one malloc arena. Work that the host
-//! waits for is done first.
+//! Under software KVM each system call before the agent is ready delays the boot by up to a millisecond. Hence there is
+//! no Rust runtime (`no_main`) and only one malloc arena, and the work that the host waits for is done first.
 
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code, reason = "the entry is not built for tests"))]
@@ -29,7 +28,7 @@ wisp-init: the first process of a Wisp guest, and its agent
   wisp-init --network    configure the network interface and name resolution, if nothing else has
   wisp-init --version    print the version";
 
-/// The C library's entry point. It replaces Rust's.
+/// The C library's entry point, which replaces Rust's.
 ///
 /// # Safety
 /// `argv` must be the argument of C's `main`. Only the C library calls this function.
@@ -45,17 +44,16 @@ pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_ch
     run_as_command(std::env::args().nth(1).as_deref())
 }
 
-/// Does the parts of the Rust runtime's setup that we need.
 #[cfg(not(test))]
 fn prepare() {
-    // SAFETY: no thread runs yet; the values are ones these calls take.
+    // SAFETY: no other thread runs yet, and the call accepts this value.
     unsafe {
         // Otherwise each thread reserves its own arena, which takes four system calls.
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Runs in a guest with another init; returns the exit code.
+/// Runs in a guest with another init. Returns the exit code.
 fn run_as_command(argument: Option<&str>) -> libc::c_int {
     match argument {
         Some("--agent") => run_as_agent(),

@@ -1,33 +1,24 @@
-//! The configuration of the guest's network interface.
-//!
-//! The kernel's command line carries it at boot. The VMM sends it to a guest that was restored from a snapshot.
+//! Network configuration of the guest: from the kernel's command line at boot, and from the VMM after a restore.
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The kernel option's name, with its equals sign.
 const OPTION: &str = "wisp.network=";
 
-/// The interface's addresses. The text form is `MAC,ADDRESS/PREFIX,ROUTER,MTU`, then a comma before each name server.
+/// Addresses of the interface. The text form is `MAC,ADDRESS/PREFIX,ROUTER,MTU`, then a comma before each name server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// The Ethernet address.
     pub mac: [u8; 6],
-    /// The IPv4 address.
     pub address: Ipv4Addr,
-    /// The prefix length of the subnet.
     pub prefix_length: u8,
-    /// The default router.
     pub router: Ipv4Addr,
-    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// The size of the largest IP packet, in bytes.
+    /// Size of the largest IP packet in bytes.
     pub mtu: u16,
 }
 
 impl Network {
-    /// Formats the configuration as a kernel option.
     #[must_use]
     pub fn to_option(&self) -> String {
         let mac: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -39,7 +30,6 @@ impl Network {
         text
     }
 
-    /// Parses the kernel option's value. Returns `None` if it is invalid.
     #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let mut parts = value.split(',');
@@ -54,7 +44,6 @@ impl Network {
         Some(Self { mac: mac.try_into().ok()?, address, prefix_length, router, dns, mtu })
     }
 
-    /// Returns the subnet's netmask.
     #[must_use]
     pub fn netmask(&self) -> Ipv4Addr {
         let zeroes = u32::from(32 - self.prefix_length.min(32));
@@ -67,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_is_read_back_and_nothing_else_is_one() {
+    fn option_round_trips_and_invalid_values_are_refused() {
         let network = Network {
             mac: [6, 0x1f, 0, 0, 0, 1],
             address: Ipv4Addr::new(172, 31, 0, 4),

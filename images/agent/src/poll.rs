@@ -4,33 +4,23 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// The events to wait for on a descriptor. A hang-up or an error counts as either.
+/// Events to wait for on a descriptor. A hang-up or an error counts as either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Until it is readable.
     Read,
-    /// Until it is writable.
     Write,
-    /// Until it is readable or writable.
     Both,
 }
 
-/// The events that a descriptor is ready for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// Reading would not block (it may report the end of the file or an error).
+    /// Reading would not block, but may report the end of the file or an error.
     pub read: bool,
-    /// Writing would not block (it may report an error).
     pub write: bool,
 }
 
-/// Waits until a descriptor is ready or `timeout` expires (`None`: no limit; zero: do not wait).
-///
-/// The result has an entry for each slot. All are empty after a timeout.
-///
-/// # Errors
-/// Any error of `poll(2)` except `EINTR`. After a signal the wait restarts with the whole timeout, which is acceptable
-/// to all callers.
+/// Waits until a descriptor is ready or `timeout` expires (none: no limit; zero: do not wait). Returns an entry for
+/// each slot, all empty after a timeout. After a signal the wait restarts with the whole timeout.
 pub fn poll<const N: usize>(
     slots: [Option<(BorrowedFd<'_>, Interest)>; N],
     timeout: Option<Duration>,

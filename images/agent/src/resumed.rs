@@ -1,10 +1,9 @@
-//! The message to a guest that was restored from a snapshot, as the same instance or as another.
+//! Message to a guest that was restored from a snapshot, as the same instance or as another.
 //!
-//! The VMM resets all vsock connections of a restored guest. The agent keeps a connection to port [`SENTINEL_PORT`] of
-//! the host, only to detect that reset. When it breaks, the agent reads the I/O ports from [`RESUMED_PORT`] on, one
-//! byte per port: a length, then a message of that length in postcard's encoding. The agent writes
-//! [`MARK_AGENT_READY`](crate::MARK_AGENT_READY) to the boot timer when it has applied the message. Until then no
-//! other connection reaches it.
+//! The agent keeps a connection to the host's vsock port [`SENTINEL_PORT`], only to detect a restore: the VMM then
+//! resets all connections. The agent reads the I/O ports from [`RESUMED_PORT`] on, one byte per port: a length, then a
+//! message of that length in postcard's encoding. After it has applied the message, the agent writes
+//! [`MARK_AGENT_READY`](crate::MARK_AGENT_READY) to the boot timer. Until then no other connection reaches it.
 
 use std::time::Duration;
 
@@ -12,35 +11,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::Network;
 
-/// The host's vsock port for connections that break when the guest is restored.
+/// Vsock port of the host for connections that break when the guest is restored.
 pub const SENTINEL_PORT: u32 = 1026;
-/// The first of the message's I/O ports.
+/// First I/O port of the message.
 pub const RESUMED_PORT: u16 = 0x700;
-/// The number of I/O ports: one for the length, the rest for the longest message.
+/// Number of I/O ports: one for the length, the rest for the longest message.
 pub const RESUMED_PORTS: usize = 128;
-/// The feature in the agent's version that says it supports this message.
+/// Suffix of the agent's version that announces support for this message.
 pub const FEATURE: &str = "+resumes";
 
-/// The message to a restored guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
-    /// The time since 1970, in UTC.
+    /// Time since 1970 in UTC.
     pub time: Duration,
     /// Bytes unique to this guest for the random number generator, unless the kernel already has them.
     pub entropy: Option<[u8; 32]>,
-    /// The new hostname, or `None` to keep the old one.
+    /// None to keep the old hostname.
     pub hostname: Option<String>,
     /// True if the host has a seed for this guest.
     pub seed: bool,
-    /// The network configuration, if the guest has an interface.
     pub network: Option<Network>,
-    /// The current instance's identifier, or `None` if the guest belongs to no instance. Agents older than this field
-    /// ignore it.
+    /// None if the guest belongs to no instance. Agents older than this field ignore it.
     pub instance_id: Option<String>,
 }
 
 impl Resumed {
-    /// Returns the bytes for the ports. If the message is too long, they are only a length of 0.
+    /// Returns the bytes for the ports, or only a length of 0 if the message is too long.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let message = postcard::to_allocvec(self).unwrap_or_default();
@@ -50,7 +46,7 @@ impl Resumed {
         }
     }
 
-    /// Decodes the bytes read from the ports. Returns `None` if they hold no message.
+    /// Returns none if the bytes from the ports hold no message.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first()?;
@@ -64,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_read_back_and_nothing_else_is_one() {
+    fn message_round_trips_and_invalid_bytes_are_refused() {
         let resumed = Resumed {
             time: Duration::new(1_795_000_000, 5),
             entropy: Some([7; 32]),

@@ -1,46 +1,39 @@
 //! The host's data for a new instance: its identity, its public keys and its user data.
 //!
-//! The VMM offers it on vsock port [`SEED_PORT`] of the host. A guest that connects reads the seed, then the end of
-//! the stream.
-//! The seed is a version and one message in postcard's encoding.
+//! The VMM offers it on the host's vsock port [`SEED_PORT`]. A guest that connects reads the seed, then the end of the
+//! stream. The seed is a version and one message in postcard's encoding.
 
 use serde::{Deserialize, Serialize};
 
-/// The host's vsock port that serves the seed.
+/// Vsock port of the host that serves the seed.
 pub const SEED_PORT: u32 = 1025;
 
-/// The length of the longest seed, in bytes. User data has 16 KiB at most, keys a few hundred bytes each.
+/// Maximum size of a seed in bytes. User data has 16 KiB at most, keys a few hundred bytes each.
 pub const MAX_SEED: usize = 64 * 1024;
 
-/// The version of [`Seed`]'s format.
 const VERSION: u32 = 2;
 
-/// The data for a new instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
-    /// The instance's identifier. Per-instance work is repeated when it changes.
+    /// Per-instance work is repeated when it changes.
     pub instance_id: String,
-    /// The hostname, or `None` if the kernel's command line sets it.
+    /// None if the kernel's command line sets the hostname.
     pub hostname: Option<String>,
-    /// The user whose `authorized_keys` get the public keys.
+    /// User whose `authorized_keys` get the public keys.
     pub default_user: String,
-    /// Public keys, as lines of `authorized_keys`.
+    /// Lines of `authorized_keys`.
     pub public_keys: Vec<String>,
-    /// User data, decoded and decompressed.
+    /// Decoded and decompressed.
     pub user_data: Option<Vec<u8>>,
 }
 
 impl Seed {
-    /// Encodes the seed.
-    ///
-    /// # Panics
-    /// Never: the seed is plain data.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(&(VERSION, self)).expect("a seed is plain data")
     }
 
-    /// Decodes a seed. Returns `None` if it is invalid or of another version.
+    /// Returns none if the seed is invalid or of another version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;
@@ -53,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_read_back_and_nothing_else_is_one() {
+    fn seed_round_trips_and_invalid_bytes_are_refused() {
         let seed = Seed {
             instance_id: "i-0123456789abcdef0".into(),
             hostname: Some("i-01234567".into()),

@@ -12,21 +12,19 @@ use wisp_agent::protocol::ProtocolError;
 
 use crate::init::Signals;
 
-/// The number of connections served at once. Each may use a thread and several descriptors.
+/// Maximum number of concurrent connections. Each may use a thread and several descriptors.
 const MAX_SESSIONS: usize = 64;
 
-/// A session's stack size. It fits a tree of the greatest depth. Untouched pages cost nothing.
+/// Stack size of a session, enough for a tree of the greatest depth. Untouched pages cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// The time to ignore the listener after a failed accept (no descriptors, no memory).
+/// Time to ignore the listener after a failed accept (no descriptors, no memory).
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// Serves until a signal's action asks to stop; returns the exit code.
-///
-/// Without a listener it only acts on signals. Without signals it only serves connections.
+/// Serves until a signal stops the guest, and returns the exit code. Both the listener and the signals are optional.
 pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&mut Signals>) -> libc::c_int {
     // A closed input of a command must fail the write, not kill the agent.
-    // SAFETY: the disposition is one this call takes, and no handler is involved.
+    // SAFETY: the call accepts this disposition, and no handler is involved.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut signals = signals;
     let mut recovering = false;

@@ -18,7 +18,7 @@ fn speak(bytes: &[u8]) -> Result<(), ProtocolError> {
 }
 
 #[test]
-fn malformed_frames_end_their_connection_and_no_other() {
+fn malformed_frame_ends_only_its_connection() {
     let mut other = Host::exec(command(&["cat"]));
     let hello = [1, 0, 0, 0, VERSION as u8];
 
@@ -36,7 +36,7 @@ fn malformed_frames_end_their_connection_and_no_other() {
 }
 
 #[test]
-fn a_host_of_another_version_is_told_ours() {
+fn version_mismatch_is_answered_with_own_version() {
     let (socket, server) = raw_connection();
     let mut connection = Connection::new(socket.into());
     connection.writer.send(&Hello { version: VERSION + 1 }).expect("sent");
@@ -46,14 +46,14 @@ fn a_host_of_another_version_is_told_ours() {
 }
 
 #[test]
-fn a_frame_out_of_place_is_refused_by_a_sentence() {
+fn unexpected_frame_is_refused_with_message() {
     let mut host = Host::connect();
     host.send(&ToGuest::Stdin(Bytes(b"?")));
     assert!(matches!(host.receive(), ToHost::Failed(message) if message.contains("unexpected frame")));
 }
 
 #[test]
-fn a_ping_tells_the_guests_facts() {
+fn ping_returns_guest_facts() {
     let mut host = Host::connect();
     host.send(&ToGuest::Ping);
     let ToHost::Pong(facts) = host.receive() else { panic!("no pong") };
@@ -63,7 +63,7 @@ fn a_ping_tells_the_guests_facts() {
 }
 
 #[test]
-fn a_host_name_the_kernel_refuses_is_told() {
+fn invalid_hostname_is_refused() {
     let mut host = Host::connect();
     host.send(&ToGuest::SetHostname("x".repeat(65)));
     assert!(matches!(host.receive(), ToHost::Failed(_)));

@@ -72,7 +72,7 @@ fn assert_same(root: &Path) {
 const WHOLE: Summary = Summary { files: 2, directories: 3, symlinks: 2, skipped: 1, bytes: 300_010 };
 
 #[test]
-fn a_directory_goes_both_ways_unchanged() {
+fn directory_is_copied_both_ways_unchanged() {
     let home = tempfile::tempdir().expect("a directory");
     make_tree(home.path(), "first");
     assert_eq!(write(&home.path().join("first"), &home.path().join("second")), Ok(WHOLE));
@@ -83,7 +83,7 @@ fn a_directory_goes_both_ways_unchanged() {
 }
 
 #[test]
-fn an_existing_directory_takes_a_copy_inside_it_and_merges_there() {
+fn copy_into_existing_directory_merges() {
     let home = tempfile::tempdir().expect("a directory");
     make_tree(home.path(), "tree");
     let place = home.path().join("place");
@@ -100,7 +100,7 @@ fn an_existing_directory_takes_a_copy_inside_it_and_merges_there() {
 }
 
 #[test]
-fn a_file_replaces_one_at_its_destination() {
+fn file_replaces_existing_file() {
     let home = tempfile::tempdir().expect("a directory");
     let (from, to) = (home.path().join("from"), home.path().join("to"));
     fs::write(&from, "new").expect("written");
@@ -111,7 +111,7 @@ fn a_file_replaces_one_at_its_destination() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_by_its_path_however_much_follows() {
+fn write_error_names_path_despite_pending_data() {
     let home = tempfile::tempdir().expect("a directory");
     make_tree(home.path(), "tree");
     let message = write(&home.path().join("tree"), &home.path().join("no/such/place")).expect_err("no parent");
@@ -121,7 +121,7 @@ fn what_cannot_be_written_is_told_by_its_path_however_much_follows() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_by_its_path() {
+fn read_error_names_path() {
     let home = tempfile::tempdir().expect("a directory");
     let message = read(Path::new("/no/such/file"), home.path()).expect_err("not there");
     assert_eq!(message, "/no/such/file: cannot read: No such file or directory");
@@ -130,7 +130,7 @@ fn what_cannot_be_read_is_told_by_its_path() {
 }
 
 #[test]
-fn a_name_that_leads_out_of_the_destination_is_refused() {
+fn name_outside_destination_is_refused() {
     let home = tempfile::tempdir().expect("a directory");
     let attributes = Attributes { mode: 0o755, modified: 0, nanoseconds: 0 };
     let mut host = Host::connect();
@@ -141,7 +141,7 @@ fn a_name_that_leads_out_of_the_destination_is_refused() {
 }
 
 #[test]
-fn a_host_that_vanishes_leaves_no_half_file() {
+fn disconnect_leaves_no_partial_file() {
     let home = tempfile::tempdir().expect("a directory");
     let attributes = Attributes { mode: 0o644, modified: 0, nanoseconds: 0 };
     let mut host = Host::connect();

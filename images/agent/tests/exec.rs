@@ -14,14 +14,14 @@ use wisp_agent::protocol::{
 };
 
 #[test]
-fn the_exit_code_and_both_outputs_arrive_apart() {
+fn exit_code_and_both_outputs_are_separate() {
     let outcome = Host::shell("echo out; echo err >&2; exit 7").finish();
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("out\n", "err\n"));
     assert_eq!(outcome.end, exited(7));
 }
 
 #[test]
-fn a_command_that_is_not_there_is_not_found() {
+fn missing_command_is_not_found() {
     let outcome = Host::exec(command(&["no-such-program"])).finish();
     assert_eq!(outcome.end, End::NotStarted(ExecFailure::NotFound, "no-such-program: command not found".into()));
     let outcome = Host::exec(command(&["/no/such/program"])).finish();
@@ -29,7 +29,7 @@ fn a_command_that_is_not_there_is_not_found() {
 }
 
 #[test]
-fn a_file_without_an_execute_bit_or_a_directory_is_not_executable() {
+fn file_without_execute_bit_and_directory_are_not_executable() {
     for path in ["/etc/passwd", "/etc"] {
         let outcome = Host::exec(command(&[path])).finish();
         assert!(matches!(outcome.end, End::NotStarted(ExecFailure::NotExecutable, _)), "{outcome:?}");
@@ -37,7 +37,7 @@ fn a_file_without_an_execute_bit_or_a_directory_is_not_executable() {
 }
 
 #[test]
-fn an_empty_command_and_a_missing_directory_are_told() {
+fn empty_command_and_missing_directory_are_refused() {
     let outcome = Host::exec(command(&[])).finish();
     assert!(matches!(outcome.end, End::NotStarted(ExecFailure::Other, _)), "{outcome:?}");
     let outcome = Host::exec(ExecRequest { cwd: Some("/no/such".into()), ..command(&["true"]) }).finish();
@@ -46,7 +46,7 @@ fn an_empty_command_and_a_missing_directory_are_told() {
 }
 
 #[test]
-fn environment_and_directory_are_as_asked() {
+fn environment_and_directory_are_set() {
     let request = ExecRequest {
         env: vec![("COLOUR".into(), "blue".into()), ("HOME".into(), "/over".into())],
         cwd: Some("/usr".into()),
@@ -57,7 +57,7 @@ fn environment_and_directory_are_as_asked() {
 }
 
 #[test]
-fn input_larger_than_its_window_goes_through_under_credit() {
+fn input_larger_than_window_is_delivered_with_credit() {
     const TOTAL: usize = 5 * STDIN_WINDOW;
     let mut host = Host::exec(command(&["wc", "-c"]));
     let (mut window, mut left) = (STDIN_WINDOW, TOTAL);
@@ -77,7 +77,7 @@ fn input_larger_than_its_window_goes_through_under_credit() {
 }
 
 #[test]
-fn a_host_that_exceeds_the_window_loses_the_connection() {
+fn host_exceeding_window_is_disconnected() {
     let mut host = Host::exec(command(&["sleep", "1000"]));
     // The pipe itself also holds up to a window.
     for _ in 0..3 {
@@ -95,14 +95,14 @@ fn a_host_that_exceeds_the_window_loses_the_connection() {
 }
 
 #[test]
-fn output_of_any_size_arrives_whole_before_the_status() {
+fn large_output_arrives_before_status() {
     let outcome = Host::shell("head -c 3000000 /dev/zero | tr '\\0' a; printf end >&2").finish();
     assert_eq!((outcome.stdout.len(), outcome.stderr.as_str()), (3_000_000, "end"));
     assert_eq!(outcome.end, exited(0));
 }
 
 #[test]
-fn a_signal_reaches_the_command_though_it_reads_no_input() {
+fn signal_reaches_command_that_reads_no_input() {
     let mut host = Host::exec(command(&["sleep", "1000"]));
     host.stdin(&vec![b'x'; STDIN_WINDOW]);
     host.send(&ToGuest::Signal(libc::SIGTERM));
@@ -110,7 +110,7 @@ fn a_signal_reaches_the_command_though_it_reads_no_input() {
 }
 
 #[test]
-fn a_signal_reaches_the_whole_process_group() {
+fn signal_reaches_whole_process_group() {
     let mut host =
         Host::shell("sh -c 'trap \"echo inner; exit 0\" INT; echo ready; while :; do sleep 0.01; done'; echo outer");
     host.wait_for("ready");
@@ -119,14 +119,14 @@ fn a_signal_reaches_the_whole_process_group() {
 }
 
 #[test]
-fn a_command_does_not_inherit_the_agents_ignored_signals() {
+fn command_does_not_inherit_ignored_signals() {
     let outcome = Host::shell("grep SigIgn /proc/self/status").finish();
     let ignored = u64::from_str_radix(outcome.stdout.trim_start_matches("SigIgn:").trim(), 16).expect("a mask");
     assert_eq!(ignored & (1 << (libc::SIGPIPE - 1)), 0);
 }
 
 #[test]
-fn a_closed_output_meets_the_command_as_sigpipe() {
+fn closed_output_raises_sigpipe() {
     let mut host = Host::exec(command(&["yes"]));
     host.wait_for("y\n");
     host.send(&ToGuest::OutputClosed(OutputStream::Stdout));
@@ -134,7 +134,7 @@ fn a_closed_output_meets_the_command_as_sigpipe() {
 }
 
 #[test]
-fn a_process_left_in_the_background_does_not_hold_the_session() {
+fn background_process_does_not_hold_session() {
     let mut host = Host::shell("sleep 1000 & echo $!");
     let outcome = host.finish();
     assert_eq!(outcome.end, exited(0));
@@ -143,7 +143,7 @@ fn a_process_left_in_the_background_does_not_hold_the_session() {
 }
 
 #[test]
-fn a_command_runs_as_another_user_and_the_agent_stays_itself() {
+fn command_runs_as_another_user_and_agent_keeps_its_own() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -154,7 +154,7 @@ fn a_command_runs_as_another_user_and_the_agent_stays_itself() {
 }
 
 #[test]
-fn a_user_the_guest_has_not_is_told() {
+fn unknown_user_is_refused() {
     let outcome = Host::exec(ExecRequest { user: Some("no-such-user".into()), ..command(&["true"]) }).finish();
     let message = "the guest has no user \"no-such-user\"".to_owned();
     assert_eq!(outcome.end, End::NotStarted(ExecFailure::Other, message));
@@ -166,7 +166,7 @@ fn on_terminal(request: ExecRequest) -> ExecRequest {
 }
 
 #[test]
-fn a_terminal_has_its_size_and_follows_the_hosts() {
+fn terminal_has_requested_size_and_follows_resize() {
     let mut host = Host::exec(on_terminal(shell("stty size; read line; stty size; echo $TERM")));
     host.wait_for("33 101\r\n");
     host.send(&ToGuest::Resize(WindowSize { rows: 50, columns: 132 }));
@@ -177,7 +177,7 @@ fn a_terminal_has_its_size_and_follows_the_hosts() {
 }
 
 #[test]
-fn control_c_on_a_terminal_interrupts_the_foreground() {
+fn control_c_interrupts_foreground_process() {
     // Not a shell that starts another program: some shells lose the signal meanwhile.
     let mut host = Host::exec(on_terminal(command(&["cat"])));
     host.stdin(b"ready\n");
@@ -188,7 +188,7 @@ fn control_c_on_a_terminal_interrupts_the_foreground() {
 }
 
 #[test]
-fn the_end_of_input_on_a_terminal_is_control_d() {
+fn end_of_terminal_input_is_control_d() {
     let mut host = Host::exec(on_terminal(command(&["cat"])));
     host.stdin(b"line\n");
     host.send(&ToGuest::StdinEnd);
@@ -198,34 +198,34 @@ fn the_end_of_input_on_a_terminal_is_control_d() {
 }
 
 #[test]
-fn a_command_that_closes_its_terminal_before_it_ends_is_not_hung_up() {
+fn command_closing_its_terminal_is_not_hung_up() {
     let outcome = Host::exec(on_terminal(shell("exec <&- >&- 2>&-; sleep 0.05; exit 3"))).finish();
     assert_eq!(outcome.end, exited(3));
 }
 
 #[test]
-fn the_last_words_on_a_terminal_are_not_lost() {
+fn final_terminal_output_is_not_lost() {
     for _ in 0..20 {
         let outcome = Host::exec(on_terminal(shell("printf last"))).finish();
         assert_eq!((outcome.stdout.as_str(), outcome.end), ("last", exited(0)));
     }
 }
 
-/// Creates a socket that closes when the last process that holds it ends. No process id is needed.
-fn life_line(directory: &Path) -> (UnixListener, String) {
+/// Creates a socket that closes when the last process that holds it exits. No process id is needed.
+fn exit_socket(directory: &Path) -> (UnixListener, String) {
     let path = directory.join("life-line");
     let listener = UnixListener::bind(&path).expect("bound");
     set_socket_timeout(listener.as_fd(), Timeout::Recv, Some(DEADLINE)).expect("a deadline");
     (listener, path.display().to_string())
 }
 
-/// Holds a connection to the socket `$0` until the process ends; it ignores signals.
+/// Holds a connection to the socket `$0` until the process exits. Ignores signals.
 const HOLD: &str = "import socket,signal,sys,time;s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);\
 signal.signal(signal.SIGHUP,signal.SIG_IGN if len(sys.argv)>2 else signal.SIG_DFL);print('up',flush=True);time.sleep(1000)";
 
-fn host_that_vanishes(request: impl FnOnce(ExecRequest) -> ExecRequest, extra: &[&str]) {
+fn assert_disconnect_ends_process(request: impl FnOnce(ExecRequest) -> ExecRequest, extra: &[&str]) {
     let home = tempfile::tempdir().expect("a directory");
-    let (listener, path) = life_line(home.path());
+    let (listener, path) = exit_socket(home.path());
     let argv = [&["python3", "-c", HOLD, path.as_str()], extra].concat();
     let mut host = Host::exec(request(command(&argv)));
     host.wait_for("up");
@@ -238,16 +238,16 @@ fn host_that_vanishes(request: impl FnOnce(ExecRequest) -> ExecRequest, extra: &
 }
 
 #[test]
-fn a_host_that_vanishes_takes_its_command_along() {
-    host_that_vanishes(|request| request, &[]);
+fn disconnect_ends_command() {
+    assert_disconnect_ends_process(|request| request, &[]);
 }
 
 #[test]
-fn a_host_that_vanishes_takes_its_terminals_command_along() {
-    host_that_vanishes(on_terminal, &[]);
+fn disconnect_ends_terminal_command() {
+    assert_disconnect_ends_process(on_terminal, &[]);
 }
 
 #[test]
-fn a_command_that_ignores_the_hang_up_is_killed() {
-    host_that_vanishes(|request| request, &["ignore"]);
+fn disconnect_kills_command_that_ignores_sighup() {
+    assert_disconnect_ends_process(|request| request, &["ignore"]);
 }

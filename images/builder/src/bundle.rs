@@ -1,4 +1,4 @@
-//! The bundle: `image.toml`, the kernel and the root file system in a tar archive, compressed with zstd.
+//! Bundle of `image.toml`, the kernel and the root file system: a tar archive, compressed with zstd.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,20 +15,15 @@ const COMPRESSION_LEVEL: i32 = 19;
 /// zstd's window as a power of two: 128 MiB, which every decoder allows.
 const WINDOW_LOG: u32 = 27;
 
-/// A component in the manifest.
 #[derive(Debug)]
 pub struct Component<'a> {
-    /// The name.
     pub name: &'a str,
-    /// The version.
     pub version: &'a str,
-    /// The SPDX license identifier.
+    /// SPDX license identifier.
     pub licence: &'a str,
-    /// The location of the source.
     pub source: &'a str,
 }
 
-/// Creates the manifest of a bundle. Reads the files for their digests.
 pub fn manifest(kernel: &Path, root: &Path, components: &[Component]) -> anyhow::Result<String> {
     let (kernel, root) = (sha256(kernel)?, sha256(root)?);
     let mut text = format!(
@@ -94,7 +89,6 @@ fn append<W: io::Write>(
     Ok(archive.append(&header, content)?)
 }
 
-/// Returns the SHA-256 of a file, in hexadecimal.
 fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hasher = Sha256::new();
     let mut file = File::open(path).with_context(|| path.display().to_string())?;

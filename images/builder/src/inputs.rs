@@ -1,4 +1,4 @@
-//! A digest of everything in the repository that the embedded image is built from.
+//! Digest of everything in the repository that the embedded image is built from.
 //!
 //! The builder writes it next to the bundle, and a test compares it with the repository. A change to the agent, the
 //! kernel's configuration or patches, or the recipe fails that test until the bundle is rebuilt.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Files and directories, relative to the repository's root.
+/// Relative to the repository's root.
 const INPUTS: [&str; 9] = [
     "images/agent/Cargo.toml",
     "images/agent/src",
@@ -50,7 +50,6 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Formats bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

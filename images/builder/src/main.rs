@@ -41,7 +41,7 @@ struct Args {
     init: PathBuf,
 }
 
-/// The root file system's size. It leaves room for a learner's experiments. Unused space takes none on disk.
+/// Size of the root file system, with room for a learner's experiments. Unused space takes none on disk.
 const ROOT_MIB: u64 = 256;
 
 fn main() -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! The root file system of `tiny`: busybox, wisp-init, and the few files that programs need; ext4, with a journal.
+//! Root file system of `tiny`: busybox, wisp-init, and the few files that programs need; ext4, with a journal.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,34 +11,28 @@ use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
 use crate::EPOCH;
 
-/// The file system's UUID: fixed, so that equal inputs give equal bytes.
+/// Fixed, so that equal inputs give equal bytes.
 const UUID: [u8; 16] = *b"wisp-tiny-rootfs";
-/// The journal's size in blocks of 4 KiB: the minimum for ext4.
+/// In blocks of 4 KiB: the minimum for ext4.
 const JOURNAL_BLOCKS: u32 = 1024;
 
-/// The contents of the file system.
+/// Contents of the file system. All executables are static.
 #[derive(Debug)]
 pub struct Rootfs {
-    /// A static busybox.
     pub busybox: PathBuf,
-    /// A static dropbear.
     pub dropbear: PathBuf,
-    /// The text of dropbear's license.
     pub dropbear_licence: PathBuf,
-    /// A static wisp-init.
     pub init: PathBuf,
-    /// A directory of files to copy into the root (`etc/passwd` ...).
+    /// Directory of files to copy into the root (`etc/passwd` ...).
     pub files: PathBuf,
-    /// The file system's size in MiB. Unused space takes none on disk.
+    /// Unused space takes none on disk.
     pub size_mib: u64,
 }
 
-/// Empty directories.
 const DIRECTORIES: [&str; 12] =
     ["/dev", "/proc", "/sys", "/run", "/mnt", "/opt", "/srv", "/home", "/var", "/var/log", "/var/lib", "/usr"];
 
 impl Rootfs {
-    /// Writes the file system to `image`.
     pub fn write(&self, image: &Path) -> anyhow::Result<()> {
         let mut options = Options::new(self.size_mib << 20, UUID, EPOCH);
         options.label = Some("tiny".into());
@@ -61,12 +55,12 @@ impl Rootfs {
         tree.symlink("/sbin/init", "/sbin/wisp-init")?;
         // wisp-init writes the file for the guest's network.
         tree.symlink("/etc/resolv.conf", "/run/resolv.conf")?;
-        tree.copy_folder(&self.files)?;
+        tree.copy_directory(&self.files)?;
         tree.seal(image)
     }
 }
 
-/// Returns the paths of busybox's applets, from `busybox --list-full`.
+/// From `busybox --list-full`.
 fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(busybox).arg("--list-full").output().context("busybox --list-full")?;
     let mut applets: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_string).collect();
@@ -90,7 +84,7 @@ impl Tree {
         Meta::new(mode, 0, 0, (EPOCH, 0))
     }
 
-    /// Returns the directory at `path`, creating it and its parents if necessary.
+    /// Creates the directory and its parents if necessary.
     fn directory(&mut self, path: &str, mode: u16) -> anyhow::Result<InodeHandle> {
         if let Some((_, handle)) = self.directories.iter().find(|(known, _)| known == path) {
             return Ok(*handle);
@@ -121,7 +115,7 @@ impl Tree {
         Ok(())
     }
 
-    fn copy_folder(&mut self, dir: &Path) -> anyhow::Result<()> {
+    fn copy_directory(&mut self, dir: &Path) -> anyhow::Result<()> {
         let mut pending = vec![dir.to_path_buf()];
         let mut files = Vec::new();
         while let Some(current) = pending.pop() {

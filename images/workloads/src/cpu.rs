@@ -1,4 +1,4 @@
-//! What processors do, on one vCPU or on several at the same time.
+//! CPU workloads, on one or several vCPUs.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -17,11 +17,11 @@ const MULTIPLICATION: u64 = 2 * (N * N * N) as u64;
 
 type Matrix = [[f64; N]; N];
 
-/// KiB that are hashed by SHA-256.
+/// Counts KiB hashed by SHA-256.
 pub fn integer(options: &Options) -> Result<Done, String> {
     on_each(options, 1024, |target| {
         let (mut state, block) = (INITIAL, [0x5a; 64]);
-        endless(target, |kib| {
+        repeat_infallible(target, |kib| {
             for _ in 0..kib * 16 {
                 compress(&mut state, black_box(&block));
             }
@@ -30,13 +30,13 @@ pub fn integer(options: &Options) -> Result<Done, String> {
     })
 }
 
-/// Floating-point operations of multiplying matrices of doubles.
+/// Counts floating-point operations of matrix multiplications.
 pub fn float(options: &Options) -> Result<Done, String> {
     let bytes = (3 * size_of::<Matrix>()) as u64;
     let mut done = on_each(options, bytes, |target| {
         let (left, right) = ([[1.000_001; N]; N], [[0.999_999; N]; N]);
         let mut product = [[0.0; N]; N];
-        endless(target, |count| {
+        repeat_infallible(target, |count| {
             for _ in 0..count {
                 multiply(black_box(&left), black_box(&right), &mut product);
                 black_box(&product);
@@ -58,7 +58,7 @@ fn multiply(left: &Matrix, right: &Matrix, product: &mut Matrix) {
     }
 }
 
-fn endless(target: Duration, mut work: impl FnMut(u64)) -> (u64, Duration) {
+fn repeat_infallible(target: Duration, mut work: impl FnMut(u64)) -> (u64, Duration) {
     let Ok(done) = repeat(target, |units| {
         work(units);
         Ok::<(), Infallible>(())
@@ -66,7 +66,7 @@ fn endless(target: Duration, mut work: impl FnMut(u64)) -> (u64, Duration) {
     done
 }
 
-/// Has as many threads as were asked for do the same at the same time. The slowest tells how long it took.
+/// Runs `work` on all threads at the same time. The slowest thread determines the time.
 fn on_each(options: &Options, bytes: u64, work: impl Fn(Duration) -> (u64, Duration) + Sync) -> Result<Done, String> {
     let Options { target, threads, .. } = *options;
     let together = Barrier::new(threads);
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_matrix_times_the_identity_is_itself() {
+    fn multiply_by_identity_changes_nothing() {
         let mut identity = [[0.0; N]; N];
         (0..N).for_each(|index| identity[index][index] = 1.0);
         let mut matrix = [[0.0; N]; N];

@@ -1,6 +1,5 @@
-//! What a disk does: requests that pass the guest's page cache by (`O_DIRECT`), to a file that was written before.
-//!
-//! More than one at a time by Linux's asynchronous I/O (io_submit(2)), which every kernel's default configuration has.
+//! Disk workload: `O_DIRECT` requests, which bypass the guest's page cache, to an allocated file. Concurrent requests
+//! use asynchronous I/O (io_submit(2)), part of every kernel's default configuration.
 
 use std::ffi::CString;
 use std::io;
@@ -11,15 +10,14 @@ use crate::Options;
 use crate::pages::Memory;
 use crate::timing::{Done, Random, begin, repeat};
 
-/// Bytes of a request in sequence: what EBS counts as one operation.
+/// Bytes of a sequential request: EBS counts it as one operation.
 const LONG: usize = 256 << 10;
-/// Bytes of a random one.
+/// Bytes of a random request.
 const SHORT: usize = 4 << 10;
-/// How long writing the file may take, and the least that it has afterwards: room for as many requests as there are at a time.
+/// Maximum time to write the file, and its minimum size: room for all requests in flight.
 const PATIENCE: Duration = Duration::from_millis(1500);
 const LEAST: u64 = 8 << 20;
 
-/// In what manner a disk is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     random: bool,
@@ -28,7 +26,7 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// The one of a measure's name.
+    /// Parses the name of a measure, such as `disk-random-read-32`.
     pub fn of(measure: &str) -> Option<Pattern> {
         let rest = measure.strip_prefix("disk-")?;
         let (random, rest) = rest.strip_prefix("random-").map_or((false, rest), |rest| (true, rest));
@@ -45,7 +43,7 @@ impl Pattern {
     }
 }
 
-/// Writes the file: as much of it as there is patience for.
+/// Writes as much of the file as the time allows.
 pub fn prepare(options: &Options) -> Result<Done, String> {
     let file = open(options, libc::O_RDWR | libc::O_CREAT)?;
     let mut buffers = Buffers::new(1, LONG)?;
@@ -61,11 +59,11 @@ pub fn prepare(options: &Options) -> Result<Done, String> {
     Ok(Done { amount: bytes, elapsed: began.elapsed(), threads: 1, bytes })
 }
 
-/// Uses the file; what counts is bytes in sequence, and operations at random.
+/// Returns the bytes of sequential requests, or the number of random ones.
 pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
     let failed = |error: io::Error| format!("{}: {error}", options.file);
     let file = open(options, libc::O_RDWR)?;
-    // SAFETY: the descriptor is open, and no offset is meant.
+    // SAFETY: the descriptor is open, and the call has no pointers.
     let bytes = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) };
     let bytes = u64::try_from(bytes).map_err(|_| failed(io::Error::last_os_error()))?;
     let length = pattern.length();
@@ -90,19 +88,18 @@ pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
 
 fn open(options: &Options, flags: i32) -> Result<OwnedFd, String> {
     let path = CString::new(options.file.as_str()).map_err(|_| "--file has a zero byte".to_string())?;
-    // SAFETY: the path ends in a zero byte.
+    // SAFETY: the path ends with a zero byte.
     let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_DIRECT | libc::O_CLOEXEC, 0o600) };
     if fd < 0 {
         return Err(format!("{}, passing the page cache by: {}", options.file, io::Error::last_os_error()));
     }
-    // SAFETY: it was just opened, and nobody else has it.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// One request to its end.
 fn transfer(file: &OwnedFd, buffer: &mut [u8], offset: u64, write: bool) -> io::Result<()> {
     let (fd, offset) = (file.as_raw_fd(), offset.cast_signed());
-    // SAFETY: the buffer is as long as is said, and nobody else's for the length of the call.
+    // SAFETY: the buffer has this length, and is borrowed exclusively for the call.
     let count = unsafe {
         match write {
             true => libc::pwrite(fd, buffer.as_ptr().cast(), buffer.len(), offset),
@@ -112,7 +109,7 @@ fn transfer(file: &OwnedFd, buffer: &mut [u8], offset: u64, write: bool) -> io::
     check(count as i64, buffer.len())
 }
 
-/// Whether a request was carried out as a whole.
+/// Fails unless the whole request was carried out.
 fn check(result: i64, length: usize) -> io::Result<()> {
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -121,7 +118,7 @@ fn check(result: i64, length: usize) -> io::Result<()> {
     }
 }
 
-/// Where the next request goes, in requests from the start.
+/// Sequence of request positions, in requests from the start of the file.
 struct Places {
     count: u64,
     next: u64,
@@ -141,7 +138,7 @@ impl Places {
     }
 }
 
-/// Memory for requests, filled with what does not compress.
+/// Request buffers, filled with data that does not compress.
 struct Buffers {
     memory: Memory,
     length: usize,
@@ -192,7 +189,6 @@ struct Event {
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 
-/// Requests that are under way together.
 struct Queue {
     context: libc::c_ulong,
     requests: Vec<Request>,
@@ -209,7 +205,7 @@ impl Queue {
         Ok(Queue { context, requests: vec![Request::default(); depth], events: vec![Event::default(); depth] })
     }
 
-    /// Carries out `count` requests, as many at a time as there is room for, and waits for all of them.
+    /// Carries out `count` requests, as many at a time as the queue holds, and waits for all of them.
     fn run(
         &mut self,
         file: &OwnedFd,
@@ -219,9 +215,9 @@ impl Queue {
         places: &mut Places,
     ) -> io::Result<()> {
         let depth = self.requests.len();
-        let (mut left, mut under_way) = (count, 0);
+        let (mut left, mut in_flight) = (count, 0);
         let mut free: Vec<usize> = (0..depth).collect();
-        while left > 0 || under_way > 0 {
+        while left > 0 || in_flight > 0 {
             let fresh: Vec<usize> = free.drain(free.len() - free.len().min(left as usize)..).collect();
             for &index in &fresh {
                 let buffer = buffers.get(index);
@@ -237,7 +233,7 @@ impl Queue {
             }
             left -= fresh.len() as u64;
             self.submit(&fresh)?;
-            under_way += fresh.len();
+            in_flight += fresh.len();
             let ended = self.wait()?;
             for event in &self.events[..ended] {
                 let result = if event.result < 0 { -1 } else { event.result };
@@ -247,7 +243,7 @@ impl Queue {
                 check(result, pattern.length())?;
                 free.push(event.data as usize);
             }
-            under_way -= ended;
+            in_flight -= ended;
         }
         Ok(())
     }
@@ -256,8 +252,8 @@ impl Queue {
         let mut pointers: Vec<*mut Request> = indices.iter().map(|&index| &raw mut self.requests[index]).collect();
         let mut rest = &mut pointers[..];
         while !rest.is_empty() {
-            // SAFETY: each pointer is to a request of this queue's, whose buffer outlives it: nothing returns from
-            // `run` but an error, with which the process ends, before all are done.
+            // SAFETY: each pointer is to a request of this queue, whose buffer outlives it. `run` returns before all
+            // are done only with an error, and then the process exits.
             let taken = unsafe { libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_mut_ptr()) };
             match taken {
                 1.. => rest = &mut rest[taken as usize..],
@@ -268,10 +264,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for at least one; how many have ended.
+    /// Waits for at least one request. Returns the number of completed ones.
     fn wait(&mut self) -> io::Result<usize> {
         let (events, none) = (self.events.as_mut_ptr(), std::ptr::null_mut::<libc::timespec>());
-        // SAFETY: there is room for as many events as are asked for at the most.
+        // SAFETY: `events` has room for the requested maximum.
         let ended = unsafe { libc::syscall(libc::SYS_io_getevents, self.context, 1, self.events.len(), events, none) };
         usize::try_from(ended).map_err(|_| io::Error::last_os_error())
     }
@@ -279,7 +275,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: the context is this value's own.
+        // SAFETY: this value owns the context.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }
@@ -290,7 +286,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_pattern_is_read_from_its_name() {
+    fn pattern_is_parsed_from_name() {
         let pattern = |random, write, depth| Some(Pattern { random, write, depth });
         assert_eq!(Pattern::of("disk-read-1"), pattern(false, false, 1));
         assert_eq!(Pattern::of("disk-random-write-32"), pattern(true, true, 32));
@@ -300,10 +296,10 @@ mod tests {
     }
 
     #[test]
-    fn every_pattern_moves_what_it_says() {
-        // Not in memory, where page caches cannot be passed by everywhere.
-        let folder = env!("CARGO_MANIFEST_DIR");
-        let file = format!("{folder}/../../target/workload-{}", std::process::id());
+    fn every_pattern_transfers_data() {
+        // Not in tmpfs, which does not support `O_DIRECT` on all kernels.
+        let directory = env!("CARGO_MANIFEST_DIR");
+        let file = format!("{directory}/../../target/workload-{}", std::process::id());
         let target = Duration::from_millis(1);
         let options = Options { target, threads: 1, file: file.clone(), bytes: 16 << 20, port: 0 };
         let prepared = prepare(&options).map(|done| done.amount);

@@ -1,11 +1,10 @@
-//! `wisp-workload`: what `wisp bench` runs in a guest, one measure at a call.
+//! `wisp-workload`: the static program that `wisp bench` copies into any Linux guest. Each call runs one measure.
 //!
-//! A static program without anything of its guest's: `wisp bench` copies it into any Linux. It prints `begin` when all is
-//! ready (the network's: when it listens), and when it has measured one line of JSON: how
-//! much was done (`amount`, in the measure's unit), in how long (`elapsed_ns`), by how many threads, and in how many bytes
-//! of memory or file. What a measure cannot do here is a sentence on standard error, and exit code 1.
+//! It prints `begin` when it is ready (for the network: when it listens), and then a line of JSON: the `amount` in the
+//! measure's unit, `elapsed_ns`, the threads, and the bytes of memory or file. An error is a sentence on standard
+//! error, with exit code 1.
 //!
-//! It looks at the clock seldom: where a guest's kernel is emulated, that costs a good part of a millisecond.
+//! It rarely reads the clock, which takes up to a millisecond in an emulated guest kernel.
 
 mod cpu;
 mod disk;
@@ -31,17 +30,13 @@ wisp-workload MEASURE [--ms N] [--threads N] [--file PATH] [--bytes N] [--port N
   disk-random-{read,write}-{1,32}     operations of 4 KiB
   net                                 serves one connection at --port";
 
-/// What is asked for besides the measure's name.
 pub struct Options {
-    /// How long it is to take.
+    /// Duration of the measurement.
     pub target: Duration,
-    /// On how many vCPUs.
     pub threads: usize,
-    /// The file of disk measures.
     pub file: String,
-    /// Its size; the most memory of memory measures.
+    /// Size of the file, or maximum memory of memory measures, in bytes.
     pub bytes: u64,
-    /// Where to listen.
     pub port: u16,
 }
 
@@ -68,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn complain(what: &str, code: u8) -> ExitCode {
-    // There is nobody to tell if that fails.
+    // A failure cannot be reported.
     let _ = writeln!(std::io::stderr(), "{what}");
     ExitCode::from(code)
 }

@@ -1,5 +1,4 @@
-//! What memory does, for one vCPU. How much memory it is depends on how fast the guest's kernel gives it, and is told
-//! (`bytes`), for whoever wants to compare it with the processor's caches.
+//! Memory workloads on one vCPU. They report their memory (`bytes`), which depends on the speed of allocation.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -8,17 +7,17 @@ use crate::Options;
 use crate::pages::{Memory, STEP};
 use crate::timing::{Done, Random, begin, repeat};
 
-/// A cache's line, in bytes and in words.
+/// Cache line, in bytes and in words.
 const LINE: usize = 64;
 const WORDS: usize = LINE / size_of::<u64>();
 
-/// Bytes that are read and written by copying one half of the memory to the other.
+/// Counts the bytes read and written while one half of the memory is copied to the other.
 pub fn bandwidth(options: &Options) -> Result<Done, String> {
     let mut memory = Memory::get(STEP, options.bytes)?;
     let bytes = memory.bytes() as u64;
     let words = memory.words();
     let (left, right) = words.split_at_mut(words.len() / 2);
-    // A MiB at a time, so that slow memory is not copied for much longer than was asked for.
+    // A MiB at a time, so that slow memory exceeds the target time only a little.
     const PIECE: usize = (1 << 20) / size_of::<u64>();
     let pieces = left.len() / PIECE;
     let mut next = 0;
@@ -34,7 +33,7 @@ pub fn bandwidth(options: &Options) -> Result<Done, String> {
     Ok(Done { amount: (copied * 2) << 20, elapsed, threads: 1, bytes })
 }
 
-/// Loads of which each has the next one's address, all over the memory.
+/// Counts loads, each of which yields the next one's address.
 pub fn latency(options: &Options) -> Result<Done, String> {
     let mut memory = Memory::get(STEP, options.bytes)?;
     let bytes = memory.bytes() as u64;
@@ -52,7 +51,7 @@ pub fn latency(options: &Options) -> Result<Done, String> {
     Ok(Done { amount, elapsed, threads: 1, bytes })
 }
 
-/// Makes one ring of all lines, in random order: the first word of each is the index of the next one's (Sattolo's shuffle).
+/// Links all lines to a ring in random order: the first word of each is the index of the next (Sattolo's shuffle).
 fn link(words: &mut [u64]) {
     let lines = words.len() / WORDS;
     (0..lines).for_each(|line| words[line * WORDS] = (line * WORDS) as u64);
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ring_passes_every_line_once() {
+    fn ring_visits_every_line_once() {
         let mut words = vec![0; 100 * WORDS];
         link(&mut words);
         let (mut at, mut seen) = (0, 0);

@@ -1,7 +1,6 @@
 //! One connection from the host, through the guest's network interface.
 //!
-//! The host asks by one byte: `s` to be sent bytes for as long as `--ms` says, or `e` to have each byte back that it sends
-//! until it ends its side.
+//! The host sends `s` for a stream of bytes during `--ms`, or `e` for an echo of each byte until it closes its side.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,12 +11,12 @@ use crate::timing::{Done, begin};
 
 const PIECE: usize = 32 << 10;
 
-/// For how many seconds a connection that does not come is waited for.
+/// Seconds to wait for a connection.
 const PATIENCE: u32 = 60;
 
-/// Listens, says so by a line, and serves one connection to its end.
+/// Listens, prints `begin`, and serves one connection to its end.
 pub fn serve(options: &Options) -> Result<Done, String> {
-    // SAFETY: it only sets when this process gets SIGALRM, which ends it.
+    // SAFETY: the call only schedules SIGALRM, which ends this process.
     unsafe { libc::alarm(PATIENCE) };
     let at = (Ipv4Addr::UNSPECIFIED, options.port);
     let listener = TcpListener::bind(at).map_err(|error| format!("port {}: {error}", options.port))?;

@@ -1,18 +1,18 @@
-//! Memory that is there: each of its pages was written.
+//! Allocated memory: each of its pages was written.
 //!
-//! Getting memory from a guest's kernel can take longer than to use it, where that kernel is emulated. So it is in huge pages
-//! where the kernel has them, and of what is asked for there is as much as comes in a given time.
+//! Where the guest's kernel is emulated, allocating memory can take longer than using it. So it is in huge pages if
+//! possible, and as large as the time allows.
 
 use std::io;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-/// A huge page.
+/// Size of a huge page.
 pub const STEP: usize = 2 << 20;
-/// How long getting memory may take.
+/// Maximum time to allocate memory.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Pages of this process's own, aligned to a huge one.
+/// A private mapping, aligned to a huge page.
 pub struct Memory {
     start: NonNull<u64>,
     mapped: usize,
@@ -20,15 +20,15 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// As much of `most` bytes as comes in time, and at least `least` of them.
+    /// Allocates as much of `most` bytes as the time allows, and at least `least` bytes.
     pub fn get(least: usize, most: u64) -> Result<Memory, String> {
         let most = usize::try_from(most).map_err(|_| format!("{most} bytes do not fit"))?;
         let most = most.max(least).div_ceil(STEP) * STEP;
-        // One step more, so that the start can be where a huge page may be.
+        // One step more, so that the start can be aligned to a huge page.
         let mapped = most + STEP;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping, wherever the kernel has room.
+        // SAFETY: a new mapping, at an address that the kernel chooses.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
         let start = NonNull::new(address).filter(|_| address != libc::MAP_FAILED);
         let start = start.ok_or_else(|| format!("no memory: {}", io::Error::last_os_error()))?.cast::<u64>();
@@ -38,7 +38,7 @@ impl Memory {
     }
 
     fn touch(&mut self, least: usize, most: usize) {
-        // SAFETY: the range is the mapping's own. A kernel without huge pages says no, and nothing is lost.
+        // SAFETY: this value owns the range. A kernel without huge pages returns an error, which is harmless.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.mapped, libc::MADV_HUGEPAGE) };
         let began = Instant::now();
         while self.usable < most && (self.usable < least || began.elapsed() < PATIENCE) {
@@ -48,26 +48,23 @@ impl Memory {
         }
     }
 
-    /// How many bytes there are.
     pub fn bytes(&self) -> usize {
         self.usable
     }
 
-    /// All of them.
     pub fn words(&mut self) -> &mut [u64] {
         let offset = self.start.as_ptr().cast::<u8>().align_offset(STEP);
-        // SAFETY: `offset` is below a step, by which the mapping is longer than what is usable of it; the mapping is this
-        // value's own, zero at first, and lives as long as it does.
+        // SAFETY: `offset` is below a step, and the mapping is a step longer than its usable part. This value owns the
+        // mapping, which is zero at first and lives as long as the value.
         unsafe {
             let start = self.start.as_ptr().cast::<u8>().add(offset).cast::<u64>();
             std::slice::from_raw_parts_mut(start, self.usable / size_of::<u64>())
         }
     }
 
-    /// `length` bytes from `from` on.
     pub fn piece(&mut self, from: usize, length: usize) -> &mut [u8] {
         let words = self.words();
-        // SAFETY: words are bytes, eight each, of any value.
+        // SAFETY: a word is eight bytes, of any value.
         let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), size_of_val(words)) };
         &mut bytes[from..from + length]
     }
@@ -75,7 +72,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nobody has a reference into it any more.
+        // SAFETY: this value owns the mapping, and no reference into it is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.mapped) };
     }
 }
@@ -85,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_there_and_on_a_huge_page_s_boundary() {
+    fn memory_is_allocated_and_aligned_to_huge_page() {
         let mut memory = Memory::get(STEP + 1, 0).unwrap();
         assert!(memory.bytes() == 2 * STEP && memory.words().as_ptr().cast::<u8>().align_offset(STEP) == 0);
         assert_eq!(memory.piece(STEP, 4)[0], 1);

@@ -1,4 +1,4 @@
-//! SHA-256's compression (FIPS 180-4, 6.2.2): integer work that every processor does by the same instructions.
+//! SHA-256 compression (FIPS 180-4, 6.2.2): integer work that uses the same instructions on every CPU.
 
 /// FIPS 180-4, 4.2.2.
 const K: [u32; 64] = constants();
@@ -42,7 +42,6 @@ const fn is_prime(number: u128) -> bool {
     true
 }
 
-/// Takes one block into the state.
 pub fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
     let mut schedule = [0_u32; 64];
     for (word, bytes) in schedule.iter_mut().zip(block.as_chunks::<4>().0) {
@@ -73,9 +72,9 @@ pub fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
 mod tests {
     use super::*;
 
-    /// FIPS 180-4's own example, "abc".
+    /// Example of FIPS 180-4: "abc".
     #[test]
-    fn the_standard_s_example_comes_out() {
+    fn compress_matches_fips_example() {
         let mut block = [0; 64];
         block[..4].copy_from_slice(b"abc\x80");
         block[63] = 24;

@@ -1,30 +1,27 @@
-//! Work for about as long as was asked for.
+//! Repeats work for a given time.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// Into how many parts the time is cut at least: the clock is looked at after each.
+/// Minimum number of parts of the time. The clock is read after each.
 const PARTS: u128 = 16;
 
-/// What was done.
 pub struct Done {
-    /// How much, in the measure's unit.
+    /// In the measure's unit.
     pub amount: u64,
-    /// In how long.
     pub elapsed: Duration,
-    /// By how many threads.
     pub threads: usize,
-    /// In how many bytes of memory or file.
+    /// Bytes of memory or file.
     pub bytes: u64,
 }
 
-/// Says to whoever runs this that all is ready, and the measuring begins.
+/// Tells the caller that the measurement begins.
 pub fn begin() -> Result<(), String> {
     let mut output = io::stdout();
     output.write_all(b"begin\n").and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}"))
 }
 
-/// Calls `work` with numbers of units to do until `target` has passed. Returns how many that were, and how long they took.
+/// Calls `work` with numbers of units until `target` has passed. Returns the sum of the units, and the time.
 pub fn repeat<E>(target: Duration, mut work: impl FnMut(u64) -> Result<(), E>) -> Result<(u64, Duration), E> {
     let began = Instant::now();
     let (mut done, mut next) = (0, 1);
@@ -35,28 +32,25 @@ pub fn repeat<E>(target: Duration, mut work: impl FnMut(u64) -> Result<(), E>) -
         if elapsed >= target {
             return Ok((done, elapsed));
         }
-        next = following(target, elapsed, done, next);
+        next = next_units(target, elapsed, done, next);
     }
 }
 
-/// How many units to do next: a part of the time's worth, by what was done so far; never more than twice as many as before,
-/// for the first ones are the slowest.
-fn following(target: Duration, elapsed: Duration, done: u64, before: u64) -> u64 {
+/// Returns one part of the time in units, at the rate so far. It at most doubles: the first units are the slowest.
+fn next_units(target: Duration, elapsed: Duration, done: u64, before: u64) -> u64 {
     let part = target.as_nanos() / PARTS;
     let units = u128::from(done) * part / elapsed.as_nanos().max(1);
     u64::try_from(units).unwrap_or(u64::MAX).clamp(1, before.saturating_mul(2))
 }
 
-/// Random numbers that are the same each time (xorshift64*, with its published constants).
+/// Reproducible random numbers (xorshift64*, with its published constants).
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed.
     pub fn new(seed: u64) -> Random {
         Random(seed | 1)
     }
 
-    /// The next one.
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -64,7 +58,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// One below `end`, which is not zero.
+    /// `end` must not be zero.
     pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
@@ -75,16 +69,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_grow_to_their_share_of_the_time_and_no_faster_than_twofold() {
+    fn units_grow_to_one_part_and_at_most_double() {
         let (target, ms) = (Duration::from_millis(160), Duration::from_millis);
         // 100 units in 10 ms: a part is 10 ms.
-        assert_eq!(following(target, ms(10), 100, 60), 100);
-        assert_eq!(following(target, ms(10), 100, 10), 20);
-        assert_eq!(following(target, ms(1000), 1, 1), 1);
+        assert_eq!(next_units(target, ms(10), 100, 60), 100);
+        assert_eq!(next_units(target, ms(10), 100, 10), 20);
+        assert_eq!(next_units(target, ms(1000), 1, 1), 1);
     }
 
     #[test]
-    fn work_goes_on_until_its_time_has_passed() {
+    fn work_repeats_until_target_time() {
         let mut calls = 0;
         let (done, elapsed) = repeat(Duration::from_millis(5), |_| {
             calls += 1;
@@ -96,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn random_numbers_stay_below_their_end() {
+    fn random_numbers_stay_below_end() {
         let mut random = Random::new(9);
         assert!((0..1000).all(|_| random.below(3) < 3));
         assert_eq!(random.below(1), 0);

@@ -1,13 +1,12 @@
-//! The reasons why KVM cannot be used. Pure code: facts in, a verdict out.
+//! Reasons why KVM cannot be used. Pure code: facts in, a verdict out.
 
 use rustix::io::Errno;
 
 use super::facts::{Cpu, DeviceNode, HostEnvironment, KVM_MODULES, KvmFacts, RIVAL_MODULES};
 
-/// The version of KVM's API, unchanged since Linux 2.6.22.
+/// Version of KVM's API, unchanged since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// The reason why KVM cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KvmAccessError {
     /// The CPU has no virtualization extensions, or the firmware has disabled them.
@@ -15,95 +14,53 @@ pub enum KvmAccessError {
         "/dev/kvm is missing: this CPU's virtualization is switched off. Restart into the firmware \
          set-up (BIOS) and enable {switch}"
     )]
-    NoVirtualisation {
-        /// The firmware's name of the setting for this CPU.
+    NoVirtualization {
+        /// The firmware's name of the setting.
         switch: &'static str,
     },
-    /// The host is a virtual machine without nested virtualization.
     #[error(
         "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
          pass virtualization on. Enable nested virtualization where it runs, or use another host"
     )]
-    NoNestedVirtualisation,
-    /// The CPU supports virtualization, but the module is not loaded.
+    NoNestedVirtualization,
     #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
-    ModuleNotLoaded {
-        /// The module for this CPU.
-        module: &'static str,
-    },
+    ModuleNotLoaded { module: &'static str },
     /// The module is loaded, but the container has no access to the device.
     #[error("/dev/kvm is missing: this container was started without it")]
     NotInContainer,
-    /// The module is loaded, but the device node is missing.
     #[error("/dev/kvm is missing although KVM is loaded: its device node is gone")]
     NodeMissing,
-    /// The user is not a member of the device's group.
     #[error("/dev/kvm is for the group {group}, and {user} is not in it")]
-    NotInGroup {
-        /// The device's group.
-        group: String,
-        /// The user of this process.
-        user: String,
-    },
-    /// The user was added to the group after logging in.
+    NotInGroup { group: String, user: String },
     #[error("{user} was added to the group {group}, which counts from the next login")]
-    StaleLogin {
-        /// The device's group.
-        group: String,
-        /// The user of this process.
-        user: String,
-    },
-    /// Only root may use the device.
+    StaleLogin { group: String, user: String },
     #[error("/dev/kvm is for root alone (its mode is {mode:04o})")]
-    RootOnly {
-        /// The node's permission bits.
-        mode: u32,
-        /// The user of this process.
-        user: String,
-        /// True if the group `kvm` exists.
-        has_kvm_group: bool,
-    },
-    /// The node's permissions allow access, but opening it fails.
+    RootOnly { mode: u32, user: String, has_kvm_group: bool },
     #[error(
         "opening /dev/kvm is forbidden although its permissions allow it: {}",
         if *in_container { "this container was started without the device" }
         else { "a security module or a device control group stands in the way" }
     )]
-    Forbidden {
-        /// True if this process runs in a container.
-        in_container: bool,
-    },
-    /// Opening the device fails for another reason.
+    Forbidden { in_container: bool },
     #[error("/dev/kvm cannot be opened: {0}")]
     OpenFailed(Errno),
-    /// The device has another API version.
     #[error("/dev/kvm speaks version {found} of its API, and not {API_VERSION}")]
-    WrongApiVersion {
-        /// The device's version.
-        found: i32,
-    },
+    WrongApiVersion { found: i32 },
     /// The kernel is too old, or built without required features.
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
-    /// Another hypervisor uses the CPU's virtualization extensions.
     #[error("another hypervisor is using the CPU's virtualization: {}", holder(rivals))]
-    Busy {
-        /// The loaded modules of other hypervisors.
-        rivals: Vec<&'static str>,
-    },
-    /// Creating a virtual machine fails for another reason.
+    Busy { rivals: Vec<&'static str> },
     #[error("KVM cannot create a virtual machine: {0}")]
     CreateVmFailed(Errno),
 }
 
-/// Checks that KVM can be used.
 pub fn judge(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     judge_device(kvm, environment)?;
     judge_interface(kvm)?;
     judge_creation(kvm, environment)
 }
 
-/// Checks that the device exists and can be opened.
 pub(super) fn judge_device(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     let Err(errno) = kvm.opened else {
         return Ok(());
@@ -119,7 +76,6 @@ pub(super) fn judge_device(kvm: &KvmFacts, environment: &HostEnvironment) -> Res
     })
 }
 
-/// Checks that KVM has the features that the VMM requires.
 pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     match &kvm.interface {
         Some(interface) if interface.api_version != API_VERSION => {
@@ -132,7 +88,6 @@ pub(super) fn judge_interface(kvm: &KvmFacts) -> Result<(), KvmAccessError> {
     }
 }
 
-/// Checks the result of creating a virtual machine, if that was tried.
 pub(super) fn judge_creation(kvm: &KvmFacts, environment: &HostEnvironment) -> Result<(), KvmAccessError> {
     match kvm.created_vm {
         Some(Err(errno)) => Err(create_vm_error(errno, environment)),
@@ -140,7 +95,6 @@ pub(super) fn judge_creation(kvm: &KvmFacts, environment: &HostEnvironment) -> R
     }
 }
 
-/// The reason why KVM refused to create a virtual machine.
 pub fn create_vm_error(errno: Errno, environment: &HostEnvironment) -> KvmAccessError {
     if errno != Errno::BUSY {
         return KvmAccessError::CreateVmFailed(errno);
@@ -149,7 +103,7 @@ pub fn create_vm_error(errno: Errno, environment: &HostEnvironment) -> KvmAccess
     KvmAccessError::Busy { rivals: environment.modules.iter().copied().filter(is_rival).collect() }
 }
 
-/// Returns true if KVM, where it works, runs without virtualization extensions (software KVM).
+/// Returns true if the CPU has no virtualization extensions, so that only software KVM can work.
 pub fn is_software(cpu: &Cpu) -> bool {
     !cpu.has_vmx && !cpu.has_svm
 }
@@ -166,8 +120,8 @@ fn why_missing(environment: &HostEnvironment) -> KvmAccessError {
     match cpu {
         Cpu { has_vmx: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_intel" },
         Cpu { has_svm: true, .. } => KvmAccessError::ModuleNotLoaded { module: "kvm_amd" },
-        Cpu { is_virtual: true, .. } => KvmAccessError::NoNestedVirtualisation,
-        Cpu { vendor, .. } => KvmAccessError::NoVirtualisation {
+        Cpu { is_virtual: true, .. } => KvmAccessError::NoNestedVirtualization,
+        Cpu { vendor, .. } => KvmAccessError::NoVirtualization {
             switch: match vendor.as_str() {
                 "GenuineIntel" => "Intel Virtualization Technology (VT-x)",
                 "AuthenticAMD" | "HygonGenuine" => "SVM Mode (AMD-V)",
@@ -258,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn a_working_kvm_is_accepted() {
+    fn working_kvm_is_accepted() {
         assert_eq!(judge(&working(), &laptop()), Ok(()));
     }
 
     #[test]
-    fn an_unloaded_module_is_named_for_its_processor() {
+    fn missing_module_is_named_for_cpu() {
         let intel = HostEnvironment { modules: Vec::new(), ..laptop() };
         assert_eq!(missing(&intel), KvmAccessError::ModuleNotLoaded { module: "kvm_intel" });
         let cpu = Cpu { has_svm: true, ..Cpu::default() };
@@ -272,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_module_behind_it_counts_as_missing() {
+    fn node_without_module_counts_as_missing() {
         let environment = HostEnvironment { modules: Vec::new(), ..laptop() };
         let kvm = failing(Errno::NODEV, Some(node(0o660, KVM_GROUP)));
         let error = judge(&kvm, &environment).expect_err("not loaded");
@@ -280,22 +234,22 @@ mod tests {
     }
 
     #[test]
-    fn switched_off_virtualisation_leads_to_the_firmware() {
+    fn disabled_virtualization_suggests_firmware_setup() {
         let cpu = Cpu { vendor: "AuthenticAMD".into(), ..Cpu::default() };
         let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
-        assert_eq!(error, KvmAccessError::NoVirtualisation { switch: "SVM Mode (AMD-V)" });
+        assert_eq!(error, KvmAccessError::NoVirtualization { switch: "SVM Mode (AMD-V)" });
         assert_eq!(commands(&error), ["systemctl reboot --firmware-setup"]);
     }
 
     #[test]
-    fn a_virtual_machine_without_nesting_is_told_so() {
+    fn missing_nested_virtualization_is_reported() {
         let cpu = Cpu { is_virtual: true, ..Cpu::default() };
         let error = missing(&HostEnvironment { cpu, modules: Vec::new(), ..laptop() });
-        assert_eq!(error, KvmAccessError::NoNestedVirtualisation);
+        assert_eq!(error, KvmAccessError::NoNestedVirtualization);
     }
 
     #[test]
-    fn a_container_is_told_to_bring_the_device() {
+    fn container_without_device_suggests_device_option() {
         let container = HostEnvironment { in_container: true, ..laptop() };
         assert_eq!(missing(&container), KvmAccessError::NotInContainer);
         assert_eq!(commands(&missing(&container)), ["docker run --device /dev/kvm IMAGE"]);
@@ -304,19 +258,19 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_node_is_made_again() {
+    fn missing_node_is_reported() {
         assert_eq!(missing(&laptop()), KvmAccessError::NodeMissing);
     }
 
     #[test]
-    fn who_is_not_in_the_group_is_told_how_to_join() {
+    fn user_outside_group_gets_usermod_and_setfacl() {
         let error = denied(node(0o660, KVM_GROUP), &laptop());
         assert_eq!(error.to_string(), "/dev/kvm is for the group kvm, and ann is not in it");
         assert_eq!(commands(&error), ["sudo usermod -aG kvm ann && newgrp kvm", "sudo setfacl -m u:ann:rw /dev/kvm"]);
     }
 
     #[test]
-    fn who_joined_the_group_since_is_told_to_log_in_again() {
+    fn stale_login_suggests_newgrp() {
         let mut environment = laptop();
         environment.user.listed_groups.push(KVM_GROUP);
         let error = denied(node(0o660, KVM_GROUP), &environment);
@@ -324,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_for_root_alone_is_given_to_a_group() {
+    fn root_only_device_suggests_chgrp() {
         let error = denied(node(0o600, 0), &laptop());
         assert_eq!(error.to_string(), "/dev/kvm is for root alone (its mode is 0600)");
         let expected = "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm";
@@ -335,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn joining_roots_group_is_never_advised() {
+    fn root_group_is_never_suggested() {
         let error = denied(node(0o660, 0), &laptop());
         assert!(matches!(error, KvmAccessError::RootOnly { .. }), "{error}");
     }
 
     #[test]
-    fn what_permissions_allow_and_is_denied_is_forbidden_by_something_else() {
+    fn denial_despite_permissions_is_forbidden() {
         let forbidden = KvmAccessError::Forbidden { in_container: false };
         let mut member = laptop();
         member.user.groups.push(KVM_GROUP);
@@ -353,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_is_told_what_it_lacks() {
+    fn missing_capabilities_are_named() {
         let mut kvm = working();
         kvm.interface.as_mut().expect("it works").missing = vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"];
         let error = judge(&kvm, &laptop()).expect_err("too old");
@@ -364,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rival_that_holds_the_processor_is_named() {
+    fn rival_hypervisor_is_named() {
         let kvm = KvmFacts { created_vm: Some(Err(Errno::BUSY)), ..working() };
         let mut environment = laptop();
         environment.modules.push("vboxdrv");
@@ -376,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_failure_to_open_is_passed_on() {
+    fn other_open_error_is_reported() {
         let error = judge(&failing(Errno::MFILE, Some(node(0o660, KVM_GROUP))), &laptop());
         assert_eq!(error, Err(KvmAccessError::OpenFailed(Errno::MFILE)));
     }

@@ -14,38 +14,28 @@ use super::parse;
 use crate::host::home::NETWORKS;
 use crate::host::router::{KilledRouter, killed};
 
-/// The KVM device.
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
-/// All facts.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// KVM.
     pub kvm: KvmFacts,
-    /// The host's environment.
     pub environment: HostEnvironment,
     /// CPUs available to this process.
     pub cpus: u32,
     /// Memory available without swapping, in MiB.
     pub memory_available_mib: u64,
-    /// The kernel's huge page mode; none if it has no huge pages.
     pub huge_pages: Option<HugePages>,
-    /// The data directory; none if no environment variable determines it.
+    /// None if no environment variable determines the directory.
     pub home: Option<HomeFacts>,
-    /// Optional programs, and whether each is installed.
     pub helpers: Vec<(Helper, bool)>,
-    /// Kernel features that VPCs need.
     pub vpc: VpcFacts,
-    /// VPCs whose routers were killed while instances ran.
     pub killed_routers: Vec<KilledRouter>,
-    /// The result of binding a public address's port below 1024, such as 22.
     pub low_ports: Result<(), Errno>,
-    /// The version of the kernel's Landlock; 0 if it has none.
+    /// Landlock version; 0 if the kernel has none.
     pub landlock: u32,
 }
 
 impl Facts {
-    /// Gathers the facts of this host.
     pub fn read(data_directory: Option<PathBuf>) -> Self {
         Facts {
             kvm: kvm(KvmDepth::CreateVm),
@@ -63,51 +53,37 @@ impl Facts {
     }
 }
 
-/// Facts about KVM.
 #[derive(Clone, Debug)]
 pub struct KvmFacts {
-    /// The device node; none if it does not exist.
     pub node: Option<DeviceNode>,
-    /// The result of opening the device.
     pub opened: Result<(), Errno>,
-    /// The KVM interface; none if the device was not opened.
     pub interface: Option<KvmInterface>,
-    /// The result of creating a virtual machine; none if that was not tried.
+    /// None if that was not tried.
     pub created_vm: Option<Result<(), Errno>>,
 }
 
-/// The owner and permissions of a device node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceNode {
-    /// Permission bits.
     pub mode: u32,
-    /// The group id.
     pub group: u32,
-    /// The group's name, if it has one.
     pub group_name: Option<String>,
 }
 
-/// The interface of an open `/dev/kvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvmInterface {
-    /// The API version.
     pub api_version: i32,
-    /// Required features that are missing.
+    /// Missing required capabilities.
     pub missing: Vec<&'static str>,
-    /// The maximum number of vCPUs of a virtual machine.
     pub max_vcpus: usize,
 }
 
-/// The depth of the KVM check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvmDepth {
-    /// Open the device and query its capabilities.
     Open,
-    /// Also create an empty virtual machine.
     CreateVm,
 }
 
-/// The capabilities that the VMM requires, with their names in KVM's documentation.
+/// Capabilities that the VMM requires, with KVM's names.
 pub const REQUIRED_CAPABILITIES: [(Cap, &str); 16] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -127,7 +103,6 @@ pub const REQUIRED_CAPABILITIES: [(Cap, &str); 16] = [
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
 ];
 
-/// Returns the device node of `/dev/kvm`, or none if it does not exist.
 pub fn kvm_node() -> Option<DeviceNode> {
     let metadata = fs::metadata(KVM_DEVICE).ok()?;
     let group = metadata.gid();
@@ -140,7 +115,6 @@ pub fn kvm_node() -> Option<DeviceNode> {
     })
 }
 
-/// Queries KVM.
 pub fn kvm(depth: KvmDepth) -> KvmFacts {
     let node = kvm_node();
     let kvm = match Kvm::new() {
@@ -170,28 +144,21 @@ fn errno(error: &kvm_ioctls::Error) -> Errno {
     Errno::from_raw_os_error(error.errno())
 }
 
-/// The parts of the host that decide who can use KVM.
 #[derive(Clone, Debug, Default)]
 pub struct HostEnvironment {
-    /// The CPU.
     pub cpu: Cpu,
-    /// True if this process runs in a container.
     pub in_container: bool,
-    /// The loaded kernel modules among those that matter here.
+    /// Loaded modules among [`KVM_MODULES`] and [`RIVAL_MODULES`].
     pub modules: Vec<&'static str>,
-    /// The user of this process.
     pub user: User,
-    /// True if the group `kvm` exists.
     pub has_kvm_group: bool,
 }
 
-/// Modules that provide KVM for a CPU.
 pub const KVM_MODULES: [&str; 3] = ["kvm_intel", "kvm_amd", "kvm_pvm"];
 /// Modules of other hypervisors, which use the CPU's virtualization extensions exclusively.
 pub const RIVAL_MODULES: [&str; 2] = ["vboxdrv", "vmmon"];
 
 impl HostEnvironment {
-    /// Gathers the facts.
     pub fn read() -> Self {
         let groups = text("/etc/group");
         let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
@@ -207,27 +174,19 @@ impl HostEnvironment {
     }
 }
 
-/// A CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
-    /// The model name.
     pub model: String,
-    /// The vendor, as CPUID spells it.
     pub vendor: String,
-    /// Intel's virtualization extensions are present and enabled.
+    /// True if VT-x is present and enabled.
     pub has_vmx: bool,
-    /// AMD's virtualization extensions are present and enabled.
     pub has_svm: bool,
-    /// The CPU is a virtual one.
     pub is_virtual: bool,
 }
 
-/// The user of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
-    /// The user name.
     pub name: String,
-    /// The user id; 0 is root.
     pub uid: u32,
     /// The process's groups, as of the login.
     pub groups: Vec<u32>,
@@ -251,25 +210,19 @@ impl User {
     }
 }
 
-/// The kernel's huge page mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
-    /// Used wherever possible.
     Always,
     /// Used only where a program requests them, as the VMM can.
     OnRequest,
-    /// Never used.
     Never,
 }
 
-/// The data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HomeFacts {
     /// The path, which may not exist yet.
     pub path: PathBuf,
-    /// The result of checking that the directory can be written or created.
     pub writable: Result<(), Errno>,
-    /// Free space of its file system in MiB.
     pub free_mib: Option<u64>,
 }
 
@@ -289,45 +242,35 @@ impl HomeFacts {
     }
 }
 
-/// An optional program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Helper {
-    /// The program's name.
     pub program: &'static str,
-    /// Its purpose.
     pub purpose: &'static str,
-    /// Its Debian package.
+    /// Debian package.
     pub package: &'static str,
 }
 
-/// Kernel features that VPCs need.
 #[derive(Clone, Copy, Debug)]
 pub struct VpcFacts {
     /// The result of opening `/dev/net/tun`, which creates taps.
     pub tun: Result<(), Errno>,
-    /// The kernel setting that forbids user namespaces for this user.
+    /// Kernel setting that forbids user namespaces for this user.
     pub forbidden_by: Option<NamespaceSetting>,
-    /// The kernel's nftables lacks the bridge family, which binds an instance's address to its port.
+    /// True if nftables lacks the bridge family, which binds an instance's address to its port.
     pub lacks_bridge_rules: bool,
 }
 
-/// A kernel setting that can forbid user namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceSetting {
-    /// The setting's name.
     pub name: &'static str,
-    /// The value that allows user namespaces.
     pub allows: &'static str,
-    /// True if the setting applies to all programs; otherwise programs with a security module's profile, such as
-    /// passt, are exempt.
+    /// False if programs with a security module's profile, such as passt, are exempt.
     pub for_all: bool,
 }
 
 impl NamespaceSetting {
-    /// Returns the setting that forbids user namespaces for this user.
     pub fn in_force() -> Option<NamespaceSetting> {
-        // Setting, forbidding value, allowing value, whether it applies to root, and whether it applies to all
-        // programs.
+        // Name, forbidding value, allowing value, applies to root, applies to all programs.
         let settings = [
             ("user.max_user_namespaces", "0", "15000", true, true),
             ("kernel.unprivileged_userns_clone", "0", "1", false, true),
@@ -341,21 +284,20 @@ impl NamespaceSetting {
         Some(NamespaceSetting { name, allows, for_all })
     }
 
-    /// The command that allows user namespaces.
     pub fn fix(&self) -> String {
         format!("sudo sysctl {}={}", self.name, self.allows)
     }
 }
 
-/// Tries to create a table of the bridge family in temporary namespaces. Returns false if that cannot be tried.
+/// Tries to create a bridge table in temporary namespaces. Returns false if it cannot try.
 fn lacks_bridge_rules() -> bool {
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--net", "--", "nft", "add table bridge wisp"]).stdin(Stdio::null());
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
     let refused = |output: Output| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        !output.status.success() && ["not supported", "No such file"].iter().any(|reason| said.contains(reason))
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success() && ["not supported", "No such file"].iter().any(|reason| stderr.contains(reason))
     };
     is_installed("nft") && command.output().is_ok_and(refused)
 }
@@ -401,7 +343,7 @@ pub const HELPERS: [Helper; 6] = [
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];
 
-/// Returns true if a program is installed. Some are only in root's path.
+/// Returns true if a program is installed, possibly only in root's path.
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -409,7 +351,6 @@ pub(crate) fn is_installed(program: &str) -> bool {
         .any(|directory| rustix::fs::access(directory.join(program), Access::EXEC_OK).is_ok())
 }
 
-/// The size of the CPU's last-level cache in bytes.
 pub fn last_cache_bytes() -> Option<u64> {
     let size = |index: u32| {
         let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
@@ -418,7 +359,6 @@ pub fn last_cache_bytes() -> Option<u64> {
     (0..8).map_while(size).max()
 }
 
-/// The number of CPUs that this process may use.
 pub fn usable_cpus() -> u32 {
     // Fails only if the host has more CPUs than a CpuSet has bits.
     rustix::thread::sched_getaffinity(None)
@@ -443,7 +383,7 @@ pub fn memory_available_mib() -> u64 {
     room.map_or(available, |room| room.min(available))
 }
 
-/// Returns a file's text, or an empty string.
+/// Returns an empty string if the file cannot be read.
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -453,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_is_not_there_yet_is_judged_by_its_nearest_ancestor() {
+    fn missing_directory_is_checked_at_nearest_ancestor() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let home = HomeFacts::read(directory.path().join("not/there/yet"));
         assert_eq!(home.writable, Ok(()));
@@ -461,14 +401,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_is_no_directory() {
+    fn home_below_file_is_not_a_directory() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let home = HomeFacts::read(file.path().join("wisp"));
         assert_eq!(home.writable, Err(Errno::NOTDIR));
     }
 
     #[test]
-    fn a_shell_is_installed_and_nonsense_is_not() {
+    fn shell_is_installed_and_unknown_program_is_not() {
         assert!(is_installed("sh"));
         assert!(!is_installed("no-such-program-anywhere"));
     }

@@ -21,11 +21,9 @@ const SCARCE_SPACE_MIB: u64 = 64;
 /// Below this much free space, imported images and volumes soon fill the disk.
 const LITTLE_SPACE_MIB: u64 = 2048;
 
-/// The status of a part of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// No problem.
     Ok,
     /// Guests run, with limitations.
     Warn,
@@ -33,20 +31,14 @@ pub enum Status {
     Fail,
 }
 
-/// A finding about one part of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Finding {
-    /// The name of the part.
     pub name: &'static str,
-    /// Its status.
     pub status: Status,
-    /// The finding, in a few words.
     pub found: String,
-    /// An explanation, where one is needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
-    /// Commands that fix the problem.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fixes: Vec<Fix>,
 }
@@ -97,11 +89,11 @@ fn cpu(facts: &Facts) -> Finding {
     Finding::ok("CPU", format!("{model}, {} CPU{plural} usable", facts.cpus))
 }
 
-/// The device, the interface, and creating a virtual machine: each step is judged if the previous one succeeded.
+/// Checks the device, the interface and the creation of a virtual machine, until one fails.
 fn kvm(facts: &Facts) -> Vec<Finding> {
     let failed =
         |name, error: KvmAccessError| Finding { fixes: error.fixes(), ..Finding::fail(name, error.to_string()) };
-    let mut findings = Vec::from_iter(virtualisation(&facts.environment));
+    let mut findings = Vec::from_iter(virtualization(&facts.environment));
     if let Err(error) = access::judge_device(&facts.kvm, &facts.environment) {
         findings.push(failed("/dev/kvm", error));
         return findings;
@@ -127,8 +119,8 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The kind of virtualization. Without any, the finding about the missing device suffices.
-fn virtualisation(environment: &HostEnvironment) -> Option<Finding> {
+/// Returns the kind of virtualization. Without any, the finding about the missing device suffices.
+fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
     const NAME: &str = "Virtualization";
     let cpu = &environment.cpu;
     let extension = match (cpu.has_vmx, cpu.has_svm) {
@@ -211,7 +203,7 @@ fn space(free_mib: u64) -> Finding {
     }
 }
 
-/// The module with the bridge family's expressions. A kernel with this module also has the family.
+/// Module with the bridge family's expressions. A kernel with this module also has the family.
 const BRIDGE_MODULE: &str = "sudo modprobe nft_meta_bridge";
 
 fn vpc(facts: VpcFacts) -> Finding {
@@ -239,8 +231,7 @@ fn vpc(facts: VpcFacts) -> Finding {
     }
 }
 
-/// A router that was killed while instances ran. The next command that opens the data directory restarts it, if it
-/// can.
+/// The next command that opens the data directory restarts the router, if it can.
 fn killed_router(killed: &KilledRouter) -> Finding {
     let KilledRouter { vpc, can_come_back, cut_off } = killed;
     let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
@@ -274,7 +265,7 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
     }
 }
 
-/// The sandbox layers that the host supports. Seccomp filters are available on every host.
+/// Seccomp filters are available on every host.
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
     const WITHOUT: &str = "VMMs run without that layer; their seccomp filters still apply (docs/security.md).";
@@ -298,7 +289,7 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
         .fixed_by("to install it", format!("sudo apt install {package}"))
 }
 
-/// Formats a size, rounded down.
+/// Rounds down.
 fn size(mib: u64) -> String {
     match (mib / 1024, mib % 1024 * 10 / 1024) {
         (0, _) => format!("{mib} MiB"),
@@ -351,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_host_has_nothing_to_mend() {
+    fn working_host_has_no_fixes() {
         for finding in judge(&laptop()) {
             assert_eq!(finding.status, Status::Ok, "{finding:?}");
             assert!(finding.fixes.is_empty(), "{finding:?}");
@@ -359,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn software_kvm_is_explained_and_is_no_failure() {
+    fn software_kvm_warns_with_explanation() {
         let mut facts = laptop();
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules = vec!["kvm_pvm"];
@@ -370,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn software_kvm_that_may_not_be_opened_is_still_software_kvm() {
+    fn inaccessible_software_kvm_still_warns() {
         let mut facts = laptop();
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules = vec!["kvm_pvm"];
@@ -380,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_without_virtualisation_is_one_problem_and_not_two() {
+    fn cpu_without_virtualization_is_one_failure() {
         let mut facts = laptop();
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules.clear();
@@ -390,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_mentioned() {
+    fn nested_virtualization_is_reported() {
         let mut facts = laptop();
         facts.environment.cpu.is_virtual = true;
         let finding = find(&facts, "Virtualization").expect("it is judged");
@@ -398,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_does_not_open_ends_the_questions_to_kvm() {
+    fn unopened_device_skips_further_kvm_checks() {
         let mut facts = laptop();
         facts.kvm.opened = Err(Errno::NOENT);
         facts.environment.modules.clear();
@@ -410,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_processor_fails_at_the_virtual_machine() {
+    fn busy_cpu_fails_virtual_machine() {
         let mut facts = laptop();
         facts.kvm.created_vm = Some(Err(Errno::BUSY));
         assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Ok));
@@ -418,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn little_memory_warns_and_next_to_none_fails() {
+    fn low_memory_warns_and_scarce_memory_fails() {
         let judged = |mib| memory(mib).status;
         assert_eq!(judged(127), Status::Fail);
         assert_eq!(judged(128), Status::Warn);
@@ -427,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_fails() {
+    fn unwritable_data_directory_fails() {
         let mut facts = laptop();
         facts.home.as_mut().expect("it is there").writable = Err(Errno::ROFS);
         assert_eq!(status(&facts, "Data directory"), Some(Status::Fail));
@@ -437,14 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn little_space_warns_and_next_to_none_fails() {
+    fn low_space_warns_and_scarce_space_fails() {
         assert_eq!(space(63).status, Status::Fail);
         assert_eq!(space(64).status, Status::Warn);
         assert_eq!(space(2048).status, Status::Ok);
     }
 
     #[test]
-    fn a_missing_helper_is_optional_and_says_how_to_get_it() {
+    fn missing_helper_warns_with_install_command() {
         let mut facts = laptop();
         facts.helpers[0].1 = false;
         let finding = find(&facts, "qemu-img").expect("it is judged");
@@ -457,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vpc_lacks_is_said_with_the_command_that_brings_it() {
+    fn missing_vpc_feature_has_fix_command() {
         let lacks = |tun, forbidden_by, lacks_bridge_rules| {
             vpc(VpcFacts { tun, forbidden_by, lacks_bridge_rules }).fixes[0].command.to_string()
         };
@@ -472,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_that_was_killed_is_told_of_with_what_brings_it_back() {
+    fn killed_router_warns_with_fix_command() {
         let mut facts = laptop();
         assert_eq!(status(&facts, "VPC router"), None);
         let killed = |can_come_back, cut_off: &[&str]| {
@@ -488,13 +479,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_are_root_s_warn_and_ports_that_are_taken_do_not() {
+    fn denied_low_ports_warn_and_used_ports_do_not() {
         assert_eq!(low_ports(Err(Errno::ACCESS)).status, Status::Warn);
         assert_eq!(low_ports(Err(Errno::ADDRINUSE)).status, Status::Ok);
     }
 
     #[test]
-    fn huge_pages_that_are_off_warn() {
+    fn disabled_huge_pages_warn() {
         assert_eq!(huge_pages(HugePages::Never).status, Status::Warn);
         assert_eq!(huge_pages(HugePages::Always).status, Status::Ok);
     }

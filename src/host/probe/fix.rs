@@ -4,13 +4,11 @@ use serde::Serialize;
 
 use super::access::KvmAccessError;
 
-/// A command that fixes a problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Fix {
-    /// The purpose of the command, or when to use it.
     pub purpose: &'static str,
-    /// The command, ready to paste into a shell.
+    /// Ready to paste into a shell.
     pub command: String,
 }
 
@@ -21,13 +19,13 @@ impl Fix {
 }
 
 impl KvmAccessError {
-    /// Alternative commands that fix the problem, the best first.
+    /// Alternative commands, the best first.
     pub fn fixes(&self) -> Vec<Fix> {
         match self {
-            Self::NoVirtualisation { .. } => {
+            Self::NoVirtualization { .. } => {
                 vec![Fix::new("to restart into the set-up", "systemctl reboot --firmware-setup")]
             }
-            Self::NoNestedVirtualisation => vec![
+            Self::NoNestedVirtualization => vec![
                 Fix::new("on a KVM host with Intel CPUs", reload_nested("kvm_intel")),
                 Fix::new("on a KVM host with AMD CPUs", reload_nested("kvm_amd")),
                 Fix::new("on a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),
@@ -48,14 +46,14 @@ impl KvmAccessError {
             Self::StaleLogin { group, .. } => {
                 vec![Fix::new("for this terminal; or log out and in again", format!("newgrp {}", shell_word(group)))]
             }
-            Self::RootOnly { user, has_kvm_group, .. } => root_only_mends(user, *has_kvm_group),
+            Self::RootOnly { user, has_kvm_group, .. } => root_only_fixes(user, *has_kvm_group),
             Self::Forbidden { in_container: false } => {
                 vec![Fix::new("to see what forbids it", "sudo journalctl -k --grep=denied")]
             }
             Self::MissingCapabilities(_) | Self::WrongApiVersion { .. } => {
                 vec![Fix::new("to get a newer kernel", "sudo apt full-upgrade && sudo reboot")]
             }
-            Self::Busy { rivals } => vec![busy_mend(rivals)],
+            Self::Busy { rivals } => vec![busy_fix(rivals)],
             Self::OpenFailed(_) | Self::CreateVmFailed(_) => {
                 vec![Fix::new("to see what the kernel says", "sudo dmesg | grep -i kvm")]
             }
@@ -73,7 +71,7 @@ fn access_list(user: &str) -> Fix {
     Fix::new("until the next reboot", format!("sudo setfacl -m u:{user}:rw /dev/kvm"))
 }
 
-fn root_only_mends(user: &str, has_kvm_group: bool) -> Vec<Fix> {
+fn root_only_fixes(user: &str, has_kvm_group: bool) -> Vec<Fix> {
     let mut fixes = Vec::new();
     if !has_kvm_group {
         fixes.push(Fix::new("to make the group, first", "sudo groupadd --system kvm"));
@@ -95,7 +93,7 @@ fn reload_nested(module: &str) -> String {
     format!("sudo modprobe -r {module} && sudo modprobe {module} nested=1")
 }
 
-fn busy_mend(rivals: &[&str]) -> Fix {
+fn busy_fix(rivals: &[&str]) -> Fix {
     match rivals {
         ["vboxdrv", ..] => Fix::new("after closing its machines", "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"),
         ["vmmon", ..] => Fix::new("after closing its machines", "sudo modprobe -r vmmon"),
@@ -117,14 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_a_shell_would_misread_is_quoted() {
+    fn name_that_shell_would_change_is_quoted() {
         assert_eq!(shell_word("ann-1"), "ann-1");
         assert_eq!(shell_word(r"CORP\ann"), r"'CORP\ann'");
         assert_eq!(shell_word("o'hara"), r"'o'\''hara'");
     }
 
     #[test]
-    fn a_busy_processor_is_freed_of_whoever_is_known_to_hold_it() {
+    fn busy_cpu_fix_unloads_known_rival() {
         let command =
             |rivals: &[&'static str]| KvmAccessError::Busy { rivals: rivals.to_vec() }.fixes()[0].command.clone();
         assert_eq!(command(&["vboxdrv"]), "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv");

@@ -1,7 +1,7 @@
-//! Checks whether this host can run guests, and finds the command that fixes each problem.
+//! Checks whether this host can run guests, and finds the commands that fix its problems.
 //!
-//! Gathering and judging are separate: [`facts`] reads the host, and [`access`] and [`findings`] judge facts, so every
-//! case is tested with made-up facts. Nothing here changes the host: no directory is created and no module is loaded.
+//! Gathering and judging are separate, so that every case is tested with made-up facts: [`facts`] reads the host,
+//! [`access`] and [`findings`] judge facts. Nothing here changes the host.
 
 pub mod access;
 pub mod facts;
@@ -20,45 +20,37 @@ pub use fix::Fix;
 use crate::ec2::HostCapacity;
 use facts::{HostEnvironment, KvmDepth};
 
-/// Checks that KVM can run guests; the error advises what to do.
-///
-/// Opens `/dev/kvm` and queries the features that the VMM requires, which takes microseconds. It does not create a
-/// virtual machine, which took 15 ms when measured, too much for every launch. If that fails later,
-/// [`create_vm_error`] returns the same error.
+/// Checks that KVM can run guests, in microseconds. It does not create a virtual machine, which took 15 ms when
+/// measured, too much for every launch. If that fails later, [`create_vm_error`] returns the same error.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
     access::judge(&facts::kvm(KvmDepth::Open), &HostEnvironment::read())
 }
 
-/// The error for a virtual machine that KVM refused to create.
 pub fn create_vm_error(errno: i32) -> KvmAccessError {
     let errno = rustix::io::Errno::from_raw_os_error(errno);
     access::create_vm_error(errno, &HostEnvironment::read())
 }
 
-/// Returns true on software KVM: guest kernels are emulated and boot many times slower, while guest programs run at
-/// full speed.
+/// Software KVM emulates guest kernels, which boot many times slower. Guest programs run at full speed.
 pub fn is_software_kvm() -> bool {
     let environment = HostEnvironment::read();
     facts::kvm_node().is_some() && access::is_software(&environment.cpu)
 }
 
-/// The CPUs and memory currently available to guests.
 pub fn resources() -> HostCapacity {
     HostCapacity { cpus: facts::usable_cpus(), memory_mib: facts::memory_available_mib() }
 }
 
-/// The CPU's name and the size of its last-level cache in bytes.
+/// Returns the CPU's name and the size of its last-level cache in bytes.
 pub fn processor() -> (String, Option<u64>) {
     (HostEnvironment::read().cpu.model, facts::last_cache_bytes())
 }
 
-/// The data directory: `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else `~/.local/share/wisp`; none where no such
-/// variable is set.
+/// Returns `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else `~/.local/share/wisp`, or none if no variable is set.
 pub fn data_directory() -> Option<PathBuf> {
     parse::data_directory(|name| std::env::var_os(name))
 }
 
-/// Returns all findings about this host.
 pub fn examine() -> Vec<Finding> {
     findings::judge(&Facts::read(data_directory()))
 }
@@ -68,14 +60,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_has_a_cpu_and_some_memory() {
+    fn host_has_cpu_and_memory() {
         let resources = resources();
         assert!(resources.cpus >= 1);
         assert!(resources.memory_mib > 0);
     }
 
     #[test]
-    fn looking_at_this_host_finds_something_to_say_about_each_part() {
+    fn examine_reports_each_part() {
         let findings = examine();
         for name in ["CPU", "Virtualization", "/dev/kvm", "Memory", "Data directory"] {
             assert!(findings.iter().any(|finding| finding.name == name), "{name}");

@@ -1,11 +1,11 @@
-//! Parsers for the text files in which the kernel and the system report their state. Pure code.
+//! Parsers of the text files in which the kernel and the system report their state. Pure code.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::facts::{Cpu, HugePages};
 
-/// The first CPU in `/proc/cpuinfo`.
+/// Parses the first CPU in `/proc/cpuinfo`.
 pub(super) fn cpuinfo(text: &str) -> Cpu {
     let field = |name: &str| {
         text.lines()
@@ -23,15 +23,14 @@ pub(super) fn cpuinfo(text: &str) -> Cpu {
     }
 }
 
-/// A value of `/proc/meminfo`, in MiB.
 pub(super) fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)
 }
 
-/// The memory that a cgroup still allows, in MiB; none if it has no limit. Inactive file pages count as free, because
-/// the kernel reclaims them before an allocation fails.
+/// Returns the memory in MiB that a cgroup still allows, or none without a limit. Inactive file pages count as free,
+/// because the kernel reclaims them before an allocation fails.
 pub(super) fn cgroup_room_mib(limit: &str, usage: &str, stat: &str) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
     let usage: u64 = usage.trim().parse().ok()?;
@@ -55,14 +54,12 @@ pub(super) fn huge_pages(text: &str) -> Option<HugePages> {
     }
 }
 
-/// The user's name in `/etc/passwd`.
 pub(super) fn user_name(passwd: &str, uid: u32) -> Option<String> {
     let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let user = users.find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))?;
     user.first().map(|name| (*name).to_owned())
 }
 
-/// A line of `/etc/group`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Group<'a> {
     pub(super) name: &'a str,
@@ -76,7 +73,6 @@ impl Group<'_> {
     }
 }
 
-/// The groups of `/etc/group`.
 pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
@@ -87,8 +83,7 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// The data directory that these environment variables determine. Empty variables count as unset, and so does a
-/// relative `XDG_DATA_HOME`, as the XDG base directory specification requires.
+/// Ignores empty variables and a relative `XDG_DATA_HOME`, as the XDG base directory specification requires.
 pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WISP_HOME")
@@ -106,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cache_s_size_is_read() {
+    fn kib_is_parsed_to_bytes() {
         assert_eq!(kib("512K\n"), Some(512 << 10));
         assert_eq!((kib("512"), kib("")), (None, None));
     }
 
     #[test]
-    fn a_processor_is_read_with_the_flags_that_matter() {
+    fn cpuinfo_is_parsed_with_flags() {
         let text = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon: the first\n\
                     flags\t\t: fpu vmx hypervisor\n\nprocessor\t: 1\nmodel name\t: another\n";
         let cpu = cpuinfo(text);
@@ -122,21 +117,21 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_is_a_whole_word() {
+    fn cpu_flag_matches_whole_word() {
         let cpu = cpuinfo("flags\t: vmx_extra svmx\nvmx flags\t: svm\n");
         assert!(!cpu.has_vmx && !cpu.has_svm);
         assert_eq!(cpuinfo("").model, "");
     }
 
     #[test]
-    fn memory_is_read_in_mebibytes() {
+    fn meminfo_is_parsed_in_mib() {
         let text = "MemTotal:       24684380 kB\nMemAvailable:   24281208 kB\n";
         assert_eq!(meminfo_mib(text, "MemAvailable"), Some(23_712));
         assert_eq!(meminfo_mib(text, "Mem"), None);
     }
 
     #[test]
-    fn a_control_groups_room_is_its_limit_less_what_cannot_be_dropped() {
+    fn cgroup_room_counts_inactive_file_pages_as_free() {
         const GIB: u64 = 1 << 30;
         let stat = format!("anon 5\ninactive_file {GIB}\n");
         let limit = (4 * GIB).to_string();
@@ -148,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chosen_huge_page_setting_stands_in_brackets() {
+    fn huge_page_mode_is_parsed_from_brackets() {
         assert_eq!(huge_pages("always [madvise] never\n"), Some(HugePages::OnRequest));
         assert_eq!(huge_pages("[always] madvise never\n"), Some(HugePages::Always));
         assert_eq!(huge_pages("always madvise [never]\n"), Some(HugePages::Never));
@@ -167,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_data_directory_follows_the_environment() {
+    fn data_directory_follows_environment() {
         let directory = |variables: &[(&str, &str)]| {
             data_directory(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
         };

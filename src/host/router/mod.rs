@@ -1,12 +1,12 @@
-//! The router of a VPC: a process (`wisp router`) in its own user and network namespaces, with a bridge and a tap for
-//! each instance. It leaves the host's namespaces unchanged and needs no privileges.
+//! Router of a VPC: a process (`wisp router`) in its own user and network namespaces, with a bridge and a tap for each
+//! instance. It leaves the host's namespaces unchanged and needs no privileges.
 //!
-//! The bridge's ports are isolated from each other, so all traffic is routed and passes the nftables rules. The uplink
-//! is `pasta`, if it is installed. The command that connects the first instance starts the router. The router exits
-//! when the last instance's VMM has exited. The bridge, the rules and the uplink disappear with it.
+//! The bridge's ports are isolated, so all traffic is routed and passes the nftables rules. The uplink is `pasta`, if
+//! installed. Connecting the first instance starts the router, which exits after the last instance's VMM. Then the
+//! bridge, the rules and the uplink disappear.
 //!
 //! If a router is killed, only the uplink is lost: the kernel continues to forward what the rules allow. The next
-//! router enters the same namespaces, which the supervisors of the instances' VMMs hold open.
+//! router enters the same namespaces, which the supervisors of the VMMs hold open.
 
 mod namespace;
 mod namespace_holder;
@@ -39,134 +39,108 @@ use crate::vmm::netstack::{Cidr, Filter, MacAddress};
 pub use namespace_holder::namespace_of;
 pub use process::run;
 
-/// The required programs with their packages.
+/// Required programs and their Debian packages.
 pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
-/// The uplink's program.
+/// Program of the uplink.
 pub const WAY_OUT: &str = "pasta";
 
 const CONFIG: &str = "router.json";
 const SOCKET: &str = "router.sock";
 const LOCK: &str = "lock";
 const LOG: &str = "router.log";
-/// The maximum time that a router may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The maximum size of an answer and of a request in bytes.
+/// Maximum size of an answer and of a request in bytes.
 const ANSWER_LIMIT: u64 = 64 << 10;
 
-/// The configuration of a VPC's router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
-    /// The VPC's CIDR range.
     pub range: Cidr,
-    /// The router's address.
     pub router: Ipv4Addr,
-    /// The name server's address. Queries are forwarded to the host's name server.
+    /// Forwards queries to the host's name server.
     pub dns: Ipv4Addr,
-    /// The MTU in bytes.
     pub mtu: u16,
-    /// The instances.
     pub interfaces: Vec<Interface>,
 }
 
-/// An instance's network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// The IPv4 address.
     pub address: Ipv4Addr,
-    /// The instance's directory.
     pub dir: PathBuf,
-    /// The MAC address.
     pub mac: MacAddress,
-    /// The security group rules.
     pub filter: Filter,
 }
 
-/// A request to the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Request {
-    /// Apply the current configuration.
     Apply,
-    /// Apply the current configuration, and return a tap for the interface with this address.
+    /// Apply the configuration and return a tap for the interface with this address.
     Attach(Ipv4Addr),
-    /// Report whether there is an uplink, as soon as that is known.
+    /// Report whether there is an uplink, once that is known.
     WayOut,
 }
 
-/// The router's answer. A tap is attached to the answer to [`Request::Attach`].
+/// Answer of the router. A tap is attached to the answer to [`Request::Attach`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
-    /// The request succeeded.
     Done,
     /// True if there is an uplink.
     WayOut(bool),
-    /// The request failed.
     Failed(String),
 }
 
-/// The namespaces in which a router runs.
 #[derive(Debug)]
 pub enum Place {
     /// New namespaces, created for the interface with this address.
     New(Ipv4Addr),
-    /// The network namespace of a killed router.
+    /// Network namespace of a killed router.
     Held(OwnedFd),
 }
 
-/// The reason why a router cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
-    /// A program is not installed.
     #[error("{0} is not installed; `sudo apt install {1}` does it")]
     Missing(&'static str, &'static str),
-    /// Taps cannot be created.
     #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
     Tun(#[source] io::Error),
-    /// The kernel does not allow this user namespaces.
     #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
-    /// The router cannot be started, or does not answer.
     #[error("the network's router cannot be used: {0}")]
     Io(#[from] io::Error),
-    /// The router exited before it answered.
+    /// The router exited before it answered. Its log has this path.
     #[error("the network's router ended before it answered; {} may tell why", .0.display())]
     Ended(PathBuf),
-    /// The router refused the request.
     #[error("the network's router says: {0}")]
     Refused(String),
 }
 
-/// The locked directory of a VPC's router. The lock serializes commands that configure the router.
+/// Locked directory of a VPC's router. The lock serializes commands that configure the router.
 #[derive(Debug)]
 pub struct Router {
     dir: PathBuf,
     _lock: File,
 }
 
-/// The result of connecting an instance.
 #[derive(Debug)]
 pub struct Attached {
-    /// The tap.
     pub tap: OwnedFd,
-    /// The state of the other instances, if their router had been killed.
+    /// State of the other instances, if their router had been killed.
     pub revival: Option<RouterRecovery>,
 }
 
-/// The state of a VPC after its router was killed. Instances are identified by the names of their directories.
+/// State of a VPC after its router was killed. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterRecovery {
-    /// Set if a new router replaced the killed one; true if it has an uplink. None if no instance held the router's
-    /// namespaces.
+    /// True if the new router has an uplink. None if no instance held the namespaces, so there is no new router.
     pub came_back: Option<bool>,
     /// Instances without a network until they are stopped and started.
     pub cut_off: Vec<String>,
 }
 
-/// A VPC whose router was killed while instances ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KilledRouter {
-    /// The VPC: the name of its router's directory.
+    /// Name of the router's directory.
     pub vpc: String,
     /// True if a new router can replace the killed one.
     pub can_come_back: bool,
@@ -174,8 +148,7 @@ pub struct KilledRouter {
     pub cut_off: Vec<String>,
 }
 
-/// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC. Changes
-/// nothing.
+/// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC.
 pub fn killed(networks: &Path) -> Vec<KilledRouter> {
     let judge = |dir: &Path| {
         let vpc = dir.file_name()?.to_str()?.to_string();
@@ -190,7 +163,7 @@ pub fn killed(networks: &Path) -> Vec<KilledRouter> {
     all
 }
 
-/// Returns true if the router of the directory was killed. A router that exits normally removes its socket.
+/// Returns true if the router was killed. A router that exits normally removes its socket.
 pub fn is_killed(dir: &Path) -> bool {
     namespace_holder::is_deserted(&dir.join(SOCKET))
 }
@@ -200,7 +173,6 @@ fn names(interfaces: &[&Interface]) -> Vec<String> {
     interfaces.iter().filter_map(name).collect()
 }
 
-/// Checks that this host can run routers.
 pub fn check() -> Result<(), RouterError> {
     for (program, package) in PROGRAMS {
         if !probe::is_installed(program) {
@@ -212,13 +184,12 @@ pub fn check() -> Result<(), RouterError> {
 }
 
 impl Router {
-    /// Waits for the lock of the router in `directory`, which must exist.
+    /// Waits for the lock of the router in `dir`, which must exist.
     pub fn lock(dir: &Path) -> Result<Router, RouterError> {
         Ok(Router { dir: dir.to_path_buf(), _lock: lock_file(&dir.join(LOCK))? })
     }
 
-    /// Writes `config` and applies it if the router runs. A router that has exited is not started. A killed router is
-    /// replaced if an instance holds its namespaces.
+    /// Writes `config` and applies it if the router runs. Replaces a killed router if an instance holds its namespaces.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<RouterRecovery>, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
@@ -232,7 +203,7 @@ impl Router {
         killed.map(|cut_off| Ok(RouterRecovery { came_back: Some(has_way_out(&self.dir)?), cut_off })).transpose()
     }
 
-    /// Applies `config` and connects the interface with `address`. Starts the router if it does not run.
+    /// Applies `config` and connects the interface with `address`. Starts the router if needed.
     pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
@@ -254,7 +225,7 @@ impl Router {
     }
 
     /// Returns the network namespace of a router that does not run, and the running instances outside it. `absent` is
-    /// the error of connecting to the router: a router that exited normally had no instances.
+    /// the error of connecting: a router that exited normally had no instances.
     fn find(&self, config: &RouterConfig, absent: &io::Error) -> io::Result<(Option<OwnedFd>, Vec<String>)> {
         if absent.kind() == io::ErrorKind::NotFound {
             return Ok((None, Vec::new()));
@@ -267,8 +238,7 @@ impl Router {
         write_private(&self.dir.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    /// Starts the router and connects to it. The socket listens before the router runs, so the connection succeeds at
-    /// once.
+    /// Starts the router and connects to it. The socket listens before the router runs, so connecting succeeds at once.
     fn start(&self, place: Place) -> Result<UnixStream, RouterError> {
         check()?;
         Ok(self.spawn(place).and_then(|()| connect(&self.dir))?)
@@ -314,8 +284,7 @@ impl Router {
     }
 }
 
-/// Returns true if the VPC of the running router in `directory` has an uplink. Waits until that is known, some tens of
-/// milliseconds after the router's start.
+/// Waits until the state of the uplink is known, some tens of milliseconds after the router's start.
 pub fn has_way_out(dir: &Path) -> Result<bool, RouterError> {
     match ask(dir, &connect(dir)?, Request::WayOut)? {
         (Answer::WayOut(is_there), _) => Ok(is_there),
@@ -335,7 +304,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Sends a request to the router in `directory`. Returns the answer and the descriptor attached to it.
+/// Returns the answer and the descriptor attached to it.
 fn ask(dir: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
     let ended = || RouterError::Ended(dir.join(LOG));
     let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
@@ -354,7 +323,7 @@ fn ask(dir: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Opt
     }
 }
 
-/// Sends a request and reads the whole answer, which is empty if the router has exited.
+/// Returns the whole answer, which is empty if the router has exited.
 fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');

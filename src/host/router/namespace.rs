@@ -17,13 +17,12 @@ use super::{Interface, RouterConfig, WAY_OUT};
 use crate::host::environment;
 use crate::vmm::netstack::{GATEWAY_MAC, MacAddress};
 
-/// The name of the bridge, whose ports are the instances' taps.
+/// Name of the bridge, whose ports are the instances' taps.
 pub(super) const BRIDGE: &str = "wisp0";
-/// The name of the uplink interface.
+/// Name of the uplink interface.
 pub(super) const OUT: &str = "out0";
-/// The prefix of the taps' names.
 pub(super) const TAPS: &str = "tap";
-/// The addresses of the uplink: the router's, and its gateway's.
+/// Addresses of the router and of its gateway on the uplink.
 const OUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 const OUT_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const OUT_PREFIX: u8 = 30;
@@ -34,13 +33,12 @@ const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
 
-/// Opens the device that creates taps.
 pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun")
 }
 
-/// Starts the uplink's process, which waits on its standard input until the namespaces exist.
-pub(super) fn prepare_way_out(dir: &Path, config: &RouterConfig) -> io::Result<Child> {
+/// Starts the uplink's process, which waits for a line on its standard input until the namespaces exist.
+pub(super) fn prepare_uplink(dir: &Path, config: &RouterConfig) -> io::Result<Child> {
     let own = getpid().as_raw_nonzero();
     let is_root = geteuid().is_root();
     let mut command = Command::new("sh");
@@ -74,16 +72,16 @@ pub(super) fn enter() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
-/// Moves this process into an existing network namespace and the user namespace that owns it, where the creator has
-/// all capabilities. The process must have one thread.
+/// Moves this process into an existing network namespace and the user namespace that owns it, where the creator has all
+/// capabilities. The process must have one thread.
 pub(super) fn enter_again(network: &OwnedFd) -> io::Result<()> {
     let user = owner_of(network)?;
     move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
     Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// Returns true if [`furnish`] has set up this network namespace for `config`.
-pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
+/// Returns true if [`configure`] has set up this network namespace for `config`.
+pub(super) fn is_configured(network: &OwnedFd, config: &RouterConfig) -> bool {
     let mut command = program("ip");
     command.args(["-oneline", "-family", "inet", "address", "show", "dev", BRIDGE]);
     command.stdin(Stdio::null()).stderr(Stdio::null());
@@ -95,7 +93,7 @@ pub(super) fn is_furnished(network: &OwnedFd, config: &RouterConfig) -> bool {
 }
 
 /// Creates the bridge, connects the first interface's tap and enables IP forwarding.
-pub(super) fn furnish(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
+pub(super) fn configure(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     // The links carry IPv4 only. A kernel without IPv6 does not have this file.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
@@ -113,22 +111,20 @@ route add {range} dev {BRIDGE}
 }
 
 /// Removes the uplink interface of a killed router, which may also disappear by itself.
-pub(super) fn remove_way_out() -> io::Result<()> {
-    match has_way_out()? {
-        true => ip(&format!("link delete {OUT}\n")).or_else(|error| if has_way_out()? { Err(error) } else { Ok(()) }),
+pub(super) fn remove_uplink() -> io::Result<()> {
+    match uplink_exists()? {
+        true => ip(&format!("link delete {OUT}\n")).or_else(|error| if uplink_exists()? { Err(error) } else { Ok(()) }),
         false => Ok(()),
     }
 }
 
-/// Returns true if the uplink interface exists.
-pub(super) fn has_way_out() -> io::Result<bool> {
+pub(super) fn uplink_exists() -> io::Result<bool> {
     let name = CString::new(OUT)?;
     // SAFETY: the name is NUL-terminated.
     Ok(unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
-/// Configures the existing uplink interface.
-pub(super) fn furnish_way_out(config: &RouterConfig) -> io::Result<()> {
+pub(super) fn configure_uplink(config: &RouterConfig) -> io::Result<()> {
     ip(&format!(
         "address replace {OUT_ADDRESS}/{OUT_PREFIX} dev {OUT}
 link set {OUT} mtu {mtu} up
@@ -149,20 +145,18 @@ pub(super) fn connect(config: &RouterConfig, interface: &Interface, tap: Tap) ->
 /// A bridge port and its instance's addresses: frames with other source addresses are dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Port {
-    /// The tap's name.
     pub tap: String,
     pub mac: MacAddress,
     pub address: Ipv4Addr,
 }
 
-/// Returns the bridge's ports as an earlier router connected them. The bridge's forwarding table has each instance's
-/// MAC address.
+/// Returns the ports that an earlier router connected, from the bridge's forwarding table.
 pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
     let mut command = program("bridge");
     let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, said.trim())));
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, message.trim())));
     }
     Ok(ports_in(&String::from_utf8_lossy(&output.stdout), config))
 }
@@ -179,7 +173,6 @@ fn ports_in(entries: &str, config: &RouterConfig) -> Vec<Port> {
     entries.lines().filter_map(port).collect()
 }
 
-/// Returns the names of the taps in this namespace.
 pub(super) fn tap_names() -> io::Result<Vec<String>> {
     // SAFETY: the call has no arguments, and the list is freed below.
     let list = unsafe { libc::if_nameindex() };
@@ -202,7 +195,6 @@ pub(super) fn tap_names() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// A tap that is not connected yet.
 #[derive(Debug)]
 pub(super) struct Tap {
     name: String,
@@ -226,7 +218,6 @@ impl Tap {
         Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
     }
 
-    /// Returns the port that this tap becomes when it is connected.
     pub(super) fn port(&self, interface: &Interface) -> Port {
         Port { tap: self.name.clone(), mac: interface.mac, address: interface.address }
     }
@@ -242,8 +233,7 @@ neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
         )
     }
 
-    /// Enters the instance's MAC address in the bridge's forwarding table, because the bridge does not learn
-    /// addresses. Returns the tap.
+    /// Enters the instance's MAC address in the bridge's forwarding table, because the bridge does not learn addresses.
     fn enter_in_bridge(self, interface: &Interface) -> io::Result<OwnedFd> {
         let line = format!("fdb replace {} dev {} master static\n", interface.mac, self.name);
         feed("bridge", &["-batch", "-"], &line)?;
@@ -251,15 +241,13 @@ neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
     }
 }
 
-/// The kernel features that the rules require.
 const KERNEL_NEEDS: &str = "a VPC needs nftables with the families inet and bridge (CONFIG_NF_TABLES_INET and \
                             CONFIG_NF_TABLES_BRIDGE of the kernel)";
 
-/// Applies `rules` with nftables.
 pub(super) fn set_rules(rules: &str) -> io::Result<()> {
     const UNSUPPORTED: &str = "Operation not supported";
     feed("nft", &["-f", "-"], rules).map_err(|error| match error.to_string() {
-        said if said.contains(UNSUPPORTED) => io::Error::other(format!("{said}\n{KERNEL_NEEDS}")),
+        message if message.contains(UNSUPPORTED) => io::Error::other(format!("{message}\n{KERNEL_NEEDS}")),
         _ => error,
     })
 }
@@ -268,7 +256,7 @@ fn ip(lines: &str) -> io::Result<()> {
     feed("ip", &["-batch", "-"], lines)
 }
 
-/// Returns a command whose program may be installed only in root's path.
+/// The program may be installed only in root's path.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     environment::restrict(&mut command);
@@ -290,6 +278,6 @@ fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, said.trim())))
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, message.trim())))
 }

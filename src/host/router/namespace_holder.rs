@@ -1,8 +1,7 @@
-//! The namespaces of a killed router. The supervisors of its instances hold them open, so that the next router can
-//! enter them.
+//! Namespaces of a killed router. The supervisors of its instances hold them open for the next router to enter.
 //!
-//! The inode number of a deleted namespace is reused, and two VPCs may have the same addresses. Neither therefore
-//! identifies a VPC's namespace. The directory of the instance whose supervisor holds the namespace does.
+//! The inode number of a deleted namespace is reused, and two VPCs may have the same addresses. Therefore the directory
+//! of the instance whose supervisor holds a namespace identifies it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,7 +12,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, fstat};
 
-use super::namespace::is_furnished;
+use super::namespace::is_configured;
 use super::{Interface, RouterConfig};
 use crate::host::vmm_process::processes;
 use crate::unix_socket::SocketPath;
@@ -22,18 +21,16 @@ use crate::unix_socket::SocketPath;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Returns the network namespace of a tap. Returns none if the descriptor is not a tap, or the kernel does not support
-/// the request.
+/// Returns the network namespace of a tap. Returns none for another descriptor, or without the kernel's support.
 pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
         return None;
     }
-    let told = descriptor_by(network, TUNGETDEVNETNS);
-    told.inspect_err(|error| log::warn!("a router that is killed cannot come back: {error}")).ok()
+    let descriptor = descriptor_by(network, TUNGETDEVNETNS);
+    descriptor.inspect_err(|error| log::warn!("a router that is killed cannot come back: {error}")).ok()
 }
 
-/// Returns the user namespace that owns a namespace.
 pub(super) fn owner_of(namespace: &OwnedFd) -> io::Result<OwnedFd> {
     descriptor_by(namespace, NS_GET_USERNS)
 }
@@ -47,25 +44,23 @@ fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
     }
 }
 
-/// The running instances of a VPC after its router was killed.
 #[derive(Debug, Default)]
 pub(super) struct Holders<'a> {
-    /// The network namespace for the next router, if one is held.
     pub namespace: Option<OwnedFd>,
     /// Running instances that are not in this namespace.
     pub cut_off: Vec<&'a Interface>,
 }
 
-/// Finds the running instances and their namespace. A VPC may be spread over several namespaces if a router could not
-/// be replaced earlier. The namespace with the most instances is used then.
+/// Finds the running instances and their namespace. If a router could not be replaced earlier, a VPC may have several
+/// namespaces, and the one with the most instances is used.
 pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
-    let by_folder: HashMap<&Path, &Interface> =
+    let by_directory: HashMap<&Path, &Interface> =
         config.interfaces.iter().map(|interface| (interface.dir.as_path(), interface)).collect();
     // An instance has two processes, one of which holds the namespace.
     let mut running: HashMap<&Path, Option<u64>> = HashMap::new();
     let mut namespaces: HashMap<u64, (OwnedFd, usize)> = HashMap::new();
-    for process in processes(|dir| by_folder.contains_key(dir))? {
-        let Some((dir, _)) = by_folder.get_key_value(process.dir.as_path()) else { continue };
+    for process in processes(|dir| by_directory.contains_key(dir))? {
+        let Some((dir, _)) = by_directory.get_key_value(process.dir.as_path()) else { continue };
         let of = running.entry(dir).or_default();
         // A compromised VMM may offer any namespace, so only its supervisor's is used.
         if process.is_supervisor
@@ -77,16 +72,16 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     }
     let mut namespaces: Vec<_> = namespaces.into_iter().collect();
     namespaces.sort_by_key(|(number, (_, holders))| std::cmp::Reverse((*holders, *number)));
-    let found = namespaces.into_iter().find(|(_, (namespace, _))| is_furnished(namespace, config));
+    let found = namespaces.into_iter().find(|(_, (namespace, _))| is_configured(namespace, config));
     let (number, namespace) = found.map(|(number, (namespace, _))| (number, namespace)).unzip();
     let is_cut_off = |of: &Option<u64>| of.is_none() || *of != number;
-    let mut cut_off: Vec<_> = running.iter().filter(|(_, of)| is_cut_off(of)).map(|(dir, _)| by_folder[dir]).collect();
+    let mut cut_off: Vec<_> =
+        running.iter().filter(|(_, of)| is_cut_off(of)).map(|(dir, _)| by_directory[dir]).collect();
     cut_off.sort_by_key(|interface| interface.address);
     Ok(Holders { namespace, cut_off })
 }
 
-/// Returns the network namespace that a process has open, with its inode number. Returns none if the process cannot be
-/// inspected.
+/// Returns a network namespace that the process has open, with its inode number.
 fn held_by(pid: i32) -> Option<(u64, OwnedFd)> {
     fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().find_map(|entry| {
         let link = fs::read_link(entry.path()).ok()?;
@@ -115,14 +110,14 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     #[test]
-    fn what_is_no_tap_has_no_namespace() {
+    fn namespace_of_non_tap_is_none() {
         let (near, _far) = UnixStream::pair().unwrap();
         assert!(namespace_of(&near.into()).is_none());
         assert!(namespace_of(&File::open("/dev/null").unwrap().into()).is_none());
     }
 
     #[test]
-    fn a_namespace_has_an_owner_and_a_file_has_none() {
+    fn namespace_has_owner_and_file_has_none() {
         assert!(owner_of(&File::open("/dev/null").unwrap().into()).is_err());
         // The namespace of this process is owned by its own user namespace, or by a parent that it cannot access.
         if let Ok(owner) = owner_of(&File::open("/proc/self/ns/net").unwrap().into()) {
@@ -131,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_deserted_when_its_listener_is_gone_and_not_when_it_was_removed() {
+    fn socket_is_deserted_after_listener_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         assert!(!is_deserted(&socket));

@@ -25,34 +25,29 @@ use crate::host::probe;
 
 /// `RTMGRP_LINK` (`linux/rtnetlink.h`): notifications about added and removed interfaces.
 const LINK_GROUP: u32 = 1;
-/// The time that a client may take to send its request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum time until the uplink interface exists.
-const WAY_OUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The interval at which the router checks whether the uplink's process has exited before its interface existed. No
-/// netlink notification reports this.
-const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// The interval at which an idle router checks whether a client is about to connect.
-const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// Maximum time until the uplink interface exists.
+const UPLINK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of checks whether the uplink's process exited before its interface existed, which netlink does not report.
+const UPLINK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Interval at which an idle router checks whether a client is about to connect.
+const IDLE_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The running router, in its namespaces.
 #[derive(Debug)]
 struct Running<'a> {
     dir: &'a Path,
-    /// The netlink socket for interface notifications.
+    /// Netlink socket for interface notifications.
     links: OwnedFd,
-    /// The uplink's process.
-    way_out: Option<Child>,
-    /// The deadline for the uplink interface while it does not exist. Instances do not wait for it.
-    awaited: Option<Instant>,
+    uplink: Option<Child>,
+    /// Deadline for the uplink interface while it does not exist. Instances do not wait for it.
+    uplink_deadline: Option<Instant>,
     /// Clients that wait for the state of the uplink.
-    askers: Vec<UnixStream>,
-    /// The rules in force. The instances of one launch connect one after another, but the rules contain all of them
-    /// from the start.
+    waiting: Vec<UnixStream>,
+    /// Rules in force. They contain all instances of a launch from the start, although these connect one after another.
     rules: String,
-    /// The ports that the bridge's table allows to send.
+    /// Ports that the bridge's table allows to send.
     ports: Vec<Port>,
-    /// The tap of the interface for which the router was started, until a client requests it.
+    /// Tap of the interface for which the router was started, until a client requests it.
     first: Option<(Interface, OwnedFd)>,
 }
 
@@ -83,8 +78,8 @@ fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
 
 fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
     let config = read_config(dir)?;
-    let way_out = match probe::is_installed(super::WAY_OUT) {
-        true => Some(namespace::prepare_way_out(dir, &config)?),
+    let uplink = match probe::is_installed(super::WAY_OUT) {
+        true => Some(namespace::prepare_uplink(dir, &config)?),
         false => None,
     };
     match &place {
@@ -97,7 +92,7 @@ fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
     let rules = rules::render(&config);
     let (ports, first) = match place {
         Place::Held(_) => {
-            namespace::remove_way_out()?;
+            namespace::remove_uplink()?;
             let ports = namespace::connected_ports(&config)?;
             // The previous rules may allow traffic that no security group allows any more, so they are replaced before
             // there is an uplink.
@@ -108,16 +103,15 @@ fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
             let (first, tap) = (find(&config, address)?, Tap::new()?);
             let port = tap.port(first);
             let text = format!("{rules}{}", rules::render_ports(slice::from_ref(&port)));
-            let tap = set_beside(&text, || namespace::furnish(&config, first, tap))?;
+            let tap = set_rules_during(&text, || namespace::configure(&config, first, tap))?;
             (vec![port], Some((first.clone(), tap)))
         }
     };
-    Ok(Running { dir, links, way_out, awaited: None, askers: Vec::new(), rules, ports, first })
+    Ok(Running { dir, links, uplink, uplink_deadline: None, waiting: Vec::new(), rules, ports, first })
 }
 
-/// Applies `rules` while a tap is connected. Both run programs that take milliseconds, and they are independent. No
-/// client has the tap before the rules are in force.
-fn set_beside(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+/// Applies `rules` while a tap is connected, to save milliseconds. No client has the tap before the rules are in force.
+fn set_rules_during(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     thread::scope(|scope| {
         let set = scope.spawn(|| namespace::set_rules(rules));
         let tap = connect();
@@ -128,40 +122,44 @@ fn set_beside(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io:
 
 impl Running<'_> {
     fn serve(mut self, listener: &UnixListener) -> io::Result<()> {
-        let mut was_asked = false;
+        let mut had_client = false;
         // The process that started the router holds the lock until an instance is connected, or gives up.
-        let mut wants_end = true;
+        let mut may_exit = true;
         loop {
             let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
-            let again = if self.awaited.is_some() { Some(&SOON) } else { wants_end.then_some(&AGAIN) };
-            match poll(fds, again) {
+            let timeout = if self.uplink_deadline.is_some() {
+                Some(&UPLINK_INTERVAL)
+            } else {
+                may_exit.then_some(&IDLE_INTERVAL)
+            };
+            match poll(fds, timeout) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             drain(&self.links);
-            self.look_for_way_out();
+            self.check_uplink();
             while let Ok((stream, _)) = listener.accept() {
-                was_asked = true;
+                had_client = true;
                 if let Err(error) = self.answer(stream) {
                     log::warn!("who asked has gone: {error}");
                 }
             }
-            if was_asked {
-                self.let_way_out_go();
+            if had_client {
+                self.release_uplink();
             }
-            wants_end = self.is_alone()?;
-            if !wants_end {
-                if let Err(error) = self.forget_ports() {
+            may_exit = self.has_no_instances()?;
+            if !may_exit {
+                if let Err(error) = self.remove_stale_ports() {
                     log::warn!("the rules of taps that are gone cannot be removed: {error}");
                 }
                 continue;
             }
             // A process that holds the lock is about to send a request.
             if let Some(_lock) = try_lock_file(&self.dir.join(LOCK))?
-                && self.is_alone()?
+                && self.has_no_instances()?
             {
                 std::fs::remove_file(self.dir.join(SOCKET))?;
-                if let Some(mut child) = self.way_out.take() {
+                if let Some(mut child) = self.uplink.take() {
                     let _ = child.kill();
                     let _ = child.wait();
                 }
@@ -170,13 +168,11 @@ impl Running<'_> {
         }
     }
 
-    /// Returns true if no instance is connected.
-    fn is_alone(&self) -> io::Result<bool> {
+    fn has_no_instances(&self) -> io::Result<bool> {
         Ok(namespace::tap_names()?.len() == usize::from(self.first.is_some()))
     }
 
-    /// Removes the rules of taps that no longer exist.
-    fn forget_ports(&mut self) -> io::Result<()> {
+    fn remove_stale_ports(&mut self) -> io::Result<()> {
         let names = namespace::tap_names()?;
         let left: Vec<Port> = self.ports.iter().filter(|port| names.contains(&port.tap)).cloned().collect();
         if left.len() < self.ports.len() {
@@ -197,12 +193,12 @@ impl Running<'_> {
         }
         let done = match serde_json::from_str(&line) {
             Ok(Request::WayOut) => {
-                self.let_way_out_go();
-                if self.awaited.is_some() {
-                    self.askers.push(stream);
+                self.release_uplink();
+                if self.uplink_deadline.is_some() {
+                    self.waiting.push(stream);
                     return Ok(());
                 }
-                Ok((Answer::WayOut(self.has_way_out()), None))
+                Ok((Answer::WayOut(self.has_uplink()), None))
             }
             Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
             Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
@@ -212,7 +208,6 @@ impl Running<'_> {
         send(&stream, &answer, tap)
     }
 
-    /// Reads the configuration and applies its rules.
     fn apply(&mut self) -> io::Result<RouterConfig> {
         let config = read_config(self.dir)?;
         let rules = rules::render(&config);
@@ -239,31 +234,29 @@ impl Running<'_> {
         // The tap's name may be that of a removed tap.
         let mut ports: Vec<Port> = self.ports.iter().filter(|other| other.tap != port.tap).cloned().collect();
         ports.push(port);
-        let tap = set_beside(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
+        let tap = set_rules_during(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
         self.ports = ports;
         Ok(tap)
     }
 
-    /// Lets the waiting uplink process continue. It waits so that it does not compete for the CPU while the first
-    /// instance is connected.
-    fn let_way_out_go(&mut self) {
-        if let Some(mut stdin) = self.way_out.as_mut().and_then(|child| child.stdin.take()) {
+    /// Lets the uplink's process continue. It must not compete for the CPU while the first instance is connected.
+    fn release_uplink(&mut self) {
+        if let Some(mut stdin) = self.uplink.as_mut().and_then(|child| child.stdin.take()) {
             // If the process has exited, this is detected later.
             let _ = stdin.write_all(b"\n");
-            self.awaited = Some(Instant::now() + WAY_OUT_TIMEOUT);
+            self.uplink_deadline = Some(Instant::now() + UPLINK_TIMEOUT);
         }
     }
 
-    /// Returns true if the uplink's process runs.
-    fn has_way_out(&mut self) -> bool {
-        self.way_out.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    fn has_uplink(&mut self) -> bool {
+        self.uplink.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Configures the uplink interface once it exists.
-    fn look_for_way_out(&mut self) {
-        let (Some(deadline), Some(child)) = (self.awaited, &mut self.way_out) else { return };
-        let come = match namespace::has_way_out() {
-            Ok(true) => read_config(self.dir).and_then(|config| namespace::furnish_way_out(&config)),
+    fn check_uplink(&mut self) {
+        let (Some(deadline), Some(child)) = (self.uplink_deadline, &mut self.uplink) else { return };
+        let outcome = match namespace::uplink_exists() {
+            Ok(true) => read_config(self.dir).and_then(|config| namespace::configure_uplink(&config)),
             Ok(false) => match child.try_wait() {
                 Ok(None) if Instant::now() < deadline => return,
                 Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come")),
@@ -272,24 +265,23 @@ impl Running<'_> {
             },
             Err(error) => Err(error),
         };
-        self.awaited = None;
-        if let Err(error) = come {
+        self.uplink_deadline = None;
+        if let Err(error) = outcome {
             log::warn!("there is no uplink: {error}");
             // The process may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
-            self.way_out = None;
+            self.uplink = None;
         }
-        let answer = Answer::WayOut(self.way_out.is_some());
-        for asker in self.askers.drain(..) {
-            if let Err(error) = send(&asker, &answer, None) {
+        let answer = Answer::WayOut(self.uplink.is_some());
+        for client in self.waiting.drain(..) {
+            if let Err(error) = send(&client, &answer, None) {
                 log::warn!("who asked has gone: {error}");
             }
         }
     }
 }
 
-/// Sends an answer, with a tap if there is one.
 fn send(stream: &UnixStream, answer: &Answer, tap: Option<OwnedFd>) -> io::Result<()> {
     let text = serde_json::to_vec(answer)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -311,7 +303,7 @@ pub(super) fn read_config(dir: &Path) -> io::Result<RouterConfig> {
     Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
-/// Discards interface notifications. The state of interfaces is queried elsewhere.
+/// Discards notifications. The state of interfaces is queried elsewhere.
 fn drain(links: &OwnedFd) {
     let mut buffer = [0; 16 << 10];
     while rustix::io::read(links, &mut buffer[..]).is_ok_and(|count| count > 0) {}

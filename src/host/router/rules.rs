@@ -1,9 +1,9 @@
 //! The nftables rules of a VPC.
 //!
-//! Each direction has a map from an instance's address to the chain of its rules; instances with the same rules share
-//! a chain. A new connection passes the egress chain of its source, and then the ingress chain of its destination or
-//! the uplink. Replies pass by connection tracking. Requests to the VPC's name server pass regardless of security
-//! groups, as in EC2 (Amazon VPC User Guide, "Security groups").
+//! Each direction maps an instance's address to the chain of its rules; instances with the same rules share a chain. A
+//! new connection passes the egress chain of its source, and then the ingress chain of its destination or the uplink.
+//! Replies pass by connection tracking. Requests to the VPC's name server always pass, as in EC2 (Amazon VPC User
+//! Guide, "Security groups").
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use super::RouterConfig;
 use super::namespace::{BRIDGE, OUT, Port};
 use crate::vmm::netstack::{FilterProtocol, FilterRule};
 
-/// The whole table, which atomically replaces the previous one.
+/// Renders the whole table, which atomically replaces the previous one.
 pub(super) fn render(config: &RouterConfig) -> String {
     let mut text = String::from("table inet wisp\ndelete table inet wisp\ntable inet wisp {\n");
     let egress: Vec<_> = config.interfaces.iter().map(|one| (one.address, one.filter.egress.as_slice())).collect();
@@ -49,8 +49,8 @@ pub(super) fn render(config: &RouterConfig) -> String {
 }
 
 /// Renders the bridge's table, which atomically replaces the previous one. Each port may send only IPv4 packets from
-/// its instance's own MAC and IP addresses. The VMM itself answers ARP and DHCP, so an instance has nothing else to
-/// send. The security groups' rules can therefore trust a packet's source address.
+/// its instance's MAC and IP addresses; the VMM itself answers ARP and DHCP. Security group rules can therefore trust a
+/// packet's source address.
 pub(super) fn render_ports(ports: &[Port]) -> String {
     let element = |Port { tap, mac, address }: &Port| format!("\"{tap}\" . {mac} . {address}");
     let elements: Vec<String> = ports.iter().map(element).collect();
@@ -74,7 +74,7 @@ table bridge wisp {{
     )
 }
 
-/// The chains of one direction and the map to them; `peer` is the field with the other end's address.
+/// Renders the chains of one direction and the map to them. `peer` is the field with the other end's address.
 fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])], peer: &str, verdict: &str) {
     let mut alike: BTreeMap<&[FilterRule], Vec<Ipv4Addr>> = BTreeMap::new();
     for (address, rules) in interfaces {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_bound_to_their_addresses_and_others_are_dropped() {
+    fn ports_are_bound_to_their_addresses() {
         let port = |number: u8| Port {
             tap: format!("tap{number}"),
             mac: MacAddress([6, 0, 0, 0, 0, number]),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_passes_where_there_is_nobody() {
+    fn network_without_instances_has_no_elements() {
         let text = render_with(Vec::new());
         assert!(!text.contains("elements"), "{text}");
         assert!(text.contains("policy drop"), "{text}");

@@ -1,6 +1,5 @@
-//! Tests of a VPC in the kernel: taps as VMMs use them, and frames that a compromised VMM writes to its tap.
-//!
-//! Each test runs in new user and network namespaces, except the last one.
+//! Tests of a VPC in the kernel, with frames that a compromised VMM writes to its tap. Each test runs in new user and
+//! network namespaces, except the last one.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -17,7 +16,7 @@ use crate::vmm::netstack::{FilterProtocol, FilterRule, GATEWAY_MAC};
 /// Set in the process that runs in the namespaces.
 const INSIDE: &str = "WISP_TEST_ROUTER";
 const DEADLINE: Duration = Duration::from_secs(20);
-/// The size in bytes of the header before each of a tap's frames (`IFF_VNET_HDR`).
+/// Size in bytes of the header before each of a tap's frames (`IFF_VNET_HDR`).
 const VNET_HEADER: usize = 10;
 const ROUTER: [u8; 4] = [172, 31, 0, 1];
 
@@ -60,7 +59,6 @@ fn address(number: u8) -> [u8; 4] {
     [172, 31, 0, number]
 }
 
-/// Creates a network with three taps, in the order of the instances.
 fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
     let (mut ports, mut taps) = (Vec::new(), Vec::new());
     namespace::set_rules(&rules::render(config)).unwrap();
@@ -68,7 +66,7 @@ fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
         let tap = Tap::new().unwrap();
         ports.push(tap.port(interface));
         namespace::set_rules(&rules::render_ports(&ports)).unwrap();
-        let connect = if taps.is_empty() { namespace::furnish } else { namespace::connect };
+        let connect = if taps.is_empty() { namespace::configure } else { namespace::connect };
         let tap = connect(config, interface, tap).unwrap();
         fcntl_setfl(&tap, OFlags::NONBLOCK).unwrap();
         taps.push(tap);
@@ -80,7 +78,6 @@ fn ethernet(source: [u8; 6], rest: &[&[u8]]) -> Vec<u8> {
     [&[0; VNET_HEADER][..], &GATEWAY_MAC.0, &source, &rest.concat()].concat()
 }
 
-/// Returns a UDP packet as an instance sends it to another through the router.
 fn packet(source_mac: [u8; 6], source: [u8; 4], destination: [u8; 4], text: &[u8]) -> Vec<u8> {
     ethernet(source_mac, &[&[8, 0], &ip(source, destination, text)])
 }
@@ -180,7 +177,7 @@ fn tap_without_rules_sends_nothing() {
 }
 
 #[test]
-fn router_that_ends_instead_of_answering_is_reported_as_ended() {
+fn exited_router_is_reported_as_ended() {
     let dir = Path::new("/networks/vpc-1");
     let (near, far) = UnixStream::pair().unwrap();
     drop(far);

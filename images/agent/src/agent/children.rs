@@ -1,10 +1,9 @@
 //! Ownership of children's exit statuses.
 //!
-//! Each command's session waits for its own child. The guest's first process also inherits every orphan of the system
-//! and must reap them, but never a command. Both use one lock. A command is registered before a sweep can see it, and
-//! a sweep that finds a dead registered child stops there: `waitid` reports dead children one at a time, in its own
-//! order. The session that reaps that child then sweeps again. So no zombie stays, and no status goes to the wrong
-//! waiter.
+//! Each session waits for its own child. Process 1 also inherits every orphan and must reap it, but never a command.
+//! Both use one lock: a command is registered before a sweep can see it. A sweep that finds a dead registered child
+//! stops there, because `waitid` reports dead children one at a time, in its own order. The session that reaps that
+//! child sweeps again. So no zombie stays, and no status goes to the wrong waiter.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -19,18 +18,15 @@ use rustix::process::{
 
 use crate::protocol::ExitStatus;
 
-/// The children that a session waits for.
 #[derive(Debug)]
 pub struct Children {
     registered: Mutex<Vec<Pid>>,
     adopts_orphans: bool,
-    /// True while the guest stops. Its first process then wants a SIGCHLD for each reaped child.
+    /// True while the guest stops. Process 1 then wants a SIGCHLD for each reaped child.
     stopping: AtomicBool,
 }
 
-/// A running command, the leader of its own session and process group.
-///
-/// Its process id is not reused before [`Children::reap`].
+/// A running command, the leader of its own session and process group. Its id is not reused before [`Children::reap`].
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -38,7 +34,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Sends a signal to the command's process group. A group that is already gone is not an error.
+    /// Sends a signal to the process group, if it still exists.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
@@ -52,7 +48,7 @@ impl AsFd for Child {
 }
 
 impl Children {
-    /// Creates an empty register. `adopts_orphans` is true in the guest's first process.
+    /// `adopts_orphans` is true in process 1.
     #[must_use]
     pub fn new(adopts_orphans: bool) -> Self {
         Self { registered: Mutex::new(Vec::new()), adopts_orphans, stopping: AtomicBool::new(false) }
@@ -64,9 +60,6 @@ impl Children {
     }
 
     /// Starts a child with `spawn` and registers it, so that only [`reap`](Self::reap) takes its status.
-    ///
-    /// # Errors
-    /// The error of `spawn` or of `pidfd_open`.
     pub fn spawn(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Child> {
         let pid = {
             let mut registered = self.lock();
@@ -84,7 +77,6 @@ impl Children {
         }
     }
 
-    /// Waits for the child's end and takes its status.
     pub fn reap(&self, child: Child) -> ExitStatus {
         self.take(child.pid)
     }
@@ -111,9 +103,7 @@ impl Children {
         }
     }
 
-    /// Reaps every dead child that no session waits for. Does nothing unless this is the first process.
-    ///
-    /// Returns true if any children are left, dead or alive.
+    /// In process 1, reaps every dead child that no session waits for. Returns true if any children are left.
     pub fn reap_orphans(&self) -> bool {
         if !self.adopts_orphans {
             return true;
@@ -132,18 +122,17 @@ impl Children {
         }
     }
 
-    /// Returns true while the guest stops.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Requests a SIGCHLD to this process for every child reaped from now on.
+    /// Requests a SIGCHLD for every child reaped from now on.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 }
 
-/// Finds a dead child without reaping it. (rustix's `waitid` hides the child's process id.)
+/// Finds a dead child without reaping it. rustix's `waitid` hides the child's process id.
 fn look_for_dead_child() -> io::Result<Option<Pid>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
@@ -151,7 +140,6 @@ fn look_for_dead_child() -> io::Result<Option<Pid>> {
     if unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), options) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all zeroes is a valid `siginfo_t`, and the call wrote a valid one over it, if any. The
-    // process id is zero where there is no dead child.
+    // SAFETY: all zeroes is a valid `siginfo_t` without a dead child, and the call may have written another over it.
     Ok(Pid::from_raw(unsafe { info.assume_init().si_pid() }))
 }

@@ -1,4 +1,4 @@
-//! A command's environment and the lookup of its program.
+//! Environment of a command, and the lookup of its program.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -9,10 +9,8 @@ use rustix::fs::FileType;
 
 use super::users::User;
 
-/// The default `PATH` for program lookup.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Returns the initial environment of this user's commands.
 #[must_use]
 pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
     let variables =
@@ -24,7 +22,7 @@ pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
         .collect()
 }
 
-/// Sets a variable, replacing an earlier value.
+/// Replaces an earlier value.
 pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsStr) {
     match variables.iter_mut().find(|(known, _)| known == name) {
         Some((_, known)) => known.clone_from(&value.to_owned()),
@@ -32,10 +30,7 @@ pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsSt
     }
 }
 
-/// Formats the variables as `name=value`.
-///
-/// # Errors
-/// `InvalidInput` if a variable contains NUL, or if a name is empty or contains `=`.
+/// Formats variables as `name=value`. Fails if one contains NUL, or if a name is empty or contains `=`.
 pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CString>> {
     variables
         .into_iter()
@@ -51,14 +46,11 @@ pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CStr
         .collect()
 }
 
-/// The result of a lookup in `PATH`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// An executable program.
     Found(OsString),
     /// Only files without an execute bit.
     NotExecutable,
-    /// No such file.
     NotFound,
 }
 
@@ -92,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_later_value_stands_where_the_earlier_did() {
+    fn later_value_replaces_earlier_value_in_place() {
         let mut variables = vec![("A".into(), "1".into()), ("B".into(), "2".into())];
         set(&mut variables, OsStr::new("A"), OsStr::new("3"));
         let strings = to_c_strings(variables).expect("valid");
@@ -100,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_found_passed_over_and_missed() {
+    fn look_up_finds_only_executables_in_path() {
         assert_eq!(look_up(OsStr::new("sh"), OsStr::new("/no/such:/bin")), Lookup::Found("/bin/sh".into()));
         assert_eq!(look_up(OsStr::new("passwd"), OsStr::new("/etc")), Lookup::NotExecutable);
         assert_eq!(look_up(OsStr::new("no-such-program"), OsStr::new(PATH)), Lookup::NotFound);

@@ -1,11 +1,10 @@
 //! A command's session. One thread moves data between the command's streams and the connection.
 //!
-//! The session reads nothing that it cannot forward: it reads output only after sending the previous output, and
-//! standard input arrives within its window. So it holds at most a window of input and a frame or two of output. A
-//! slow host slows the command down, and a signal is handled at once whatever else is blocked.
+//! The session reads output only after it has sent the previous output, and standard input arrives within its window.
+//! So it holds at most a window of input and a frame or two of output. A slow host slows the command down, but signals
+//! are handled at once.
 //!
-//! The session reports the status when the command itself has ended and the pipes (or the terminal) are empty.
-//! Background processes that the command left do not keep the session open.
+//! The session ends when the command has ended and its pipes (or terminal) are empty, even with background processes.
 //!
 //! When the host disconnects, the command's process group gets SIGHUP, and SIGKILL after [`GRACE`].
 
@@ -24,24 +23,19 @@ use crate::protocol::{
     ToHost,
 };
 
-/// The time for a command to end after its host disconnected.
+/// Time for a command to end after its host disconnected.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The least credit to return at once: a frame for each keystroke would be wasteful.
-/// The host never starves as long as this is well below the window.
+/// Minimum credit to return at once, well below the window: a frame for each keystroke would be wasteful.
 const CREDIT_PORTION: usize = STDIN_WINDOW / 4;
 
-/// The most output to forward after the command's end. It is more than the pipes can hold (a mebibyte each, if the
-/// command enlarged them). It bounds the session if a background process keeps writing.
+/// Maximum output to forward after the command's end. It exceeds the capacity of the pipes (1 MiB each, if the command
+/// enlarged them), and bounds the session if a background process keeps writing.
 const DRAIN_LIMIT: usize = 2 * 1024 * 1024;
 
-/// The character that a terminal treats as the end of input (VEOF, control-D).
+/// Character that a terminal treats as the end of input (VEOF, control-D).
 const END_OF_TRANSMISSION: u8 = 4;
 
-/// Runs a command and serves its connection until either ends.
-///
-/// # Errors
-/// The error that ended the connection, if it ended first.
 pub fn run(children: &Children, connection: &mut Connection, request: &ExecRequest) -> Result<(), ProtocolError> {
     let Running { child, input, output, error } = match start(children, request) {
         Ok(running) => running,
@@ -68,28 +62,26 @@ pub fn run(children: &Children, connection: &mut Connection, request: &ExecReque
 struct Session<'a> {
     children: &'a Children,
     connection: &'a mut Connection,
-    /// `None` once reaped.
+    /// None once reaped.
     child: Option<Child>,
     status: Option<ExitStatus>,
     input: Input,
     output: Option<OwnedFd>,
     error: Option<OwnedFd>,
     buffer: Vec<u8>,
-    /// The number of bytes forwarded since the command ended.
+    /// Bytes forwarded since the command ended.
     drained: usize,
 }
 
-/// The command's standard input and the data for it.
 struct Input {
-    /// A terminal stays open for the command's whole life, whatever happens to its input. Closing its last descriptor
-    /// would hang up the command while it exits.
+    /// A terminal stays open for the command's whole life: closing its last descriptor would hang up the command.
     fd: Option<OwnedFd>,
     is_terminal: bool,
-    /// The command accepts no more input.
+    /// True once the command accepts no more input.
     closed: bool,
     pending: Vec<u8>,
     written: usize,
-    /// The host sends no more input.
+    /// True once the host sends no more input.
     ended: bool,
     /// Bytes written but not yet credited to the host.
     credit: usize,
@@ -97,9 +89,9 @@ struct Input {
 
 impl Session<'_> {
     fn pump(&mut self) -> Result<(), ProtocolError> {
-        // Some frames may have arrived in the same read as the request. `poll` does not report those.
-        let mut host_is_there = self.act_on_frames()?;
-        while host_is_there {
+        // Some frames may have arrived in the same read as the request, and `poll` does not report those.
+        let mut is_connected = self.handle_frames()?;
+        while is_connected {
             let sending = self.connection.writer.pending() > 0;
             // The command has ended: forward only the current contents of its pipes.
             let draining = self.status.filter(|_| !sending);
@@ -122,7 +114,7 @@ impl Session<'_> {
             }
             if connection.read {
                 let fill = self.connection.reader.fill_now()?;
-                host_is_there = self.act_on_frames()? && fill != Fill::End;
+                is_connected = self.handle_frames()? && fill != Fill::End;
             }
             if child.read {
                 self.status = self.child.take().map(|child| self.children.reap(child));
@@ -142,8 +134,8 @@ impl Session<'_> {
         Err(ProtocolError::Closed)
     }
 
-    /// Handles the frames that have been read; returns false if a frame ends the session.
-    fn act_on_frames(&mut self) -> Result<bool, ProtocolError> {
+    /// Handles the frames that have been read. Returns false if a frame ends the session.
+    fn handle_frames(&mut self) -> Result<bool, ProtocolError> {
         while let Some(frame) = self.connection.reader.next_buffered()? {
             match frame {
                 ToGuest::Stdin(bytes) => self.input.take(bytes.0)?,
@@ -200,7 +192,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends a command that is still running, because the host is gone.
+    /// Ends a command that still runs after the host disconnected.
     fn hang_up(&mut self) {
         let Some(child) = self.child.take() else { return };
         // Closing the terminal hangs it up for every process that has it open.
@@ -249,7 +241,6 @@ impl Input {
         self.write();
     }
 
-    /// Writes as much as possible without blocking.
     fn write(&mut self) {
         let Some(fd) = &self.fd else { return };
         while self.is_pending() {

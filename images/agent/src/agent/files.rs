@@ -1,8 +1,8 @@
 //! Files in directories that users other than root can change.
 //!
-//! If root opens a path there, the directory's owner may have replaced it with a link to a system file, a pipe without
-//! a writer, or a device. So these functions take an open directory and one name in it. They follow no link and never
-//! block. They change the owner and mode of an open file, never of a name.
+//! The directory's owner may have replaced a name with a link to a system file, a pipe without a writer, or a device.
+//! So these functions take an open directory and one name in it, follow no link and never block. They change the owner
+//! and mode of an open file, never of a name.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,18 +12,18 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
-/// The attempts to create a temporary file whose name another process keeps taking.
+/// Attempts to create a temporary file whose name another process keeps taking.
 const ATTEMPTS: usize = 8;
 
-/// A user id and a group id.
+/// User id and group id.
 pub type Owner = (u32, u32);
 
-/// Opens a directory of the system. Follows links in `path`.
+/// Follows links in `path`, which is a directory of the system.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens the directory `name`, creating it if necessary. Does not follow a link.
+/// Creates the directory if necessary. Does not follow a link.
 pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -38,8 +38,7 @@ pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::R
     }
 }
 
-/// Reads the file `name` and its metadata; returns `None` if it does not exist. Links, devices, pipes and files longer
-/// than `limit` bytes are errors.
+/// Returns none for a missing file. Fails for links, devices, pipes and files longer than `limit` bytes.
 pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
@@ -59,7 +58,7 @@ pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec
     Ok(Some((content, stat)))
 }
 
-/// Creates or replaces the file `name` atomically. A link of that name is replaced, not followed.
+/// Creates or replaces a file atomically. A link of that name is replaced, not followed.
 pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
     let temporary = format!(".{name}.wisp");
     let mut file = File::from(create_new(&parent, &temporary)?);
@@ -75,7 +74,7 @@ pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: 
     written
 }
 
-/// Opens a regular file of the system for appending, creating it if necessary.
+/// Opens a regular file of the system for appending. Creates it if necessary.
 pub fn append(path: &Path) -> io::Result<File> {
     let flags =
         OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -84,7 +83,6 @@ pub fn append(path: &Path) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Changes the owner of an open file or directory.
 pub fn give(file: impl AsFd, owner: Option<Owner>) -> io::Result<()> {
     let Some((uid, gid)) = owner else { return Ok(()) };
     Ok(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
@@ -148,7 +146,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn pipes_and_long_files_are_errors_and_are_not_waited_for() {
+    fn pipes_and_long_files_are_refused_without_blocking() {
         let (dir, directory) = directory();
         let pipe = dir.path().join("pipe");
         make_pipe(&pipe);

@@ -1,8 +1,7 @@
 //! Applies the seed: keys at each boot, user data once for each instance.
 //!
-//! The state is in `/var/lib/wisp/user-data.state`, on the guest's own disk. A restarted instance does not run its
-//! user data again; a new instance from an image of this disk does. If the disk is not writable, neither keys nor user
-//! data are applied.
+//! The state is in `/var/lib/wisp/user-data.state`, on the guest's own disk. A restarted instance does not run its user
+//! data again; a new instance from an image of this disk does. Without a writable disk, the seed is not applied.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -27,25 +26,20 @@ use crate::poll::{Interest, poll};
 use crate::protocol::{ExitStatus, UserDataState, UserDataStatus};
 use crate::seed::{MAX_SEED, SEED_PORT, Seed};
 
-/// The directory of the agent's persistent state.
-pub const STATE_FOLDER: &str = "/var/lib/wisp";
+pub const STATE_DIRECTORY: &str = "/var/lib/wisp";
 const STATE: &str = "user-data.state";
 const SCRIPT: &str = "user-data";
-/// The log of a script's output, which also goes to the console.
+/// Log of a script's output, which also goes to the console.
 const LOG: &str = "/var/log/wisp-user-data.log";
 const AUTHORIZED_KEYS: &str = "authorized_keys";
-/// The size of a read of a script's output.
 const BUFFER: usize = 4096;
-/// The most output to forward after a script's end, in bytes, before it counts as finished. It is more than a pipe
-/// holds.
+/// Maximum output in bytes to forward after a script's end. It exceeds a pipe's capacity.
 const DRAIN_LIMIT: usize = 2 << 20;
 
-/// The state of the user data, shared with connections.
 #[derive(Debug, Default)]
 pub struct UserData(Mutex<UserDataStatus>);
 
 impl UserData {
-    /// Returns the current state.
     pub fn status(&self) -> UserDataStatus {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,7 +49,7 @@ impl UserData {
     }
 }
 
-/// Reads the seed from the host, if there is one, and applies it; returns after the user data has run.
+/// Reads the host's seed, if there is one, and applies it. Returns after the user data has run.
 pub fn apply_seed(children: &Children, user_data: &UserData) {
     let Ok(socket) = listener::connect_to_host(SEED_PORT) else { return };
     let Some(seed) = read_seed(socket) else {
@@ -65,7 +59,7 @@ pub fn apply_seed(children: &Children, user_data: &UserData) {
     apply(children, user_data, &seed);
 }
 
-/// Applies a seed; returns after the user data has run.
+/// Returns after the user data has run.
 pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
     if let Err(error) = authorize(seed) {
         eprintln!("wisp-init: public keys cannot be put into place: {error}");
@@ -82,7 +76,6 @@ fn read_seed(socket: OwnedFd) -> Option<Seed> {
     Seed::decode(&bytes)
 }
 
-/// Adds missing public keys to the default user's `authorized_keys`.
 fn authorize(seed: &Seed) -> io::Result<()> {
     if seed.public_keys.is_empty() {
         return Ok(());
@@ -92,11 +85,10 @@ fn authorize(seed: &Seed) -> io::Result<()> {
     add_keys(Path::new(&user.home), &seed.public_keys, (user.uid, user.gid))
 }
 
-/// The longest `authorized_keys`, in bytes.
+/// Maximum size of `authorized_keys` in bytes.
 const MAX_KEYS: u64 = 1 << 20;
 
-/// Adds keys to `authorized_keys` in the home directory of a user. The user may have placed links and other files
-/// there.
+/// Adds keys to a user's `authorized_keys`. The user may have placed links and other files there.
 fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     let (uid, _) = owner;
     let home_directory = files::open_directory(home)?;
@@ -125,7 +117,7 @@ fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     }
 }
 
-/// Returns the content of `authorized_keys` with the missing lines of `keys` appended.
+/// Appends the missing lines of `keys` to the content of `authorized_keys`.
 fn with_keys(before: &[u8], keys: &[String]) -> Vec<u8> {
     let mut text = before.to_vec();
     for key in keys {
@@ -141,28 +133,24 @@ fn with_keys(before: &[u8], keys: &[String]) -> Vec<u8> {
     text
 }
 
-/// The work of a boot for the user data.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// The user data ran, or was stored, at an earlier boot of this instance.
     Done(UserDataStatus),
-    /// This is the instance's first boot.
     First,
 }
 
-/// Locations of the user data and its output.
 #[derive(Debug)]
 struct Places {
-    /// The directory of the user data and its state.
+    /// Directory of the user data and its state.
     state: PathBuf,
-    /// The log of a script's output.
     log: PathBuf,
     console: PathBuf,
 }
 
 impl Places {
     fn of_the_guest() -> Self {
-        Self { state: STATE_FOLDER.into(), log: LOG.into(), console: "/dev/console".into() }
+        Self { state: STATE_DIRECTORY.into(), log: LOG.into(), console: "/dev/console".into() }
     }
 }
 
@@ -177,18 +165,18 @@ fn run_user_data(children: &Children, user_data: &UserData, seed: &Seed, places:
     let directory = files::open_directory(&places.state)?;
     let is_script = data.starts_with(b"#!");
     files::replace(&directory, SCRIPT, data, if is_script { 0o700 } else { 0o600 }, None)?;
-    let note = |status: UserDataStatus| {
+    let record = |status: UserDataStatus| {
         user_data.set(status);
         files::replace(&directory, STATE, render(&seed.instance_id, status).as_bytes(), 0o600, None)
     };
     if !is_script {
-        return note(UserDataStatus { state: UserDataState::Stored, exit: None });
+        return record(UserDataStatus { state: UserDataState::Stored, exit: None });
     }
-    // Recorded before the script starts: a script that ends the machine must not run again.
-    note(UserDataStatus { state: UserDataState::Running, exit: None })?;
+    // Record this before the script starts: a script that stops the guest must not run again.
+    record(UserDataStatus { state: UserDataState::Running, exit: None })?;
     let exit = run_script(children, &places.state.join(SCRIPT), places)?.exit_code();
     let state = if exit == 0 { UserDataState::Finished } else { UserDataState::Failed };
-    note(UserDataStatus { state, exit: Some(exit) })
+    record(UserDataStatus { state, exit: Some(exit) })
 }
 
 fn step(state: &str, instance_id: &str) -> Step {
@@ -201,7 +189,7 @@ fn step(state: &str, instance_id: &str) -> Step {
     let state = match name {
         Some("stored") => UserDataState::Stored,
         Some("finished") => UserDataState::Finished,
-        // A script that was running when the machine ended did not finish.
+        // A script that was running when the guest stopped did not finish.
         _ => UserDataState::Failed,
     };
     Step::Done(UserDataStatus { state, exit })
@@ -212,8 +200,7 @@ fn render(instance_id: &str, status: UserDataStatus) -> String {
     format!("{instance_id} {}{exit}\n", status.state.as_str())
 }
 
-/// Runs the script as root and forwards its output; returns when the script itself has ended. Its background processes
-/// may keep writing.
+/// Runs the script as root and forwards its output until it exits. Its background processes may keep writing.
 fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result<ExitStatus> {
     let path = CString::new(script.as_os_str().as_encoded_bytes())?;
     let program = Program {
@@ -228,10 +215,10 @@ fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result
     let child = children.spawn(|| spawn(&program, stdio)).map_err(|error| explain(error, script))?;
     drop(input);
     let mut output = ScriptOutput::new(output, places);
-    output.pass_on_until(&child);
+    output.forward_until(&child);
     if !output.has_ended {
         // Keep reading: SIGPIPE would kill background processes that write to the pipe.
-        let _ = thread::Builder::new().name("user-data".into()).spawn(move || while output.pass_on() {});
+        let _ = thread::Builder::new().name("user-data".into()).spawn(move || while output.forward() {});
     }
     Ok(children.reap(child))
 }
@@ -250,11 +237,10 @@ fn explain(error: io::Error, script: &Path) -> io::Error {
     }
 }
 
-/// The pipe of a script's output, and its destinations: the console and the log.
 struct ScriptOutput {
     pipe: File,
     sinks: Vec<File>,
-    /// The pipe has no writer any more.
+    /// True once the pipe has no writer.
     has_ended: bool,
 }
 
@@ -266,7 +252,7 @@ impl ScriptOutput {
     }
 
     /// Forwards output until the child has ended, then the rest of the pipe.
-    fn pass_on_until(&mut self, child: &Child) {
+    fn forward_until(&mut self, child: &Child) {
         let mut left = DRAIN_LIMIT;
         let mut is_running = true;
         while !self.has_ended && (is_running || left > 0) {
@@ -278,7 +264,7 @@ impl ScriptOutput {
             let Ok([output, ended]) = poll(slots, timeout) else { return };
             if output.read {
                 left = if is_running { left } else { left.saturating_sub(BUFFER) };
-                self.pass_on();
+                self.forward();
             } else if !is_running {
                 return;
             }
@@ -286,8 +272,8 @@ impl ScriptOutput {
         }
     }
 
-    /// Waits for output and forwards it; returns false at its end.
-    fn pass_on(&mut self) -> bool {
+    /// Waits for output and forwards it. Returns false at the end of the output.
+    fn forward(&mut self) -> bool {
         let mut buffer = [0; BUFFER];
         match self.pipe.read(&mut buffer) {
             // A full disk or a missing console must not stop the script.
@@ -306,7 +292,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn user_data_is_done_once_for_each_instance() {
+    fn user_data_runs_once_per_instance() {
         assert_eq!(step("", "i-1"), Step::First);
         assert_eq!(step("i-0 finished 0\n", "i-1"), Step::First);
         let done = |state, exit| Step::Done(UserDataStatus { state, exit });
@@ -317,14 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noted_is_read_back() {
+    fn recorded_status_is_read_back() {
         for (state, exit) in [(UserDataState::Finished, Some(0)), (UserDataState::Stored, None)] {
             let status = UserDataStatus { state, exit };
             assert_eq!(step(&render("i-1", status), "i-1"), Step::Done(status));
         }
     }
 
-    /// Creates a home directory of the current user.
     fn home() -> (tempfile::TempDir, Owner) {
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         (tempfile::tempdir().unwrap(), own)
@@ -335,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_added_to_those_that_are_there() {
+    fn keys_are_appended_to_existing_keys() {
         let (home, owner) = home();
         let file = home.path().join(".ssh/authorized_keys");
         add_keys(home.path(), &key("A"), owner).unwrap();
@@ -347,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_follow_no_link_of_the_user() {
+    fn keys_do_not_follow_symlinks() {
         let (home, owner) = home();
         let system = tempfile::tempdir().unwrap();
         let secret = system.path().join("shadow");
@@ -358,11 +343,11 @@ mod tests {
             let names = fs::read_dir(system.path()).unwrap().count();
             fs::read_to_string(&secret).unwrap() == "secret" && mode == 0o640 && names == 1
         };
-        // The directory.
+        // The directory is a link.
         symlink(system.path(), home.path().join(".ssh")).unwrap();
         add_keys(home.path(), &key("A"), owner).unwrap_err();
         assert!(is_untouched());
-        // The file to read, and the file to write.
+        // The files to read and to write are links.
         fs::remove_file(home.path().join(".ssh")).unwrap();
         fs::create_dir(home.path().join(".ssh")).unwrap();
         let file = home.path().join(".ssh/authorized_keys");
@@ -374,13 +359,13 @@ mod tests {
         add_keys(home.path(), &key("A"), owner).unwrap();
         assert!(is_untouched());
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
-        // A home directory of another user.
+        // The home directory belongs to another user.
         add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
     }
 
     #[test]
-    fn keys_in_a_pipe_are_an_error_and_are_not_waited_for() {
+    fn keys_in_pipe_are_refused_without_blocking() {
         let (home, owner) = home();
         fs::create_dir(home.path().join(".ssh")).unwrap();
         let file = home.path().join(".ssh/authorized_keys");
@@ -389,7 +374,6 @@ mod tests {
         assert!(error.contains("not a regular file"), "{error}");
     }
 
-    /// Locations of a test's user data.
     struct Guest {
         dir: tempfile::TempDir,
         children: Children,
@@ -414,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_runs_and_data_is_stored() {
+    fn script_runs_and_plain_data_is_stored() {
         let guest = Guest::new();
         let trace = guest.dir.path().join("trace");
         let script = format!("#!/bin/sh\necho said\necho ran >> {}\nexit 3\n", trace.display());
@@ -432,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_finished_when_it_exits_and_its_background_goes_on() {
+    fn script_finishes_at_exit_despite_background_process() {
         let guest = Guest::new();
         let pipe = |name: &str| {
             let path = guest.dir.path().join(name);
@@ -456,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_without_its_interpreter_says_which() {
+    fn missing_interpreter_is_named() {
         let guest = Guest::new();
         let error = guest.run("#!/no/such/shell -x\n", "i-1").unwrap_err().to_string();
         assert!(error.contains("\"/no/such/shell -x\""), "{error}");

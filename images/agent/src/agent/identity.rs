@@ -1,8 +1,8 @@
-//! Data that must be unique per machine: SSH host keys, the machine id, the random generator's seed.
+//! Data that must be unique per instance: SSH host keys, the machine id, the random generator's seed.
 //!
-//! The disk of an instance that was created from another has the other's data. The first boot of an instance renews
-//! them, if possible before the guest's own init runs. A fork renews them when it receives its new identity. [`STAMP`]
-//! records the instance for which this was done, so that later boots keep the data.
+//! An instance that was created from another has the other's data on its disk. Its first boot renews them, if possible
+//! before the guest's own init. A fork renews them when it receives its identity. [`STAMP`] records the instance, so
+//! that later boots keep the data.
 //!
 //! cloud-init renews SSH host keys when it boots as a new instance. If it is installed, a boot leaves the keys to it.
 
@@ -18,24 +18,21 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::children::Children;
 use super::files;
-use super::first_boot::STATE_FOLDER;
+use super::first_boot::STATE_DIRECTORY;
 use super::system;
 
-/// A symbolic link to the id of the instance that the data were made for.
-///
-/// Creating a link is atomic and part of the journal: after a crash it exists if any later change does.
+/// Symbolic link to the id of the instance that the data were made for. Creating a link is atomic and part of the
+/// journal: after a crash the link exists if any later change does.
 const STAMP: &str = "instance";
-/// The longest accepted id.
 const MAX_ID: usize = 32;
 
 /// The machine id of systemd and of D-Bus (machine-id(5)).
 const MACHINE_ID: (&str, &str) = ("etc", "machine-id");
 const DBUS_MACHINE_ID: (&str, &str) = ("var/lib/dbus", "machine-id");
-/// The number of digits of an id. A file with other content has no id yet, and the guest's init creates one.
+/// Number of digits of an id. If a file has other content, the guest's init creates an id.
 const ID_DIGITS: usize = 32;
 
-/// The files in which systemd, sysvinit, older Alpine, OpenRC and busybox keep a seed for the next boot's random
-/// generator.
+/// Random seeds that systemd, sysvinit, older Alpine, OpenRC and busybox keep for the next boot.
 const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/systemd/random-seed",
     "var/lib/urandom/random-seed",
@@ -44,12 +41,10 @@ const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/seedrng/seed.no-credit",
 ];
 
-/// The directory of OpenSSH's host keys, and the directory in the guest's state where new ones are created first.
+/// OpenSSH's host keys, and the directory in the guest's state where new ones are created first.
 const OPENSSH: &str = "etc/ssh";
 const NEW_KEYS: &str = "new-host-keys";
-/// The directory of dropbear's host keys.
 const DROPBEAR: &str = "etc/dropbear";
-/// The name of the process that accepts OpenSSH's connections.
 const SSHD: &str = "sshd";
 const SSHD_PID: &str = "/run/sshd.pid";
 
@@ -57,16 +52,14 @@ const SSHD_PID: &str = "/run/sshd.pid";
 const CLOUD_INIT: &str = "usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
 
-/// Occasions of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// A boot.
     Boot,
-    /// A guest that is restored as another instance than the one that was saved.
+    /// The guest is restored as another instance than the one in the snapshot.
     Resume,
 }
 
-/// Renews the identity of the guest if it is another instance's. Reports problems on the console.
+/// Renews the guest's identity if it is another instance's. Reports problems on the console.
 pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
     let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
     if let Err(error) = guest.renew(instance_id, moment) {
@@ -74,7 +67,6 @@ pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
     }
 }
 
-/// Returns true if cloud-init configures the guest in `root`.
 pub fn has_cloud_init(root: &Path) -> bool {
     root.join(CLOUD_INIT).exists() && !root.join(CLOUD_INIT_OFF).exists()
 }
@@ -91,7 +83,7 @@ impl Guest<'_> {
         if instance_id.is_empty() || instance_id.len() > MAX_ID || !instance_id.bytes().all(is_id) {
             return Err(io::Error::other("that is not an instance's id"));
         }
-        let state = self.root.join(STATE_FOLDER.trim_start_matches('/'));
+        let state = self.root.join(STATE_DIRECTORY.trim_start_matches('/'));
         let stamp = state.join(STAMP);
         match fs::read_link(&stamp) {
             Ok(known) if known == Path::new(instance_id) => return Ok(()),
@@ -107,7 +99,7 @@ impl Guest<'_> {
             self.renew_openssh_keys(&state)?;
             self.renew_dropbear_keys()?;
         }
-        note(&state, &stamp, instance_id)?;
+        record_instance(&state, &stamp, instance_id)?;
         if moment == Moment::Resume {
             reload_sshd();
         }
@@ -137,8 +129,7 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// Replaces the OpenSSH host keys. New keys are created before the old ones are removed: a guest that cannot
-    /// create keys keeps the old ones and reports it.
+    /// Creates new host keys before it removes the old ones: a guest that cannot create keys keeps the old ones.
     fn renew_openssh_keys(&self, state: &Path) -> io::Result<()> {
         let directory = self.root.join(OPENSSH);
         let old = names(&directory, |name| name.starts_with("ssh_host_") && name.contains("_key"))?;
@@ -181,8 +172,7 @@ impl Guest<'_> {
     }
 }
 
-/// Records the instance that the identity was renewed for.
-fn note(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<()> {
+fn record_instance(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<()> {
     match symlink(instance_id, stamp) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -207,7 +197,6 @@ fn random_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Makes a running OpenSSH server reload its keys.
 fn reload_sshd() {
     let Some(pid) = fs::read_to_string(SSHD_PID).ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
     let is_sshd = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == SSHD);
@@ -216,7 +205,6 @@ fn reload_sshd() {
     }
 }
 
-/// Returns the chosen names in a directory, or none if it does not exist.
 fn names(directory: &Path, is_chosen: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
     let Some(entries) = found(fs::read_dir(directory))? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
@@ -231,7 +219,6 @@ fn is_regular(directory: &std::os::fd::OwnedFd, name: &str) -> bool {
         .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile)
 }
 
-/// Removes a file or a link.
 fn remove(path: &Path) -> io::Result<()> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
@@ -243,7 +230,7 @@ fn remove_all(path: &Path) -> io::Result<()> {
     found(fs::remove_dir_all(path)).map(drop)
 }
 
-/// Returns `None` for a file that does not exist.
+/// Returns none for a file that does not exist.
 fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
@@ -259,7 +246,6 @@ mod tests {
 
     const OLD_ID: &str = "0123456789abcdef0123456789abcdef";
 
-    /// The files of a guest, and the programs run in it.
     struct Root {
         dir: tempfile::TempDir,
         ran: RefCell<Vec<String>>,
@@ -316,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_renewed_for_a_new_instance_and_kept_after() {
+    fn identity_is_renewed_once_per_instance() {
         let root = full();
         fs::set_permissions(root.path("etc/machine-id"), fs::Permissions::from_mode(0o444)).unwrap();
         root.renew("i-1", Moment::Boot).unwrap();
@@ -351,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn machine_without_an_identity_gets_none() {
+    fn guest_without_identity_gets_none() {
         for content in ["", "uninitialized\n"] {
             let root = Root::new(&[("etc/machine-id", content), ("etc/ssh/sshd_config", "config")]);
             root.renew("i-1", Moment::Boot).unwrap();
@@ -362,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn cloud_init_renews_host_keys_itself_at_a_boot() {
+    fn boot_with_cloud_init_keeps_host_keys() {
         let root = full();
         fs::create_dir_all(root.path("usr/bin")).unwrap();
         fs::write(root.path("usr/bin/cloud-init"), "").unwrap();
@@ -383,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_made_are_tried_again_at_the_next_boot() {
+    fn failed_key_generation_is_retried_at_next_boot() {
         let mut root = full();
         root.makes_keys = false;
         let error = root.renew("i-1", Moment::Boot).unwrap_err().to_string();
@@ -395,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_instance_s_id_is_refused() {
+    fn invalid_instance_id_is_refused() {
         for id in ["", "../x", "i 1", &"i".repeat(33)] {
             full().renew(id, Moment::Boot).unwrap_err();
         }

@@ -1,4 +1,4 @@
-//! Configuration of the network interface, without external programs.
+//! Configures the network interface, without external programs.
 
 use std::ffi::CStr;
 use std::fs;
@@ -14,30 +14,24 @@ use super::netlink::Requests;
 use super::resolver;
 use crate::network::Network;
 
-/// The kernel's name for the only network device's interface.
+/// The kernel's name for the interface of the only network device.
 const NAME: &CStr = c"eth0";
-/// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`, linux/include/net/flow.h).
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`, linux/include/net/flow.h).
 const LOOPBACK_INDEX: u32 = 1;
-/// The interface's flags.
 const FLAGS: &str = "/sys/class/net/eth0/flags";
 
-/// The mode for the link-local IPv6 address, which the interface generates from its Ethernet address when this file is
-/// written (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). Netlink would only store the mode.
+/// File of the link-local IPv6 address mode. A write makes the interface generate its address from the Ethernet address
+/// (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). Netlink would only store the mode.
 const ADDRESS_GENERATION: &str = "/proc/sys/net/ipv6/conf/eth0/addr_gen_mode";
 const FROM_ETHERNET_ADDRESS: &str = "0";
 const NO_ADDRESS: &str = "1";
 
-/// The index of the interface that [`bring_up`] left without an address, or zero.
-///
-/// Asking the kernel for the index and the address takes two sockets, a tenth of the time that a restored guest needs
-/// to become ready.
+/// Index of the interface that [`bring_up`] left without an address, or zero. Asking the kernel takes two sockets, a
+/// tenth of the time that a restored guest needs to become ready.
 static WITHOUT_ADDRESS: AtomicU32 = AtomicU32::new(0);
 
-/// Brings the interface up without an address, for a guest that is saved before it has an identity. Its receive
-/// buffers are then already set up when it resumes.
-///
-/// # Errors
-/// The first error that the kernel reports.
+/// Brings the interface up without an address, before the snapshot of a guest without an identity. Its receive buffers
+/// are then already set up when the guest resumes.
 pub fn bring_up() -> io::Result<()> {
     let index = index()?;
     fs::write(ADDRESS_GENERATION, NO_ADDRESS)?;
@@ -48,20 +42,14 @@ pub fn bring_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Brings `lo` up. The kernel assigns 127.0.0.1 itself.
-///
-/// # Errors
-/// The error that the kernel reports.
+/// The kernel assigns 127.0.0.1 itself.
 pub fn bring_up_loopback() -> io::Result<()> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_NEWLINK, 0, &link(LOOPBACK_INDEX, UP));
     requests.send()
 }
 
-/// Sets the interface's addresses, router and MTU, and brings it up. Replaces an earlier address and router.
-///
-/// # Errors
-/// The first error that the kernel reports. It still tries the other requests.
+/// Brings the interface up and sets or replaces its address, router and MTU. Tries all, and returns the first error.
 pub fn configure(network: &Network) -> io::Result<()> {
     let (index, before) = match WITHOUT_ADDRESS.swap(0, Ordering::Relaxed) {
         0 => (index()?, address()?),
@@ -93,19 +81,12 @@ pub fn configure(network: &Network) -> io::Result<()> {
     requests.send()
 }
 
-/// Makes the interface generate a link-local IPv6 address, if it was disabled.
-///
-/// # Errors
-/// The error of the write to the kernel.
 pub fn generate_link_local_address() -> io::Result<()> {
     fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
-/// Configures the interfaces and name resolution, for a guest whose own init may do neither. Later configuration by
-/// the guest's init replaces this.
-///
-/// # Errors
-/// The first error. The other steps are still tried.
+/// Configures the interfaces and name resolution, for a guest whose own init may do neither. The guest's init may
+/// replace the configuration. Returns the first error, after it has tried all steps.
 pub fn configure_all(network: &Network) -> io::Result<()> {
     let outcomes = [bring_up_loopback(), configure(network), resolver::configure(network)];
     outcomes.into_iter().collect()
@@ -118,13 +99,11 @@ pub fn is_managed() -> bool {
     DAEMONS.iter().any(|path| Path::new(path).exists()) || is_up(&fs::read_to_string(FLAGS).unwrap_or_default())
 }
 
-/// Returns true if an interface's flags, as printed by the kernel, include `IFF_UP`.
 fn is_up(flags: &str) -> bool {
     let digits = flags.trim().trim_start_matches("0x");
     u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & UP != 0)
 }
 
-/// An address of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Address {
     address: Ipv4Addr,
@@ -143,11 +122,9 @@ impl Address {
     }
 }
 
-/// `IFF_UP`, one of an interface's flags.
 const UP: u32 = libc::IFF_UP as u32;
 
-/// The default route as a `struct rtmsg` (rtnetlink(7)): family, prefixes, type of service, table, protocol, scope,
-/// type, flags.
+/// Default route, a `struct rtmsg` (rtnetlink(7)): family, prefixes, service, table, protocol, scope, type, flags.
 const DEFAULT_ROUTE: [u8; 12] = [
     libc::AF_INET as u8,
     0,
@@ -180,7 +157,6 @@ fn index() -> io::Result<u32> {
     }
 }
 
-/// Returns the interface's first address, if it has one.
 fn address() -> io::Result<Option<Address>> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let ask = |request: libc::c_ulong| {
@@ -209,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_of_an_interface_say_whether_it_is_up() {
+    fn is_up_reads_iff_up_from_flags() {
         assert!(is_up("0x1003\n"));
         assert!(!is_up("0x1002\n") && !is_up("") && !is_up("up"));
     }

@@ -6,23 +6,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::{AGENT_PORT, PRIVILEGED_PORTS};
 
-/// The number of connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// A listening vsock socket that accepts connections only from the host.
-///
-/// In a guest with vsock's loopback transport, any user could otherwise ask the agent, which runs as root, to run a
-/// command.
+/// A listening vsock socket that accepts connections only from the host. Through vsock's loopback transport, any user
+/// of the guest could otherwise have the agent run commands as root.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
 }
 
 impl Listener {
-    /// Listens on [`AGENT_PORT`].
-    ///
-    /// # Errors
-    /// `EAFNOSUPPORT` if the kernel has no vsock; `EADDRINUSE` if an agent is already running.
+    /// Fails with `EAFNOSUPPORT` without vsock, and with `EADDRINUSE` if an agent is running.
     pub fn bind() -> io::Result<Self> {
         let socket = new_socket()?;
         bind(&socket, AGENT_PORT)?;
@@ -31,10 +25,7 @@ impl Listener {
         Ok(Self { socket })
     }
 
-    /// Waits for a connection. Returns `None` if it is not from the host or was already closed.
-    ///
-    /// # Errors
-    /// Fails if no connection can be accepted, temporarily or permanently.
+    /// Waits for a connection. Returns none if it is not from the host or was already closed.
     pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         // SAFETY: all zeroes is a valid address.
         let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -57,10 +48,8 @@ impl Listener {
     }
 }
 
-/// Connects to a vsock port of the host, from a privileged port of the guest.
-///
-/// # Errors
-/// `ECONNRESET` if the host does not serve the port; `EACCES` without the right to a privileged port.
+/// Connects to a vsock port of the host, from a privileged port of the guest. Fails with `ECONNRESET` if the host does
+/// not serve the port, and with `EACCES` without the right to a privileged port.
 pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
     let socket = new_socket()?;
     bind_privileged(&socket)?;

@@ -1,8 +1,8 @@
 //! The guest's end: serves connections from the host, one operation each.
 //!
-//! [`Agent::serve`] takes any connected stream socket and returns when the operation is complete. The caller gives
-//! each connection its own thread. A fault on a connection ends that connection. The agent trusts the host, which
-//! controls the guest anyway. It accepts no other peer (see [`Listener`]).
+//! [`Agent::serve`] takes any connected stream socket, in a thread of its caller, and returns when the operation is
+//! complete. A fault ends only its connection. The agent trusts the host, which controls the guest anyway, and accepts
+//! no other peer (see [`Listener`]).
 
 mod children;
 mod environment;
@@ -40,10 +40,9 @@ pub use users::User;
 use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
 use crate::tree::{self, Entry, Holes, Links, TreeError, TreeWriter};
 
-/// The state that all connections share.
+/// State that all connections share.
 #[derive(Debug)]
 pub struct Agent {
-    /// The running commands.
     pub children: Children,
     user_data: UserData,
     is_init: bool,
@@ -52,8 +51,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Creates an agent. `is_init` is true if this process is the guest's first one, which adopts orphans and stops
-    /// the guest when it gets the corresponding signals.
+    /// `is_init` is true for process 1, which adopts orphans and stops the guest on signals.
     #[must_use]
     pub fn new(is_init: bool) -> Self {
         Self { children: Children::new(is_init), user_data: UserData::default(), is_init, identity: Mutex::default() }
@@ -64,21 +62,17 @@ impl Agent {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns true if this process is the guest's first one.
     #[must_use]
     pub fn is_init(&self) -> bool {
         self.is_init
     }
 
-    /// Applies the host's seed, if there is one; returns after its user data has run.
+    /// Applies the host's seed, if there is one. Returns after its user data has run.
     pub fn apply_seed(&self) {
         first_boot::apply_seed(&self.children, &self.user_data);
     }
 
-    /// Serves one connection to its end.
-    ///
-    /// # Errors
-    /// The fault of the connection. It has been reported to the other end if possible.
+    /// Serves one connection to its end. Reports a fault to the other end if possible.
     pub fn serve(&self, socket: OwnedFd) -> Result<(), ProtocolError> {
         let mut connection = Connection::new(socket);
         let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
@@ -142,14 +136,14 @@ fn write_tree(connection: &mut Connection, destination: &Path) -> Result<(), Pro
         };
         if let Err(error) = tree.accept(entry) {
             connection.writer.send(&ToHost::Failed(error.to_string()))?;
-            return pass_over_tree(connection);
+            return discard_tree(connection);
         }
     }
     connection.writer.send(&ToHost::Copied(tree.summary()))
 }
 
 /// Reads the rest of the tree until the host disconnects. Closing earlier could lose the answer.
-fn pass_over_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
+fn discard_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
     loop {
         match connection.reader.receive() {
             Ok(ToGuest::Tree(Entry::End)) | Err(ProtocolError::Closed) => return Ok(()),

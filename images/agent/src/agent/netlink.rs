@@ -1,4 +1,4 @@
-//! Requests to the kernel's routing netlink (rtnetlink(7)): several in one message, each with its attributes.
+//! Requests to rtnetlink(7): several in one message, each with its attributes.
 //!
 //! One system call makes several changes to an interface, and the kernel announces no intermediate state. Under
 //! software KVM, each call that netdevice(7) would need takes milliseconds.
@@ -8,19 +8,17 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
-/// The size of `struct nlmsghdr` (netlink(7)): length, type, flags, sequence number, sender.
+/// Size of `struct nlmsghdr` (netlink(7)): length, type, flags, sequence number, sender.
 const HEADER: usize = 16;
-/// The alignment of all parts, in bytes.
+/// Alignment of all parts in bytes.
 const ALIGNMENT: usize = 4;
 
-/// Requests that are sent together.
 #[derive(Debug, Default)]
 pub struct Requests {
     bytes: Vec<u8>,
     count: usize,
 }
 
-/// One request, to which attributes can be added.
 #[derive(Debug)]
 pub struct Request<'a> {
     bytes: &'a mut Vec<u8>,
@@ -44,10 +42,7 @@ impl Requests {
         request
     }
 
-    /// Sends the requests and waits until the kernel has processed them.
-    ///
-    /// # Errors
-    /// The first error that the kernel reports. It still tries the other requests.
+    /// Sends the requests and waits until the kernel has processed them. Returns the first error, after all were tried.
     pub fn send(self) -> io::Result<()> {
         // Protocol 0 of these sockets is `NETLINK_ROUTE`.
         let socket: OwnedFd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
@@ -70,7 +65,6 @@ fn refusal(answer: &[u8]) -> Option<io::Error> {
 }
 
 impl Request<'_> {
-    /// Adds an attribute.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         // `struct rtattr` (rtnetlink(7)): length, type, value. The next one is aligned.
         let length = (ALIGNMENT + value.len()) as u16;
@@ -82,7 +76,6 @@ impl Request<'_> {
         self
     }
 
-    /// Updates the request's length.
     fn end(&mut self) {
         let length = (self.bytes.len() - self.start) as u32;
         self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -94,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_and_attributes_are_aligned_and_say_how_long_they_are() {
+    fn requests_and_attributes_are_aligned_with_lengths() {
         let mut requests = Requests::default();
         requests.add(16, 0, &[7; 16]).attribute(3, b"eth0\0").attribute(1, &[9; 6]);
         requests.add(24, libc::NLM_F_CREATE, &[0; 12]);
@@ -106,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_s_refusal_is_an_error() {
+    fn kernel_refusal_is_an_error() {
         // Loopback has no such address to remove. Without privileges, the kernel refuses the request itself.
         let mut requests = Requests::default();
         let body = [&[libc::AF_INET as u8, 8, 0, 0][..], &1_u32.to_ne_bytes()].concat();

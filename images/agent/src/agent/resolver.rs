@@ -8,24 +8,20 @@ use std::path::{Component, Path, PathBuf};
 use super::files;
 use crate::network::Network;
 
-/// The directory of the resolver's configuration, in the root.
 const DIRECTORY: &str = "etc";
 const FILE: &str = "resolv.conf";
-/// The link target by which an image leaves the configuration to the agent.
+/// Link target by which an image leaves the configuration to the agent.
 const RESOLVER: &str = "run/resolv.conf";
-/// The directory whose files last for one boot. Links into it are normally filled in at each boot.
+/// Directory of files that last for one boot. Links into it are normally filled in at each boot.
 const VOLATILE: &str = "run";
 /// The search domain, as in EC2's us-east-1.
 const DOMAIN: &str = "ec2.internal";
-/// The first line of a file that the agent wrote. The agent rewrites such a file when the network changes.
+/// First line of a file that the agent wrote, and rewrites when the network changes.
 const MARK: &str = "# Written by wisp-init, as the image left it empty.\n";
-/// The longest configuration to read, in bytes.
+/// Maximum size of a configuration to read in bytes.
 const LIMIT: u64 = 64 << 10;
 
 /// Configures name resolution, unless the guest has its own configuration.
-///
-/// # Errors
-/// The error of writing the file.
 pub fn configure(network: &Network) -> io::Result<()> {
     configure_in(Path::new("/"), network)
 }
@@ -55,7 +51,7 @@ fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
             if !is_ours(Ok(content))? {
                 return Ok(());
             }
-            // Written in place, because it may be a mount point.
+            // Write in place, because the file may be a mount point.
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
             io::Write::write_all(&mut file, format!("{MARK}{text}").as_bytes())
@@ -75,7 +71,7 @@ fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
     Ok(is_empty || content.starts_with(MARK.as_bytes()))
 }
 
-/// Returns the path in `root` of a link in `/etc`, or `None` if the link leaves the root.
+/// Returns the path in `root` of a link in `/etc`, or none if the link leaves the root.
 fn linked(root: &Path, target: &Path) -> Option<PathBuf> {
     let mut parts: Vec<&std::ffi::OsStr> = if target.is_absolute() { vec![] } else { vec![DIRECTORY.as_ref()] };
     for component in target.components() {
@@ -107,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_or_empty_configuration_is_written_and_follows_the_network() {
+    fn missing_or_empty_configuration_is_written_and_updated() {
         for content in [None, Some(""), Some("\n# nothing\n; here\n")] {
             let root = root();
             let path = root.path().join("etc/resolv.conf");
@@ -119,14 +115,13 @@ mod tests {
             configure_in(root.path(), &network("10.0.0.2")).unwrap();
             assert!(fs::read_to_string(&path).unwrap().ends_with("nameserver 10.0.0.2\n"));
         }
-        // Not even the directory exists.
         let root = tempfile::tempdir().unwrap();
         configure_in(root.path(), &network("172.31.0.2")).unwrap();
         assert!(root.path().join("etc/resolv.conf").exists());
     }
 
     #[test]
-    fn configuration_with_content_stays() {
+    fn configuration_with_content_is_kept() {
         let root = root();
         let path = root.path().join("etc/resolv.conf");
         for content in ["nameserver 9.9.9.9\n", "options edns0"] {
@@ -137,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_filled_in_where_each_boot_does_and_nowhere_else() {
+    fn only_links_into_run_are_filled_in() {
         let root = root();
         let path = root.path().join("etc/resolv.conf");
         let link = |target: &str| {

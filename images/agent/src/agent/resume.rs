@@ -1,4 +1,4 @@
-//! Updates a restored guest before it serves any request: the time, fresh randomness and its identity.
+//! Updates a restored guest before it serves any request: its time, randomness and identity.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,6 @@ const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 /// `struct rand_pool_info` (linux/include/uapi/linux/random.h).
 #[repr(C)]
 struct RandomPool {
-    /// The entropy of the buffer, in bits.
     entropy_bits: libc::c_int,
     size: libc::c_int,
     buffer: [u8; 32],
@@ -34,7 +33,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Connects; returns `None` if the host does not serve the port.
+    /// Returns none if the host does not serve the port.
     #[must_use]
     pub fn connect() -> Option<Self> {
         let socket = listener::connect_to_host(SENTINEL_PORT).ok()?;
@@ -42,8 +41,7 @@ impl Sentinel {
         Some(Self { socket, ports: device("/dev/port").ok()?, random: device("/dev/urandom").ok()? })
     }
 
-    /// Handles the broken connection: updates the guest if it was restored, and notifies the VMM. Returns true if
-    /// there is a seed to apply.
+    /// Updates the guest if it was restored, and notifies the VMM. Returns true if there is a seed to apply.
     pub fn resume(&self, agent: &Agent) -> bool {
         let mut bytes = [0; RESUMED_PORTS];
         let read = rustix::io::pread(&self.ports, &mut bytes[..], RESUMED_PORT.into());
@@ -93,7 +91,7 @@ impl Sentinel {
     fn reseed(&self, entropy: &[u8; 32]) -> io::Result<()> {
         let size = entropy.len() as libc::c_int;
         let pool = RandomPool { entropy_bits: size * 8, size, buffer: *entropy };
-        // SAFETY: the kernel reads the two numbers, and of the buffer as many bytes as they say, which it has.
+        // SAFETY: the kernel reads the two numbers, and `size` bytes of the buffer, which has that size.
         if unsafe { libc::ioctl(self.random.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) } != 0 {
             return Err(io::Error::last_os_error());
         }

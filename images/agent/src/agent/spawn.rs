@@ -1,10 +1,8 @@
-//! Starts a process in a new session, with `clone(CLONE_VM
-//! CLONE_VFORK)` and `execve`.
+//! Starts a process in a new session, with `clone(CLONE_VM CLONE_VFORK)` and `execve`.
 //!
-//! As with vfork, the child shares the agent's memory until its exec while the parent thread waits, so no page table
-//! is copied. Under software KVM a fork of even this process costs tens of milliseconds. `posix_spawn` works the same
-//! way, but glibc's child first reads and sets the action of every signal. Those 120 system calls are as slow there as
-//! a fork.
+//! As with vfork, the child shares the agent's memory until its exec while the parent thread waits, so no page table is
+//! copied. Under software KVM a fork costs tens of milliseconds. `posix_spawn` works the same way, but glibc's child
+//! makes 120 system calls for the actions of signals, which are as slow there as a fork.
 //!
 //! The child acquires its controlling terminal by opening it as the leader of a new session.
 
@@ -16,35 +14,30 @@ use std::ptr;
 
 use rustix::process::Pid;
 
-/// The child's stack size until its exec: a few calls deep, and in tests a dynamic linker's lookups.
+/// Stack size of the child until its exec: a few calls deep, and in tests a dynamic linker's lookups.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// A program to execute.
 #[derive(Debug)]
 pub struct Program {
-    /// The file.
     pub path: CString,
-    /// The arguments, starting with the program's name.
+    /// Arguments, starting with the program's name.
     pub argv: Vec<CString>,
-    /// The environment, as `name=value`.
+    /// Environment, as `name=value`.
     pub env: Vec<CString>,
-    /// The working directory. The default is the agent's.
+    /// Working directory. Defaults to the agent's.
     pub cwd: Option<CString>,
 }
 
-/// A process's standard input, output and error.
 #[derive(Debug, Clone, Copy)]
 pub enum Stdio<'a> {
     /// Three descriptors, all above 2.
     Descriptors([BorrowedFd<'a>; 3]),
-    /// A terminal for all three streams, which becomes the controlling terminal.
+    /// Terminal for all three streams, which becomes the controlling terminal.
     Terminal(&'a CStr),
 }
 
-/// Starts the program as the leader of a new session, with no signal blocked and SIGPIPE not ignored.
-///
-/// # Errors
-/// The reason that it could not be executed: `ENOENT` for the file, its interpreter or its working directory.
+/// Starts the program as the leader of a new session, with no signal blocked and SIGPIPE not ignored. Fails with
+/// `ENOENT` if the file, its interpreter or its working directory does not exist.
 pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
     let (argv, env) = (pointers(&program.argv), pointers(&program.env));
     let mut plan = Plan {
@@ -58,9 +51,8 @@ pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
     let plan = &raw mut plan;
     let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is `STACK_BYTES` of exclusively owned memory, of which `clone` gets the end
-    // (it aligns that itself). The plan, all it points to and the stack outlive the child's use of
-    // them: with CLONE_VFORK the call returns only when the child has executed the program or ended.
+    // SAFETY: `clone` gets the end of `STACK_BYTES` of exclusively owned memory, and aligns it. The plan, all it points
+    // to and the stack outlive the child's use: with CLONE_VFORK the call returns after the child's exec or end.
     let pid = unsafe {
         let top = stack.as_mut_ptr().add(STACK_BYTES);
         libc::clone(child, top.cast(), flags, plan.cast())
@@ -82,18 +74,17 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// The child's instructions. They are prepared before it starts, because it must not allocate.
+/// Instructions for the child, prepared before it starts, because it must not allocate.
 struct Plan<'a> {
     path: &'a CStr,
     argv: *const *const libc::c_char,
     env: *const *const libc::c_char,
     cwd: Option<&'a CStr>,
     stdio: Stdio<'a>,
-    /// The child's error number, written by the child.
+    /// Error number, written by the child.
     errno: i32,
 }
 
-/// The child's code up to its exec.
 extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `spawn` passes its plan, which no other code accesses while this runs.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };

@@ -24,21 +24,18 @@ use crate::protocol::{ExecFailure, ExecRequest, TerminalRequest, WindowSize};
 /// A running command, and the agent's ends of its streams.
 #[derive(Debug)]
 pub struct Running {
-    /// The command.
     pub child: Child,
-    /// The command's standard input, in non-blocking mode.
+    /// Standard input, in non-blocking mode.
     pub input: OwnedFd,
-    /// The command's standard output, or the terminal.
+    /// Standard output, or the terminal.
     pub output: OwnedFd,
-    /// The command's standard error, unless it has a terminal.
+    /// Standard error, unless the command has a terminal.
     pub error: Option<OwnedFd>,
 }
 
-/// The reason that a command could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StartError {
-    /// The kind of failure.
     pub cause: ExecFailure,
     message: String,
 }
@@ -49,10 +46,7 @@ impl StartError {
     }
 }
 
-/// Starts the requested command.
-///
-/// # Errors
-/// The kind of failure, which determines the exit code, and a message.
+/// Starts the requested command. The cause of an error determines the exit code.
 pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, StartError> {
     let Some(name) = &request.user else {
         return start_as(children, request, &User::own());
@@ -61,9 +55,9 @@ pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, Star
     if user == User::own() {
         return start_as(children, request, &user);
     }
-    // Linux keeps a user's identity per thread (credentials(7)), and a child inherits it from the thread that starts
-    // it. So a helper thread changes to that user and ends once the command runs. It looks up the program and opens
-    // the terminal with that user's rights. The agent keeps its own.
+    // Linux keeps a user's identity per thread (credentials(7)), and a child inherits it from its creator. So a helper
+    // thread changes to that user, starts the command and ends. It looks up the program and opens the terminal with
+    // that user's rights. The agent keeps its own.
     thread::scope(|scope| {
         let helper = thread::Builder::new().name("start-as-user".into()).spawn_scoped(scope, || {
             assume(&user)
@@ -78,7 +72,7 @@ pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, Star
     })
 }
 
-/// Makes this thread, and only this one, run as `user`.
+/// Makes only this thread run as `user`.
 fn assume(user: &User) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let groups: Vec<Gid> = user.groups().into_iter().map(Gid::from_raw).collect();
@@ -134,7 +128,7 @@ fn on_pipes(children: &Children, program: &Program) -> io::Result<Running> {
     let (stdin, input) = pipe_with(PipeFlags::CLOEXEC)?;
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (error, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    // The other end is a separate open file: the command's input stays in blocking mode.
+    // The other end is a separate open file, so the command's input stays in blocking mode.
     rustix::fs::fcntl_setfl(&input, OFlags::NONBLOCK)?;
     let stdio = Stdio::Descriptors([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     let child = children.spawn(|| spawn(program, stdio))?;

@@ -1,4 +1,4 @@
-//! Operations on the guest as a whole: its facts, its hostname, its shutdown.
+//! Operations on the whole guest: facts, hostname, shutdown.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,7 +17,6 @@ use crate::protocol::{ExitStatus, Facts};
 use crate::resumed::FEATURE;
 use crate::tree::HOLES_FEATURE;
 
-/// Returns the facts about this guest.
 pub fn facts(is_init: bool) -> Facts {
     let uptime = clock_gettime(ClockId::Boottime);
     Facts {
@@ -28,16 +27,12 @@ pub fn facts(is_init: bool) -> Facts {
     }
 }
 
-/// Sets the kernel's hostname.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
-/// Starts to shut the guest down.
-///
-/// The first process uses the same mechanism as busybox's `reboot` and `poweroff`: a signal to itself, which its main
-/// thread handles. In other guests the service manager is asked. If that fails, file systems are synced and the
-/// machine stops at once.
+/// Starts to shut the guest down. Process 1 sends itself the signal that busybox's `reboot` or `poweroff` sends. Other
+/// guests ask their service manager. If that fails, file systems are synced and the machine stops at once.
 pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     if is_init {
         let _ = kill_process(getpid(), if reboot { Signal::TERM } else { Signal::USR2 });
@@ -51,7 +46,7 @@ pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     let _ = rustix::system::reboot(if reboot { RebootCommand::Restart } else { RebootCommand::PowerOff });
 }
 
-/// Runs a system command without input or output; returns true if it succeeded.
+/// Runs a system command without input or output. Returns true if it succeeded.
 pub fn run(children: &Children, argv: &[&str]) -> bool {
     let started = (|| -> io::Result<_> {
         let Lookup::Found(path) = look_up(argv[0].as_ref(), environment::PATH.as_ref()) else {

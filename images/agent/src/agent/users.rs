@@ -1,27 +1,19 @@
-//! The guest's users, parsed from `/etc/passwd` and `/etc/group`.
-//!
-//! The C library's lookups load modules at run time, which a static binary cannot. Users in a guest's image are in
-//! local files.
+//! The guest's users, parsed from `/etc/passwd` and `/etc/group`. The C library's lookups load modules at run time,
+//! which a static binary cannot.
 
 use std::fs;
 
-/// One line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// The user name.
     pub name: String,
-    /// The user id.
     pub uid: u32,
-    /// The primary group id.
     pub gid: u32,
-    /// The home directory.
     pub home: String,
-    /// The login shell.
     pub shell: String,
 }
 
 impl User {
-    /// Returns the user of this process. For root no file is read.
+    /// Returns the user of this process. Reads no file for root.
     #[must_use]
     pub fn own() -> Self {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -46,7 +38,6 @@ impl User {
             .or_else(|| name.parse().ok().and_then(|uid| find(&passwd, |user| user.uid == uid)))
     }
 
-    /// Returns the ids of all the user's groups.
     #[must_use]
     pub fn groups(&self) -> Vec<u32> {
         groups_of(self, &read("/etc/group"))
@@ -99,13 +90,13 @@ mod tests {
     const GROUP: &str = "root:x:0:\nsudo:x:27:other,admin\nadmin:x:1000:admin\nbad:x:y:admin\n";
 
     #[test]
-    fn a_user_is_found_past_broken_lines() {
+    fn user_is_found_after_malformed_lines() {
         let user = find(PASSWD, |user| user.name == "admin").expect("there");
         assert_eq!((user.uid, user.home.as_str(), user.shell.as_str()), (1000, "/home/admin", "/bin/sh"));
     }
 
     #[test]
-    fn groups_are_the_primary_one_and_the_memberships() {
+    fn groups_include_primary_group_and_memberships() {
         let user = find(PASSWD, |user| user.uid == 1000).expect("there");
         assert_eq!(groups_of(&user, GROUP), [1000, 27]);
     }

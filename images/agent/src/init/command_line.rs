@@ -4,31 +4,23 @@ use std::fs;
 
 use wisp_agent::network::Network;
 
-/// Init's options.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
-    /// `wisp.hostname=NAME`.
     pub hostname: Option<String>,
-    /// `wisp.instance=ID`: the instance's id.
     pub instance_id: Option<String>,
     /// `wisp.console=shell`: keep a shell on the serial console.
     pub console_shell: bool,
     /// `wisp.seed`: the host has a seed for this guest.
     pub seed: bool,
-    /// `wisp.network=...`: the configuration of the network interface.
     pub network: Option<Network>,
-    /// `init=PATH`.
     pub init: Option<String>,
-    /// `root=/dev/...`.
     pub root: Option<Root>,
 }
 
 /// The root file system, which init mounts instead of the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Root {
-    /// `root=DEVICE`.
     pub device: String,
-    /// `rootfstype=KIND`.
     pub file_system: Option<String>,
     /// `ro`, unless `rw` follows it.
     pub read_only: bool,
@@ -68,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_others_are_passed_over() {
+    fn unknown_words_are_ignored() {
         let line = CommandLine::parse(
             "console=ttyS0 wisp.hostname=ip-10-0-0-5 wisp.console=shell wisp.seed wisp.instance=i-1\n",
         );
@@ -79,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_what_the_last_word_says() {
+    fn last_root_option_wins() {
         let line = CommandLine::parse("ro root=/dev/vda rw rootfstype=squashfs init=/bin/sh ro");
         let root = Root { device: "/dev/vda".into(), file_system: Some("squashfs".into()), read_only: true };
         assert_eq!((line.root, line.init.as_deref()), (Some(root), Some("/bin/sh")));

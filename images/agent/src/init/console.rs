@@ -1,4 +1,4 @@
-//! A shell on the serial console, for a guest started with `wisp.console=shell`.
+//! Shell on the serial console, for a guest started with `wisp.console=shell`.
 
 use std::io;
 use std::thread;
@@ -8,13 +8,13 @@ use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environmen
 
 const TERMINAL: &std::ffi::CStr = c"/dev/ttyS0";
 
-/// A shell that ends sooner was not ended by a person.
+/// A shell that exits sooner was not ended by a person.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The number of such shells in a row after which to give up: the terminal or the shell is broken.
+/// Number of such shells in a row after which to give up: the terminal or the shell is broken.
 const SHORT_LIVES: u32 = 3;
 
-/// Keeps a shell on the console: starts a new one whenever the last one has ended.
+/// Starts a new shell on the console whenever the last one exited.
 pub fn keep_shell(agent: &'static Agent) {
     let started = thread::Builder::new().name("console".into()).spawn(move || {
         let mut short = 0;
@@ -33,7 +33,6 @@ pub fn keep_shell(agent: &'static Agent) {
     }
 }
 
-/// Runs a login shell to its end.
 fn run_shell(agent: &Agent) -> io::Result<()> {
     let mut env = environment_strings(environment_for(&User::own()))?;
     env.push(c"TERM=vt102".into());

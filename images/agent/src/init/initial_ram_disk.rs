@@ -1,9 +1,8 @@
 //! Support for root file systems without Wisp, where this program is `/init` in an initial RAM disk.
 //!
-//! It mounts the root that the kernel's command line names. A read-only kind of file system gets an overlay in memory
-//! for writes. It leaves a copy of itself in the root's `/run` and makes the root's own init process 1. systemd finds
-//! a unit for the agent next to the copy. With another init the agent is started before that init. In a root without
-//! an init, this program stays process 1.
+//! It mounts the root that the kernel's command line names, with an overlay in memory if the file system is read-only.
+//! It copies itself to the root's `/run` and makes the root's own init process 1. systemd finds a unit for the agent
+//! next to the copy. Before another init, the agent is started here. Without an init, this program stays process 1.
 
 use std::fs;
 use std::io;
@@ -21,23 +20,21 @@ use wisp_agent::agent::{self, Children, Moment};
 use super::command_line::{CommandLine, Root};
 use super::mounts;
 
-/// The program of an initial RAM disk that the kernel runs.
+/// Program of an initial RAM disk that the kernel runs.
 pub const PROGRAM: &str = "/init";
-/// The mount point of the new root until the switch. The kernel's own RAM disk has this directory, others may not.
+/// Mount point of the new root until the switch. The kernel's own RAM disk has this directory, others may not.
 const ROOT: &str = "/root";
-/// The file systems of images, in the order in which they are tried by default.
+/// File systems of images, in the order in which they are tried.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
-/// The read-only ones among them, and their mount point as the lower layer of an overlay.
+/// Read-only ones among them, and their mount point as the lower layer of an overlay.
 const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
 const LOWER: &str = "/lower";
-/// The mount point for the overlay's writable layer.
 const UPPER: &str = "/upper";
-/// The programs that the kernel looks for (init/main.c), except the shell.
+/// Programs that the kernel looks for (init/main.c), except the shell.
 const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
-/// The copy of this program, in the root.
-const AGENT_FOLDER: &str = "/run/wisp";
+const AGENT_DIRECTORY: &str = "/run/wisp";
 const AGENT: &str = "/run/wisp/wisp-init";
-/// The directory for runtime units (systemd.unit(5)).
+/// Directory of runtime units (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
 const UNIT: &str = "wisp-agent.service";
 const UNIT_TEXT: &str = "\
@@ -64,12 +61,10 @@ Before=network-online.target
 Type=oneshot
 ExecStart=/run/wisp/wisp-init --network
 ";
-/// The file that Docker leaves in a container's root.
+/// File that Docker leaves in a container's root.
 const DOCKER_MARK: &str = "/.dockerenv";
 
-/// Switches to the root and runs its init. Returns, in that root, if it has no init.
-///
-/// Without a root this process ends, which the kernel reports as a panic.
+/// Switches to the root and runs its init. Returns if the root has no init. Without a root, exits: the kernel panics.
 pub fn enter_root() {
     if let Err(error) = try_enter_root() {
         eprintln!("wisp-init: {error}");
@@ -114,7 +109,7 @@ fn mount_root(root: &Root) -> Result<(), String> {
 }
 
 fn mount_root_as(kind: &str, root: &Root) -> rustix::io::Result<()> {
-    make_folder(ROOT)?;
+    make_directory(ROOT)?;
     let device = root.device.as_str();
     if root.read_only {
         return mount(device, ROOT, kind, MountFlags::RDONLY, None);
@@ -122,41 +117,39 @@ fn mount_root_as(kind: &str, root: &Root) -> rustix::io::Result<()> {
     if !READ_ONLY.contains(&kind) {
         return mount(device, ROOT, kind, MountFlags::empty(), None);
     }
-    make_folder(LOWER)?;
+    make_directory(LOWER)?;
     mount(device, LOWER, kind, MountFlags::RDONLY, None)?;
-    make_folder(UPPER)?;
+    make_directory(UPPER)?;
     mount("tmpfs", UPPER, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))?;
     // overlayfs requires both on the same file system (linux/Documentation/filesystems/overlayfs.rst).
-    make_folder("/upper/files")?;
-    make_folder("/upper/work")?;
+    make_directory("/upper/files")?;
+    make_directory("/upper/work")?;
     let layers = c"lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work";
     mount("overlay", ROOT, "overlay", MountFlags::empty(), Some(layers))
 }
 
-fn make_folder(path: &str) -> rustix::io::Result<()> {
+fn make_directory(path: &str) -> rustix::io::Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Err(errno) if errno != Errno::EXIST => Err(errno),
         _ => Ok(()),
     }
 }
 
-/// Copies this program into the new root's `/run`, which systemd keeps.
 fn bring_agent() -> io::Result<()> {
     let run = format!("{ROOT}/run");
     // If a read-only root lacks the directory, the mount reports it.
-    let _ = make_folder(&run);
+    let _ = make_directory(&run);
     mount("tmpfs", run.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
-    fs::create_dir(format!("{ROOT}{AGENT_FOLDER}"))?;
+    fs::create_dir(format!("{ROOT}{AGENT_DIRECTORY}"))?;
     fs::copy(PROGRAM, format!("{ROOT}{AGENT}"))?;
-    // The RAM disk stays mounted under the root for ever. It need not hold a second copy.
+    // The RAM disk stays mounted under the root forever, and need not hold a second copy.
     fs::remove_file(PROGRAM)
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    // Programs of the root have the kernel's file systems from the start. If a directory cannot be created, the root's
-    // init has to cope without it.
+    // Programs of the root have the kernel's file systems from the start, if the root has the directories.
     for target in ["/dev", "/proc", "/sys"] {
-        let _ = make_folder(&format!("{ROOT}{target}"));
+        let _ = make_directory(&format!("{ROOT}{target}"));
         let _ = mount_move(target, format!("{ROOT}{target}"));
     }
     rustix::process::chdir(ROOT)?;
@@ -170,7 +163,7 @@ fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
     asked.into_iter().chain(INITS).map(PathBuf::from).find(|path| path.is_file())
 }
 
-/// Executes `init` in this process; returns the error if that fails.
+/// Executes `init` in this process. Returns the error if that fails.
 fn run_init(init: &Path, command_line: &CommandLine) -> String {
     // cloud-init brings the network up; systemd has services that may.
     let network = command_line.network.as_ref().filter(|_| !agent::has_cloud_init(Path::new("/")));
@@ -193,7 +186,6 @@ fn is_systemd(init: &Path) -> bool {
     init.canonicalize().is_ok_and(|path| path.ends_with("systemd/systemd"))
 }
 
-/// Adds the units of the agent and, if requested, of the network.
 fn add_units(units: &Path, with_network: bool) -> io::Result<()> {
     let wanted = units.join("multi-user.target.wants");
     fs::create_dir_all(&wanted)?;

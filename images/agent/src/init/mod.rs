@@ -1,8 +1,8 @@
 //! Process 1 of a guest.
 //!
-//! [`run`] lists the steps in order. It marks the start of user space, listens, and marks the agent as ready. Then it
-//! mounts file systems and sets the hostname and network that commands expect, while the host's first connection
-//! already waits in the listener's queue. It serves last, so a command never runs before all is mounted.
+//! [`run`] marks the start of user space, listens, and marks the agent as ready. It mounts file systems and sets the
+//! hostname and network while the host's first connection waits in the listener's queue. It serves last, so a command
+//! never runs before all is mounted.
 
 mod command_line;
 mod console;
@@ -25,7 +25,7 @@ use self::command_line::CommandLine;
 use crate::boot_timer::BootTimer;
 use crate::serve;
 
-/// Runs the guest until it is stopped. `program` is the name that the kernel started this process under.
+/// `program` is the name under which the kernel started this process.
 pub fn run(program: &[u8]) -> ! {
     let in_ram_disk = program == initial_ram_disk::PROGRAM.as_bytes();
     let mut timer = BootTimer::open();
@@ -36,7 +36,7 @@ pub fn run(program: &[u8]) -> ! {
     if let Some(timer) = &timer {
         timer.mark(MARK_INIT_STARTED);
     }
-    let timer = standard::keep_clear_of(timer);
+    let timer = standard::reserve_standard_streams(timer);
     if in_ram_disk {
         initial_ram_disk::enter_root();
     }
@@ -57,8 +57,7 @@ pub fn run(program: &[u8]) -> ! {
     }
     let set = match &command_line.network {
         Some(network) => agent::configure_interface(network).and_then(|()| agent::configure_resolver(network)),
-        // A guest without addresses is about to be saved, and gets them when it is restored. It may have no interface
-        // at all.
+        // A guest without addresses gets them when it is restored from a snapshot. It may have no interface at all.
         None => agent::bring_up_interface()
             .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }),
     };
@@ -95,7 +94,7 @@ pub fn run(program: &[u8]) -> ! {
     }
 }
 
-/// Renews the guest's identity, in a guest with another init.
+/// Renews the identity of a guest with another init.
 pub fn renew_identity(agent: &Agent) {
     if let Some(instance_id) = CommandLine::read().instance_id {
         let _identity = agent.hold_identity();
@@ -103,7 +102,7 @@ pub fn renew_identity(agent: &Agent) {
     }
 }
 
-/// Configures the network if no other program does; returns the exit code.
+/// Configures the network if no other program does. Returns the exit code.
 pub fn configure_network() -> libc::c_int {
     let Some(network) = CommandLine::read().network else { return 0 };
     if agent::network_is_managed() {
@@ -118,7 +117,7 @@ pub fn configure_network() -> libc::c_int {
     }
 }
 
-/// Reports on the console that the guest is up. One write: a formatted message takes one for each part.
+/// Reports on the console that the guest is up, in one write.
 fn announce(listener: &io::Result<Listener>) {
     let line = match listener {
         Ok(_) => format!("wisp-init: ready, agent on vsock port {AGENT_PORT}\n"),

@@ -1,4 +1,4 @@
-//! The kernel's file systems, and the temporary ones.
+//! Mounts the kernel's file systems and the temporary ones.
 
 use std::ffi::CStr;
 use std::fs;
@@ -7,7 +7,6 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-/// A file system to mount.
 struct Mount {
     kind: &'static str,
     target: &'static str,
@@ -15,14 +14,13 @@ struct Mount {
     options: Option<&'static CStr>,
 }
 
-/// Flags for file systems without set-user-id programs, devices or executables.
 const STRICT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const TEMPORARY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 const DEVICES: Mount =
     Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: Some(c"mode=0755") };
 
-/// The file systems in mount order: parents first.
+/// In mount order: parents first.
 const MOUNTS: [Mount; 7] = [
     Mount { kind: "proc", target: "/proc", flags: STRICT, options: None },
     Mount { kind: "sysfs", target: "/sys", flags: STRICT, options: None },
@@ -39,7 +37,7 @@ const MOUNTS: [Mount; 7] = [
     Mount { kind: "tmpfs", target: "/tmp", flags: TEMPORARY, options: Some(c"mode=1777") },
 ];
 
-/// The links by which programs reach their own streams. devtmpfs does not have them.
+/// Links by which programs reach their own streams. devtmpfs does not have them.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -47,7 +45,6 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts `/dev`, if the kernel did not.
 pub fn mount_devices() {
     DEVICES.mount();
 }
@@ -57,7 +54,7 @@ pub fn mount_kernel() {
     MOUNTS[..2].iter().for_each(Mount::mount);
 }
 
-/// Mounts all the others. Failures are reported on the console, and the guest continues without that file system.
+/// Mounts all file systems. Reports failures on the console and continues.
 pub fn mount_all() {
     for mount in &MOUNTS {
         mount.mount();
@@ -87,8 +84,7 @@ impl Mount {
     }
 }
 
-/// Unmounts block devices, the last mounted first, and makes the root read-only. Then no file system needs a recovery
-/// at its next mount.
+/// Unmounts block devices, the last mounted first, and makes the root read-only, so that no next mount needs recovery.
 pub fn unmount_disks() {
     let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
     for target in disk_mount_points(&String::from_utf8_lossy(&mounts)).iter().rev() {
@@ -126,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_disks_besides_the_root_are_unmounted() {
+    fn disk_mount_points_exclude_root() {
         let mounts = "/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\n/dev/vdb /my\\040data ext4 rw 0 0\n";
         assert_eq!(disk_mount_points(mounts), ["/my data"]);
     }

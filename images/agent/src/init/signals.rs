@@ -16,16 +16,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::system::RebootCommand;
 use wisp_agent::agent::Agent;
 
-/// Ways for the guest to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Power off.
     PowerOff,
-    /// Restart.
     Restart,
 }
 
-/// The blocked signals and their descriptor.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
@@ -54,7 +50,7 @@ impl Signals {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ending: None })
     }
 
-    /// Handles pending signals. Breaks when the guest must end; [`ending`](Self::ending) says in which way.
+    /// Handles pending signals. Breaks when the guest must end, as [`ending`](Self::ending) says.
     pub fn act(&mut self, agent: &Agent) -> ControlFlow<()> {
         while let Some(signal) = self.next() {
             match signal {
@@ -68,12 +64,10 @@ impl Signals {
         if self.ending.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Returns the ending that the last signal requested.
     pub fn ending(&self) -> Ending {
         self.ending.unwrap_or(Ending::PowerOff)
     }
 
-    /// Returns the next pending signal, if any.
     fn next(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();

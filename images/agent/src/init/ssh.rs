@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environment_strings, spawn};
 
-/// The server, which takes a connection as its standard input and output.
+/// Server, which takes a connection as its standard input and output.
 const SERVER: &str = "/usr/sbin/dropbear";
-/// The directory of the host key, which the server creates at the first connection (`-R`).
+/// Directory of the host key, which the server creates at the first connection (`-R`).
 const KEYS: &str = "/etc/dropbear";
-/// The file for the standard error of servers.
+/// Standard error of servers.
 const LOG: &str = "/run/dropbear.log";
 const PORT: u16 = 22;
-/// The most concurrent connections.
 const LIMIT: usize = 32;
-/// The time to wait when there is no descriptor for a connection.
+/// Time to wait when there is no descriptor for a connection.
 const RECOVERY: Duration = Duration::from_millis(100);
 
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
@@ -60,9 +59,9 @@ fn accept(agent: &'static Agent, listener: &TcpListener) {
     }
 }
 
-/// Runs the server on a connection, to its end. The server is built without password logins and logs to syslog.
+/// Runs the server on a connection. The server has no password logins and logs to syslog.
 fn serve(agent: &Agent, connection: TcpStream) -> io::Result<()> {
-    // Held until the server has started, because it reads its key then.
+    // Hold this until the server has started, because it reads its key then.
     let identity = agent.hold_identity();
     fs::create_dir_all(KEYS)?;
     let program = Program {

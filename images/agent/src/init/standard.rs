@@ -1,4 +1,4 @@
-//! The standard streams of process 1.
+//! Standard streams of process 1.
 //!
 //! The kernel opens `/dev/console` as descriptors 0, 1 and 2, or none of them if there is no console. A socket with
 //! one of these numbers would receive every printed message.
@@ -9,11 +9,9 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::boot_timer::BootTimer;
 
-/// Ensures that no descriptor opened from now on becomes a standard stream.
-///
-/// The timer was opened first. If its descriptor is above 2, the streams are open, and no system call is needed.
-/// Otherwise `/dev/null` fills the streams and the timer is reopened above them.
-pub fn keep_clear_of(timer: Option<BootTimer>) -> Option<BootTimer> {
+/// Ensures that no later descriptor becomes a standard stream. If the timer's descriptor is above 2, the streams are
+/// open already. Otherwise `/dev/null` fills them, and the timer is reopened above them.
+pub fn reserve_standard_streams(timer: Option<BootTimer>) -> Option<BootTimer> {
     if timer.as_ref().is_some_and(BootTimer::is_above_standard_streams) {
         return timer;
     }

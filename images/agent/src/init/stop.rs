@@ -1,4 +1,4 @@
-//! The orderly shutdown: processes get a bounded time to end, and every disk is clean.
+//! Orderly shutdown: processes get a bounded time to end, and every disk is clean.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -11,28 +11,26 @@ use wisp_agent::poll::{Interest, poll};
 use super::mounts;
 use super::signals::{Ending, Signals};
 
-/// The time for processes to end after SIGTERM. Usually all end at once, and nothing waits.
+/// Time for processes to end after SIGTERM. Usually all end at once, and nothing waits.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The time for the kernel to end processes after SIGKILL. A process stuck on a dead disk is left.
+/// Time for the kernel to end processes after SIGKILL. A process stuck on a dead disk is left.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
-/// Stops all processes and the machine.
 pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {
     agent.children.stop();
     signal_all(Signal::TERM);
     // A stopped process only receives SIGTERM after it continues.
     signal_all(Signal::CONT);
-    if !wait_until_all_are_gone(agent, signals, GRACE) {
+    if !reap_within(agent, signals, GRACE) {
         signal_all(Signal::KILL);
-        wait_until_all_are_gone(agent, signals, KILL_GRACE);
+        reap_within(agent, signals, KILL_GRACE);
     }
     rustix::fs::sync();
     mounts::unmount_disks();
     power_off(signals.ending())
 }
 
-/// Ends the machine without further cleanup.
 pub fn power_off(ending: Ending) -> ! {
     let command = match ending {
         Ending::PowerOff => RebootCommand::PowerOff,
@@ -53,7 +51,7 @@ fn signal_all(signal: Signal) {
 }
 
 /// Reaps children, including orphans, until none is left or the time is up.
-fn wait_until_all_are_gone(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
+fn reap_within(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
         // Further signals change nothing: the guest is already ending.

@@ -3,14 +3,9 @@
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// Bytes of a stream or a file, borrowed from their frame.
-///
-/// serde serializes a plain `&[u8]` as a sequence, element by element.
+/// Bytes borrowed from their frame. serde serializes a plain `&[u8]` as a sequence, element by element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bytes<'a>(
-    /// The bytes.
-    pub &'a [u8],
-);
+pub struct Bytes<'a>(pub &'a [u8]);
 
 impl Serialize for Bytes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,7 +1,7 @@
-//! A connection that exchanges frames over any connected stream socket (vsock, or Unix in tests).
+//! Exchange of frames over any connected stream socket (vsock, or Unix in tests).
 //!
-//! Sending and receiving block unless a method says otherwise. Methods that do not block use `MSG_DONTWAIT` and leave
-//! the socket in blocking mode. Memory stays below two frames per direction if the caller flushes after it queues.
+//! Methods block unless their docs say otherwise. Methods that do not block use `MSG_DONTWAIT` and leave the socket in
+//! blocking mode. Memory stays below two frames per direction if the caller flushes after it queues.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,20 +14,16 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, LENGTH_BYTES, MAX_FRAME, ProtocolError};
 use super::{Hello, VERSION};
 
-/// The capacity for a first read. Most requests are shorter, and untouched pages cost nothing.
+/// Capacity for a first read. Most requests are shorter, and untouched pages cost nothing.
 const FIRST_READ: usize = 4096;
 
-/// Both directions of a stream.
 #[derive(Debug)]
 pub struct Connection {
-    /// The sending half.
     pub writer: FrameWriter,
-    /// The receiving half.
     pub reader: FrameReader,
 }
 
 impl Connection {
-    /// Creates a connection over a connected stream socket.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         let socket = Arc::new(socket);
@@ -38,20 +34,13 @@ impl Connection {
     }
 
     /// Sends this end's [`Hello`] and waits for the other's.
-    ///
-    /// # Errors
-    /// The same as [`begin`](Self::begin).
     pub fn greet(&mut self) -> Result<(), ProtocolError> {
         self.writer.send(&Hello { version: VERSION })?;
         self.await_hello()
     }
 
-    /// Sends this end's [`Hello`] and `request` together, then waits for the other end's [`Hello`].
-    ///
-    /// The other end reads `request` after it has sent its own [`Hello`].
-    ///
-    /// # Errors
-    /// [`ProtocolError::VersionMismatch`], or the error that ended the stream.
+    /// Sends this end's [`Hello`] and `request` together, then waits for the other end's [`Hello`]. The other end reads
+    /// `request` after it has sent its own. Fails with [`ProtocolError::VersionMismatch`], or if the stream ended.
     pub fn begin<M: Serialize>(&mut self, request: &M) -> Result<(), ProtocolError> {
         self.writer.queue(&Hello { version: VERSION })?;
         self.writer.send(request)?;
@@ -66,7 +55,6 @@ impl Connection {
     }
 }
 
-/// The sending half of a connection.
 #[derive(Debug)]
 pub struct FrameWriter {
     socket: Arc<OwnedFd>,
@@ -75,24 +63,17 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Appends a frame to the pending bytes.
-    ///
-    /// # Errors
-    /// [`ProtocolError::RequestTooLong`].
+    /// Appends a frame to the pending bytes. Fails only with [`ProtocolError::RequestTooLong`].
     pub fn queue<M: Serialize>(&mut self, message: &M) -> Result<(), ProtocolError> {
         frame::encode(message, &mut self.pending)
     }
 
-    /// Returns the number of pending bytes.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.len() - self.sent
     }
 
-    /// Sends all pending bytes, however long the other end takes to read them.
-    ///
-    /// # Errors
-    /// Fails if the stream is broken.
+    /// Sends all pending bytes. Blocks until the other end has read enough of them.
     pub fn flush(&mut self) -> Result<(), ProtocolError> {
         while self.pending() > 0 {
             self.push(SendFlags::NOSIGNAL)?;
@@ -100,10 +81,7 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Sends pending bytes without blocking. Some may still be pending afterwards.
-    ///
-    /// # Errors
-    /// Fails if the stream is broken.
+    /// Sends pending bytes without blocking. Some may remain pending.
     pub fn flush_now(&mut self) -> Result<(), ProtocolError> {
         while self.pending() > 0 {
             match self.push(SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
@@ -114,10 +92,6 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Queues a frame and sends all pending bytes.
-    ///
-    /// # Errors
-    /// The same as [`queue`](Self::queue) and [`flush`](Self::flush).
     pub fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ProtocolError> {
         self.queue(message)?;
         self.flush()
@@ -143,18 +117,14 @@ impl AsFd for FrameWriter {
     }
 }
 
-/// The result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// Some bytes arrived.
     Bytes,
     /// Nothing has arrived yet.
     Empty,
-    /// The other end closed the stream.
     End,
 }
 
-/// The receiving half of a connection.
 #[derive(Debug)]
 pub struct FrameReader {
     socket: Arc<OwnedFd>,
@@ -163,11 +133,8 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Waits for the next frame.
-    ///
-    /// # Errors
-    /// [`ProtocolError::Closed`] if the stream ended before the frame, [`ProtocolError::Truncated`] if it ended within
-    /// it.
+    /// Waits for the next frame. Fails with [`ProtocolError::Closed`] if the stream ended before the frame, or with
+    /// [`ProtocolError::Truncated`] if it ended within the frame.
     pub fn receive<'a, M: Deserialize<'a>>(&'a mut self) -> Result<M, ProtocolError> {
         let frame = loop {
             if let Some(range) = self.take_frame()? {
@@ -184,10 +151,7 @@ impl FrameReader {
         frame::decode(&self.bytes[frame])
     }
 
-    /// Returns the next frame if it has been read completely.
-    ///
-    /// # Errors
-    /// [`ProtocolError::TooLong`] or [`ProtocolError::Malformed`].
+    /// Returns the next complete frame. Fails with [`ProtocolError::TooLong`] or [`ProtocolError::Malformed`].
     pub fn next_buffered<'a, M: Deserialize<'a>>(&'a mut self) -> Result<Option<M>, ProtocolError> {
         match self.take_frame()? {
             Some(frame) => frame::decode(&self.bytes[frame]).map(Some),
@@ -196,14 +160,11 @@ impl FrameReader {
     }
 
     /// Reads once, without blocking.
-    ///
-    /// # Errors
-    /// Fails if the stream is broken.
     pub fn fill_now(&mut self) -> Result<Fill, ProtocolError> {
         self.fill(RecvFlags::DONTWAIT)
     }
 
-    /// Consumes the next complete frame and returns its range in the buffer.
+    /// Returns the range of the next complete frame in the buffer.
     fn take_frame(&mut self) -> Result<Option<std::ops::Range<usize>>, ProtocolError> {
         let Ok(frame) = frame::locate(&self.bytes[self.start..])? else {
             return Ok(None);
@@ -264,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_that_differ_are_told() {
+    fn version_mismatch_is_reported() {
         let (far, mut near) = pair();
         let mut far = Connection::new(far.into());
         far.writer.send(&Hello { version: 99 }).expect("sent");
@@ -273,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_ends_within_a_frame_is_truncated() {
+    fn stream_ending_within_frame_is_truncated() {
         let (mut far, mut near) = pair();
         far.write_all(&[9, 0, 0, 0, 1]).expect("written");
         drop(far);
@@ -281,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_arrive_together_are_told_apart() {
+    fn frames_in_one_read_are_separated() {
         let (far, mut near) = pair();
         let mut far = Connection::new(far.into());
         far.writer.queue(&ToGuest::Stdin(Bytes(b"abc"))).expect("queued");
@@ -293,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_end_a_stream_and_hold_no_more_than_a_frame(
+        fn arbitrary_bytes_keep_buffer_within_two_frames(
             bytes in proptest::collection::vec(any::<u8>(), 0..4096),
         ) {
             let (mut far, mut near) = pair();

@@ -1,7 +1,7 @@
 //! A frame: a little-endian u32 length, then one message of that length in postcard's encoding.
 //!
-//! The length is checked against [`MAX_FRAME`] before any allocation. A frame must not have trailing bytes. Neither
-//! end trusts the other here: every fault is an error that ends one connection.
+//! The length is checked against [`MAX_FRAME`] before any allocation, and trailing bytes are refused. Neither end
+//! trusts the other here: every fault is an error that ends one connection.
 
 use std::io;
 use std::ops::Range;
@@ -10,25 +10,18 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The most bytes that one data frame carries.
+/// Maximum number of bytes in one data frame.
 pub const MAX_DATA: usize = 64 * 1024;
 
-/// The longest frame, without its length: a full data frame and its header.
+/// Maximum frame without its length: a full data frame and its header.
 pub const MAX_FRAME: usize = MAX_DATA + 1024;
 
-/// The size of the length before a frame.
 pub const LENGTH_BYTES: usize = 4;
 
-/// An error of a connection or of the data received on it.
 #[derive(Debug, Error)]
 pub enum ProtocolError {
-    /// The frame is longer than the limit.
     #[error("a frame of {length} bytes is longer than the limit of {MAX_FRAME}")]
-    TooLong {
-        /// The announced length.
-        length: usize,
-    },
-    /// The message to send does not fit into a frame.
+    TooLong { length: usize },
     #[error("the request does not fit into a frame of {MAX_FRAME} bytes")]
     RequestTooLong,
     /// The frame is not a message, or has trailing bytes.
@@ -37,21 +30,13 @@ pub enum ProtocolError {
     /// The frame is not valid in the connection's current state.
     #[error("unexpected frame: {0}")]
     Unexpected(&'static str),
-    /// The stream ended within a frame.
     #[error("the connection ended within a frame")]
     Truncated,
     /// The stream ended between frames, where another was expected.
     #[error("the connection was closed by the other end")]
     Closed,
-    /// The two ends speak different versions.
     #[error("the other end speaks protocol version {theirs}, this one {ours}")]
-    VersionMismatch {
-        /// This end's version.
-        ours: u32,
-        /// The other end's version.
-        theirs: u32,
-    },
-    /// Reading or writing failed.
+    VersionMismatch { ours: u32, theirs: u32 },
     #[error("connection: {0}")]
     Io(#[from] io::Error),
 }
@@ -63,9 +48,6 @@ impl From<rustix::io::Errno> for ProtocolError {
 }
 
 /// Appends `message` to `output` as one frame. A message that is too long leaves `output` unchanged.
-///
-/// # Errors
-/// [`ProtocolError::RequestTooLong`].
 pub fn encode<M: Serialize>(message: &M, output: &mut Vec<u8>) -> Result<(), ProtocolError> {
     let start = output.len();
     output.extend_from_slice(&[0; LENGTH_BYTES]);
@@ -80,22 +62,13 @@ pub fn encode<M: Serialize>(message: &M, output: &mut Vec<u8>) -> Result<(), Pro
     Ok(())
 }
 
-/// Decodes the bytes of one frame (without the length).
-///
-/// # Errors
-/// [`ProtocolError::Malformed`] if the bytes are not exactly one message.
+/// Decodes one frame without its length. Fails if the bytes are not exactly one message.
 pub fn decode<'a, M: Deserialize<'a>>(frame: &'a [u8]) -> Result<M, ProtocolError> {
     let (message, rest) = postcard::take_from_bytes(frame).map_err(ProtocolError::Malformed)?;
     if rest.is_empty() { Ok(message) } else { Err(ProtocolError::Malformed(postcard::Error::DeserializeBadEncoding)) }
 }
 
-/// Finds the first frame in `bytes`.
-///
-/// Returns `Ok(Ok(range))` if it is complete, otherwise `Ok(Err(n))`, where `n` is the number of bytes that the whole
-/// frame, or its length, needs.
-///
-/// # Errors
-/// [`ProtocolError::TooLong`].
+/// Returns `Ok(Ok(range))` of the first frame, or `Ok(Err(n))` if the frame, or its length, needs `n` bytes.
 pub fn locate(bytes: &[u8]) -> Result<Result<Range<usize>, usize>, ProtocolError> {
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Ok(Err(LENGTH_BYTES));
@@ -152,12 +125,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_data_frame_fits() {
+    fn full_data_frame_fits() {
         round_trip(&ToGuest::Stdin(Bytes(&[7; MAX_DATA])));
     }
 
     #[test]
-    fn a_request_that_is_too_long_leaves_the_output_as_it_was() {
+    fn too_long_request_leaves_output_unchanged() {
         let request = ExecRequest { argv: vec![OsString::from("x".repeat(MAX_FRAME))], ..Default::default() };
         let mut output = b"before".to_vec();
         let error = encode(&ToGuest::Exec(request), &mut output).expect_err("too long");
@@ -166,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn a_length_over_the_limit_is_refused_from_its_four_bytes() {
+    fn length_over_limit_is_refused_from_four_bytes() {
         assert!(matches!(locate(&u32::MAX.to_le_bytes()), Err(ProtocolError::TooLong { .. })));
     }
 
     #[test]
-    fn bytes_behind_a_message_are_refused() {
+    fn trailing_bytes_are_refused() {
         let mut bytes = Vec::new();
         encode(&ToGuest::Ping, &mut bytes).expect("fits");
         bytes.push(0);
@@ -187,7 +160,7 @@ mod tests {
         }
 
         #[test]
-        fn requests_survive_the_way(
+        fn requests_round_trip(
             argv in proptest::collection::vec("[ -~]{0,20}", 0..8),
             env in proptest::collection::vec(("[A-Z]{1,8}", "[ -~]{0,20}"), 0..8),
             user in proptest::option::of("[a-z]{1,8}"),

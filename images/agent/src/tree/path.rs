@@ -1,8 +1,7 @@
 //! Resolves the user's path of a copy, once, into descriptors.
 //!
-//! It follows the user's own symbolic links, but not those that an untrusted stream created. Such a link could point
-//! anywhere, and a later copy to or from `DIRECTORY/LINK/...` would write or read there. [`mark`] gives each of them a
-//! fixed modification time, which [`resolve`] recognizes.
+//! It follows the user's own symbolic links, but not those that an untrusted stream created: such a link could redirect
+//! a later copy anywhere. [`mark`] gives those links a fixed modification time, which [`resolve`] recognizes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,46 +13,39 @@ use rustix::io::Errno;
 
 use super::{SpecialFile, TreeError};
 
-/// The kernel's own limit (path_resolution(7)).
+/// As in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// The modification time of links that an untrusted stream created: "WISP" in ASCII, 2016-05-28 08:14:08 UTC.
-///
-/// An even number of whole seconds survives file systems that store coarse times.
+/// Modification time of links that an untrusted stream created: "WISP" in ASCII, 2016-05-28 08:14:08 UTC. An even
+/// number of whole seconds survives file systems that store coarse times.
 const MARK: i64 = 0x5749_5350;
 
-/// Links to follow in a user's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// All links.
     Follow,
     /// All links except those that an untrusted stream created.
     RefuseMarked,
 }
 
-/// The result of resolving a path.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// A directory, opened with `O_PATH`.
+    /// Opened with `O_PATH`.
     Directory(OwnedFd),
     /// A regular file in an open directory, or a free name where a file or directory can be created.
     Name(Name),
-    /// A file that is only reachable through an open descriptor: the target of a link in `/proc`, opened with
-    /// `O_PATH`.
+    /// A file that is reachable only through a link in `/proc`, opened with `O_PATH`.
     Descriptor(OwnedFd),
 }
 
-/// A name in an open directory.
 #[derive(Debug)]
 pub(super) struct Name {
     pub parent: OwnedFd,
     pub name: OsString,
     pub exists: bool,
-    /// The path ends with a slash, so it can only mean a directory.
+    /// True if the path can only mean a directory.
     pub ends_with_slash: bool,
 }
 
-/// Sets the modification time by which [`resolve`] recognizes an untrusted link.
 pub(super) fn mark(parent: BorrowedFd<'_>, link: &OsStr) -> Result<(), Errno> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -66,10 +58,7 @@ fn is_marked(link: &Stat) -> bool {
     link.st_mtime == MARK && link.st_mtime_nsec == 0
 }
 
-/// Follows `path` component by component.
-///
-/// # Errors
-/// [`TreeError::Io`] with the component that cannot be followed, [`TreeError::MarkedLink`], [`TreeError::Special`].
+/// Follows `path` component by component. Errors name the component that cannot be followed.
 pub(super) fn resolve(path: &Path, links: Links) -> Result<Place, TreeError> {
     let mut walk = Walk { at: open(CWD, ".".as_ref(), path)?, shown: PathBuf::new(), rest: Vec::new(), followed: 0 };
     walk.push(path)?;
@@ -83,9 +72,9 @@ pub(super) fn resolve(path: &Path, links: Links) -> Result<Place, TreeError> {
 
 struct Walk {
     at: OwnedFd,
-    /// The path of `at`, for messages.
+    /// Path of `at`, for messages.
     shown: PathBuf,
-    /// The remaining components, in reverse order.
+    /// Remaining components, in reverse order.
     rest: Vec<OsString>,
     followed: usize,
 }
@@ -196,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn users_links_are_followed_and_marked_links_are_refused() {
+    fn own_links_are_followed_and_marked_links_are_refused() {
         let home = tempfile::tempdir().expect("a directory");
         let at = |name: &str| home.path().join(name);
         std::fs::create_dir_all(at("real/inner")).expect("made");
@@ -220,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_lead_nowhere_name_the_component() {
+    fn unresolvable_path_names_the_component() {
         let home = tempfile::tempdir().expect("a directory");
         let at = |name: &str| home.path().join(name);
         std::fs::write(at("file"), "x").expect("written");
@@ -237,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_proc_lead_to_open_files() {
+    fn proc_links_resolve_to_open_files() {
         let home = tempfile::tempdir().expect("a directory");
         let file = std::fs::File::create(home.path().join("file")).expect("created");
         let (pipe, _write) = rustix::pipe::pipe().expect("a pipe");

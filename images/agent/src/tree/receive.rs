@@ -1,4 +1,4 @@
-//! The receiving end: writes the entries of a stream to a destination.
+//! Writes the entries of a stream to a destination.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::path::{self, Links, Name, Place};
 use super::{Attributes, Entry, MAX_DEPTH, SpecialFile, Summary, TreeError, is_single_name};
 
-/// A receiver's request to a sender that it does not trust.
+/// Request to a sender that is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     name: Option<OsString>,
@@ -21,10 +21,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// Creates a request for `source`.
-    ///
-    /// An existing destination directory takes the copy under the last component of `source`. The paths `/`, `.`, `..`
-    /// and the empty path have none. Permissions in `umask` are not set.
+    /// Creates a request for `source`. An existing destination directory takes the copy under the last component of
+    /// `source`. The paths `/`, `.`, `..` and the empty path have none. Permissions in `umask` are not set.
     #[must_use]
     pub fn new(source: &OsStr, umask: u32) -> Self {
         let bytes = source.as_bytes();
@@ -39,9 +37,9 @@ impl Request {
 #[derive(Debug)]
 pub struct TreeWriter {
     destination: PathBuf,
-    /// The request, if the sender is not trusted.
+    /// None if the sender is trusted.
     request: Option<Request>,
-    /// The parent of the tree's root, known from the first entry on.
+    /// Parent of the tree's root. None until the first entry.
     root: Option<OwnedFd>,
     directories: Vec<OpenDirectory>,
     file: Option<OpenFile>,
@@ -52,13 +50,12 @@ pub struct TreeWriter {
 #[derive(Debug)]
 struct OpenDirectory {
     fd: OwnedFd,
-    /// The path, for messages.
     path: PathBuf,
-    /// The attributes to set after the children are written; `None` for an existing directory.
+    /// Attributes to set after the children are written. None for an existing directory.
     attributes: Option<Attributes>,
 }
 
-/// A file under its temporary name, which is removed on drop unless the file was placed.
+/// A file under its temporary name, which drop removes unless the file was placed.
 #[derive(Debug)]
 struct OpenFile {
     fd: OwnedFd,
@@ -69,11 +66,10 @@ struct OpenFile {
     attributes: Attributes,
     /// True if the name was in use when the file was created.
     replaces: bool,
-    /// True if the file has its final name.
     is_placed: bool,
-    /// The length so far, including holes.
+    /// Length so far, including holes.
     length: u64,
-    /// True if the last part is a hole. The file does not include it until its length is set.
+    /// True if the last part is a hole, which the file includes only after a final `ftruncate`.
     ends_with_hole: bool,
 }
 
@@ -107,7 +103,6 @@ impl OpenFile {
         rustix::fs::ftruncate(&self.fd, self.length).map_err(TreeError::io("write", &self.path))
     }
 
-    /// Renames the file to its final name.
     fn place(&mut self) -> Result<(), TreeError> {
         let (from, to) = (self.temporary.as_os_str(), self.name.as_os_str());
         let failed = TreeError::io("write", &self.path);
@@ -139,19 +134,14 @@ impl Drop for OpenFile {
 }
 
 impl TreeWriter {
-    /// Creates a writer of a trusted stream.
-    ///
-    /// An existing directory at `destination` takes the tree under the tree's own name. Otherwise `destination`
-    /// becomes the tree's root and an existing file there is replaced.
+    /// Creates a writer of a trusted stream. An existing directory at `destination` takes the tree under the tree's own
+    /// name. Otherwise `destination` becomes the tree's root, and replaces an existing file.
     #[must_use]
     pub fn new(destination: &Path) -> Self {
         Self::with(destination, None)
     }
 
-    /// Creates a writer of an untrusted stream.
-    ///
-    /// An existing directory at `destination` takes the tree under the name in the request. Otherwise `destination`
-    /// becomes the tree's root.
+    /// Like [`new`](Self::new), for an untrusted stream: an existing directory takes the tree under the request's name.
     #[must_use]
     pub fn untrusted(destination: &Path, request: Request) -> Self {
         Self::with(destination, Some(request))
@@ -169,22 +159,17 @@ impl TreeWriter {
         }
     }
 
-    /// Returns the totals so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
-    /// Returns true if the tree is complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.ended
     }
 
-    /// Writes one entry.
-    ///
-    /// # Errors
-    /// The file system's error, or the reason that the entry is invalid. The writer cannot be used after an error.
+    /// Writes one entry. The writer cannot be used after an error.
     pub fn accept(&mut self, entry: Entry<'_>) -> Result<(), TreeError> {
         if self.ended {
             return Err(TreeError::OutOfOrder("an entry after the end"));
@@ -216,7 +201,7 @@ impl TreeWriter {
         }
     }
 
-    /// Returns the directory that takes the entry `name`, the entry's name there, and its path for messages.
+    /// Returns the directory for the entry, the entry's name there, and its path for messages.
     fn place(&mut self, name: &OsStr, is_directory: bool) -> Result<(BorrowedFd<'_>, OsString, PathBuf), TreeError> {
         if !is_single_name(name) {
             return Err(TreeError::BadName(name.to_owned()));
@@ -232,7 +217,7 @@ impl TreeWriter {
         }
     }
 
-    /// Resolves the destination. It runs once; later entries use the descriptor.
+    /// Resolves the destination once. Later entries use the descriptor.
     fn place_root(&self, sent: &OsStr, is_directory: bool) -> Result<(OwnedFd, OsString, PathBuf), TreeError> {
         let destination = self.destination.as_path();
         let (links, name) = match &self.request {
@@ -289,7 +274,7 @@ impl TreeWriter {
 
     fn begin_file(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
         let (parent, name, path) = self.place(name, false)?;
-        // `OpenFile::place` checks again. This check fails before any data are sent.
+        // Fail before any data are sent. `OpenFile::place` checks again.
         let replaces = refuse_special(parent, &name, &path)?.is_some();
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -370,7 +355,6 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Removes the bits of the request's umask from `possible`, the permissions a stream may set.
     fn mask(&self, possible: u32) -> u32 {
         possible & !self.request.as_ref().map_or(0, |request| request.umask)
     }
@@ -381,7 +365,7 @@ fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<FileType> {
     Some(FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Refuses to replace a device, a pipe or a socket; returns the kind of any other existing file.
+/// Refuses to replace a device, a pipe or a socket. Returns the kind of another existing file.
 fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<FileType>, TreeError> {
     match kind_of(parent, name) {
         kind @ (None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink)) => Ok(kind),
@@ -421,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_other_than_one_component_are_refused() {
         let home = tempfile::tempdir().expect("a directory");
         for name in ["..", ".", "", "a/b", "/etc", "../x"] {
             let error = TreeWriter::new(home.path()).accept(file(name)).expect_err(name);
@@ -430,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_destination_is_not_followed() {
+    fn symlink_in_destination_is_not_followed() {
         let home = tempfile::tempdir().expect("a directory");
         let outside = tempfile::tempdir().expect("another");
         std::os::unix::fs::symlink(outside.path(), home.path().join("d")).expect("a link");
@@ -440,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_completed_leaves_nothing() {
+    fn incomplete_file_is_removed() {
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(home.path());
         writer.accept(file("f")).expect("begun");
@@ -450,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn set_user_id_is_not_carried_over() {
+    fn set_user_id_bit_is_not_copied() {
         use std::os::unix::fs::PermissionsExt;
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(home.path());
@@ -462,14 +446,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_named_with_a_slash_at_its_end_is_refused() {
+    fn file_destination_with_trailing_slash_is_refused() {
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(&home.path().join("no-such/"));
         assert!(writer.accept(file("f")).is_err());
     }
 
     #[test]
-    fn an_error_names_its_path_and_the_systems_words() {
+    fn error_names_path_and_system_message() {
         let error =
             send(Path::new("/no/such/file"), Links::Follow, Holes::Fill, &mut |_| Ok(())).expect_err("not there");
         assert_eq!(error.to_string(), "/no/such/file: cannot read: No such file or directory");
@@ -480,7 +464,6 @@ mod tests {
         (stat.st_blocks, stat.st_size.try_into().expect("positive"))
     }
 
-    /// Copies a file with or without support for holes; returns the number of data bytes sent.
     fn copy(from: &Path, to: &Path, holes: Holes) -> u64 {
         let mut writer = TreeWriter::new(to);
         let mut sent = 0;
@@ -497,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_file_is_sent_and_written_without_its_holes() {
+    fn sparse_file_is_copied_without_hole_data() {
         use std::os::unix::fs::FileExt;
         const LENGTH: u64 = 1 << 30;
         let home = tempfile::tempdir().expect("a directory");
@@ -520,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_file_is_whole_for_a_peer_that_knows_no_holes() {
+    fn sparse_file_is_filled_for_peer_without_holes() {
         let home = tempfile::tempdir().expect("a directory");
         let (from, to) = (home.path().join("from"), home.path().join("to"));
         std::fs::File::create(&from).and_then(|file| file.set_len(3 << 20)).expect("made");
@@ -530,7 +513,7 @@ mod tests {
 
     /// `/proc` reports a length of 0 and no holes.
     #[test]
-    fn file_of_proc_is_copied_whole() {
+    fn proc_file_is_copied_whole() {
         let home = tempfile::tempdir().expect("a directory");
         copy(Path::new("/proc/version"), &home.path().join("to"), Holes::Keep);
         let read = |path: &Path| std::fs::read(path).expect("read");
@@ -538,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_that_no_file_can_have_are_refused() {
+    fn invalid_hole_lengths_are_refused() {
         const LARGEST: u64 = i64::MAX as u64;
         for holes in [&[0][..], &[LARGEST + 1], &[u64::MAX], &[1, u64::MAX], &[LARGEST, 1]] {
             let home = tempfile::tempdir().expect("a directory");
@@ -553,11 +536,11 @@ mod tests {
         assert!(matches!(writer.accept(Entry::Hole(1)), Err(TreeError::OutOfOrder(_))));
     }
 
-    /// Creates a directory with one file of each special kind. The socket lives as long as its listener.
+    /// Creates one file of each special kind. The socket lives as long as its listener.
     fn specials(at: &Path) -> std::os::unix::net::UnixListener {
         rustix::fs::mkfifoat(rustix::fs::CWD, at.join("pipe"), 0o600.into()).expect("made");
         if rustix::process::geteuid().is_root() {
-            // No driver has this device: a write to it would fail, and a replaced node would be visible.
+            // No driver has this device: a write would fail, and a replaced node would be visible.
             let device = rustix::fs::makedev(1, 200);
             let kind = FileType::CharacterDevice;
             let made = rustix::fs::mknodat(rustix::fs::CWD, at.join("device"), kind, 0o600.into(), device);
@@ -608,7 +591,7 @@ mod tests {
 
     /// A pipe takes the file's name while its data arrive.
     #[test]
-    fn a_pipe_made_during_a_copy_is_not_replaced() {
+    fn pipe_created_during_copy_is_not_replaced() {
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(home.path());
         writer.accept(file("f")).expect("begun");
@@ -620,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_take_the_name_from_the_source() {
+    fn request_takes_name_from_source() {
         let name = |source: &str| {
             let request = Request::new(source.as_ref(), 0);
             (request.name.map(|name| name.into_string().expect("text")), request.directory_only)
@@ -670,7 +653,7 @@ mod tests {
     proptest! {
         /// Receives two streams in a row, because the links of the first are in the path of the second.
         #[test]
-        fn an_untrusted_stream_creates_only_what_was_requested(
+        fn untrusted_stream_creates_only_requested_files(
             streams in prop::collection::vec(steps(), 1..3),
             destination in prop::sample::select(vec!["home", "home/", "own", "home/new", "home/data/sub", "home/data/out/"]),
         ) {
@@ -711,7 +694,7 @@ mod tests {
         }
 
         #[test]
-        fn files_with_holes_survive_the_way(
+        fn files_with_holes_are_copied_unchanged(
             parts in prop::collection::vec((any::<bool>(), 1usize..200_000), 0..8),
             holes in prop::sample::select(vec![Holes::Keep, Holes::Fill]),
         ) {

@@ -1,4 +1,4 @@
-//! The sending end: a walk through a file or a directory.
+//! Walks a file or a directory and emits its entries.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,13 +12,8 @@ use super::path::{self, Links, Name, Place};
 use super::{Attributes, Entry, Holes, MAX_DEPTH, TreeError};
 use crate::protocol::{Bytes, MAX_DATA};
 
-/// Passes the entries of the file or directory at `source` to `emit`, [`Entry::End`] last.
-///
-/// `links` says which symbolic links in the path `source` are followed. Links inside a directory are sent as links.
-/// `holes` says how holes in files are sent.
-///
-/// # Errors
-/// The first file that cannot be read, or the error that `emit` returned.
+/// Passes the entries of the file or directory at `source` to `emit`, [`Entry::End`] last. `links` applies to the path
+/// `source`; links inside a directory are sent as links. Stops at the first error.
 pub fn send(
     source: &Path,
     links: Links,
@@ -48,7 +43,7 @@ pub fn send(
     (walk.emit)(Entry::End)
 }
 
-/// Returns the name to send for `source`; `.` and `..` are resolved first.
+/// Returns the name to send for `source`. Resolves `.` and `..` first.
 fn own_name(source: &Path) -> Result<OsString, TreeError> {
     if let Some(name) = source.file_name()
         && !source.as_os_str().as_bytes().ends_with(b"/.")
@@ -65,7 +60,7 @@ fn own_name(source: &Path) -> Result<OsString, TreeError> {
 
 struct Walk<'a> {
     emit: &'a mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
-    /// The current path, for messages.
+    /// Current path, for messages.
     path: PathBuf,
     depth: usize,
     holes: Holes,
@@ -133,8 +128,7 @@ impl Walk<'_> {
         (self.emit)(Entry::EndOfFile)
     }
 
-    /// Sends data from the current position up to the end of the file or `limit` bytes; returns the number of bytes
-    /// sent.
+    /// Sends up to `limit` bytes from the current position. Returns the number of bytes sent.
     fn data(&mut self, fd: &OwnedFd, limit: u64) -> Result<u64, TreeError> {
         self.buffer.resize(MAX_DATA, 0);
         let mut sent = 0;
@@ -181,8 +175,7 @@ impl Walk<'_> {
     }
 }
 
-/// Returns true if a file may have holes. Others are never queried: file systems such as `/proc` may report wrong
-/// holes.
+/// Returns true if a file may have holes. Others are not queried: file systems such as `/proc` may report wrong holes.
 fn is_sparse(stat: &Stat) -> bool {
     stat.st_blocks.saturating_mul(512) < stat.st_size
 }

@@ -28,13 +28,11 @@ pub fn raw_connection() -> (UnixStream, JoinHandle<Result<(), ProtocolError>>) {
     (host, thread::spawn(move || AGENT.serve(guest.into())))
 }
 
-/// A connection after both hellos.
 pub struct Host {
     pub connection: Connection,
     server: JoinHandle<Result<(), ProtocolError>>,
 }
 
-/// The output and end of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub stdout: String,
@@ -90,7 +88,6 @@ impl Host {
         seen
     }
 
-    /// Reads to the command's end.
     pub fn finish(&mut self) -> Outcome {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let end = loop {
