@@ -104,6 +104,6 @@ fn embedded_workloads_match_repository() {
 
 #[test]
 fn crate_licenses_are_agreed_to_and_listed() {
-    let output = std::process::Command::new(repository().join("scripts/licences")).arg("--check").output().unwrap();
+    let output = std::process::Command::new(repository().join("scripts/licenses")).arg("--check").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -76,7 +76,7 @@ fn use_all_features(wisp: &Wisp) {
     common::kill_router(dir.to_str().unwrap());
     assert_eq!(finding(wisp, "VPC router").unwrap()["Fixes"][0]["Command"], "wisp ls");
     let came = wisp.run(&["ls"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
+    assert!(came.stderr.contains("it was restarted") && !came.stderr.contains("have no network"), "{}", came.stderr);
     assert_eq!(exec(wisp, "client", &fetch(private, "")), "page");
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 

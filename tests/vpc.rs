@@ -96,7 +96,7 @@ fn killed_router_restarts_and_keeps_connections() {
     assert_eq!(router_finding().unwrap()["Fixes"][0]["Command"], "wisp ls");
     // The next command restarts the router, with the current rules.
     let came = wisp.run(&["sg", "authorize", "db", "--port", "80", "--group", "default"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
+    assert!(came.stderr.contains("it was restarted") && !came.stderr.contains("have no network"), "{}", came.stderr);
     assert_eq!(router_finding(), None);
     assert_ne!(common::processes(&["router", &dir]), [killed]);
     heard_more();
@@ -123,7 +123,7 @@ fn killed_router_restarts_and_keeps_connections() {
     wisp.run(&["terminate", "client", "third"]).expect_code(0);
     kill_the_router();
     let came = wisp.run(&["ls"]).expect_code(0);
-    assert!(came.stderr.contains("it is back") && !came.stderr.contains("have no network"), "{}", came.stderr);
+    assert!(came.stderr.contains("it was restarted") && !came.stderr.contains("have no network"), "{}", came.stderr);
     launch(&wisp, &["--name", "fourth"]).expect_code(0);
     assert!(pings("fourth"));
 

@@ -13,7 +13,7 @@ def bench(args):
     with tempfile.TemporaryDirectory(prefix="wisp-bench-", dir=args.directory) as directory:
         directory = os.path.abspath(directory)
         figures = os.path.join(directory, "figures.json")
-        options = ["--directory", directory, "--runs", str(args.runs), "--json", figures]
+        options = ["--dir", directory, "--runs", str(args.runs), "--json", figures]
         command = ["cargo", "bench", "--locked", "--bench", "block", "--", *options]
         subprocess.run(command, cwd=ROOT, check=True)
         with open(figures) as file:

@@ -366,7 +366,7 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     }
     lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
     for part in &manifest.components {
-        lines.push(line("Contains", &format!("{} {} ({})", part.name, part.version, part.licence)));
+        lines.push(line("Contains", &format!("{} {} ({})", part.name, part.version, part.license)));
     }
     lines
 }

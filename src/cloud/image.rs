@@ -77,7 +77,7 @@ pub struct Component {
     pub name: String,
     pub version: String,
     /// SPDX license identifier.
-    pub licence: String,
+    pub license: String,
     /// Location of the source code.
     pub source: String,
 }

@@ -31,6 +31,8 @@ use crate::vmm::control;
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout for a guest to power off after its agent has ended.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
@@ -207,6 +209,12 @@ impl Cloud {
     /// after a reboot, and reconciles the record.
     pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.dir(id);
+        // The agent ends before its guest powers off.
+        let ended = dir.connect().and_then(|mut machine| {
+            machine.subscribe()?;
+            machine.wait_ended(POWER_OFF_TIMEOUT)
+        });
+        dir.unless_gone(ended)?;
         if !dir.unless_gone(answers(&dir))? {
             self.reconcile_instance(id)?;
         }

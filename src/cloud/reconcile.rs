@@ -56,7 +56,7 @@ impl Cloud {
         self.notice_failed("interrupted snapshots cannot be completed", finished);
         let swept = self.sweep_networks();
         self.notice_failed("directories of earlier networks cannot be removed", swept);
-        self.revive_routers(&records);
+        self.restart_routers(&records);
         let swept = template::sweep(&self.home);
         self.notice_failed("unfinished templates cannot be removed", swept);
         let swept = self.sweep_stray_images();

@@ -20,7 +20,7 @@ pub struct Component<'a> {
     pub name: &'a str,
     pub version: &'a str,
     /// SPDX license identifier.
-    pub licence: &'a str,
+    pub license: &'a str,
     pub source: &'a str,
 }
 
@@ -49,9 +49,9 @@ format = "raw"
 file_system = "ext4"
 "#
     );
-    for Component { name, version, licence, source } in components {
+    for Component { name, version, license, source } in components {
         text.push_str(&format!(
-            "\n[[component]]\nname = {name:?}\nversion = {version:?}\nlicence = {licence:?}\nsource = {source:?}\n"
+            "\n[[component]]\nname = {name:?}\nversion = {version:?}\nlicense = {license:?}\nsource = {source:?}\n"
         ));
     }
     Ok(text)

@@ -32,7 +32,7 @@ struct Args {
     dropbear: PathBuf,
     /// The text of dropbear's license, which is included.
     #[arg(long)]
-    dropbear_licence: PathBuf,
+    dropbear_license: PathBuf,
     /// The version of dropbear's source package.
     #[arg(long)]
     dropbear_version: String,
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     let rootfs = Rootfs {
         busybox: args.busybox,
         dropbear: args.dropbear,
-        dropbear_licence: args.dropbear_licence,
+        dropbear_license: args.dropbear_license,
         init: args.init,
         files: tiny.join("files"),
         size_mib: ROOT_MIB,
@@ -63,25 +63,25 @@ fn main() -> anyhow::Result<()> {
         Component {
             name: "Linux",
             version: &args.kernel_version,
-            licence: "GPL-2.0-only",
+            license: "GPL-2.0-only",
             source: "Debian package linux-source-6.12, with the configuration and patches in images/kernel",
         },
         Component {
             name: "busybox",
             version: &args.busybox_version,
-            licence: "GPL-2.0-only",
+            license: "GPL-2.0-only",
             source: "Debian package busybox-static, source package busybox",
         },
         Component {
             name: "dropbear",
             version: &args.dropbear_version,
-            licence: "MIT",
-            source: "Debian source package dropbear, with the options in images/dropbear; its licence is in the image",
+            license: "MIT",
+            source: "Debian source package dropbear, with the options in images/dropbear; its license is in the image",
         },
         Component {
             name: "wisp-init",
             version: env!("CARGO_PKG_VERSION"),
-            licence: "Apache-2.0",
+            license: "Apache-2.0",
             source: "images/agent in Wisp's repository; linked with the GNU C library (LGPL-2.1-or-later)",
         },
     ];

@@ -21,7 +21,7 @@ const JOURNAL_BLOCKS: u32 = 1024;
 pub struct Rootfs {
     pub busybox: PathBuf,
     pub dropbear: PathBuf,
-    pub dropbear_licence: PathBuf,
+    pub dropbear_license: PathBuf,
     pub init: PathBuf,
     /// Directory of files to copy into the root (`etc/passwd` ...).
     pub files: PathBuf,
@@ -47,7 +47,7 @@ impl Rootfs {
         }
         tree.file("/bin/busybox", 0o755, &self.busybox)?;
         tree.file("/usr/sbin/dropbear", 0o755, &self.dropbear)?;
-        tree.file("/usr/share/licenses/dropbear", 0o644, &self.dropbear_licence)?;
+        tree.file("/usr/share/licenses/dropbear", 0o644, &self.dropbear_license)?;
         tree.file("/sbin/wisp-init", 0o755, &self.init)?;
         for applet in applets(&self.busybox)? {
             tree.symlink(&format!("/{applet}"), "/bin/busybox")?;

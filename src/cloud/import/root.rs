@@ -346,7 +346,7 @@ mod tests {
             let manifest = format!(
                 "name = \"tiny\"\narchitecture = \"x86_64\"\ndefault_user = \"root\"\n[kernel]\nfile = \"vmlinux\"\n\
                  sha256 = \"{sha256}\"\nsoftware_kvm_aware = true\n[[component]]\nname = \"Linux\"\nversion = \"6\"\n\
-                 licence = \"GPL-2.0-only\"\nsource = \"Debian\"\n"
+                 license = \"GPL-2.0-only\"\nsource = \"Debian\"\n"
             );
             fs::write(embedded.join(MANIFEST), manifest).unwrap();
             Fixture { dir }

@@ -13,7 +13,9 @@ use crate::ec2::ErrorCode;
 use crate::ec2::id::VpcId;
 use crate::ec2::network::{NetworkMode, SubnetRange, mac_address};
 use crate::ec2::state::InstanceState;
-use crate::host::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, WAY_OUT};
+use crate::host::router::{
+    self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM,
+};
 use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 use crate::vmm::netstack::{Cidr, MacAddress};
 
@@ -26,9 +28,9 @@ impl Cloud {
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
-        let Attached { tap, revival } = router.attach(&config, network.private_ip).map_err(refused)?;
-        if let Some(revival) = revival {
-            self.notice_revival(network.vpc_id, &revival);
+        let Attached { tap, recovery } = router.attach(&config, network.private_ip).map_err(refused)?;
+        if let Some(recovery) = recovery {
+            self.notice_recovery(network.vpc_id, &recovery);
         }
         self.attached.insert(network.vpc_id);
         Ok(tap)
@@ -39,9 +41,9 @@ impl Cloud {
     pub(in crate::cloud) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
-            if let Ok(false) = router::has_way_out(&self.router_directory(vpc)) {
+            if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
                 self.notice(format!(
-                    "The VPC has no uplink: {WAY_OUT} (`sudo apt install passt`) is missing or has exited; \
+                    "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
                      `wisp doctor` says more."
                 ));
             }
@@ -54,8 +56,8 @@ impl Cloud {
             // Without its directory, a VPC never had an attached instance.
             if self.router_directory(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
-                if let Some(revival) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
-                    self.notice_revival(vpc.id, &revival);
+                if let Some(recovery) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
+                    self.notice_recovery(vpc.id, &recovery);
                 }
             }
         }
@@ -64,34 +66,35 @@ impl Cloud {
 
     /// Restarts killed routers of running instances, if an instance still holds the router's namespace. A failure
     /// becomes a notice, because no command exists for this purpose alone.
-    pub(in crate::cloud) fn revive_routers(&mut self, records: &[InstanceRecord]) {
+    pub(in crate::cloud) fn restart_routers(&mut self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
         for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_directory(*vpc))).collect::<Vec<_>>() {
-            match self.revive_router(vpc) {
+            match self.restart_router(vpc) {
                 // If the router cannot be restarted, the commands that need it report that.
-                Ok(Some(revival)) if revival.came_back.is_some() => self.notice_revival(vpc, &revival),
+                Ok(Some(recovery)) if recovery.uplink.is_some() => self.notice_recovery(vpc, &recovery),
                 Ok(_) => {}
-                Err(error) => self.notice(format!("The router of {vpc} was killed, and does not come back: {error}")),
+                Err(error) => self.notice(format!("The router of {vpc} was killed and cannot be restarted: {error}")),
             }
         }
     }
 
-    fn revive_router(&mut self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
+    fn restart_router(&mut self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
         let router = self.router(vpc)?;
         router.apply(&self.router_config(vpc)?).map_err(refused)
     }
 
-    fn notice_revival(&mut self, vpc: VpcId, revival: &RouterRecovery) {
-        let came_back = match revival.came_back {
-            Some(true) => Some("it is back, and what was connected is connected"),
-            Some(false) => Some("it is back without an uplink; its instances are still connected"),
+    fn notice_recovery(&mut self, vpc: VpcId, recovery: &RouterRecovery) {
+        let uplink = match recovery.uplink {
+            Some(true) => Some("it was restarted, and connections stay open"),
+            Some(false) => Some("it was restarted without an uplink; its instances stay connected"),
             None => None,
         };
-        let cut_off = (!revival.cut_off.is_empty())
-            .then(|| format!("{} have no network until they are stopped and started", revival.cut_off.join(", ")));
-        let said: Vec<String> = came_back.map(String::from).into_iter().chain(cut_off).collect();
+        let disconnected = (!recovery.disconnected.is_empty()).then(|| {
+            format!("{} have no network until they are stopped and started", recovery.disconnected.join(", "))
+        });
+        let said: Vec<String> = uplink.map(String::from).into_iter().chain(disconnected).collect();
         if !said.is_empty() {
             self.notice(format!("The router of {vpc} was killed: {}.", said.join("; ")));
         }

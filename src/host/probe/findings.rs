@@ -233,18 +233,18 @@ fn vpc(facts: VpcFacts) -> Finding {
 
 /// The next command that opens the data directory restarts the router, if it can.
 fn killed_router(killed: &KilledRouter) -> Finding {
-    let KilledRouter { vpc, can_come_back, cut_off } = killed;
+    let KilledRouter { vpc, is_recoverable, disconnected } = killed;
     let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
-    match (can_come_back, cut_off.as_slice()) {
+    match (is_recoverable, disconnected.as_slice()) {
         (true, []) => found
             .explained("They reach each other, and nothing outside.")
             .fixed_by("to bring it back, as any other command does", "wisp ls"),
         (true, _) => {
-            let text = format!("{} have no network until they are stopped and started.", cut_off.join(", "));
+            let text = format!("{} have no network until they are stopped and started.", disconnected.join(", "));
             found.explained(text).fixed_by("to bring it back for the others", "wisp ls")
         }
         (false, _) => {
-            let all = cut_off.join(" ");
+            let all = disconnected.join(" ");
             let found = found.explained("They have no network, and none of them holds the namespace.");
             found.fixed_by("to connect them again", format!("wisp stop {all} && wisp start {all}"))
         }
@@ -466,9 +466,9 @@ mod tests {
     fn killed_router_warns_with_fix_command() {
         let mut facts = laptop();
         assert_eq!(status(&facts, "VPC router"), None);
-        let killed = |can_come_back, cut_off: &[&str]| {
-            let cut_off = cut_off.iter().map(|name| name.to_string()).collect();
-            vec![KilledRouter { vpc: "vpc-1".into(), can_come_back, cut_off }]
+        let killed = |is_recoverable, disconnected: &[&str]| {
+            let disconnected = disconnected.iter().map(|name| name.to_string()).collect();
+            vec![KilledRouter { vpc: "vpc-1".into(), is_recoverable, disconnected }]
         };
         facts.killed_routers = killed(true, &[]);
         let finding = find(&facts, "VPC router").expect("it is judged");

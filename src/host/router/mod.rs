@@ -42,7 +42,7 @@ pub use process::run;
 /// Required programs and their Debian packages.
 pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
 /// Program of the uplink.
-pub const WAY_OUT: &str = "pasta";
+pub const UPLINK_PROGRAM: &str = "pasta";
 
 const CONFIG: &str = "router.json";
 const SOCKET: &str = "router.sock";
@@ -77,7 +77,7 @@ enum Request {
     /// Apply the configuration and return a tap for the interface with this address.
     Attach(Ipv4Addr),
     /// Report whether there is an uplink, once that is known.
-    WayOut,
+    Uplink,
 }
 
 /// Answer of the router. A tap is attached to the answer to [`Request::Attach`].
@@ -86,7 +86,7 @@ enum Request {
 enum Answer {
     Done,
     /// True if there is an uplink.
-    WayOut(bool),
+    Uplink(bool),
     Failed(String),
 }
 
@@ -126,16 +126,16 @@ pub struct Router {
 pub struct Attached {
     pub tap: OwnedFd,
     /// State of the other instances, if their router had been killed.
-    pub revival: Option<RouterRecovery>,
+    pub recovery: Option<RouterRecovery>,
 }
 
 /// State of a VPC after its router was killed. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterRecovery {
     /// True if the new router has an uplink. None if no instance held the namespaces, so there is no new router.
-    pub came_back: Option<bool>,
+    pub uplink: Option<bool>,
     /// Instances without a network until they are stopped and started.
-    pub cut_off: Vec<String>,
+    pub disconnected: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,9 +143,9 @@ pub struct KilledRouter {
     /// Name of the router's directory.
     pub vpc: String,
     /// True if a new router can replace the killed one.
-    pub can_come_back: bool,
+    pub is_recoverable: bool,
     /// Instances whose network a new router cannot restore.
-    pub cut_off: Vec<String>,
+    pub disconnected: Vec<String>,
 }
 
 /// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC.
@@ -154,8 +154,8 @@ pub fn killed(networks: &Path) -> Vec<KilledRouter> {
         let vpc = dir.file_name()?.to_str()?.to_string();
         let config = is_killed(dir).then(|| process::read_config(dir).ok()).flatten()?;
         let found = namespace_holder::find(&config).ok()?;
-        let (can_come_back, cut_off) = (found.namespace.is_some(), names(&found.cut_off));
-        (can_come_back || !cut_off.is_empty()).then_some(KilledRouter { vpc, can_come_back, cut_off })
+        let (is_recoverable, disconnected) = (found.namespace.is_some(), names(&found.disconnected));
+        (is_recoverable || !disconnected.is_empty()).then_some(KilledRouter { vpc, is_recoverable, disconnected })
     };
     let entries = std::fs::read_dir(networks).into_iter().flatten().flatten();
     let mut all: Vec<KilledRouter> = entries.filter_map(|entry| judge(&entry.path())).collect();
@@ -194,13 +194,13 @@ impl Router {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => match self.find(config, &error)? {
-                (None, cut_off) => return Ok(Some(RouterRecovery { came_back: None, cut_off })),
-                (Some(namespace), cut_off) => (self.start(Place::Held(namespace))?, Some(cut_off)),
+                (None, disconnected) => return Ok(Some(RouterRecovery { uplink: None, disconnected })),
+                (Some(namespace), disconnected) => (self.start(Place::Held(namespace))?, Some(disconnected)),
             },
             other => (other?, None),
         };
         ask(&self.dir, &stream, Request::Apply)?;
-        killed.map(|cut_off| Ok(RouterRecovery { came_back: Some(has_way_out(&self.dir)?), cut_off })).transpose()
+        killed.map(|disconnected| Ok(RouterRecovery { uplink: Some(has_uplink(&self.dir)?), disconnected })).transpose()
     }
 
     /// Applies `config` and connects the interface with `address`. Starts the router if needed.
@@ -208,20 +208,20 @@ impl Router {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => {
-                let (namespace, cut_off) = self.find(config, &error)?;
-                let came_back = namespace.is_some();
-                (self.start(namespace.map_or(Place::New(address), Place::Held))?, Some((came_back, cut_off)))
+                let (namespace, disconnected) = self.find(config, &error)?;
+                let uplink = namespace.is_some();
+                (self.start(namespace.map_or(Place::New(address), Place::Held))?, Some((uplink, disconnected)))
             }
             other => (other?, None),
         };
         let (_, Some(tap)) = ask(&self.dir, &stream, Request::Attach(address))? else {
             return Err(RouterError::Refused("there is no tap in its answer".into()));
         };
-        let revived = |(came_back, cut_off): (bool, _)| {
-            let came_back = came_back.then(|| has_way_out(&self.dir)).transpose()?;
-            Ok::<_, RouterError>(RouterRecovery { came_back, cut_off })
+        let recovery = |(uplink, disconnected): (bool, _)| {
+            let uplink = uplink.then(|| has_uplink(&self.dir)).transpose()?;
+            Ok::<_, RouterError>(RouterRecovery { uplink, disconnected })
         };
-        Ok(Attached { tap, revival: killed.map(revived).transpose()? })
+        Ok(Attached { tap, recovery: killed.map(recovery).transpose()? })
     }
 
     /// Returns the network namespace of a router that does not run, and the running instances outside it. `absent` is
@@ -231,7 +231,7 @@ impl Router {
             return Ok((None, Vec::new()));
         }
         let found = namespace_holder::find(config)?;
-        Ok((found.namespace, names(&found.cut_off)))
+        Ok((found.namespace, names(&found.disconnected)))
     }
 
     fn write(&self, config: &RouterConfig) -> io::Result<()> {
@@ -285,9 +285,9 @@ impl Router {
 }
 
 /// Waits until the state of the uplink is known, some tens of milliseconds after the router's start.
-pub fn has_way_out(dir: &Path) -> Result<bool, RouterError> {
-    match ask(dir, &connect(dir)?, Request::WayOut)? {
-        (Answer::WayOut(is_there), _) => Ok(is_there),
+pub fn has_uplink(dir: &Path) -> Result<bool, RouterError> {
+    match ask(dir, &connect(dir)?, Request::Uplink)? {
+        (Answer::Uplink(is_there), _) => Ok(is_there),
         _ => Err(RouterError::Refused("it does not say whether there is an uplink".into())),
     }
 }

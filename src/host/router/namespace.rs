@@ -13,7 +13,7 @@ use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::namespace_holder::owner_of;
-use super::{Interface, RouterConfig, WAY_OUT};
+use super::{Interface, RouterConfig, UPLINK_PROGRAM};
 use crate::host::environment;
 use crate::vmm::netstack::{GATEWAY_MAC, MacAddress};
 
@@ -43,7 +43,7 @@ pub(super) fn prepare_uplink(dir: &Path, config: &RouterConfig) -> io::Result<Ch
     let is_root = geteuid().is_root();
     let mut command = Command::new("sh");
     environment::restrict(&mut command);
-    command.args(["-c", "read -r _ && exec \"$0\" \"$@\"", WAY_OUT]);
+    command.args(["-c", "read -r _ && exec \"$0\" \"$@\"", UPLINK_PROGRAM]);
     command.args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"]);
     command.args(["--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]);
     command.args(["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--ns-ifname", OUT]);

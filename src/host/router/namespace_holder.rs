@@ -48,7 +48,7 @@ fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
 pub(super) struct Holders<'a> {
     pub namespace: Option<OwnedFd>,
     /// Running instances that are not in this namespace.
-    pub cut_off: Vec<&'a Interface>,
+    pub disconnected: Vec<&'a Interface>,
 }
 
 /// Finds the running instances and their namespace. If a router could not be replaced earlier, a VPC may have several
@@ -74,11 +74,11 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     namespaces.sort_by_key(|(number, (_, holders))| std::cmp::Reverse((*holders, *number)));
     let found = namespaces.into_iter().find(|(_, (namespace, _))| is_configured(namespace, config));
     let (number, namespace) = found.map(|(number, (namespace, _))| (number, namespace)).unzip();
-    let is_cut_off = |of: &Option<u64>| of.is_none() || *of != number;
-    let mut cut_off: Vec<_> =
-        running.iter().filter(|(_, of)| is_cut_off(of)).map(|(dir, _)| by_directory[dir]).collect();
-    cut_off.sort_by_key(|interface| interface.address);
-    Ok(Holders { namespace, cut_off })
+    let is_disconnected = |of: &Option<u64>| of.is_none() || *of != number;
+    let mut disconnected: Vec<_> =
+        running.iter().filter(|(_, of)| is_disconnected(of)).map(|(dir, _)| by_directory[dir]).collect();
+    disconnected.sort_by_key(|interface| interface.address);
+    Ok(Holders { namespace, disconnected })
 }
 
 /// Returns a network namespace that the process has open, with its inode number.

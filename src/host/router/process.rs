@@ -78,7 +78,7 @@ fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
 
 fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
     let config = read_config(dir)?;
-    let uplink = match probe::is_installed(super::WAY_OUT) {
+    let uplink = match probe::is_installed(super::UPLINK_PROGRAM) {
         true => Some(namespace::prepare_uplink(dir, &config)?),
         false => None,
     };
@@ -192,13 +192,13 @@ impl Running<'_> {
             return Ok(());
         }
         let done = match serde_json::from_str(&line) {
-            Ok(Request::WayOut) => {
+            Ok(Request::Uplink) => {
                 self.release_uplink();
                 if self.uplink_deadline.is_some() {
                     self.waiting.push(stream);
                     return Ok(());
                 }
-                Ok((Answer::WayOut(self.has_uplink()), None))
+                Ok((Answer::Uplink(self.has_uplink()), None))
             }
             Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
             Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
@@ -260,7 +260,7 @@ impl Running<'_> {
             Ok(false) => match child.try_wait() {
                 Ok(None) if Instant::now() < deadline => return,
                 Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come")),
-                Ok(Some(status)) => Err(io::Error::other(format!("{} ended with {status}", super::WAY_OUT))),
+                Ok(Some(status)) => Err(io::Error::other(format!("{} ended with {status}", super::UPLINK_PROGRAM))),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -273,7 +273,7 @@ impl Running<'_> {
             let _ = child.wait();
             self.uplink = None;
         }
-        let answer = Answer::WayOut(self.uplink.is_some());
+        let answer = Answer::Uplink(self.uplink.is_some());
         for client in self.waiting.drain(..) {
             if let Err(error) = send(&client, &answer, None) {
                 log::warn!("who asked has gone: {error}");

@@ -187,7 +187,7 @@ fn exited_router_is_reported_as_ended() {
         let mut byte = [0];
         (&far).read_exact(&mut byte).unwrap();
     });
-    let error = ask(dir, &near, Request::WayOut).unwrap_err();
+    let error = ask(dir, &near, Request::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(
         error.to_string(),
