@@ -44,7 +44,7 @@ const QUEUE_SIZE: u16 = 256;
 /// Descriptor flags (specification, section 2.7.5).
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
-/// Request types (section 5.2.6).
+/// BlockRequest types (section 5.2.6).
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
@@ -76,7 +76,7 @@ struct Options {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ThreadKind {
     Read,
     /// Ends with a flush, which is included in the time.
     Write,
@@ -86,7 +86,7 @@ enum Kind {
 
 #[derive(Debug, Clone, Copy)]
 struct Measure {
-    kind: Kind,
+    kind: ThreadKind,
     is_random: bool,
     length: u32,
     depth: u16,
@@ -97,16 +97,16 @@ impl Measure {
     fn all() -> Vec<Measure> {
         let mut all = Vec::new();
         for (kind, is_random, length) in [
-            (Kind::Read, true, 4096),
-            (Kind::Read, true, 65_536),
-            (Kind::Read, false, 4096),
-            (Kind::Read, false, 131_072),
-            (Kind::Write, true, 4096),
-            (Kind::Write, false, 131_072),
-            (Kind::Mixed, true, 4096),
+            (ThreadKind::Read, true, 4096),
+            (ThreadKind::Read, true, 65_536),
+            (ThreadKind::Read, false, 4096),
+            (ThreadKind::Read, false, 131_072),
+            (ThreadKind::Write, true, 4096),
+            (ThreadKind::Write, false, 131_072),
+            (ThreadKind::Mixed, true, 4096),
         ] {
             for depth in [1, 32] {
-                let caches: &[bool] = if kind == Kind::Write { &[true] } else { &[true, false] };
+                let caches: &[bool] = if kind == ThreadKind::Write { &[true] } else { &[true, false] };
                 all.extend(caches.iter().map(|&is_cold| Measure { kind, is_random, length, depth, is_cold }));
             }
         }
@@ -115,9 +115,9 @@ impl Measure {
 
     fn name(&self, disk: &str) -> String {
         let kind = match self.kind {
-            Kind::Read => "read",
-            Kind::Write => "write and flush",
-            Kind::Mixed => "mixed",
+            ThreadKind::Read => "read",
+            ThreadKind::Write => "write and flush",
+            ThreadKind::Mixed => "mixed",
         };
         let order = if self.is_random { "random" } else { "sequential" };
         let cache = if self.is_cold { "cold" } else { "warm" };
@@ -303,11 +303,11 @@ impl Driver {
         let mut took = Vec::new();
         let mut free: Vec<u16> = (0..measure.depth).rev().collect();
         let kind_of = |put: u64| match measure.kind {
-            Kind::Read => IN,
-            Kind::Write => OUT,
-            Kind::Mixed if put % 64 == 63 => FLUSH,
-            Kind::Mixed if put % 8 == 7 => OUT,
-            Kind::Mixed => IN,
+            ThreadKind::Read => IN,
+            ThreadKind::Write => OUT,
+            ThreadKind::Mixed if put % 64 == 63 => FLUSH,
+            ThreadKind::Mixed if put % 8 == 7 => OUT,
+            ThreadKind::Mixed => IN,
         };
         loop {
             let old = self.available;
@@ -331,7 +331,7 @@ impl Driver {
                 in_queue -= 1;
             }
         }
-        if measure.kind == Kind::Write {
+        if measure.kind == ThreadKind::Write {
             let old = self.available;
             self.put(0, FLUSH, 0, 0)?;
             self.notify(old)?;
@@ -400,7 +400,7 @@ impl Driver {
             if !slots.is_empty() {
                 return Ok(slots);
             }
-            // Request an interrupt for the next completion, then check again: it may have happened already.
+            // BlockRequest an interrupt for the next completion, then check again: it may have happened already.
             self.memory.store(self.used, GuestAddress(AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE)), Ordering::Relaxed)?;
             fence(Ordering::SeqCst);
             if self.memory.load::<u16>(GuestAddress(USED + 2), Ordering::Acquire)? == self.used {

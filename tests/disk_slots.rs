@@ -366,7 +366,7 @@ enum Step {
     Read(u64, usize),
     Write(u64, usize, u64),
     Bind,
-    Request(u32, u64, usize),
+    ControlRequest(u32, u64, usize),
     Attach(bool),
     Detach(bool),
     Resize(u64),
@@ -379,7 +379,11 @@ fn step() -> impl Strategy<Value = Step> {
         (0_u64..0x140, 1_usize..=8, any::<u64>()).prop_map(|(offset, width, value)| Step::Write(offset, width, value)),
         (0_u64..0x50, 0_u64..0x100).prop_map(|(offset, value)| Step::Write(offset * 4, 4, value)),
         Just(Step::Bind),
-        (0_u32..14, 0_u64..5000, 0_usize..4).prop_map(|(kind, sector, count)| Step::Request(kind, sector, count * 512)),
+        (0_u32..14, 0_u64..5000, 0_usize..4).prop_map(|(kind, sector, count)| Step::ControlRequest(
+            kind,
+            sector,
+            count * 512
+        )),
         any::<bool>().prop_map(Step::Attach),
         any::<bool>().prop_map(Step::Detach),
         (1_u64..8).prop_map(|sectors| Step::Resize(sectors * MIB / 2)),
@@ -406,7 +410,7 @@ proptest! {
                 Step::Bind => {
                     prop_assert_eq!(driver.bind(), present.is_some());
                 }
-                Step::Request(kind, sector, length) => {
+                Step::ControlRequest(kind, sector, length) => {
                     // After arbitrary register writes, only a freshly initialized device answers.
                     if driver.bind() {
                         driver.request(kind, sector, &mut vec![0; length.max(512)]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
 use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
-use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::control::{ControlClient, ControlRequest, Message};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -35,7 +35,7 @@ fn assert_resumed(wisp: &Wisp, boot: &str) {
 /// Asserts that every VMM thread has a seccomp filter, also the device threads, which start before the guest.
 fn assert_filtered(dir: &Path) {
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
+    control.send(&ControlRequest::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let threads = std::fs::read_dir(format!("/proc/{}/task", status.sandbox.pid)).unwrap();
     let texts: Vec<_> = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status"))).collect();

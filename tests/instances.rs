@@ -11,7 +11,7 @@ use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use serde_json::Value;
 use wisp::ec2::state::InstanceState;
 use wisp::store::{InstanceRecord, Store, StoreError};
-use wisp::vmm::control::{ControlClient, Request};
+use wisp::vmm::control::{ControlClient, ControlRequest};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);
@@ -248,7 +248,7 @@ fn killed_launch_is_all_or_nothing() {
 fn wait_until_state(wisp: &Wisp, id: &str, expected: &str) {
     let dir = wisp.home().join("instances").join(id);
     if let Ok(mut control) = ControlClient::connect(&dir.join("vmm/control.sock")) {
-        let _ = control.send(&Request::Subscribe);
+        let _ = control.send(&ControlRequest::Subscribe);
         while control.receive(Some(common::DEADLINE)).is_ok() {}
     }
     // The process has ended when its lock is free.

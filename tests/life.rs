@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
-use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::control::{ControlClient, ControlRequest, Message};
 
 fn only_vmm_pid(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
@@ -56,8 +56,8 @@ fn ctrl_alt_del_powers_guest_off() {
     let wisp = Wisp::warm_in_long_home();
     let running = wisp.start_guest();
     let mut control = ControlClient::connect(&wisp.runs()[0].join("vmm/control.sock")).unwrap();
-    control.send(&Request::Subscribe).unwrap();
-    control.send(&Request::CtrlAltDel).unwrap();
+    control.send(&ControlRequest::Subscribe).unwrap();
+    control.send(&ControlRequest::CtrlAltDel).unwrap();
     let end = loop {
         match control.receive(Some(common::DEADLINE)).unwrap() {
             Message::Ended { end, .. } => break end,

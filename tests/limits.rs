@@ -10,7 +10,7 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp, instances};
 use serde_json::json;
 use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
-use wisp::vmm::control::{ControlClient, DiskRecord, Message, Request, Status};
+use wisp::vmm::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmStatus};
 use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 use wisp::vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
 
@@ -48,7 +48,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let (used, took) = be_busy(&mut machine);
     println!("unlimited: {used:?} of CPU time in {took:?}");
 
-    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
     // The debt was charged, and later usage is one slice at most.
     let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
@@ -63,7 +63,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     assert!(after.throttled_ns > 0 && after.budget.balance.saved_ns < 100_000_000, "{after:?}");
 
     // Device threads are charged, too.
-    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: true }), Message::Done);
     let pid = machine.status().sandbox.pid;
     let (least, deadline) = (Duration::from_millis(30), Instant::now() + DEADLINE);
     while thread_cpu_time(pid, "block0") < least {
@@ -73,16 +73,16 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let status = machine.status();
     let devices = status.cpu_budget.as_ref().unwrap().used_ns.saturating_sub(status.cpu_time_ns);
     assert!(devices >= least.as_nanos() as u64 / 2, "{devices} ns were charged for devices");
-    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: false }), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: false }), Message::Done);
 
     // A pause, snapshot or end does not wait for the throttle, which could hold an overdrawn machine for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
-    let request = Request::Fork { dir: saved, layers: Vec::new() };
+    let request = ControlRequest::Fork { dir: saved, layers: Vec::new() };
     let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
     println!("saved while it was held: paused for {paused_ns} ns");
-    assert_eq!(machine.ask(&Request::SetCanOwe { can_owe: true }), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: true }), Message::Done);
     let held = machine.status().cpu_budget.unwrap().throttled_ns;
     machine.shell(BUSY);
     let record = machine.status().cpu_budget.unwrap();
@@ -102,7 +102,7 @@ fn expect_within(
     machine: &mut Machine,
     rate: u64,
     largest: u64,
-    count: fn(&Status) -> u64,
+    count: fn(&VmmStatus) -> u64,
     act: impl FnOnce(&mut Machine),
 ) {
     let began = Instant::now();
@@ -227,7 +227,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     );
 
     let frame = u64::from(MTU) + 14;
-    let net = |status: &Status| status.net.unwrap();
+    let net = |status: &VmmStatus| status.net.unwrap();
     expect_within(
         &mut machine,
         NET_BYTES,
@@ -261,7 +261,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
     let pid = machine.status().sandbox.pid;
     let threads = ["block1", "net"].map(|name| (name, thread_cpu_time(pid, name)));
-    let held = |status: &Status| [status.disks[1].throttled_ns, status.net.unwrap().throttled_ns];
+    let held = |status: &VmmStatus| [status.disks[1].throttled_ns, status.net.unwrap().throttled_ns];
     let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
     let least = Duration::from_secs(3);
     while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
@@ -274,7 +274,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     }
 }
 
-fn ask(dir: &std::path::Path, request: &Request) -> Message {
+fn ask(dir: &std::path::Path, request: &ControlRequest) -> Message {
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(request).unwrap();
     control.receive(Some(DEADLINE)).unwrap()
@@ -291,7 +291,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
         instances::launch(&wisp, &[&["--name", name][..], &volume[..], more].concat()).expect_code(0);
         let dir = instances::dir(&wisp, name);
-        let disk = || match ask(&dir, &Request::Status) {
+        let disk = || match ask(&dir, &ControlRequest::Status) {
             Message::Status(status) => status.disks[1].clone(),
             other => panic!("not a status: {other:?}"),
         };
@@ -322,7 +322,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
         // A guest under software KVM seldom needs more IOPS, so set a limit below the minimum of EC2.
         let operations = Some(Rate::constant(OPERATIONS));
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
-        assert_eq!(ask(&dir, &Request::SetDiskLimits { id: disk().id, limits }), Message::Done);
+        assert_eq!(ask(&dir, &ControlRequest::SetDiskLimits { id: disk().id, limits }), Message::Done);
         assert!(held_to(Some(OPERATIONS)) > 0);
         let text = wisp.run(&["show", name, "--all"]).expect_code(0).text();
         assert!(text.contains(&format!("{OPERATIONS} IOPS; throttled for")), "{text}");

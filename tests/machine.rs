@@ -10,7 +10,7 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
 use wisp::host::disk_image;
 use wisp::vmm::config::{BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat};
-use wisp::vmm::control::{ControlClient, Message, Request};
+use wisp::vmm::control::{ControlClient, ControlRequest, Message};
 use wisp::vmm::end::End;
 use wisp::vmm::end_record::EndRecord;
 
@@ -37,13 +37,13 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
         was: None,
         limits: None,
     };
-    let attached = machine.ask(&Request::AttachDisk { disk });
+    let attached = machine.ask(&ControlRequest::AttachDisk { disk });
     let Message::Attached { slot: 1, bus_device, .. } = &attached else { panic!("{attached:?}") };
     let driver = "/sys/bus/platform/drivers/virtio-mmio";
     let seen = machine
         .shell(&format!("echo {bus_device} > {driver}/bind; cat /sys/block/vdb/serial; echo; cat /sys/block/vdb/size"));
     assert_eq!(seen, "vol-1\n4096\n");
-    assert_eq!(machine.ask(&Request::DiskSlot { id: "vol-1".into() }), attached);
+    assert_eq!(machine.ask(&ControlRequest::DiskSlot { id: "vol-1".into() }), attached);
 
     let layer = machine.path("layer");
     disk_image::create_layer(&layer, &data, DiskFormat::Raw, None).unwrap();
@@ -54,7 +54,7 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
     );
     let backing = vec![BackingFile { path: data.clone(), format: DiskFormat::Raw }];
     let switched =
-        machine.ask(&Request::SwitchDisk { id: "vol-1".into(), layer: layer.clone(), backing: backing.clone() });
+        machine.ask(&ControlRequest::SwitchDisk { id: "vol-1".into(), layer: layer.clone(), backing: backing.clone() });
     assert_eq!(switched, Message::Done);
     let snapshot = fs::read(&data).unwrap();
     assert_eq!(common::sha256(&snapshot[..256 << 10]), before.trim(), "the snapshot is not what was written");
@@ -63,17 +63,17 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
         echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/vdb | cut -d' ' -f1",
     );
 
-    let resized = machine.ask(&Request::ResizeDisk { id: "vol-1".into(), size: 3 * MIB });
+    let resized = machine.ask(&ControlRequest::ResizeDisk { id: "vol-1".into(), size: 3 * MIB });
     assert_eq!(resized, Message::Done);
     machine.shell(
         "while [ $(cat /sys/block/vdb/size) != 6144 ]; do :; done
         dd if=/dev/zero of=/dev/vdb bs=64k seek=47 count=1 conv=fsync 2>/dev/null",
     );
 
-    let refused = machine.ask(&Request::DetachDisk { id: "vol-1".into(), force: false });
+    let refused = machine.ask(&ControlRequest::DetachDisk { id: "vol-1".into(), force: false });
     assert!(matches!(&refused, Message::Failed { why } if why.contains("driver")), "{refused:?}");
     machine.shell(&format!("echo {bus_device} > {driver}/unbind; [ ! -e /sys/block/vdb ]"));
-    assert_eq!(machine.ask(&Request::DetachDisk { id: "vol-1".into(), force: false }), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::DetachDisk { id: "vol-1".into(), force: false }), Message::Done);
     assert_eq!(fs::read(&data).unwrap(), snapshot, "the snapshot was changed");
     disk_image::convert(&layer, DiskFormat::Qcow2, &backing, &machine.path("flat"), DiskFormat::Raw).unwrap();
     let flat = fs::read(machine.path("flat")).unwrap();
@@ -89,7 +89,7 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
         was: None,
         limits: None,
     };
-    assert_eq!(machine.ask(&Request::AttachDisk { disk }), attached);
+    assert_eq!(machine.ask(&ControlRequest::AttachDisk { disk }), attached);
     let seen = machine
         .shell(&format!("echo {bus_device} > {driver}/bind; cat /sys/block/vdb/serial; echo; cat /sys/block/vdb/ro"));
     assert_eq!(seen, "vol-2\n1\n");
@@ -136,9 +136,9 @@ fn machine_outlives_watcher_and_records_its_end() {
     (&terminal).write_all(b"typed\n").unwrap();
     assert!(machine.shell("stty -F /dev/ttyS0 -echo 2>/dev/null; head -n1 < /dev/ttyS0").contains("typed"));
 
-    assert_eq!(machine.ask(&Request::Subscribe), Message::Done);
+    assert_eq!(machine.ask(&ControlRequest::Subscribe), Message::Done);
     assert_eq!(machine.control.receive(Some(DEADLINE)).unwrap(), Message::Ready);
-    machine.control.send(&Request::Kill { by: "the test".into() }).unwrap();
+    machine.control.send(&ControlRequest::Kill { by: "the test".into() }).unwrap();
     let Message::Ended { end, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else { panic!("no end") };
     assert_eq!(end, End::Killed { by: "the test".into() });
     // The record exists before any client is notified.
@@ -168,7 +168,7 @@ fn restored_machine_resumes_where_it_was_saved() {
     // The machine resumes after a snapshot for a fork.
     let began = std::time::Instant::now();
     let dir = || saved.clone();
-    let Message::Saved { paused_ns } = machine.ask(&Request::Fork { dir: dir(), layers: Vec::new() }) else {
+    let Message::Saved { paused_ns } = machine.ask(&ControlRequest::Fork { dir: dir(), layers: Vec::new() }) else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };
     println!("saved in {:?}, paused for {paused_ns} ns", began.elapsed());
@@ -178,7 +178,7 @@ fn restored_machine_resumes_where_it_was_saved() {
     let before = count(&machine);
     while count(&machine) == before {}
 
-    machine.control.send(&Request::Save { dir: dir() }).unwrap();
+    machine.control.send(&ControlRequest::Save { dir: dir() }).unwrap();
     let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
         panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
     };

@@ -14,8 +14,8 @@ use common::{DEADLINE, Wisp};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wisp::host::sparse::hex;
-use wisp::vmm::control::{ControlClient, Message, Request};
-use wisp::vmm::sandbox::Layer;
+use wisp::vmm::control::{ControlClient, ControlRequest, Message};
+use wisp::vmm::sandbox::SandboxLayer;
 
 /// Bytes to upload: few, because the guest's nc sends them in small pieces.
 const UPLOAD: usize = 256 << 10;
@@ -155,9 +155,9 @@ fn guest_network_works_outbound_and_inbound() {
 
 fn in_own_network_namespace(wisp: &Wisp, name: &str) {
     let mut control = ControlClient::connect(&dir(wisp, name).join("vmm/control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
+    control.send(&ControlRequest::Status).unwrap();
     let Message::Status(status) = control.receive(Some(DEADLINE)).unwrap() else { panic!("no status") };
-    assert!(status.sandbox.layers.contains(&Layer::NetworkNamespace), "{:?}", status.sandbox);
+    assert!(status.sandbox.layers.contains(&SandboxLayer::NetworkNamespace), "{:?}", status.sandbox);
     let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
     assert_ne!(namespace(status.sandbox.pid), namespace(std::process::id()));
     let text = std::fs::read_to_string(format!("/proc/{}/net/dev", status.sandbox.pid)).unwrap();

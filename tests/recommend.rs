@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use common::{DEADLINE, Wisp, instances, vmm_pid, wait_until_unlocked};
 use serde_json::Value;
-use wisp::vmm::usage::{FILE, Moment, Reading, read};
+use wisp::vmm::usage::{FILE, Reading, SampleTime, read};
 
 const MIB: f64 = 1_048_576.0;
 /// User code, which runs natively even under software KVM.
@@ -74,7 +74,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     // A VMM that starts with a full file makes room, despite its sandbox.
     let mut text = String::new();
     for number in 0..2100 {
-        let moment = Moment { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };
+        let moment = SampleTime { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };
         text += &serde_json::to_string(&Reading { moment, ..last.clone() }).unwrap();
         text.push('\n');
     }

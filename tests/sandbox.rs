@@ -18,11 +18,11 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use wisp::vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
-use wisp::vmm::control::{ControlClient, Message, Request};
-use wisp::vmm::sandbox::calls::Kind;
+use wisp::vmm::control::{ControlClient, ControlRequest, Message};
+use wisp::vmm::sandbox::calls::ThreadKind;
 use wisp::vmm::sandbox::files::Grants;
 use wisp::vmm::sandbox::namespaces::{self, Side};
-use wisp::vmm::sandbox::{Layer, landlock, limits, root, seccomp};
+use wisp::vmm::sandbox::{SandboxLayer, landlock, limits, root, seccomp};
 
 /// Exit codes of [`run_in_child`].
 const REFUSED: i32 = 0;
@@ -199,7 +199,7 @@ fn close_others_keeps_only_listed_descriptors() {
 }
 
 /// Asserts that the filter of `kind` kills a process that makes the call, and that the message names the call.
-fn violates<T>(kind: Kind, name: &str, call: impl FnOnce() -> T) {
+fn violates<T>(kind: ThreadKind, name: &str, call: impl FnOnce() -> T) {
     let (code, said) = run_in_child(false, || {
         if seccomp::prepare().and_then(|()| seccomp::enter(kind)).is_err() {
             return NO_LAYER;
@@ -217,7 +217,7 @@ fn unlisted_syscall_kills_process_and_is_named() {
         // SAFETY: none of the calls that are tried reads or writes memory before it is refused.
         unsafe { libc::syscall(number, argument, 0, 0, 0, 0) };
     };
-    for kind in Kind::ALL {
+    for kind in ThreadKind::ALL {
         violates(kind, "execve", || syscall(libc::SYS_execve, 0));
         violates(kind, "ptrace", || syscall(libc::SYS_ptrace, 0));
         violates(kind, "prlimit64", || syscall(libc::SYS_prlimit64, 0));
@@ -226,17 +226,17 @@ fn unlisted_syscall_kills_process_and_is_named() {
         violates(kind, "clone", || syscall(libc::SYS_clone, (libc::CLONE_NEWUSER | libc::SIGCHLD) as usize));
     }
     // Filters also check arguments.
-    violates(Kind::Block, "ioctl", || {
+    violates(ThreadKind::Block, "ioctl", || {
         // SAFETY: KVM_RUN takes no memory, and there is no such descriptor.
         unsafe { libc::syscall(libc::SYS_ioctl, -1, 0xae80) };
     });
-    violates(Kind::Vcpu, "mmap", || {
+    violates(ThreadKind::Vcpu, "mmap", || {
         // SAFETY: a new mapping has no other users.
         unsafe {
             libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
         };
     });
-    violates(Kind::Block, "openat", || {
+    violates(ThreadKind::Block, "openat", || {
         let _ = File::create("/nowhere");
     });
 }
@@ -244,7 +244,7 @@ fn unlisted_syscall_kills_process_and_is_named() {
 /// A VMM without namespaces, on a kernel without Landlock, has only its filters.
 #[test]
 fn socket_creation_is_refused_in_every_thread() {
-    for kind in Kind::ALL {
+    for kind in ThreadKind::ALL {
         for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK, libc::AF_PACKET]
         {
             // SAFETY: the call takes numbers only.
@@ -261,7 +261,7 @@ fn socket_creation_is_refused_in_every_thread() {
     }
     for (domain, kind) in [(libc::AF_UNIX, libc::SOCK_DGRAM), (libc::AF_INET, libc::SOCK_STREAM)] {
         // SAFETY: there is room for two descriptors.
-        violates(Kind::Vsock, "socketpair", || unsafe { libc::socketpair(domain, kind, 0, [0; 2].as_mut_ptr()) });
+        violates(ThreadKind::Vsock, "socketpair", || unsafe { libc::socketpair(domain, kind, 0, [0; 2].as_mut_ptr()) });
     }
 }
 
@@ -274,7 +274,7 @@ fn connect_to_abstract_socket_is_refused() {
         UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
-    for kind in Kind::ALL {
+    for kind in ThreadKind::ALL {
         let socket =
             rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
         violates(kind, "connect", || rustix::net::connect(&socket, &address));
@@ -282,7 +282,8 @@ fn connect_to_abstract_socket_is_refused() {
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-const KINDS_WITH_SOCKETS: [Kind; 5] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Vsock, Kind::Net];
+const KINDS_WITH_SOCKETS: [ThreadKind; 5] =
+    [ThreadKind::Main, ThreadKind::Starter, ThreadKind::Vcpu, ThreadKind::Vsock, ThreadKind::Net];
 
 #[test]
 fn udp_send_to_address_is_refused() {
@@ -367,7 +368,7 @@ fn passed_listener_serves_clients_from_empty_network_namespace() {
             && landlock::enter(&grants).is_ok()
             && limits::only_capabilities(CapabilitySet::empty()).is_ok()
             && limits::no_new_privileges().is_ok()
-            && seccomp::prepare().and_then(|()| seccomp::enter(Kind::Net)).is_ok();
+            && seccomp::prepare().and_then(|()| seccomp::enter(ThreadKind::Net)).is_ok();
         if !is_isolated || !is_confined {
             return NO_LAYER;
         }
@@ -417,11 +418,17 @@ fn running_vmm_has_minimal_files_and_privileges() {
     drop(leak);
     let dir = wisp.runs().remove(0);
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
+    control.send(&ControlRequest::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;
     assert_eq!(sandbox.missing, [] as [String; 0]);
-    for layer in [Layer::Seccomp, Layer::Namespaces, Layer::NetworkNamespace, Layer::Files, Layer::Landlock] {
+    for layer in [
+        SandboxLayer::Seccomp,
+        SandboxLayer::Namespaces,
+        SandboxLayer::NetworkNamespace,
+        SandboxLayer::Files,
+        SandboxLayer::Landlock,
+    ] {
         assert!(sandbox.layers.contains(&layer), "{sandbox:?}");
     }
     assert_ne!(sandbox.pid, status.pid);
@@ -539,10 +546,10 @@ fn missing_sandbox_layers_are_reported_and_others_apply() {
     assert_eq!(exec(&wisp, "it", "echo here"), "here");
 
     let mut control = ControlClient::connect(&dir(&wisp, "it").join("vmm/control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
+    control.send(&ControlRequest::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;
-    assert_eq!(sandbox.layers, [Layer::NoNewPrivileges, Layer::Seccomp, Layer::Limits]);
+    assert_eq!(sandbox.layers, [SandboxLayer::NoNewPrivileges, SandboxLayer::Seccomp, SandboxLayer::Limits]);
     let [namespaces, landlock] = &sandbox.missing[..] else { panic!("{sandbox:?}") };
     assert!(
         namespaces.contains("no namespaces of its own") && namespaces.contains("Operation not permitted"),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, Output, Screen, Tone};
-use crate::host::probe::{self, Finding, Status};
+use crate::host::probe::{self, Finding, Severity};
 
 /// The columns before a finding: a mark, a space, the part's name and two spaces.
 const INDENT: usize = 19;
@@ -50,7 +50,7 @@ struct Report<'a> {
 }
 
 fn can_run_guests(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.status != Status::Fail)
+    findings.iter().all(|finding| finding.status != Severity::Fail)
 }
 
 fn render(findings: &[Finding], screen: Screen) -> String {
@@ -62,9 +62,9 @@ fn render(findings: &[Finding], screen: Screen) -> String {
 
 fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
     let (mark, tone) = match finding.status {
-        Status::Ok => ("✓", Tone::Good),
-        Status::Warn => ("!", Tone::Warning),
-        Status::Fail => ("✗", Tone::Bad),
+        Severity::Ok => ("✓", Tone::Good),
+        Severity::Warn => ("!", Tone::Warning),
+        Severity::Fail => ("✗", Tone::Bad),
     };
     let width = screen.width.unwrap_or(LONGEST_LINE).min(LONGEST_LINE);
     let wrap = |text: &str| output::wrap(text, width.saturating_sub(INDENT).max(20));
@@ -83,7 +83,7 @@ fn finding_lines(finding: &Finding, screen: Screen) -> Vec<String> {
 
 fn summary(findings: &[Finding], screen: Screen) -> String {
     let number = |status| findings.iter().filter(|finding| finding.status == status).count();
-    let (problems, warnings) = (number(Status::Fail), number(Status::Warn));
+    let (problems, warnings) = (number(Severity::Fail), number(Severity::Warn));
     let verdict = match problems {
         0 => screen.paint(Tone::Good, "Ready"),
         _ => screen.paint(Tone::Bad, &format!("Not ready: {}", output::count(problems, "problem"))),
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::host::probe::Fix;
 
-    fn finding(name: &'static str, status: Status) -> Finding {
+    fn finding(name: &'static str, status: Severity) -> Finding {
         Finding { name, status, found: "found".into(), explanation: None, fixes: Vec::new() }
     }
 
@@ -110,15 +110,15 @@ mod tests {
 
     #[test]
     fn a_good_host_is_ticked_through() {
-        let text = render(&[finding("CPU", Status::Ok)], Screen::PLAIN);
+        let text = render(&[finding("CPU", Severity::Ok)], Screen::PLAIN);
         assert_eq!(text, "✓ CPU              found\n\nReady.");
     }
 
     #[test]
     fn the_mending_commands_stand_under_what_they_mend() {
-        let mut missing = finding("/dev/kvm", Status::Fail);
+        let mut missing = finding("/dev/kvm", Severity::Fail);
         missing.fixes = vec![fix("for good", "sudo one"), fix("for now", "sudo two")];
-        let text = render(&[missing, finding("passt", Status::Warn)], Screen::PLAIN);
+        let text = render(&[missing, finding("passt", Severity::Warn)], Screen::PLAIN);
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn explanations_are_wrapped_and_commands_are_not() {
-        let mut missing = finding("Memory", Status::Warn);
+        let mut missing = finding("Memory", Severity::Warn);
         missing.explanation = Some("word ".repeat(40));
         missing.fixes = vec![fix("for good", &"x".repeat(90))];
         let lines = finding_lines(&missing, Screen { width: Some(60), color: false });
@@ -147,13 +147,13 @@ mod tests {
 
     #[test]
     fn only_a_failure_keeps_guests_from_running() {
-        assert!(can_run_guests(&[finding("a", Status::Ok), finding("b", Status::Warn)]));
-        assert!(!can_run_guests(&[finding("a", Status::Ok), finding("b", Status::Fail)]));
+        assert!(can_run_guests(&[finding("a", Severity::Ok), finding("b", Severity::Warn)]));
+        assert!(!can_run_guests(&[finding("a", Severity::Ok), finding("b", Severity::Fail)]));
     }
 
     #[test]
     fn the_report_has_the_shape_that_is_promised() {
-        let findings = [finding("CPU", Status::Ok)];
+        let findings = [finding("CPU", Severity::Ok)];
         let report = Report { can_run_guests: true, software_kvm: false, findings: &findings };
         assert_eq!(
             serde_json::to_value(&report).expect("it is plain data"),

@@ -14,9 +14,9 @@ use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::bundle::Verified;
 use crate::cloud::image::Image;
 use crate::cloud::image_memory::{self, ImageMemory};
-use crate::cloud::import::Progress;
+use crate::cloud::import::ImportProgress;
 use crate::cloud::launch::{ROOT_DEVICE, cpus};
-use crate::cloud::registry::Moment;
+use crate::cloud::registry::ImageConsistency;
 use crate::cloud::template::{self, TemplateRecord};
 use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::{Cloud, timestamp, utc};
@@ -190,9 +190,9 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         Command::Create { instance, name, description, no_reboot, with_memory } => {
             let instance = cloud.instance(&instance)?;
             let moment = match (with_memory, no_reboot) {
-                (true, _) => Moment::WithMemory,
-                (false, true) => Moment::Now,
-                (false, false) => Moment::Written,
+                (true, _) => ImageConsistency::WithMemory,
+                (false, true) => ImageConsistency::Now,
+                (false, false) => ImageConsistency::Written,
             };
             let spinner = super::wait::spinner("Copying the root volume");
             let made = cloud.create_image(instance.id, &name, &description, moment);
@@ -305,7 +305,7 @@ impl Bar {
     }
 }
 
-impl Progress for Bar {
+impl ImportProgress for Bar {
     fn begin(&self, what: &str, bytes: u64) {
         self.finish();
         let bar = ProgressBar::new(bytes);

@@ -6,7 +6,7 @@ use super::output;
 use crate::cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
 use crate::ec2::credits::{CreditBalance, in_credits};
 use crate::store::InstanceRecord;
-use crate::vmm::control::{DiskRecord, Status};
+use crate::vmm::control::{DiskRecord, VmmStatus};
 use crate::vmm::limits::{DiskLimits, Rate};
 
 /// Returns `CreditSpecification`; none if the type has no credits.
@@ -15,20 +15,20 @@ pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
 }
 
 /// The credit balance: the running VMM's, or the one kept at the last stop.
-fn credits(record: &InstanceRecord, status: Option<&Status>) -> Option<CreditBalance> {
+fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
     let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
     running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
 }
 
 /// The credit balance for a table; negative if surplus is owed.
-pub fn credit_cell(status: &Status) -> String {
+pub fn credit_cell(status: &VmmStatus) -> String {
     let Some(now) = &status.cpu_budget else { return "-".into() };
     let credits = credits_of(&now.budget.balance);
     format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
 }
 
 /// The throttled time since the start in nanoseconds: vCPUs, disks and network added up.
-pub fn throttled_ns(status: &Status) -> u64 {
+pub fn throttled_ns(status: &VmmStatus) -> u64 {
     let ThrottledTime { cpus_ns, disks_ns, network_ns } = throttled_time(status);
     cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
 }
@@ -39,7 +39,7 @@ pub fn seconds(ns: u64) -> String {
 }
 
 /// Labels and texts of an instance's limits.
-pub fn lines(record: &InstanceRecord, status: Option<&Status>) -> Vec<(&'static str, String)> {
+pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'static str, String)> {
     if record.no_limits {
         return vec![("Limits", "none".into())];
     }
@@ -95,7 +95,7 @@ fn disk_text(limits: &DiskLimits) -> String {
 }
 
 /// The limits as data, under EC2's and CloudWatch's names where they exist.
-pub fn shape(record: &InstanceRecord, status: Option<&Status>) -> Value {
+pub fn shape(record: &InstanceRecord, status: Option<&VmmStatus>) -> Value {
     let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
     let disk_limits = |limits: &DiskLimits| {
         json!({
@@ -140,10 +140,10 @@ mod tests {
         let balance = CpuBalance { owed_ns: 90_000_000_000, ..CpuBalance::default() };
         let budget = CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 0, can_owe: true, owed_cap_ns: 1 << 40, balance };
         let now = CpuBudgetRecord { budget, used_ns: 0, throttled_ns: 2_500_000_000 };
-        let status = Status { cpu_budget: Some(now), ..Status::default() };
+        let status = VmmStatus { cpu_budget: Some(now), ..VmmStatus::default() };
         assert_eq!(credit_cell(&status), "-1.5");
         assert_eq!(seconds(throttled_ns(&status)), "2.5 s");
-        assert_eq!(credit_cell(&Status::default()), "-");
+        assert_eq!(credit_cell(&VmmStatus::default()), "-");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::ec2::size::approximate_mib;
 use crate::ec2::state::{InstanceState, StateReason};
 use crate::ec2::tag::Tag;
 use crate::store::InstanceRecord;
-use crate::vmm::control::Status;
+use crate::vmm::control::VmmStatus;
 use crate::vmm::timeline::Mark;
 
 /// List instances.
@@ -147,13 +147,13 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
 }
 
 /// The status of a running instance's VMM.
-pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<Status, CloudError>> {
+pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, CloudError>> {
     (record.state == InstanceState::Running)
         .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
 }
 
 /// EC2's status check: whether the guest is up.
-pub fn check_cell(status: Option<&Result<Status, CloudError>>) -> (&'static str, Tone) {
+pub fn check_cell(status: Option<&Result<VmmStatus, CloudError>>) -> (&'static str, Tone) {
     match status {
         None => ("-", Tone::Quiet),
         Some(Ok(status)) if status.timeline.at(Mark::AgentReady).is_some() => ("ok", Tone::Good),

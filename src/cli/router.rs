@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::vmm::inherit;
-use crate::host::router::{self, Place};
+use crate::host::router::{self, NamespaceSource};
 
 /// Run the router of a network directory.
 #[derive(Debug, clap::Args)]
@@ -39,10 +39,10 @@ struct PlaceArgs {
 }
 
 impl PlaceArgs {
-    fn place(&self) -> anyhow::Result<Place> {
+    fn place(&self) -> anyhow::Result<NamespaceSource> {
         match (self.first, self.namespace_fd) {
-            (Some(first), _) => Ok(Place::New(first)),
-            (None, Some(fd)) => Ok(Place::Held(inherit(fd)?)),
+            (Some(first), _) => Ok(NamespaceSource::New(first)),
+            (None, Some(fd)) => Ok(NamespaceSource::Held(inherit(fd)?)),
             (None, None) => anyhow::bail!("a router is started for an instance, or in the place of another"),
         }
     }

@@ -15,7 +15,7 @@ use crate::ec2::size::approximate_mib;
 use crate::ec2::state::InstanceState;
 use crate::guest::UserDataStatus;
 use crate::store::{InstanceRecord, VolumeRecord};
-use crate::vmm::control::Status;
+use crate::vmm::control::VmmStatus;
 
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);
@@ -89,7 +89,7 @@ struct Facts {
     groups: GroupNames,
     user_data: Option<String>,
     /// The VMM's response; none if no VMM runs.
-    status: Option<Result<Status, CloudError>>,
+    status: Option<Result<VmmStatus, CloudError>>,
     console: String,
 }
 

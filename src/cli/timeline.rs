@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::host::home::Home;
-use crate::vmm::control::Status;
+use crate::vmm::control::VmmStatus;
 use crate::vmm::end_record::EndRecord;
 use crate::vmm::timeline::{Mark, TimelineRecord};
 
@@ -33,7 +33,7 @@ pub struct Args {
 #[serde(rename_all = "PascalCase")]
 struct Report {
     #[serde(flatten)]
-    status: Status,
+    status: VmmStatus,
 }
 
 /// Runs the command.
@@ -49,7 +49,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn of_instance(reference: &str) -> anyhow::Result<Status> {
+fn of_instance(reference: &str) -> anyhow::Result<VmmStatus> {
     let mut cloud = super::open_cloud()?;
     let record = cloud.instance(reference)?;
     let dir = cloud.dir(record.id);
@@ -62,7 +62,7 @@ fn of_instance(reference: &str) -> anyhow::Result<Status> {
     }
 }
 
-fn of_last_run() -> anyhow::Result<Status> {
+fn of_last_run() -> anyhow::Result<VmmStatus> {
     let path = Home::open()?.last_timeline();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -77,13 +77,13 @@ fn of_last_run() -> anyhow::Result<Status> {
 }
 
 /// Stores the timeline of a run for [`run`].
-pub fn keep(home: &Home, status: &Status) -> anyhow::Result<()> {
+pub fn keep(home: &Home, status: &VmmStatus) -> anyhow::Result<()> {
     let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
     Ok(crate::host::home::write_private(&home.last_timeline(), &report)?)
 }
 
 /// Renders a table of phases with bars, and one of exits.
-pub fn render(status: &Status, screen: Screen) -> String {
+pub fn render(status: &VmmStatus, screen: Screen) -> String {
     let mut lines = phase_lines(&status.timeline, screen);
     lines.push(String::new());
     let mut exits = status.exits.clone();
@@ -145,10 +145,15 @@ mod tests {
     use super::*;
     use crate::vmm::timeline::MarkRecord;
 
-    fn status() -> Status {
+    fn status() -> VmmStatus {
         let marks = Mark::ALL.into_iter().enumerate();
         let marks = marks.map(|(index, mark)| MarkRecord { mark, at_ns: 1000 + 1_000_000 * (index as u64).pow(2) });
-        Status { vcpus: 1, memory_mib: 256, timeline: TimelineRecord { marks: marks.collect() }, ..Status::default() }
+        VmmStatus {
+            vcpus: 1,
+            memory_mib: 256,
+            timeline: TimelineRecord { marks: marks.collect() },
+            ..VmmStatus::default()
+        }
     }
 
     #[test]
@@ -181,6 +186,6 @@ mod tests {
 
     #[test]
     fn a_timeline_without_marks_says_so() {
-        assert!(render(&Status::default(), Screen::PLAIN).contains("Nothing was marked."));
+        assert!(render(&VmmStatus::default(), Screen::PLAIN).contains("Nothing was marked."));
     }
 }

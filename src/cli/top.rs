@@ -13,7 +13,7 @@ use crate::cloud::Cloud;
 use crate::ec2::InstanceId;
 use crate::ec2::state::InstanceState;
 use crate::store::InstanceRecord;
-use crate::vmm::control::Status;
+use crate::vmm::control::VmmStatus;
 
 /// Show live usage of running instances.
 ///
@@ -47,7 +47,7 @@ pub struct Args {
 /// A sample of a machine's counters.
 struct Sample {
     at: Instant,
-    status: Status,
+    status: VmmStatus,
 }
 
 /// The rates between two samples, per second.
@@ -75,7 +75,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     loop {
         let stopped = wait(interval, once);
         let (records, now) = look(&mut cloud, only)?;
-        let rows: Vec<(&InstanceRecord, &Status, Rates)> = records
+        let rows: Vec<(&InstanceRecord, &VmmStatus, Rates)> = records
             .iter()
             .filter_map(|record| {
                 let sample = now.get(&record.id)?;
@@ -126,8 +126,8 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
     let seconds = (after.at - before.at).as_secs_f64().max(0.001);
     // The counters of a restarted machine start at zero.
     let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
-    let sum = |status: &Status, of: fn(&crate::vmm::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
-    let exits = |status: &Status| status.exits.iter().map(|exit| exit.count).sum();
+    let sum = |status: &VmmStatus, of: fn(&crate::vmm::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
+    let exits = |status: &VmmStatus| status.exits.iter().map(|exit| exit.count).sum();
     let (old, new) = (&before.status, &after.status);
     Rates {
         cpu_percent: rate(old.cpu_time_ns, new.cpu_time_ns) / 1e7,
@@ -138,7 +138,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
     }
 }
 
-fn shape((record, status, rates): &(&InstanceRecord, &Status, Rates)) -> Value {
+fn shape((record, status, rates): &(&InstanceRecord, &VmmStatus, Rates)) -> Value {
     json!({
         "InstanceId": record.id,
         "Name": record.name(),
@@ -156,7 +156,7 @@ fn shape((record, status, rates): &(&InstanceRecord, &Status, Rates)) -> Value {
     })
 }
 
-fn render(rows: &[(&InstanceRecord, &Status, Rates)], screen: Screen) -> String {
+fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> String {
     if rows.is_empty() {
         return "No instance runs.".into();
     }
@@ -202,7 +202,7 @@ mod tests {
         let at = Instant::now();
         let sample = |seconds, cpu_time_ns| Sample {
             at: at + Duration::from_secs(seconds),
-            status: Status { cpu_time_ns, ..Status::default() },
+            status: VmmStatus { cpu_time_ns, ..VmmStatus::default() },
         };
         assert_eq!(rates(&sample(0, 0), &sample(2, 1_000_000_000)).cpu_percent, 50.0);
         assert_eq!(rates(&sample(0, 5), &sample(2, 0)).cpu_percent, 0.0);

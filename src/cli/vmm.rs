@@ -335,7 +335,7 @@ fn build_and_run(
     }
     let grants = Grants::of(&own, &config, inputs.restore.as_ref());
     sandbox::enter(child, &grants, config.threads())?;
-    let conclude = |end: &End, status: &control::Status| {
+    let conclude = |end: &End, status: &control::VmmStatus| {
         if !owned && *end != End::Reboot {
             keep_in(&own, &EndRecord::ended(end, status));
         }

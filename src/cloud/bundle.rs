@@ -12,7 +12,8 @@ use tempfile::NamedTempFile;
 
 use super::image::{Image, ImageError, MANIFEST, MANIFEST_LIMIT, Manifest};
 use super::import::{
-    Content, Entry, HEAD, ImportError, LARGEST_FILE, Landing, Progress, TarFile, detect, open_regular, unsupported,
+    ArchiveEntry, Content, HEAD, ImportError, ImportProgress, LARGEST_FILE, Landing, TarFile, detect, open_regular,
+    unsupported,
 };
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::DiskFormat;
@@ -58,7 +59,7 @@ pub fn import_bundle(
     source: &Path,
     into: &Path,
     embedded_kernel: &str,
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<Manifest, ImportError> {
     import_into(Landing::new(into)?, source, embedded_kernel, progress)
 }
@@ -67,7 +68,7 @@ fn import_into(
     landing: Landing,
     source: &Path,
     embedded_kernel: &str,
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<Manifest, ImportError> {
     let kind = source.metadata().map_err(ImportError::read(source))?;
     let (text, manifest) = if kind.is_dir() {
@@ -110,7 +111,7 @@ fn import_into(
     Ok(manifest)
 }
 
-pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, ImportError> {
+pub fn verify(dir: &Path, progress: &dyn ImportProgress) -> Result<Vec<Verified>, ImportError> {
     let manifest = parse_manifest(dir, &read_manifest(dir)?)?;
     let check = |file: &str, expected: &str| {
         let path = dir.join(file);
@@ -125,7 +126,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Vec<Verified>, Impo
 
 /// Writes the bundle to the new `.tar` or `.tar.zst` file `destination` with mode 0600. On success the archive is
 /// durable; a failed export leaves none. A file that does not match its digest is an error.
-pub fn export(dir: &Path, destination: &Path, progress: &dyn Progress) -> Result<(), ImportError> {
+pub fn export(dir: &Path, destination: &Path, progress: &dyn ImportProgress) -> Result<(), ImportError> {
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
     if !compressed && !name.ends_with(".tar") {
@@ -161,7 +162,7 @@ fn write_archive(
     output: &mut dyn Write,
     dir: &Path,
     files: &[&str],
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<(), ImportError> {
     let mut archive = tar::Builder::new(output);
     // Omits the owner and times of this host.
@@ -180,7 +181,7 @@ fn write_archive(
 fn copy_directory(
     source: &Path,
     landing: &Landing,
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<(String, Manifest), ImportError> {
     let text = read_manifest(source)?;
     let manifest = parse_manifest(source, &text)?;
@@ -204,7 +205,11 @@ fn copy_directory(
     Ok((text, manifest))
 }
 
-fn unpack(archive: &TarFile, landing: &Landing, progress: &dyn Progress) -> Result<(String, Manifest), ImportError> {
+fn unpack(
+    archive: &TarFile,
+    landing: &Landing,
+    progress: &dyn ImportProgress,
+) -> Result<(String, Manifest), ImportError> {
     let length = archive.file.metadata().map_err(ImportError::read(&archive.path))?.len();
     progress.begin("unpacking the bundle", length);
     let mut manifest: Option<(String, Manifest)> = None;
@@ -264,7 +269,7 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
 }
 
 /// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error follows the name.
-fn file_name(entry: &Entry) -> Result<Option<String>, String> {
+fn file_name(entry: &ArchiveEntry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
     let plain = name.strip_prefix("./").unwrap_or(name);
@@ -295,7 +300,7 @@ fn read_manifest(dir: &Path) -> Result<String, ImportError> {
     Ok(text)
 }
 
-fn manifest_text(archive: &Path, entry: &mut Entry) -> Result<String, ImportError> {
+fn manifest_text(archive: &Path, entry: &mut ArchiveEntry) -> Result<String, ImportError> {
     if entry.size > MANIFEST_LIMIT {
         return Err(entry.error(archive, format!("which has more than {MANIFEST_LIMIT} bytes")));
     }

@@ -25,7 +25,7 @@ use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use crate::host::disk_image;
 use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat, MachineConfig};
-use crate::vmm::control::{Layer, Message, Request};
+use crate::vmm::control::{ControlRequest, Message, NewOverlay};
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 
@@ -149,9 +149,11 @@ impl Cloud {
         dir.change_config(|config| {
             disks.iter().for_each(|disk| continue_in(config, disk));
         })?;
-        let layers =
-            disks.into_iter().map(|disk| Layer { disk: disk.id, path: disk.path, backing: disk.backing }).collect();
-        let request = Request::Fork { dir: saved.to_path_buf(), layers };
+        let layers = disks
+            .into_iter()
+            .map(|disk| NewOverlay { disk: disk.id, path: disk.path, backing: disk.backing })
+            .collect();
+        let request = ControlRequest::Fork { dir: saved.to_path_buf(), layers };
         let mut machine = dir.connect()?;
         match machine.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),

@@ -20,7 +20,7 @@ use crate::ec2::{ErrorCode, InstanceId};
 use crate::guest::FEATURE;
 use crate::host::home::Home;
 use crate::store::InstanceRecord;
-use crate::vmm::control::Request;
+use crate::vmm::control::ControlRequest;
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
@@ -78,14 +78,15 @@ impl InstanceDir {
         }
         let dir = self.saved();
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(CloudError::file(&dir, "made"))?;
-        let saved = machine.end_with(&Request::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
-            true => Ok(()),
-            // The VMM may have been killed before it saved the memory.
-            false => Err(CloudError::NotDone {
-                instance: self.id(),
-                why: "its VMM ended before the memory was saved".into(),
-            }),
-        });
+        let saved =
+            machine.end_with(&ControlRequest::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
+                true => Ok(()),
+                // The VMM may have been killed before it saved the memory.
+                false => Err(CloudError::NotDone {
+                    instance: self.id(),
+                    why: "its VMM ended before the memory was saved".into(),
+                }),
+            });
         if saved.is_err() {
             self.forget_hibernated()?;
         }

@@ -417,7 +417,7 @@ impl Cloud {
             });
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
-            dir.connect()?.demand(&control::Request::CtrlAltDel)
+            dir.connect()?.demand(&control::ControlRequest::CtrlAltDel)
         });
         match restarted {
             Ok(Awaited::Listening(mut machine)) => {
@@ -623,13 +623,13 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
 /// Ends the VM with its guest's cooperation, and kills it after the timeouts. Returns true if it has ended.
 fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
     machine.subscribe()?;
-    machine.demand(&control::Request::EndAtReboot)?;
+    machine.demand(&control::ControlRequest::EndAtReboot)?;
     let slow = usize::from(probe::is_software_kvm());
     let asked = dir.agent(AGENT_TIMEOUT).map(|agent| agent.shutdown(false, AGENT_TIMEOUT).is_ok());
     if asked.unwrap_or(false) && machine.wait_ended(SHUTDOWN_TIMEOUTS[slow])? {
         return Ok(true);
     }
-    match machine.demand(&control::Request::CtrlAltDel) {
+    match machine.demand(&control::ControlRequest::CtrlAltDel) {
         Ok(()) => {
             if machine.wait_ended(CTRL_ALT_DEL_TIMEOUTS[slow])? {
                 return Ok(true);

@@ -12,7 +12,7 @@ use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
 use crate::ec2::{ErrorCode, InstanceId, catalog};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::MachineConfig;
-use crate::vmm::control::{Request, Status};
+use crate::vmm::control::{ControlRequest, VmmStatus};
 use crate::vmm::cpu::kept_balance::KeptBalance;
 use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 
@@ -107,7 +107,7 @@ pub struct ThrottledTime {
     pub network_ns: u64,
 }
 
-pub fn throttled_time(status: &Status) -> ThrottledTime {
+pub fn throttled_time(status: &VmmStatus) -> ThrottledTime {
     ThrottledTime {
         cpus_ns: status.cpu_budget.as_ref().map_or(0, |now| now.throttled_ns),
         disks_ns: status.disks.iter().map(|disk| disk.throttled_ns).fold(0, u64::saturating_add),
@@ -144,7 +144,7 @@ impl Cloud {
         if machine.status()?.cpu_budget.is_none() {
             return Ok(());
         }
-        machine.demand(&Request::SetCanOwe { can_owe })?;
+        machine.demand(&ControlRequest::SetCanOwe { can_owe })?;
         dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
     }
 
@@ -159,7 +159,7 @@ impl Cloud {
         if !machine.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
             return Ok(());
         }
-        machine.demand(&Request::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
+        machine.demand(&ControlRequest::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
         dir.change_config(|config| {
             config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
         })

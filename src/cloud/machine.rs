@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::error::CloudError;
 use super::image::Image;
 use super::layers::{self, resolved};
-use super::network::Connection;
+use super::network::NetworkConnection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
 use crate::ec2::InstanceId;
@@ -27,7 +27,7 @@ use crate::host::home::{Home, lock_file, private_file, try_lock_file};
 use crate::host::vmm_process::{self, CONFIG, Inherited};
 use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
-use crate::vmm::control::{ClientError, ControlClient, Message, Request, SOCKET, Status};
+use crate::vmm::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
 use crate::vmm::cpu::kept_balance::KeptBalance;
 use crate::vmm::devices::console::{FULL_LOG, LOG};
 use crate::vmm::end::End;
@@ -195,7 +195,7 @@ impl InstanceDir {
         &self,
         config: &MachineConfig,
         lock: File,
-        network: Option<Connection>,
+        network: Option<NetworkConnection>,
         restore: Option<&Restore>,
     ) -> Result<MachineHandle, CloudError> {
         self.write_config(config)?;
@@ -204,7 +204,7 @@ impl InstanceDir {
         cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
-        let (network, backend) = network.map(Connection::split).unzip();
+        let (network, backend) = network.map(NetworkConnection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Watcher(far), console: None, network };
         // The child is not reaped: it outlives this short-lived process.
         vmm_process::spawn(&self.path, inherited, restore, monotonic_ns()).map_err(spawn_error)?;
@@ -332,7 +332,7 @@ pub struct MachineHandle {
     dir: InstanceDir,
     client: ControlClient,
     ready: bool,
-    ended: Option<(End, Status)>,
+    ended: Option<(End, VmmStatus)>,
     /// Netstack problems that were already reported.
     reported: Vec<String>,
 }
@@ -370,12 +370,12 @@ impl MachineHandle {
         Ok(problems.into_iter().map(|problem| format!("{}: {problem}", self.dir.id)).collect())
     }
 
-    pub fn status(&mut self) -> Result<Status, CloudError> {
+    pub fn status(&mut self) -> Result<VmmStatus, CloudError> {
         self.status_within(ANSWER_TIMEOUT)
     }
 
-    pub(super) fn status_within(&mut self, timeout: Duration) -> Result<Status, CloudError> {
-        match self.ask_within(&Request::Status, timeout)? {
+    pub(super) fn status_within(&mut self, timeout: Duration) -> Result<VmmStatus, CloudError> {
+        match self.ask_within(&ControlRequest::Status, timeout)? {
             Message::Status(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }
@@ -383,10 +383,10 @@ impl MachineHandle {
 
     /// Subscribes to the events that [`Self::wait_ready`] and [`Self::wait_ended`] wait for.
     pub fn subscribe(&mut self) -> Result<(), CloudError> {
-        self.demand(&Request::Subscribe)
+        self.demand(&ControlRequest::Subscribe)
     }
 
-    pub fn demand(&mut self, request: &Request) -> Result<(), CloudError> {
+    pub fn demand(&mut self, request: &ControlRequest) -> Result<(), CloudError> {
         match self.ask(request)? {
             Message::Done => Ok(()),
             other => Err(self.unexpected(&other)),
@@ -394,7 +394,7 @@ impl MachineHandle {
     }
 
     /// Sends a request that ends the machine, and waits for the end. The error is the reason why it still runs.
-    pub fn end_with(&mut self, request: &Request, timeout: Duration) -> Result<(), CloudError> {
+    pub fn end_with(&mut self, request: &ControlRequest, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
         let instance = self.dir.id;
         match self.wait_ended(timeout) {
@@ -408,7 +408,7 @@ impl MachineHandle {
     }
 
     pub fn kill(&mut self, by: &str) -> Result<(), CloudError> {
-        self.send(&Request::Kill { by: by.into() })
+        self.send(&ControlRequest::Kill { by: by.into() })
     }
 
     /// Waits up to `timeout` until the agent is ready, and returns true if it is.
@@ -454,11 +454,11 @@ impl MachineHandle {
         Ok(())
     }
 
-    pub(super) fn ask(&mut self, request: &Request) -> Result<Message, CloudError> {
+    pub(super) fn ask(&mut self, request: &ControlRequest) -> Result<Message, CloudError> {
         self.ask_within(request, ANSWER_TIMEOUT)
     }
 
-    pub(super) fn ask_within(&mut self, request: &Request, timeout: Duration) -> Result<Message, CloudError> {
+    pub(super) fn ask_within(&mut self, request: &ControlRequest, timeout: Duration) -> Result<Message, CloudError> {
         let deadline = Instant::now() + timeout;
         self.send(request)?;
         loop {
@@ -473,7 +473,7 @@ impl MachineHandle {
         }
     }
 
-    fn send(&mut self, request: &Request) -> Result<(), CloudError> {
+    fn send(&mut self, request: &ControlRequest) -> Result<(), CloudError> {
         match self.client.send(request) {
             // A last message from the VMM explains more than the broken connection.
             Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -42,7 +42,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::CloudError;
 
-use crate::ec2::id::{Id, Kind, RANDOM_BYTES, VpcId};
+use crate::ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
 use crate::host::home::Home;
 use crate::store::{Store, StoreError};
 
@@ -99,7 +99,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn new_id<K: Kind>() -> Id<K> {
+fn new_id<K: ResourceKind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
     // Without flags and for so few bytes, it fails only if the system call is forbidden. Nothing works on such a host.
     getrandom(&mut random, GetRandomFlags::empty()).expect("the host gives random numbers");

@@ -24,7 +24,7 @@ use crate::store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Tran
 use crate::vmm::config::{BackingFile, DiskFormat};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
+pub enum ImageConsistency {
     /// After a running guest has written its dirty pages to its disk.
     Written,
     /// As after a power failure.
@@ -121,14 +121,14 @@ impl Cloud {
     }
 
     /// Creates an image of an instance's root volume, with the kernel that the instance boots. Except for
-    /// [`Moment::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a snapshot, so
+    /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a snapshot, so
     /// a running guest can continue to write.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
         name: &str,
         description: &str,
-        moment: Moment,
+        moment: ImageConsistency,
     ) -> Result<ImageRecord, CloudError> {
         check_name(name)?;
         self.check_name_is_free(name)?;
@@ -146,11 +146,11 @@ impl Cloud {
             self.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.image_id.to_string())?))?;
         let imds_support = of_source.and_then(|image| image.imds_support);
         let new = ImageRecord { imds_support, ..image_of(instance, name, description) };
-        if moment == Moment::WithMemory {
+        if moment == ImageConsistency::WithMemory {
             return self.create_image_with_memory(new, &record, &source, entry);
         }
         let running = record.state == InstanceState::Running;
-        if running && moment == Moment::Written {
+        if running && moment == ImageConsistency::Written {
             self.dir(instance).sync(SYNC_TIMEOUT)?;
         }
         let snapshot =

@@ -2,14 +2,14 @@
 
 use super::error::CloudError;
 use crate::ec2::Ec2Error;
-use crate::ec2::id::{Id, Kind};
+use crate::ec2::id::{Id, ResourceKind};
 use crate::ec2::state::InstanceState;
 use crate::store::{
     AddressRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord,
     VpcRecord,
 };
 
-fn find<K: Kind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
+fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
         [only] => Ok(*only),
@@ -66,7 +66,7 @@ pub fn address(tx: &Transaction, reference: &str) -> Result<AddressRecord, Cloud
     one_of(records, reference, |record: &AddressRecord| (record.id, record.name()))
 }
 
-fn one_of<R, K: Kind>(
+fn one_of<R, K: ResourceKind>(
     records: Vec<R>,
     reference: &str,
     name_of: impl Fn(&R) -> (Id<K>, Option<&str>),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::error::CloudError;
 use super::limits::limit_as;
-use super::network::{self, Connection};
+use super::network::{self, NetworkConnection};
 use super::new_id;
 use super::run_spec::{Boot, RunSpec, SEED, host_name};
 use super::template::Template;
@@ -22,7 +22,7 @@ use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::out_of_memory::OomKillCount;
 use crate::host::vmm_process::{self, Inherited};
-use crate::vmm::control::{ClientError, ControlClient, Message, Request, Status};
+use crate::vmm::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
 use crate::vmm::devices::console;
 use crate::vmm::end::End;
 use crate::vmm::machine::Launcher;
@@ -87,7 +87,7 @@ pub struct EphemeralInstance {
     control: ControlClient,
     /// This process's end of the console, until it is taken.
     console: Option<UnixStream>,
-    ended: Option<(End, Status)>,
+    ended: Option<(End, VmmStatus)>,
     ready: bool,
     killed_before: OomKillCount,
 }
@@ -145,7 +145,7 @@ impl EphemeralInstance {
         let (owner, vmm_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
         let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
         let (console, vmm_console) = console.unzip();
-        let (network, backend) = network.map(Connection::split).unzip();
+        let (network, backend) = network.map(NetworkConnection::split).unzip();
         let inherited = Inherited { lock, launcher: Launcher::Owner(vmm_owner), console: vmm_console, network };
         let vmm = vmm_process::spawn(dir, inherited, warm.map(Template::restore).as_ref(), began_ns)
             .map_err(RunError::Spawn)?;
@@ -193,7 +193,7 @@ impl EphemeralInstance {
         Ok(())
     }
 
-    pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, Status), RunError> {
+    pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, VmmStatus), RunError> {
         loop {
             if let Some(ended) = &self.ended {
                 return Ok(ended.clone());
@@ -202,9 +202,9 @@ impl EphemeralInstance {
         }
     }
 
-    pub fn kill(&mut self) -> Result<(End, Status), RunError> {
+    pub fn kill(&mut self) -> Result<(End, VmmStatus), RunError> {
         if self.ended.is_none() {
-            self.control.send(&Request::Kill { by: "wisp run".into() })?;
+            self.control.send(&ControlRequest::Kill { by: "wisp run".into() })?;
         }
         self.wait_ended(Some(END_TIMEOUT))
     }
@@ -215,7 +215,7 @@ impl EphemeralInstance {
         let saved = self.vmm_directory().join(SAVED);
         let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
-        self.control.send(&Request::Save { dir: saved.clone() })?;
+        self.control.send(&ControlRequest::Save { dir: saved.clone() })?;
         match self.wait_ended(Some(timeout)) {
             Ok((End::Saved, _)) => snapshot::take(&saved, dir).map_err(failed),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
@@ -224,8 +224,8 @@ impl EphemeralInstance {
         }
     }
 
-    pub fn status(&mut self) -> Result<Status, RunError> {
-        self.control.send(&Request::Status)?;
+    pub fn status(&mut self) -> Result<VmmStatus, RunError> {
+        self.control.send(&ControlRequest::Status)?;
         loop {
             match self.control.receive(Some(END_TIMEOUT))? {
                 Message::Status(status) => return Ok(*status),

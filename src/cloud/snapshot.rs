@@ -17,7 +17,7 @@ use crate::host::disk_image;
 use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use crate::store::{SnapshotRecord, SnapshotState, VolumeRecord};
 use crate::vmm::config::DiskFormat;
-use crate::vmm::control::Request;
+use crate::vmm::control::ControlRequest;
 
 impl Cloud {
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
@@ -104,7 +104,8 @@ impl Cloud {
         let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
         let dir = self.dir(attachment.instance_id);
         dir.change_config(|config| continue_in(config, &after))?;
-        let switched = machine.demand(&Request::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
+        let switched =
+            machine.demand(&ControlRequest::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
         if switched.as_ref().is_err_and(is_refusal) {
             dir.change_config(|config| continue_in(config, &before))?;
         }

@@ -7,8 +7,8 @@ use super::error::CloudError;
 use super::lifecycle::get;
 use super::resolve;
 use crate::ec2::id::{
-    Allocation, AllocationId, Id, Image, Kind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc,
-    VpcId,
+    Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
+    Volume, Vpc, VpcId,
 };
 use crate::ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
 use crate::ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
@@ -144,7 +144,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
 
 /// Returns the error for a reference that matches nothing. Without a kind's prefix, it means an instance.
 fn unknown_reference(reference: &str) -> Ec2Error {
-    fn error_for<K: Kind>(reference: &str) -> Option<Ec2Error> {
+    fn error_for<K: ResourceKind>(reference: &str) -> Option<Ec2Error> {
         Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))
     }
     let kinds = [

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::error::CloudError;
 use super::import::root::{RootOptions, agent_of, import_root};
-use super::import::{ImportError, Progress};
+use super::import::{ImportError, ImportProgress};
 use super::registry::{check_name, owner};
 use super::{Cloud, bundle, embedded, new_id, now};
 use crate::store::{ImageRecord, Visibility};
@@ -36,7 +36,7 @@ impl Cloud {
         &mut self,
         source: &Path,
         new: &NewImage,
-        progress: &dyn Progress,
+        progress: &dyn ImportProgress,
     ) -> Result<ImageRecord, CloudError> {
         if let Some(name) = &new.name {
             check_name(name)?;
@@ -85,7 +85,7 @@ impl Cloud {
         &mut self,
         reference: &str,
         destination: &Path,
-        progress: &dyn Progress,
+        progress: &dyn ImportProgress,
     ) -> Result<ImageRecord, CloudError> {
         let (record, image) = self.image(Some(reference))?;
         bundle::export(&image.dir, destination, progress)?;
@@ -95,7 +95,7 @@ impl Cloud {
     pub fn verify_image(
         &mut self,
         reference: &str,
-        progress: &dyn Progress,
+        progress: &dyn ImportProgress,
     ) -> Result<Vec<bundle::Verified>, CloudError> {
         let (_, image) = self.image(Some(reference))?;
         Ok(bundle::verify(&image.dir, progress)?)

@@ -186,10 +186,10 @@ fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::usage::Moment;
+    use crate::vmm::usage::SampleTime;
 
     fn reading(run: u64, up_ms: u64) -> Reading {
-        let moment = Moment { run, up_ms, at_ms: run * 1000 + up_ms };
+        let moment = SampleTime { run, up_ms, at_ms: run * 1000 + up_ms };
         let disk = DiskReading { id: "vol0".into(), writes: up_ms / 10, ..DiskReading::default() };
         Reading { moment, is_up: up_ms >= 1000, cpu_ns: up_ms * 7, disks: vec![disk], ..Reading::default() }
     }

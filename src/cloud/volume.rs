@@ -23,7 +23,7 @@ use crate::guest::{ExecRequest, ExitStatus, Streams};
 use crate::host::disk_image;
 use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat};
-use crate::vmm::control::{Message, Request};
+use crate::vmm::control::{ControlRequest, Message};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.
@@ -187,7 +187,7 @@ impl Cloud {
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
         let dir = self.dir(instance);
         let mut machine = dir.connect()?;
-        let slot = slot_of(&mut machine, &Request::AttachDisk { disk: disk.clone() })?;
+        let slot = slot_of(&mut machine, &ControlRequest::AttachDisk { disk: disk.clone() })?;
         dir.change_config(|config| config.disks.push(disk))?;
         self.run_driver_command(instance, "bind", &slot)
     }
@@ -195,14 +195,14 @@ impl Cloud {
     /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
         let mut machine = self.dir(record.id).connect()?;
-        let slot = slot_of(&mut machine, &Request::DiskSlot { id: id.into() })?;
+        let slot = slot_of(&mut machine, &ControlRequest::DiskSlot { id: id.into() })?;
         match self.run_driver_command(record.id, "unbind", &slot) {
             Err(error) if !force => return Err(error),
             _ => {}
         }
         // A guest that reboots now must come up without the disk.
         self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
-        machine.demand(&Request::DetachDisk { id: id.into(), force })
+        machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })
     }
 
     /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The device has one of two
@@ -260,7 +260,7 @@ impl Cloud {
         match running {
             Some(mut machine) => {
                 let id = disk_id(record);
-                machine.demand(&Request::ResizeDisk { id, size })
+                machine.demand(&ControlRequest::ResizeDisk { id, size })
             }
             None => {
                 let disk = volume_disk(&self.home, record)?;
@@ -311,7 +311,7 @@ pub(super) fn attach(
     Ok(())
 }
 
-fn slot_of(machine: &mut MachineHandle, request: &Request) -> Result<[String; 2], CloudError> {
+fn slot_of(machine: &mut MachineHandle, request: &ControlRequest) -> Result<[String; 2], CloudError> {
     match machine.ask(request)? {
         Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
         other => Err(machine.unexpected(&other)),

@@ -20,7 +20,7 @@ const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
 /// Length of EC2's older identifiers. They are well-formed, but no resource here has one.
 const OLD_DIGITS: usize = 8;
 
-pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
+pub trait ResourceKind: Copy + fmt::Debug + Ord + Hash + 'static {
     /// The text before the dash.
     const PREFIX: &'static str;
     /// The resource's name in a sentence.
@@ -29,14 +29,14 @@ pub trait Kind: Copy + fmt::Debug + Ord + Hash + 'static {
     const NOT_FOUND: ErrorCode;
 }
 
-/// Defines the kinds, one per line: the kind, its identifier type, and the constants of [`Kind`].
+/// Defines the kinds, one per line: the kind, its identifier type, and the constants of [`ResourceKind`].
 macro_rules! kinds {
     ($($kind:ident, $id:ident: $prefix:literal, $noun:literal, $malformed:ident, $not_found:ident;)*) => {$(
         #[doc = concat!("What has the identifiers `", $prefix, "-…`.")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $kind {}
 
-        impl Kind for $kind {
+        impl ResourceKind for $kind {
             const PREFIX: &'static str = $prefix;
             const NOUN: &'static str = $noun;
             const MALFORMED: ErrorCode = ErrorCode::$malformed;
@@ -70,13 +70,13 @@ kinds! {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String", bound = "")]
-pub struct Id<K: Kind> {
+pub struct Id<K: ResourceKind> {
     /// The 17 digits.
     number: u128,
     kind: PhantomData<K>,
 }
 
-impl<K: Kind> Id<K> {
+impl<K: ResourceKind> Id<K> {
     pub fn from_random(bytes: [u8; RANDOM_BYTES]) -> Self {
         let number = bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
         Id { number: number & NUMBER_MASK, kind: PhantomData }
@@ -143,7 +143,7 @@ fn is_lower_hex(digits: &str) -> bool {
     digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-impl<K: Kind> FromStr for Id<K> {
+impl<K: ResourceKind> FromStr for Id<K> {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
@@ -155,7 +155,7 @@ impl<K: Kind> FromStr for Id<K> {
     }
 }
 
-impl<K: Kind> TryFrom<String> for Id<K> {
+impl<K: ResourceKind> TryFrom<String> for Id<K> {
     type Error = Ec2Error;
 
     fn try_from(text: String) -> Result<Self, Ec2Error> {
@@ -163,19 +163,19 @@ impl<K: Kind> TryFrom<String> for Id<K> {
     }
 }
 
-impl<K: Kind> From<Id<K>> for String {
+impl<K: ResourceKind> From<Id<K>> for String {
     fn from(id: Id<K>) -> String {
         id.to_string()
     }
 }
 
-impl<K: Kind> fmt::Display for Id<K> {
+impl<K: ResourceKind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{}-{:0DIGITS$x}", K::PREFIX, self.number))
     }
 }
 
-impl<K: Kind> fmt::Debug for Id<K> {
+impl<K: ResourceKind> fmt::Debug for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn unknown_reference_is_malformed_or_not_found() {
-        fn codes<K: Kind>() {
+        fn codes<K: ResourceKind>() {
             let code = |reference: &str| Id::<K>::not_found(reference).code();
             let prefix = K::PREFIX;
             for well_formed in [format!("{prefix}-0123456789abcdef0"), format!("{prefix}-0123abcd"), "web".to_owned()] {

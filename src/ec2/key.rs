@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{Ec2Error, ErrorCode};
 use super::id::KeyPair;
-use super::id::Kind as _;
+use super::id::ResourceKind as _;
 
 /// Maximum length in characters.
 pub const MAX_NAME: usize = 255;

@@ -31,7 +31,7 @@ const MAX_BASE64: usize = 4 * MAX_BYTES;
 
 /// The format of user data for cloud-init, detected by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum UserDataKind {
     /// Starts with `#!` and runs late in the first boot.
     Script,
     /// YAML whose first line is `#cloud-config`.
@@ -44,38 +44,38 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
-    pub fn of(bytes: &[u8]) -> Kind {
+impl UserDataKind {
+    pub fn of(bytes: &[u8]) -> UserDataKind {
         let bytes = without_mark(bytes);
         let line = first_line(bytes).trim_ascii_end();
         if bytes.starts_with(GZIP_MAGIC) {
-            Kind::Gzip
+            UserDataKind::Gzip
         } else if bytes.starts_with(b"#!") {
-            Kind::Script
+            UserDataKind::Script
         } else if line == b"#cloud-config" {
-            Kind::CloudConfig
+            UserDataKind::CloudConfig
         } else if CLOUD_INIT_LINES.contains(&line) {
-            Kind::CloudInit
+            UserDataKind::CloudInit
         } else if [b"content-type:".as_slice(), b"mime-version:"].into_iter().any(|header| begins_with(bytes, header)) {
-            Kind::Mime
+            UserDataKind::Mime
         } else {
-            Kind::Other
+            UserDataKind::Other
         }
     }
 
     pub fn title(self) -> &'static str {
         match self {
-            Kind::Script => "script",
-            Kind::CloudConfig => "cloud-config",
-            Kind::Gzip => "gzip",
-            Kind::Mime => "MIME multipart",
-            Kind::CloudInit => "cloud-init part",
-            Kind::Other => "other",
+            UserDataKind::Script => "script",
+            UserDataKind::CloudConfig => "cloud-config",
+            UserDataKind::Gzip => "gzip",
+            UserDataKind::Mime => "MIME multipart",
+            UserDataKind::CloudInit => "cloud-init part",
+            UserDataKind::Other => "other",
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for UserDataKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.title())
     }
@@ -110,16 +110,16 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
     #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
-    TooLarge { bytes: usize, kind: Kind },
+    TooLarge { bytes: usize, kind: UserDataKind },
     #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
     UnpacksTooLarge,
     #[error("Invalid BASE64 encoding of user data.")]
     NotBase64,
 }
 
-fn kind_in_sentence(kind: Kind) -> &'static str {
+fn kind_in_sentence(kind: UserDataKind) -> &'static str {
     match kind {
-        Kind::Other => "text",
+        UserDataKind::Other => "text",
         kind => kind.title(),
     }
 }
@@ -134,7 +134,7 @@ impl UserDataError {
 
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            UserDataError::TooLarge { kind: Kind::Gzip, .. } => {
+            UserDataError::TooLarge { kind: UserDataKind::Gzip, .. } => {
                 "It is compressed already: let it fetch the rest, for instance from a volume.".to_owned()
             }
             UserDataError::TooLarge { .. } => {
@@ -173,15 +173,15 @@ impl UserData {
     pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
         let mut bytes = without_mark(&self.bytes).to_vec();
         for _ in 0..MAX_LAYERS {
-            let inner = match Kind::of(&bytes) {
-                Kind::Gzip => gunzip(&bytes)?,
-                Kind::Other => decode_known(&bytes),
+            let inner = match UserDataKind::of(&bytes) {
+                UserDataKind::Gzip => gunzip(&bytes)?,
+                UserDataKind::Other => decode_known(&bytes),
                 _ => None,
             };
             let Some(inner) = inner else { break };
             bytes = without_mark(&inner).to_vec();
         }
-        if Kind::of(&bytes) == Kind::Script && first_line(&bytes).ends_with(b"\r") {
+        if UserDataKind::of(&bytes) == UserDataKind::Script && first_line(&bytes).ends_with(b"\r") {
             bytes = without_carriage_returns(&bytes);
         }
         Ok(bytes)
@@ -195,7 +195,7 @@ impl UserData {
     /// Fails if there are more than [`MAX_BYTES`].
     pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
         if bytes.len() > MAX_BYTES {
-            return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: Kind::of(&bytes) });
+            return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: UserDataKind::of(&bytes) });
         }
         Ok(UserData { bytes })
     }
@@ -218,8 +218,8 @@ impl UserData {
         self.bytes
     }
 
-    pub fn kind(&self) -> Kind {
-        Kind::of(&self.bytes)
+    pub fn kind(&self) -> UserDataKind {
+        UserDataKind::of(&self.bytes)
     }
 }
 
@@ -227,7 +227,8 @@ impl UserData {
 fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
     let digits = given.trim_ascii();
     let is_deliberate = digits.ends_with(b"=") || digits.len() >= LONG_BASE64;
-    decode(given).filter(|decoded| Kind::of(decoded) != Kind::Other || is_deliberate && is_text(decoded))
+    decode(given)
+        .filter(|decoded| UserDataKind::of(decoded) != UserDataKind::Other || is_deliberate && is_text(decoded))
 }
 
 /// Digits from which unpadded base64 may be text: no word or password of this length decodes to text by chance.
@@ -273,17 +274,17 @@ mod tests {
     #[test]
     fn kind_is_detected_by_first_bytes() {
         for (given, kind) in [
-            (b"#!/bin/sh\n".as_slice(), Kind::Script),
-            (b"#cloud-config\npackages: []\n", Kind::CloudConfig),
-            (b"#cloud-config\r\n", Kind::CloudConfig),
-            (b"\x1f\x8b\x08\x00", Kind::Gzip),
-            (b"Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n", Kind::Mime),
-            (b"MIME-Version: 1.0\n", Kind::Mime),
-            (b"#cloud-configuration\n", Kind::Other),
-            (b"#include\n", Kind::CloudInit),
-            (b"#cloud-boothook\r\n", Kind::CloudInit),
-            (b"\xef\xbb\xbf#!/bin/sh\n", Kind::Script),
-            (b"", Kind::Other),
+            (b"#!/bin/sh\n".as_slice(), UserDataKind::Script),
+            (b"#cloud-config\npackages: []\n", UserDataKind::CloudConfig),
+            (b"#cloud-config\r\n", UserDataKind::CloudConfig),
+            (b"\x1f\x8b\x08\x00", UserDataKind::Gzip),
+            (b"Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n", UserDataKind::Mime),
+            (b"MIME-Version: 1.0\n", UserDataKind::Mime),
+            (b"#cloud-configuration\n", UserDataKind::Other),
+            (b"#include\n", UserDataKind::CloudInit),
+            (b"#cloud-boothook\r\n", UserDataKind::CloudInit),
+            (b"\xef\xbb\xbf#!/bin/sh\n", UserDataKind::Script),
+            (b"", UserDataKind::Other),
         ] {
             assert_eq!(read(given).kind(), kind, "{given:?}");
         }
@@ -340,7 +341,7 @@ mod tests {
             assert_eq!(unwrapped(&gzip(&gzip(raw))), raw);
             assert_eq!(unwrapped(BASE64.encode(gzip(raw)).as_bytes()), raw);
             assert_eq!(unwrapped(&gzip(BASE64.encode(gzip(raw)).as_bytes())), raw);
-            if encoded.ends_with('=') || Kind::of(raw) != Kind::Other {
+            if encoded.ends_with('=') || UserDataKind::of(raw) != UserDataKind::Other {
                 assert_eq!(unwrapped(&gzip(encoded.as_bytes())), raw);
             }
         }
@@ -382,7 +383,7 @@ mod tests {
         assert!(error.hint().is_some_and(|hint| hint.contains("gzip")));
         let encoded = BASE64.encode(&script);
         let error = UserData::read(encoded.as_bytes()).expect_err("one too many, encoded");
-        assert_eq!(error, UserDataError::TooLarge { bytes: MAX_BYTES + 1, kind: Kind::Script });
+        assert_eq!(error, UserDataError::TooLarge { bytes: MAX_BYTES + 1, kind: UserDataKind::Script });
     }
 
     #[test]

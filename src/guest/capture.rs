@@ -1,6 +1,6 @@
 //! Runs a command in a guest and captures its output, for callers without a terminal or pipe.
 
-use wisp_agent::protocol::{Connection, ExecRequest, ExitStatus, OutputStream, ToGuest, ToHost};
+use wisp_agent::protocol::{AgentConnection, ExecRequest, ExitStatus, OutputStream, ToGuest, ToHost};
 
 use super::{Agent, Error};
 
@@ -27,7 +27,7 @@ impl Agent {
     ) -> Result<Captured, Error> {
         let silence = self.silence;
         self.begin(&ToGuest::Exec(request))?;
-        let Connection { writer, reader } = &mut self.connection;
+        let AgentConnection { writer, reader } = &mut self.connection;
         writer.send(&ToGuest::StdinEnd)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let keep = |kept: &mut Vec<u8>, bytes: &[u8]| {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use wisp_agent::AGENT_PORT;
-use wisp_agent::protocol::{Connection, ToGuest};
+use wisp_agent::protocol::{AgentConnection, ToGuest};
 
 use super::Error;
 use crate::unix_socket;
@@ -22,7 +22,7 @@ const LONGEST_ANSWER: usize = 32;
 /// A connection to a guest's agent, for one operation.
 #[derive(Debug)]
 pub struct Agent {
-    pub(super) connection: Connection,
+    pub(super) connection: AgentConnection,
     /// Limit of the wait for the agent's greeting.
     pub(super) patience: Duration,
     /// Limit of each wait for the guest during the operation.
@@ -51,7 +51,7 @@ impl Agent {
             _ => Error::Connect { socket: socket.to_owned(), source: error },
         };
         request_port(&mut stream, port, deadline).map_err(failed)?.map_err(|answer| Error::BadAnswer { answer })?;
-        Ok(Self { connection: Connection::new(stream.into()), patience: timeout, silence: None })
+        Ok(Self { connection: AgentConnection::new(stream.into()), patience: timeout, silence: None })
     }
 
     /// Exchanges greetings and sends the request.

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use wisp_agent::protocol::{Connection, Fill, FrameReader, MAX_DATA, ProtocolError, ToGuest, ToHost};
-use wisp_agent::tree::{self, Entry, Holes, Links, Request, Summary, TreeError, TreeWriter};
+use wisp_agent::protocol::{AgentConnection, Fill, FrameReader, MAX_DATA, ProtocolError, ToGuest, ToHost};
+use wisp_agent::tree::{self, CopyRequest, Holes, Links, Summary, TreeEntry, TreeError, TreeWriter};
 
 use super::{Agent, Error};
 
@@ -28,9 +28,9 @@ impl Agent {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Summary, Error> {
         self.begin(&ToGuest::Write { destination: destination.to_owned() })?;
-        let Connection { writer, reader } = &mut self.connection;
+        let AgentConnection { writer, reader } = &mut self.connection;
         let sent = tree::send(source, Links::RefuseMarked, holes, &mut |entry| {
-            if let Entry::Data(data) = &entry {
+            if let TreeEntry::Data(data) = &entry {
                 progress(data.0.len() as u64);
             }
             writer.queue(&ToGuest::Tree(entry))?;
@@ -71,11 +71,11 @@ impl Agent {
             Holes::Fill => ToGuest::Read { source: source_in_guest },
             Holes::Keep => ToGuest::ReadSparse { source: source_in_guest },
         })?;
-        let mut tree = TreeWriter::untrusted(destination, Request::new(source, umask()));
+        let mut tree = TreeWriter::untrusted(destination, CopyRequest::new(source, umask()));
         while !tree.is_complete() {
             match self.connection.reader.receive()? {
                 ToHost::Tree(entry) => {
-                    if let Entry::Data(data) = &entry {
+                    if let TreeEntry::Data(data) = &entry {
                         progress(data.0.len() as u64);
                     }
                     tree.accept(entry)?;
@@ -128,23 +128,23 @@ mod tests {
 
     const ATTRIBUTES: Attributes = Attributes { mode: 0o777, modified: 0, nanoseconds: 0 };
 
-    fn directory(name: &str) -> Entry<'_> {
-        Entry::Directory { name: name.into(), attributes: ATTRIBUTES }
+    fn directory(name: &str) -> TreeEntry<'_> {
+        TreeEntry::Directory { name: name.into(), attributes: ATTRIBUTES }
     }
 
-    fn file(name: &str) -> Entry<'_> {
-        Entry::File { name: name.into(), attributes: ATTRIBUTES }
+    fn file(name: &str) -> TreeEntry<'_> {
+        TreeEntry::File { name: name.into(), attributes: ATTRIBUTES }
     }
 
-    fn link<'a>(name: &str, target: &Path) -> Entry<'a> {
-        Entry::Symlink { name: name.into(), target: target.into() }
+    fn link<'a>(name: &str, target: &Path) -> TreeEntry<'a> {
+        TreeEntry::Symlink { name: name.into(), target: target.into() }
     }
 
     /// Copies from a guest that answers with `entries`, regardless of the request.
-    fn copy_from_hostile(source: &str, destination: &Path, entries: Vec<Entry<'static>>) -> Result<Summary, Error> {
+    fn copy_from_hostile(source: &str, destination: &Path, entries: Vec<TreeEntry<'static>>) -> Result<Summary, Error> {
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
-            let mut connection = Connection::new(guest.into());
+            let mut connection = AgentConnection::new(guest.into());
             connection.greet()?;
             connection.reader.receive::<ToGuest<'_>>()?;
             for entry in entries {
@@ -153,7 +153,7 @@ mod tests {
             Ok::<(), ProtocolError>(())
         });
         let agent =
-            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
+            Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         let outcome = agent.copy_from_guest(source.as_ref(), destination, Holes::Keep, &mut |_| {});
         // The host may close the connection before the guest has sent all entries.
         let _ = guest.join().expect("the guest does not panic");
@@ -193,10 +193,15 @@ mod tests {
     #[test]
     fn copy_from_guest_takes_the_name_from_the_request() {
         let host = Host::new();
-        let answer = vec![file(".bashrc"), Entry::Data(Bytes(b"evil")), Entry::EndOfFile, Entry::End];
+        let answer = vec![file(".bashrc"), TreeEntry::Data(Bytes(b"evil")), TreeEntry::EndOfFile, TreeEntry::End];
         copy_from_hostile("/etc/motd", &host.home, answer).expect("copied");
-        let answer =
-            vec![directory(".ssh"), file("authorized_keys"), Entry::EndOfFile, Entry::EndOfDirectory, Entry::End];
+        let answer = vec![
+            directory(".ssh"),
+            file("authorized_keys"),
+            TreeEntry::EndOfFile,
+            TreeEntry::EndOfDirectory,
+            TreeEntry::End,
+        ];
         copy_from_hostile("/srv/data/", &host.home, answer).expect("copied");
         assert_eq!(names(&host.home), ["data", "motd"]);
     }
@@ -205,9 +210,9 @@ mod tests {
     fn copy_from_guest_refuses_a_link_or_nothing_at_the_top() {
         let host = Host::new();
         let answers = [
-            vec![link("data", &host.victim), Entry::End],
-            vec![Entry::Skipped { name: "data".into() }, Entry::End],
-            vec![Entry::End],
+            vec![link("data", &host.victim), TreeEntry::End],
+            vec![TreeEntry::Skipped { name: "data".into() }, TreeEntry::End],
+            vec![TreeEntry::End],
         ];
         for answer in answers {
             let error = copy_from_hostile("/srv/data", &host.home, answer).expect_err("refused");
@@ -220,7 +225,7 @@ mod tests {
     fn copy_from_guest_refuses_a_file_where_a_directory_was_asked_for() {
         let host = Host::new();
         for source in ["/srv/data/", "/srv/."] {
-            let answer = vec![file("data"), Entry::EndOfFile, Entry::End];
+            let answer = vec![file("data"), TreeEntry::EndOfFile, TreeEntry::End];
             let error = copy_from_hostile(source, &host.home.join("new"), answer).expect_err("refused");
             assert!(matches!(error, Error::Copy(TreeError::OutOfOrder(_))), "{error}");
         }
@@ -230,7 +235,7 @@ mod tests {
     #[test]
     fn copy_of_a_source_without_a_name_needs_a_new_destination() {
         let host = Host::new();
-        let answer = || vec![directory("root"), Entry::EndOfDirectory, Entry::End];
+        let answer = || vec![directory("root"), TreeEntry::EndOfDirectory, TreeEntry::End];
         for source in ["/", ".", "..", "", "/srv/.", "/srv/.."] {
             let error = copy_from_hostile(source, &host.home, answer()).expect_err("refused");
             assert!(matches!(error, Error::Copy(TreeError::NameNeeded(_))), "{source}: {error}");
@@ -243,16 +248,16 @@ mod tests {
     fn links_from_a_guest_are_never_followed_by_later_copies() {
         let host = Host::new();
         let data = host.home.join("data");
-        let first = vec![directory("data"), link("sub", &host.victim), Entry::EndOfDirectory, Entry::End];
+        let first = vec![directory("data"), link("sub", &host.victim), TreeEntry::EndOfDirectory, TreeEntry::End];
         copy_from_hostile("/srv/data", &host.home, first).expect("copied");
         assert_eq!(fs::read_link(data.join("sub")).expect("a link"), host.victim, "links are kept as such");
 
         // Once through the tree, and once through the user's path to a place in it.
-        let again = vec![directory("data"), directory("sub"), file("x"), Entry::EndOfFile];
+        let again = vec![directory("data"), directory("sub"), file("x"), TreeEntry::EndOfFile];
         let error = copy_from_hostile("/srv/data", &host.home, again).expect_err("refused");
         assert!(matches!(error, Error::Copy(TreeError::LinkInTree(_))), "{error}");
         for destination in [data.join("sub"), data.join("sub/"), data.join("sub/x")] {
-            let answer = vec![file("x"), Entry::EndOfFile, Entry::End];
+            let answer = vec![file("x"), TreeEntry::EndOfFile, TreeEntry::End];
             let error = copy_from_hostile("/srv/data/sub/x", &destination, answer).expect_err("refused");
             assert!(matches!(error, Error::Copy(TreeError::MarkedLink(_))), "{error}");
         }
@@ -273,7 +278,7 @@ mod tests {
         fs::create_dir(&place).expect("made");
         symlink("place", host.home.join("own")).expect("linked");
         for (destination, created) in [("own", "motd"), ("own/", "motd"), ("own/new", "new")] {
-            let answer = vec![file("motd"), Entry::EndOfFile, Entry::End];
+            let answer = vec![file("motd"), TreeEntry::EndOfFile, TreeEntry::End];
             copy_from_hostile("/etc/motd", &host.home.join(destination), answer).expect("copied");
             assert!(place.join(created).is_file(), "{destination}");
         }
@@ -283,13 +288,13 @@ mod tests {
     fn copy_from_guest_applies_the_umask() {
         let host = Host::new();
         let writable_by_all = Attributes { mode: 0o7777, ..ATTRIBUTES };
-        let mut tree = TreeWriter::untrusted(&host.home, Request::new("/srv/data".as_ref(), 0o027));
+        let mut tree = TreeWriter::untrusted(&host.home, CopyRequest::new("/srv/data".as_ref(), 0o027));
         for entry in [
-            Entry::Directory { name: "data".into(), attributes: writable_by_all },
-            Entry::File { name: "f".into(), attributes: writable_by_all },
-            Entry::EndOfFile,
-            Entry::EndOfDirectory,
-            Entry::End,
+            TreeEntry::Directory { name: "data".into(), attributes: writable_by_all },
+            TreeEntry::File { name: "f".into(), attributes: writable_by_all },
+            TreeEntry::EndOfFile,
+            TreeEntry::EndOfDirectory,
+            TreeEntry::End,
         ] {
             tree.accept(entry).expect("written");
         }
@@ -327,15 +332,15 @@ mod tests {
 
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
-            let mut connection = Connection::new(guest.into());
+            let mut connection = AgentConnection::new(guest.into());
             connection.greet().expect("greeted");
             assert!(matches!(connection.reader.receive().expect("a request"), ToGuest::Write { .. }));
             let mut bytes = 0;
             loop {
                 match connection.reader.receive().expect("an entry") {
-                    ToGuest::Tree(Entry::Data(data)) => bytes += data.0.len(),
-                    ToGuest::Tree(Entry::End) => break,
-                    ToGuest::Tree(Entry::File { .. } | Entry::EndOfFile) => {}
+                    ToGuest::Tree(TreeEntry::Data(data)) => bytes += data.0.len(),
+                    ToGuest::Tree(TreeEntry::End) => break,
+                    ToGuest::Tree(TreeEntry::File { .. } | TreeEntry::EndOfFile) => {}
                     other => panic!("an older agent does not know {other:?}"),
                 }
             }
@@ -343,18 +348,18 @@ mod tests {
             bytes
         });
         let agent =
-            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
+            Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         agent.copy_to_guest(&path, "x".as_ref(), older.holes(), &mut |_| {}).expect("copied");
         assert_eq!(guest.join().expect("no panic"), 200_000);
 
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
-            let mut connection = Connection::new(guest.into());
+            let mut connection = AgentConnection::new(guest.into());
             connection.greet().expect("greeted");
             assert!(matches!(connection.reader.receive().expect("a request"), ToGuest::Read { .. }));
         });
         let agent =
-            Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None };
+            Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None };
         agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("it left");
         guest.join().expect("no panic");
     }

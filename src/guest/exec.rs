@@ -19,7 +19,7 @@ use rustix::net::Shutdown;
 use rustix::termios::isatty;
 use wisp_agent::poll::{Interest, poll};
 use wisp_agent::protocol::{
-    Bytes, Connection, ExecRequest, ExitStatus, FrameReader, FrameWriter, MAX_DATA, OutputStream, ProtocolError,
+    AgentConnection, Bytes, ExecRequest, ExitStatus, FrameReader, FrameWriter, MAX_DATA, OutputStream, ProtocolError,
     STDIN_WINDOW, ToGuest, ToHost,
 };
 
@@ -64,7 +64,7 @@ impl Agent {
         let shared = Shared::new(has_terminal)?;
         let silence = self.silence;
         self.begin(&ToGuest::Exec(request))?;
-        let Connection { writer, reader } = &mut self.connection;
+        let AgentConnection { writer, reader } = &mut self.connection;
         thread::scope(|scope| {
             let sender = Sender {
                 shared: &shared,

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use wisp_agent::protocol::frame::{decode, encode, locate};
-use wisp_agent::protocol::{Connection, Hello, ToGuest, ToHost, VERSION};
+use wisp_agent::protocol::{AgentConnection, Hello, ToGuest, ToHost, VERSION};
 use wisp_agent::seed::Seed;
 use wisp_agent::tree::Holes;
 
@@ -37,7 +37,7 @@ pub(crate) fn host(data: &[u8]) {
     // Operations require a greeting first.
     let greeting = if which % 8 < 6 { hello() } else { Vec::new() };
     let Some((host, guest)) = connection_to_guest(&[&greeting, said].concat()) else { return };
-    let agent = Agent { connection: Connection::new(host.into()), patience: TIMEOUT, silence: None };
+    let agent = Agent { connection: AgentConnection::new(host.into()), patience: TIMEOUT, silence: None };
     match which % 8 {
         0 => copy(agent, "new"),
         1 => copy(agent, "."),

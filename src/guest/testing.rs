@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
-use wisp_agent::protocol::Connection;
+use wisp_agent::protocol::AgentConnection;
 
 use super::{Agent, ExecRequest};
 
@@ -13,7 +13,7 @@ pub fn agent() -> Agent {
     static GUEST: LazyLock<wisp_agent::agent::Agent> = LazyLock::new(|| wisp_agent::agent::Agent::new(false));
     let (host, guest) = UnixStream::pair().expect("a socket pair");
     thread::spawn(move || GUEST.serve(guest.into()));
-    Agent { connection: Connection::new(host.into()), patience: Duration::from_secs(60), silence: None }
+    Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None }
 }
 
 pub fn shell(script: &str) -> ExecRequest {

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::control::Status;
+use super::control::VmmStatus;
 use super::end::End;
 use super::untrusted;
 
@@ -17,7 +17,7 @@ pub const FILE: &str = "end.json";
 pub enum EndRecord {
     Ended {
         end: End,
-        status: Box<Status>,
+        status: Box<VmmStatus>,
         /// In seconds since 1970.
         #[serde(default)]
         ended_at: u64,
@@ -28,7 +28,7 @@ pub enum EndRecord {
 }
 
 impl EndRecord {
-    pub fn ended(end: &End, status: &Status) -> EndRecord {
+    pub fn ended(end: &End, status: &VmmStatus) -> EndRecord {
         // Tolerates a host clock set to a time before 1970.
         let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
@@ -66,7 +66,7 @@ mod tests {
     fn record_round_trips_and_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(EndRecord::read(dir.path()).unwrap(), None);
-        let record = EndRecord::ended(&End::Panic, &Status::default());
+        let record = EndRecord::ended(&End::Panic, &VmmStatus::default());
         assert!(matches!(record, EndRecord::Ended { ended_at: 1.., .. }));
         record.write(dir.path()).unwrap();
         assert_eq!(EndRecord::read(dir.path()).unwrap(), Some(record));

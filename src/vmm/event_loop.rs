@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console_socket::{ConsoleSocket, Wait};
-use super::control::{ControlServer, Message, Request, Status};
+use super::control::{ControlRequest, ControlServer, Message, VmmStatus};
 use super::cpu::vcpu::VcpuHandle;
 use super::disk_slots::{SlotError, attached};
 use super::end::{End, EndReceiver};
@@ -82,14 +82,14 @@ impl<'a> EventLoop<'a> {
     }
 
     /// Returns the machine's end, and the control server with the subscribers to notify.
-    pub(super) fn run(mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> (End, ControlServer) {
+    pub(super) fn run(mut self, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> (End, ControlServer) {
         self.record(status);
         let end = self.serve(status, freezer);
         self.record(status);
         (end, self.control)
     }
 
-    fn serve(&mut self, status: &dyn Fn() -> Status, freezer: &Freezer) -> End {
+    fn serve(&mut self, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> End {
         loop {
             if let Some(end) = self.take_end() {
                 return end;
@@ -117,7 +117,7 @@ impl<'a> EventLoop<'a> {
         }
     }
 
-    fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> Status, freezer: &Freezer) -> Option<End> {
+    fn handle(&mut self, fd: i32, events: EventSet, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> Option<End> {
         if fd == self.ends.event().as_raw_fd() {
             return self.take_end();
         }
@@ -161,46 +161,48 @@ impl<'a> EventLoop<'a> {
         None
     }
 
-    fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> Status, freezer: &Freezer) -> Option<End> {
+    fn serve_client(&mut self, fd: i32, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> Option<End> {
         let incoming = self.control.read(fd);
         let disks = &self.devices.disks;
         let done = |()| Message::Done;
         for (request, files) in incoming.requests {
             match request {
-                Request::Status => self.control.send(fd, &Message::Status(Box::new(status()))),
-                Request::Subscribe => {
+                ControlRequest::Status => self.control.send(fd, &Message::Status(Box::new(status()))),
+                ControlRequest::Subscribe => {
                     self.control.subscribe(fd);
                     self.control.send(fd, &Message::Done);
                     if self.was_ready {
                         self.control.send(fd, &Message::Ready);
                     }
                 }
-                Request::CtrlAltDel => {
+                ControlRequest::CtrlAltDel => {
                     let answer = self.press_ctrl_alt_del();
                     self.control.send(fd, &answer);
                 }
-                Request::EndAtReboot => {
+                ControlRequest::EndAtReboot => {
                     self.ends_at_reboot = Some(fd);
                     self.control.send(fd, &Message::Done);
                 }
-                Request::AttachDisk { disk } => self.answer(fd, disks.attach_with_fds(&disk, &files).map(attached)),
-                Request::DetachDisk { id, force } => {
+                ControlRequest::AttachDisk { disk } => {
+                    self.answer(fd, disks.attach_with_fds(&disk, &files).map(attached))
+                }
+                ControlRequest::DetachDisk { id, force } => {
                     // The disk's counters are lost when it is detached.
                     self.record(status);
                     self.answer(fd, disks.detach(&id, force).map(done));
                 }
-                Request::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
-                Request::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
-                Request::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
-                Request::SwitchDisk { id, layer, .. } => {
+                ControlRequest::DiskSlot { id } => self.answer(fd, disks.slot_of(&id).map(attached)),
+                ControlRequest::ResizeDisk { id, size } => self.answer(fd, disks.resize(&id, size).map(done)),
+                ControlRequest::SetDiskLimits { id, limits } => self.answer(fd, disks.limit(&id, limits).map(done)),
+                ControlRequest::SwitchDisk { id, layer, .. } => {
                     self.answer(fd, disks.switch_with_fds(&id, &layer, &files).map(done))
                 }
-                Request::Save { dir } => match freezer.save(&dir) {
+                ControlRequest::Save { dir } => match freezer.save(&dir) {
                     Ok(true) => return Some(End::Saved),
                     Ok(false) => self.control.send(fd, &Message::Failed { why: AT_ITS_END.into() }),
                     Err(error) => self.control.send(fd, &Message::Failed { why: error.to_string() }),
                 },
-                Request::Fork { dir, layers } => {
+                ControlRequest::Fork { dir, layers } => {
                     let answer = match freezer.fork(&dir, &layers, &files) {
                         Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
                         Ok(None) => Message::Failed { why: AT_ITS_END.into() },
@@ -208,7 +210,7 @@ impl<'a> EventLoop<'a> {
                     };
                     self.control.send(fd, &answer);
                 }
-                Request::SetCanOwe { can_owe } => {
+                ControlRequest::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
                         true => {
                             // Running vCPUs still have time slices by the previous setting.
@@ -219,7 +221,7 @@ impl<'a> EventLoop<'a> {
                     };
                     self.control.send(fd, &answer);
                 }
-                Request::ReloadLink { link } => {
+                ControlRequest::ReloadLink { link } => {
                     let message = match &self.devices.net {
                         Some(net) => net.reload(&link, &files).map(|problems| Message::Reloaded { problems }),
                         None => Err("the machine has no network device".into()),
@@ -227,8 +229,8 @@ impl<'a> EventLoop<'a> {
                     self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));
                 }
                 // The server keeps the files for the request that follows.
-                Request::Files { .. } => {}
-                Request::Kill { by } => return Some(End::Killed { by }),
+                ControlRequest::Files { .. } => {}
+                ControlRequest::Kill { by } => return Some(End::Killed { by }),
             }
         }
         if incoming.closed {
@@ -241,7 +243,7 @@ impl<'a> EventLoop<'a> {
             .then(|| End::Killed { by: "the exit of the command that started it".into() })
     }
 
-    fn record(&mut self, status: &dyn Fn() -> Status) {
+    fn record(&mut self, status: &dyn Fn() -> VmmStatus) {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(&Reading::of(&status()));
         }

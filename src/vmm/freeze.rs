@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_S
 use kvm_ioctls::VmFd;
 
 use super::config::MachineConfig;
-use super::control::Layer;
+use super::control::NewOverlay;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
 use super::passed_files::FdTable;
@@ -51,7 +51,7 @@ impl Freezer<'_> {
 
     /// Saves the machine into `dir` at one instant, from which on its disks write to the overlays `layers`.
     /// Returns the duration of the pause; none if the machine is ending anyway.
-    pub fn fork(&self, dir: &Path, layers: &[Layer], files: &FdTable) -> Result<Option<Duration>, Error> {
+    pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
         // Most of the write-back happens here, while the guest runs.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;

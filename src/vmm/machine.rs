@@ -19,7 +19,7 @@ use super::broker::BrokerClient;
 use super::bus::Bus;
 use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
-use super::control::{ControlServer, GuestFaultRecord, SOCKET, Status};
+use super::control::{ControlServer, GuestFaultRecord, SOCKET, VmmStatus};
 use super::cpu::gate::Gate;
 use super::cpu::kept_balance::KeptBalance;
 use super::cpu::quota::Quota;
@@ -43,7 +43,7 @@ use super::snapshot::origin::Origin;
 use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::timeline::{ExitCounters, Mark, Timeline};
-use super::usage::{Clock, Moment, Recorder};
+use super::usage::{Clock, Recorder, SampleTime};
 use super::virtio::block::Ring;
 use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
@@ -234,7 +234,7 @@ impl Machine {
     }
 
     /// Runs the guest. Calls `conclude` after all threads ended and the disks are flushed, then notifies subscribers.
-    pub fn run(self, conclude: impl FnOnce(&End, &Status)) -> Result<End, Error> {
+    pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         // The usage of an ephemeral machine is not read after its end.
         let recorder = match self.launcher {
@@ -258,7 +258,7 @@ impl Machine {
             running.vcpus.push(spawn(vcpu)?);
         }
         let clock = Clock::start();
-        let status = || Status { moment: clock.now(), ..status(&self.config, self.pid, &context, &self.devices) };
+        let status = || VmmStatus { moment: clock.now(), ..status(&self.config, self.pid, &context, &self.devices) };
         let freezer = Freezer {
             vm: &self.vm,
             config: &self.config,
@@ -402,12 +402,12 @@ fn keep_balance(context: &VcpuContext, dir: &Path) {
     }
 }
 
-fn status(config: &MachineConfig, pid: u32, context: &VcpuContext, devices: &Devices) -> Status {
+fn status(config: &MachineConfig, pid: u32, context: &VcpuContext, devices: &Devices) -> VmmStatus {
     let guest = memory::resident_bytes(&context.memory).unwrap_or(0);
     let faults = devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
-    Status {
+    VmmStatus {
         pid,
-        moment: Moment::default(),
+        moment: SampleTime::default(),
         sandbox: sandbox::record(),
         vcpus: config.cpus.count,
         memory_mib: config.memory_mib,

@@ -14,7 +14,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use wisp::guest::{Agent, ExecRequest, Streams};
 use wisp::vmm::MachineConfig;
 use wisp::vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
-use wisp::vmm::control::{ControlClient, Message, Request, Status};
+use wisp::vmm::control::{ControlClient, ControlRequest, Message, VmmStatus};
 
 use super::{DEADLINE, Wisp};
 
@@ -118,13 +118,13 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    pub fn ask(&mut self, request: &Request) -> Message {
+    pub fn ask(&mut self, request: &ControlRequest) -> Message {
         self.control.send(request).unwrap();
         self.control.receive(Some(DEADLINE)).unwrap()
     }
 
-    pub fn status(&mut self) -> Status {
-        match self.ask(&Request::Status) {
+    pub fn status(&mut self) -> VmmStatus {
+        match self.ask(&ControlRequest::Status) {
             Message::Status(status) => *status,
             other => panic!("not a status: {other:?}"),
         }

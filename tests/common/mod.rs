@@ -150,10 +150,10 @@ impl Wisp {
 
 impl Drop for Wisp {
     fn drop(&mut self) {
-        use wisp::vmm::control::{ControlClient, Request};
+        use wisp::vmm::control::{ControlClient, ControlRequest};
         for dir in self.instances() {
             let Ok(mut control) = ControlClient::connect(&dir.join("vmm/control.sock")) else { continue };
-            let _ = control.send(&Request::Kill { by: "the end of a test".into() });
+            let _ = control.send(&ControlRequest::Kill { by: "the end of a test".into() });
             // The VMM closes the connection when it ends.
             while control.receive(Some(DEADLINE)).is_ok() {}
         }
@@ -292,9 +292,9 @@ impl Outcome {
 }
 
 pub fn vmm_pid(dir: &Path) -> u32 {
-    use wisp::vmm::control::{ControlClient, Message, Request};
+    use wisp::vmm::control::{ControlClient, ControlRequest, Message};
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
-    control.send(&Request::Status).unwrap();
+    control.send(&ControlRequest::Status).unwrap();
     match control.receive(Some(DEADLINE)).unwrap() {
         Message::Status(status) => status.pid,
         other => panic!("not a status: {other:?}"),

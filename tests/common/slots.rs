@@ -27,7 +27,7 @@ const HEADER: u64 = 0x20_0000;
 const STATUS: u64 = 0x20_1000;
 const DATA: u64 = 0x21_0000;
 const QUEUE_SIZE: u16 = 16;
-/// Request types and status codes of virtio-blk.
+/// ControlRequest types and status codes of virtio-blk.
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;

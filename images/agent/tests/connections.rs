@@ -5,7 +5,7 @@ mod support;
 use std::io::{Read, Write};
 
 use support::{Host, command, exited, raw_connection};
-use wisp_agent::protocol::{Bytes, Connection, Hello, ProtocolError, ToGuest, ToHost, VERSION};
+use wisp_agent::protocol::{AgentConnection, Bytes, Hello, ProtocolError, ToGuest, ToHost, VERSION};
 
 /// Sends `bytes` instead of a hello, and reads to the end of the connection.
 fn speak(bytes: &[u8]) -> Result<(), ProtocolError> {
@@ -38,7 +38,7 @@ fn malformed_frame_ends_only_its_connection() {
 #[test]
 fn version_mismatch_is_answered_with_own_version() {
     let (socket, server) = raw_connection();
-    let mut connection = Connection::new(socket.into());
+    let mut connection = AgentConnection::new(socket.into());
     connection.writer.send(&Hello { version: VERSION + 1 }).expect("sent");
     assert_eq!(connection.reader.receive::<Hello>().expect("a hello"), Hello { version: VERSION });
     let outcome = server.join().expect("the agent does not panic");

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use support::Host;
 use wisp_agent::protocol::{Bytes, ToGuest, ToHost};
-use wisp_agent::tree::{self, Attributes, Entry, Holes, Links, Request, Summary, TreeWriter};
+use wisp_agent::tree::{self, Attributes, CopyRequest, Holes, Links, Summary, TreeEntry, TreeWriter};
 
 fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
@@ -27,7 +27,7 @@ fn write(source: &Path, destination: &Path) -> Result<Summary, String> {
 fn read(source: &Path, destination: &Path) -> Result<Summary, String> {
     let mut host = Host::connect();
     host.send(&ToGuest::ReadSparse { source: source.into() });
-    let mut tree = TreeWriter::untrusted(destination, Request::new(source.as_os_str(), 0o022));
+    let mut tree = TreeWriter::untrusted(destination, CopyRequest::new(source.as_os_str(), 0o022));
     while !tree.is_complete() {
         match host.receive() {
             ToHost::Tree(entry) => tree.accept(entry).expect("writable"),
@@ -135,8 +135,8 @@ fn name_outside_destination_is_refused() {
     let attributes = Attributes { mode: 0o755, modified: 0, nanoseconds: 0 };
     let mut host = Host::connect();
     host.send(&ToGuest::Write { destination: home.path().into() });
-    host.send(&ToGuest::Tree(Entry::Directory { name: "d".into(), attributes }));
-    host.send(&ToGuest::Tree(Entry::File { name: "../../escaped".into(), attributes }));
+    host.send(&ToGuest::Tree(TreeEntry::Directory { name: "d".into(), attributes }));
+    host.send(&ToGuest::Tree(TreeEntry::File { name: "../../escaped".into(), attributes }));
     assert!(matches!(host.receive(), ToHost::Failed(message) if message.contains("../../escaped")));
 }
 
@@ -146,8 +146,8 @@ fn disconnect_leaves_no_partial_file() {
     let attributes = Attributes { mode: 0o644, modified: 0, nanoseconds: 0 };
     let mut host = Host::connect();
     host.send(&ToGuest::Write { destination: home.path().join("file").into() });
-    host.send(&ToGuest::Tree(Entry::File { name: "file".into(), attributes }));
-    host.send(&ToGuest::Tree(Entry::Data(Bytes(b"half"))));
+    host.send(&ToGuest::Tree(TreeEntry::File { name: "file".into(), attributes }));
+    host.send(&ToGuest::Tree(TreeEntry::Data(Bytes(b"half"))));
     assert!(host.leave().is_err());
     assert_eq!(fs::read_dir(home.path()).expect("listed").count(), 0);
 }

@@ -138,7 +138,7 @@ impl Places {
     }
 }
 
-/// Request buffers, filled with data that does not compress.
+/// IoRequest buffers, filled with data that does not compress.
 struct Buffers {
     memory: Memory,
     length: usize,
@@ -160,7 +160,7 @@ impl Buffers {
 /// `struct iocb` (linux/aio_abi.h), on a little-endian machine.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Request {
+struct IoRequest {
     data: u64,
     key: u32,
     rw_flags: u32,
@@ -191,7 +191,7 @@ const WRITE: u16 = 1;
 
 struct Queue {
     context: libc::c_ulong,
-    requests: Vec<Request>,
+    requests: Vec<IoRequest>,
     events: Vec<Event>,
 }
 
@@ -202,7 +202,7 @@ impl Queue {
         if unsafe { libc::syscall(libc::SYS_io_setup, depth, &raw mut context) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Queue { context, requests: vec![Request::default(); depth], events: vec![Event::default(); depth] })
+        Ok(Queue { context, requests: vec![IoRequest::default(); depth], events: vec![Event::default(); depth] })
     }
 
     /// Carries out `count` requests, as many at a time as the queue holds, and waits for all of them.
@@ -221,14 +221,14 @@ impl Queue {
             let fresh: Vec<usize> = free.drain(free.len() - free.len().min(left as usize)..).collect();
             for &index in &fresh {
                 let buffer = buffers.get(index);
-                self.requests[index] = Request {
+                self.requests[index] = IoRequest {
                     data: index as u64,
                     opcode: if pattern.write { WRITE } else { READ },
                     fd: file.as_raw_fd() as u32,
                     buffer: buffer.as_mut_ptr() as u64,
                     length: buffer.len() as u64,
                     offset: (places.next() * pattern.length() as u64).cast_signed(),
-                    ..Request::default()
+                    ..IoRequest::default()
                 };
             }
             left -= fresh.len() as u64;
@@ -249,7 +249,7 @@ impl Queue {
     }
 
     fn submit(&mut self, indices: &[usize]) -> io::Result<()> {
-        let mut pointers: Vec<*mut Request> = indices.iter().map(|&index| &raw mut self.requests[index]).collect();
+        let mut pointers: Vec<*mut IoRequest> = indices.iter().map(|&index| &raw mut self.requests[index]).collect();
         let mut rest = &mut pointers[..];
         while !rest.is_empty() {
             // SAFETY: each pointer is to a request of this queue, whose buffer outlives it. `run` returns before all

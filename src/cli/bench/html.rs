@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::chart::{Bar, chart};
 use super::{Shown, figure};
 use crate::cloud::bench::bound::By;
-use crate::cloud::bench::comparison::{Compared, Entry};
+use crate::cloud::bench::comparison::{Compared, ComparisonRow};
 use crate::cloud::bench::measure::Better;
 
 const STYLE: &str = "\
@@ -111,7 +111,7 @@ fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheape
         escape(measure.title),
         escape(unit),
     );
-    let bar = |entry: &Entry| {
+    let bar = |entry: &ComparisonRow| {
         let summary = entry.summary.as_ref()?.0;
         let slower = match entry.slowdown {
             Some(slowdown) if slowdown > 0.0 => format!(", slower by {:.0} %", slowdown * 100.0),
@@ -139,7 +139,7 @@ fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheape
 }
 
 /// A measure of a type in words.
-fn sentence(entry: &Entry, unit: &str) -> String {
+fn sentence(entry: &ComparisonRow, unit: &str) -> String {
     let mut parts = Vec::new();
     if let Some((summary, bound)) = &entry.summary {
         let (min, median, p95) = (figure(summary.min), figure(summary.median), figure(summary.p95));

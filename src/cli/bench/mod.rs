@@ -16,7 +16,7 @@ use super::output::{self, Output, Screen};
 use super::wait;
 use crate::cloud::bench::comparison::{Comparison, compare};
 use crate::cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
-use crate::cloud::bench::{self, BenchError, BenchSpec, Progress, Report};
+use crate::cloud::bench::{self, BenchError, BenchProgress, BenchSpec, Report};
 use crate::cloud::image::Image;
 use crate::ec2::capacity::InstanceSize;
 use crate::ec2::network::NetworkMode;
@@ -267,7 +267,7 @@ fn exit_code(report: &Report) -> ExitCode {
 
 fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
     let spinner = wait::spinner("Beginning");
-    let result = bench::run(home, spec, &mut |Progress { run, instance_type, what }| {
+    let result = bench::run(home, spec, &mut |BenchProgress { run, instance_type, what }| {
         let runs = spec.runs;
         let run = if run == 0 { String::new() } else { format!("run {run} of {runs}, ") };
         spinner.set_message(format!("{run}{instance_type}: {what}"));

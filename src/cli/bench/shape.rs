@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Shown;
 use crate::cloud::bench::TypeReport;
 use crate::cloud::bench::bound::By;
-use crate::cloud::bench::comparison::{Compared, Entry};
+use crate::cloud::bench::comparison::{Compared, ComparisonRow};
 use crate::cloud::bench::measure::Better;
 use crate::vmm::limits::{DiskLimits, Rate};
 
@@ -72,7 +72,7 @@ fn measure(shown: &Shown, Compared { measure, entries, cheapest }: &Compared) ->
     })
 }
 
-fn result(shown: &Shown, entry: &Entry) -> Value {
+fn result(shown: &Shown, entry: &ComparisonRow) -> Value {
     let mut value = json!({
         "InstanceType": shown.name(entry.subject),
         "Samples": entry.result.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>(),

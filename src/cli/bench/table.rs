@@ -3,7 +3,7 @@
 use super::super::output::{Align, Cell, Screen, Table, Tone};
 use super::{Shown, figure};
 use crate::cloud::bench::bound::By;
-use crate::cloud::bench::comparison::Entry;
+use crate::cloud::bench::comparison::ComparisonRow;
 
 /// Renders a line for each measure of each type, and the conclusions.
 pub fn render(shown: &Shown, screen: Screen) -> String {
@@ -44,7 +44,7 @@ fn figures(shown: &Shown, screen: Screen) -> Vec<String> {
     table.lines()
 }
 
-fn row(shown: &Shown, name: &str, unit: &str, entry: &Entry, is_cheapest: bool) -> Vec<Cell> {
+fn row(shown: &Shown, name: &str, unit: &str, entry: &ComparisonRow, is_cheapest: bool) -> Vec<Cell> {
     let subject = Cell::new(shown.name(entry.subject), if is_cheapest { Tone::Good } else { Tone::Plain });
     let runs = entry.result.samples.len().to_string();
     let failure = entry.result.not_measured.as_ref().map(|why| format!("not measured: {why}"));

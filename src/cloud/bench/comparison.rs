@@ -21,13 +21,13 @@ pub struct Comparison<'a> {
 pub struct Compared<'a> {
     pub measure: &'static Measure,
     /// One entry per type that was started, in order.
-    pub entries: Vec<Entry<'a>>,
+    pub entries: Vec<ComparisonRow<'a>>,
     /// Index of the cheapest type within the slowdown in this measure.
     pub cheapest: Option<usize>,
 }
 
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct ComparisonRow<'a> {
     /// Index of the type.
     pub subject: usize,
     pub result: &'a MeasureReport,
@@ -87,7 +87,7 @@ fn compare_one<'a>(
             standings.push(Standing { subject, median: summary.median });
         }
         if summary.is_some() || of.failed.is_none() {
-            entries.push(Entry { subject, result, summary, slowdown: None });
+            entries.push(ComparisonRow { subject, result, summary, slowdown: None });
         }
     }
     let slowdowns = slowdowns(measure, &standings);

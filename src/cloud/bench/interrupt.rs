@@ -11,7 +11,7 @@ use rustix::fd::AsFd;
 use wisp_agent::poll::{Interest, poll};
 
 use crate::guest::Signals;
-use crate::vmm::control::{ControlClient, Request, SOCKET};
+use crate::vmm::control::{ControlClient, ControlRequest, SOCKET};
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
@@ -76,7 +76,7 @@ impl Shared {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(dir) = machine else { return false };
         let sent = ControlClient::connect(&dir.join(SOCKET))
-            .and_then(|mut client| client.send(&Request::Kill { by: "a signal to wisp bench".into() }));
+            .and_then(|mut client| client.send(&ControlRequest::Kill { by: "a signal to wisp bench".into() }));
         sent.is_ok()
     }
 }

@@ -105,7 +105,7 @@ impl MeasureReport {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct BenchProgress {
     /// From 1; 0 before the first run.
     pub run: u32,
     pub instance_type: &'static str,
@@ -113,7 +113,7 @@ pub struct Progress {
 }
 
 /// Runs the bench. A failure of one type is recorded in its result, and the others continue.
-pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
+pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(BenchProgress)) -> Result<Report, BenchError> {
     let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
     let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
     let mut types: Vec<TypeReport> = spec.types.iter().map(|request| bench.begin(request)).collect();
@@ -135,7 +135,7 @@ struct Bench<'a> {
     spec: &'a BenchSpec,
     program: PathBuf,
     interrupt: &'a Interrupt,
-    progress: &'a mut dyn FnMut(Progress),
+    progress: &'a mut dyn FnMut(BenchProgress),
 }
 
 impl Bench<'_> {
@@ -155,7 +155,7 @@ impl Bench<'_> {
     }
 
     fn report_progress(&mut self, run: u32, report: &TypeReport, what: &'static str) {
-        (self.progress)(Progress { run, instance_type: report.request.instance_type.name, what });
+        (self.progress)(BenchProgress { run, instance_type: report.request.instance_type.name, what });
     }
 
     /// Creates a template of the type's size if possible and missing. Without one, instances boot.

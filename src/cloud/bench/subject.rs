@@ -25,7 +25,7 @@ use crate::ec2::credits::CreditMode;
 use crate::ec2::network::{Protocol, PublishedPort};
 use crate::guest::{Agent, Captured, ExecRequest, Holes};
 use crate::host::home::Home;
-use crate::vmm::control::Status;
+use crate::vmm::control::VmmStatus;
 use crate::vmm::timeline::{Mark, monotonic_ns};
 
 const PROGRAM: &str = "/root/wisp-workload";
@@ -45,7 +45,7 @@ const LINES: usize = 3;
 const BEGIN: &[u8] = b"begin\n";
 
 /// The output, the status at the start of the measurement, and the count at the host's end of the connection.
-type Measured = (Captured, Option<(Status, Instant)>, Option<io::Result<(u64, Duration)>>);
+type Measured = (Captured, Option<(VmmStatus, Instant)>, Option<io::Result<(u64, Duration)>>);
 
 /// A workload prints this result.
 #[derive(Debug, Deserialize)]
@@ -63,7 +63,7 @@ pub(super) struct Subject<'a> {
     port: Option<SocketAddrV4>,
     target: Duration,
     /// When the agent was ready.
-    status: Status,
+    status: VmmStatus,
 }
 
 impl<'a> Subject<'a> {
@@ -102,7 +102,7 @@ impl<'a> Subject<'a> {
     pub(super) fn start_sample(&self) -> Option<Sample> {
         let took = Duration::from_nanos(self.status.timeline.between(Mark::ProcessStart, Mark::AgentReady)?);
         let vcpus = self.request.vcpus;
-        let observed = observe(&Status::default(), &self.status, took, took * vcpus, vcpus);
+        let observed = observe(&VmmStatus::default(), &self.status, took, took * vcpus, vcpus);
         Some(Sample { figure: took.as_secs_f64(), bytes: 0, observed })
     }
 
@@ -257,7 +257,7 @@ fn done(captured: &Captured) -> Result<Done, String> {
 }
 
 /// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.
-fn observe(before: &Status, after: &Status, took: Duration, usable: Duration, vcpus: u32) -> Observed {
+fn observe(before: &VmmStatus, after: &VmmStatus, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
     let (held_before, held) = (throttled_time(before), throttled_time(after));
     let since = |before: u64, after: u64| after.saturating_sub(before);
@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn observations_are_differences_of_statuses() {
         let disk = |throttled_ns| vec![DiskRecord { throttled_ns, ..DiskRecord::default() }];
-        let before = Status { cpu_time_ns: 1_000, disks: disk(100), ..Status::default() };
-        let after = Status { cpu_time_ns: 1_800, disks: disk(600), ..Status::default() };
+        let before = VmmStatus { cpu_time_ns: 1_000, disks: disk(100), ..VmmStatus::default() };
+        let after = VmmStatus { cpu_time_ns: 1_800, disks: disk(600), ..VmmStatus::default() };
         let took = Duration::from_nanos(1_000);
         let observed = observe(&before, &after, took, took * 2, 2);
         assert_eq!(observed, Observed { cpu_share: 0.4, cpu_throttled: 0.0, disk_held: 0.5, net_held: 0.0 });

@@ -14,7 +14,7 @@ use tar::EntryType;
 
 use super::pax::{self, Records};
 use super::sparse_map::SparseMap;
-use super::{ImportError, LARGEST_FILE, Progress};
+use super::{ImportError, ImportProgress, LARGEST_FILE};
 
 /// Maximum size of the names, attributes and sparse map of one entry, in bytes.
 const HEADER_LIMIT: u64 = 1 << 20;
@@ -59,7 +59,7 @@ pub struct TarFile {
     pub compression: Compression,
 }
 
-pub struct Entry<'a> {
+pub struct ArchiveEntry<'a> {
     /// Zero-based index in the archive.
     pub index: u64,
     /// Directories of incremental GNU archives are reported as directories.
@@ -78,7 +78,7 @@ pub struct Entry<'a> {
     input: &'a mut dyn Read,
 }
 
-impl Entry<'_> {
+impl ArchiveEntry<'_> {
     /// Returns a reader for the content. Must be called at most once. A read fails if the archive ends too early.
     pub fn content(&mut self) -> EntryContent<'_> {
         EntryContent {
@@ -216,8 +216,8 @@ impl TarFile {
     /// archive is an error even after `visit` has seen entries.
     pub fn entries(
         &self,
-        progress: &dyn Progress,
-        visit: &mut dyn FnMut(&mut Entry) -> Result<(), ImportError>,
+        progress: &dyn ImportProgress,
+        visit: &mut dyn FnMut(&mut ArchiveEntry) -> Result<(), ImportError>,
     ) -> Result<(), ImportError> {
         let mut file = self.file.try_clone().map_err(ImportError::read(&self.path))?;
         io::Seek::rewind(&mut file).map_err(ImportError::read(&self.path))?;
@@ -248,13 +248,13 @@ fn limit(path: &Path, exceeded: String, advice: &'static str) -> ImportError {
 
 enum Fault {
     /// Completes a sentence about the entry: "which ...".
-    Entry(String),
+    ArchiveEntry(String),
     Import(ImportError),
 }
 
 impl From<String> for Fault {
     fn from(reason: String) -> Fault {
-        Fault::Entry(reason)
+        Fault::ArchiveEntry(reason)
     }
 }
 
@@ -327,7 +327,7 @@ impl Walk<'_> {
                     let target = records.get("linkpath").map(<[u8]>::to_vec).or(long_target);
                     let target = target.or_else(|| header.link_name_bytes().map(|target| target.into_owned()));
                     let content = self.content(&header, &records).map_err(|fault| match fault {
-                        Fault::Entry(reason) => entry_error(self.path, &name, reason),
+                        Fault::ArchiveEntry(reason) => entry_error(self.path, &name, reason),
                         Fault::Import(error) => error,
                     })?;
                     let (map, stored) = content;
@@ -343,13 +343,13 @@ impl Walk<'_> {
         &mut self,
         head: Head,
         index: u64,
-        visit: &mut dyn FnMut(&mut Entry) -> Result<(), ImportError>,
+        visit: &mut dyn FnMut(&mut ArchiveEntry) -> Result<(), ImportError>,
     ) -> Result<u64, ImportError> {
         let kind = match head.header.entry_type() {
             EntryType::__Nonexhaustive(b'D') => EntryType::Directory,
             kind => kind,
         };
-        let mut entry = Entry {
+        let mut entry = ArchiveEntry {
             index,
             kind,
             name: head.name,
@@ -387,7 +387,9 @@ impl Walk<'_> {
             let version = (records.number("GNU.sparse.major")?, records.number("GNU.sparse.minor")?);
             let size = records.number("GNU.sparse.realsize")?;
             let (Some(size), (Some(1), Some(0))) = (size, version) else {
-                return Err(Fault::Entry("which is sparse in a format other than GNU.sparse 0.0, 0.1 and 1.0".into()));
+                return Err(Fault::ArchiveEntry(
+                    "which is sparse in a format other than GNU.sparse 0.0, 0.1 and 1.0".into(),
+                ));
             };
             let block = &mut || self.header_block().map_err(Fault::from);
             let (map, read) = SparseMap::of_content(size, stored, block)?;
@@ -485,7 +487,7 @@ pub(super) fn has_checksum(header: &tar::Header) -> bool {
 
 struct Counted<'a> {
     inner: File,
-    progress: &'a dyn Progress,
+    progress: &'a dyn ImportProgress,
 }
 
 impl Read for Counted<'_> {

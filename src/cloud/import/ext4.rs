@@ -8,8 +8,8 @@ use std::path::Path;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSink};
 
 use super::archive::TarFile;
-use super::tree::{Kind, Node, ROOT, Tree};
-use super::{ImportError, Progress};
+use super::tree::{Node, NodeKind, ROOT, Tree};
+use super::{ImportError, ImportProgress};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
@@ -78,14 +78,14 @@ pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
 fn node_blocks(node: &Node) -> u64 {
     let own = match &node.kind {
         // A directory entry takes its name and eight bytes. A large directory also has an index.
-        Kind::Directory(children) => {
+        NodeKind::Directory(children) => {
             let bytes: u64 = children.keys().map(|name| name.len().next_multiple_of(4) as u64 + 8).sum();
             1 + bytes.div_ceil(BLOCK) * 3 / 2
         }
         // A block of extents holds 340 of them, and each covers up to 128 MiB.
-        Kind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
-        Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
-        Kind::Special(_) => 0,
+        NodeKind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
+        NodeKind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
+        NodeKind::Special(_) => 0,
     };
     own + u64::from(!node.attributes.is_empty())
 }
@@ -146,14 +146,14 @@ fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
             return builder.hardlink(parent, name, handles[&id]).map_err(failed);
         }
         let handle = match &node.kind {
-            Kind::Directory(_) => builder.mkdir(parent, name, meta(node)),
-            Kind::File { size, .. } => builder.file(parent, name, meta(node), *size),
-            Kind::Symlink(target) => builder.symlink(parent, name, target, meta(node)),
-            Kind::Special(kind) => builder.mknod(parent, name, meta(node), *kind),
+            NodeKind::Directory(_) => builder.mkdir(parent, name, meta(node)),
+            NodeKind::File { size, .. } => builder.file(parent, name, meta(node), *size),
+            NodeKind::Symlink(target) => builder.symlink(parent, name, target, meta(node)),
+            NodeKind::Special(kind) => builder.mknod(parent, name, meta(node), *kind),
         };
         let handle = handle.map_err(failed)?;
         // Files without content need no data from the archive.
-        if let Kind::File { size, entry } = node.kind
+        if let NodeKind::File { size, entry } = node.kind
             && size > 0
         {
             entries.insert(entry, (handle, size));
@@ -181,10 +181,10 @@ fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E
     visit(ROOT, &tree.nodes[ROOT], None, true)?;
     let mut pending = vec![ROOT];
     while let Some(directory) = pending.pop() {
-        let Kind::Directory(children) = &tree.nodes[directory].kind else { continue };
+        let NodeKind::Directory(children) = &tree.nodes[directory].kind else { continue };
         for (name, &id) in children {
             let node = &tree.nodes[id];
-            let is_directory = matches!(node.kind, Kind::Directory(_));
+            let is_directory = matches!(node.kind, NodeKind::Directory(_));
             if directory == ROOT && name == LOST_FOUND && is_directory {
                 continue;
             }
@@ -204,7 +204,7 @@ impl Plan {
         file: &File,
         path: &Path,
         space: &FreeSpace,
-        progress: &dyn Progress,
+        progress: &dyn ImportProgress,
     ) -> Result<(), ImportError> {
         let failed = |error: mkext4::Error| match error {
             mkext4::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => ImportError::write(path)(error),

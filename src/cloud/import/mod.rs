@@ -24,13 +24,13 @@ use super::image::{ImageError, MANIFEST, Manifest};
 use crate::host::disk_image;
 use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
 
-pub(super) use archive::{Entry, TarFile};
+pub(super) use archive::{ArchiveEntry, TarFile};
 pub(super) use content::{Content, HEAD, detect, unsupported};
 
 /// Maximum size of a file in an image in bytes: that of an EBS volume.
 pub(super) const LARGEST_FILE: u64 = 16 << 40;
 
-pub trait Progress {
+pub trait ImportProgress {
     /// Starts a step of approximately `bytes` bytes.
     fn begin(&self, what: &str, bytes: u64);
     fn advance(&self, bytes: u64);
@@ -38,7 +38,7 @@ pub trait Progress {
     fn note(&self, sentence: &str);
 }
 
-impl Progress for () {
+impl ImportProgress for () {
     fn begin(&self, _what: &str, _bytes: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn note(&self, _sentence: &str) {}

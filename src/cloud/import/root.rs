@@ -9,11 +9,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::archive::{Entry, TarFile};
+use super::archive::{ArchiveEntry, TarFile};
 use super::content::{self, Content, FileSystem};
 use super::ext4::{self, Shape};
 use super::tree::{self, AddError, Tree};
-use super::{ImportError, LARGEST_FILE, Landing, Progress, newc, open_regular, render};
+use super::{ImportError, ImportProgress, LARGEST_FILE, Landing, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use crate::host::{disk_image, sparse};
 use crate::vmm::config::{BootProtocol, DiskFormat};
@@ -55,7 +55,7 @@ pub fn import_root(
     embedded: &Image,
     agent: &[u8],
     into: &Path,
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<Manifest, ImportError> {
     let limit = tree::MEMORY_LIMIT;
     import_into(Landing::new(into)?, limit, source, options, embedded, agent, progress)
@@ -69,7 +69,7 @@ fn import_into(
     options: &RootOptions,
     embedded: &Image,
     agent: &[u8],
-    progress: &dyn Progress,
+    progress: &dyn ImportProgress,
 ) -> Result<Manifest, ImportError> {
     let file = open_regular(source, true)?;
     let import = Import { source, options, agent, landing: &landing, memory_limit, progress };
@@ -105,7 +105,7 @@ struct Import<'a> {
     agent: &'a [u8],
     landing: &'a Landing<'a>,
     memory_limit: u64,
-    progress: &'a dyn Progress,
+    progress: &'a dyn ImportProgress,
 }
 
 impl Import<'_> {
@@ -155,9 +155,9 @@ impl Import<'_> {
         Ok(Found { file_system: FileSystem::Ext4, sha256, cloud_init })
     }
 
-    fn add_error(&self, entry: &Entry, error: AddError) -> ImportError {
+    fn add_error(&self, entry: &ArchiveEntry, error: AddError) -> ImportError {
         match error {
-            AddError::Entry(reason) => entry.error(self.source, reason),
+            AddError::ArchiveEntry(reason) => entry.error(self.source, reason),
             AddError::Memory { limit } => ImportError::Limit {
                 path: self.source.to_path_buf(),
                 exceeded: format!(

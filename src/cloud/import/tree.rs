@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use mkext4::SpecialKind;
 
-use super::archive::Entry;
+use super::archive::ArchiveEntry;
 use super::ext4;
 use super::pax::Records;
 
@@ -35,11 +35,11 @@ pub struct Node {
     /// In seconds since 1970.
     pub modified: i64,
     pub attributes: Vec<(String, Vec<u8>)>,
-    pub kind: Kind,
+    pub kind: NodeKind,
 }
 
 #[derive(Debug, Clone)]
-pub enum Kind {
+pub enum NodeKind {
     /// Children's names and node indices.
     Directory(BTreeMap<String, usize>),
     File {
@@ -61,7 +61,7 @@ pub struct Tree {
 #[derive(Debug, PartialEq, Eq)]
 pub enum AddError {
     /// Completes a sentence about the entry: "which ...".
-    Entry(String),
+    ArchiveEntry(String),
     Memory {
         limit: u64,
     },
@@ -69,13 +69,13 @@ pub enum AddError {
 
 impl From<String> for AddError {
     fn from(reason: String) -> AddError {
-        AddError::Entry(reason)
+        AddError::ArchiveEntry(reason)
     }
 }
 
 impl From<&str> for AddError {
     fn from(reason: &str) -> AddError {
-        AddError::Entry(reason.into())
+        AddError::ArchiveEntry(reason.into())
     }
 }
 
@@ -98,12 +98,12 @@ impl Node {
     fn memory(&self) -> u64 {
         let attributes =
             self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
-        let target = if let Kind::Symlink(target) = &self.kind { 2 * target.len() as u64 } else { 0 };
+        let target = if let NodeKind::Symlink(target) = &self.kind { 2 * target.len() as u64 } else { 0 };
         NODE_MEMORY + attributes.sum::<u64>() + target
     }
 
     /// Creates a node that is owned by root.
-    pub fn new(mode: u16, modified: i64, kind: Kind) -> Node {
+    pub fn new(mode: u16, modified: i64, kind: NodeKind) -> Node {
         Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
     }
 }
@@ -116,24 +116,24 @@ impl Tree {
 
     /// Creates a tree with an empty root directory and a memory limit in bytes.
     pub fn with_limit(modified: i64, limit: u64) -> Tree {
-        let nodes = vec![Node::new(0o755, modified, Kind::Directory(BTreeMap::new()))];
+        let nodes = vec![Node::new(0o755, modified, NodeKind::Directory(BTreeMap::new()))];
         Tree { nodes, memory: Memory { used: 0, limit } }
     }
 
     /// Adds an entry. The error completes a sentence about the entry: "which ...".
-    pub fn add(&mut self, entry: &Entry) -> Result<(), AddError> {
+    pub fn add(&mut self, entry: &ArchiveEntry) -> Result<(), AddError> {
         use tar::EntryType::{Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
         let path = components(&entry.name)?;
         let kind = match entry.kind {
-            Directory => Kind::Directory(BTreeMap::new()),
+            Directory => NodeKind::Directory(BTreeMap::new()),
             // Pre-POSIX archives mark a directory by the trailing slash of its name.
-            Regular if entry.name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
-            Regular | Continuous | GNUSparse => Kind::File { size: entry.size, entry: entry.index },
-            Symlink => Kind::Symlink(link_target(entry)?),
+            Regular if entry.name.ends_with(b"/") => NodeKind::Directory(BTreeMap::new()),
+            Regular | Continuous | GNUSparse => NodeKind::File { size: entry.size, entry: entry.index },
+            Symlink => NodeKind::Symlink(link_target(entry)?),
             Link => return self.link(&path, entry),
-            Char => entry.device().map(|(major, minor)| Kind::Special(SpecialKind::Char { major, minor }))?,
-            Block => entry.device().map(|(major, minor)| Kind::Special(SpecialKind::Block { major, minor }))?,
-            Fifo => Kind::Special(SpecialKind::Fifo),
+            Char => entry.device().map(|(major, minor)| NodeKind::Special(SpecialKind::Char { major, minor }))?,
+            Block => entry.device().map(|(major, minor)| NodeKind::Special(SpecialKind::Block { major, minor }))?,
+            Fifo => NodeKind::Special(SpecialKind::Fifo),
             other => {
                 let kind = char::from(other.as_byte());
                 return Err(format!("which is of a kind that no file system has ({kind:?})").into());
@@ -151,23 +151,23 @@ impl Tree {
         self.memory.charge(node.memory())?;
         let Some((name, parent)) = path.split_last() else {
             return match node.kind {
-                Kind::Directory(_) => Ok(self.merge(ROOT, node)),
+                NodeKind::Directory(_) => Ok(self.merge(ROOT, node)),
                 _ => Err("which has the root directory's name and is none".into()),
             };
         };
         let parent = self.directory(parent)?;
         let present = self.child(parent, name);
         if let Some(present) = present {
-            let is_directory = matches!(node.kind, Kind::Directory(_));
+            let is_directory = matches!(node.kind, NodeKind::Directory(_));
             match &self.nodes[present].kind {
-                Kind::Directory(_) if is_directory => return Ok(self.merge(present, node)),
-                Kind::Directory(children) if !children.is_empty() => {
+                NodeKind::Directory(_) if is_directory => return Ok(self.merge(present, node)),
+                NodeKind::Directory(children) if !children.is_empty() => {
                     return Err("which is a directory with files in it and, further on, something else".into());
                 }
                 // For example, /lib is a link to /usr/lib, and the archive adds the directory /lib.
-                Kind::Symlink(_) if is_directory => {
+                NodeKind::Symlink(_) if is_directory => {
                     if let Some(target) = self.find(path)?
-                        && matches!(self.nodes[target].kind, Kind::Directory(_))
+                        && matches!(self.nodes[target].kind, NodeKind::Directory(_))
                     {
                         return Ok(self.merge(target, node));
                     }
@@ -189,14 +189,14 @@ impl Tree {
     /// Returns the node with this name in a directory. Symbolic links are not followed.
     pub fn child(&self, directory: usize, name: &str) -> Option<usize> {
         match &self.nodes[directory].kind {
-            Kind::Directory(children) => children.get(name).copied(),
+            NodeKind::Directory(children) => children.get(name).copied(),
             _ => None,
         }
     }
 
     fn name(&mut self, directory: usize, name: &str, id: usize) -> Result<(), AddError> {
         self.memory.charge(NAME_MEMORY + 3 * name.len() as u64)?;
-        if let Kind::Directory(children) = &mut self.nodes[directory].kind {
+        if let NodeKind::Directory(children) = &mut self.nodes[directory].kind {
             children.insert(name.to_string(), id);
         }
         Ok(())
@@ -209,13 +209,13 @@ impl Tree {
             if directory == node {
                 return path;
             }
-            let Kind::Directory(children) = &self.nodes[directory].kind else { continue };
+            let NodeKind::Directory(children) = &self.nodes[directory].kind else { continue };
             for (name, &id) in children {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
                 if id == node {
                     return path;
                 }
-                if matches!(self.nodes[id].kind, Kind::Directory(_)) {
+                if matches!(self.nodes[id].kind, NodeKind::Directory(_)) {
                     pending.push((id, path));
                 }
             }
@@ -225,12 +225,12 @@ impl Tree {
 
     /// Replaces a directory's owner, mode and attributes, and keeps its children.
     fn merge(&mut self, id: usize, node: Node) -> usize {
-        let kind = std::mem::replace(&mut self.nodes[id].kind, Kind::Directory(BTreeMap::new()));
+        let kind = std::mem::replace(&mut self.nodes[id].kind, NodeKind::Directory(BTreeMap::new()));
         self.nodes[id] = Node { kind, ..node };
         id
     }
 
-    fn link(&mut self, path: &[&str], entry: &Entry) -> Result<(), AddError> {
+    fn link(&mut self, path: &[&str], entry: &ArchiveEntry) -> Result<(), AddError> {
         let target = entry.target.as_deref().ok_or("which is a link to nothing")?;
         let shown = String::from_utf8_lossy(target);
         let target = components(target)?;
@@ -238,13 +238,13 @@ impl Tree {
         let (name, dir) = target.split_last().ok_or_else(missing)?;
         let dir = self.find(dir)?.ok_or_else(missing)?;
         let id = self.child(dir, name).ok_or_else(missing)?;
-        if matches!(self.nodes[id].kind, Kind::Directory(_)) {
+        if matches!(self.nodes[id].kind, NodeKind::Directory(_)) {
             return Err(format!("which is a link to the directory {shown:?}").into());
         }
         let (name, parent) = path.split_last().ok_or("which has the root directory's name and is none")?;
         let parent = self.directory(parent)?;
         match self.child(parent, name).map(|present| &self.nodes[present].kind) {
-            Some(Kind::Directory(_)) => Err("which is a directory and, further on, something else".into()),
+            Some(NodeKind::Directory(_)) => Err("which is a directory and, further on, something else".into()),
             _ => self.name(parent, name, id),
         }
     }
@@ -252,7 +252,7 @@ impl Tree {
     fn directory(&mut self, path: &[&str]) -> Result<usize, AddError> {
         let id = self.walk(path, true)?.expect("it was made where it was not there");
         match self.nodes[id].kind {
-            Kind::Directory(_) => Ok(id),
+            NodeKind::Directory(_) => Ok(id),
             _ => Err(format!("whose parent {:?} is not a directory", format!("/{}", path.join("/"))).into()),
         }
     }
@@ -269,7 +269,7 @@ impl Tree {
                 trail.truncate(trail.len().saturating_sub(1).max(1));
                 continue;
             }
-            if !matches!(self.nodes[here].kind, Kind::Directory(_)) {
+            if !matches!(self.nodes[here].kind, NodeKind::Directory(_)) {
                 return if make {
                     Err(format!("whose parent {name:?} is in something that is no directory").into())
                 } else {
@@ -280,13 +280,13 @@ impl Tree {
                 None if make => {
                     let id = self.nodes.len();
                     self.memory.charge(NODE_MEMORY)?;
-                    self.nodes.push(Node::new(0o755, self.nodes[here].modified, Kind::Directory(BTreeMap::new())));
+                    self.nodes.push(Node::new(0o755, self.nodes[here].modified, NodeKind::Directory(BTreeMap::new())));
                     self.name(here, &name, id)?;
                     trail.push(id);
                 }
                 None => return Ok(None),
                 Some(id) => match &self.nodes[id].kind {
-                    Kind::Symlink(target) => {
+                    NodeKind::Symlink(target) => {
                         links += 1;
                         if links > LINK_LIMIT {
                             return Err(format!("whose path goes over more than {LINK_LIMIT} symbolic links").into());
@@ -325,7 +325,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     Ok(parts)
 }
 
-fn link_target(entry: &Entry) -> Result<String, String> {
+fn link_target(entry: &ArchiveEntry) -> Result<String, String> {
     let target = entry.target.as_deref().unwrap_or_default();
     let target =
         std::str::from_utf8(target).map_err(|_| "which links to a name that is not UTF-8, which is not supported")?;
@@ -397,24 +397,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn put(tree: &mut Tree, path: &str, kind: Kind) -> Result<usize, AddError> {
+    fn put(tree: &mut Tree, path: &str, kind: NodeKind) -> Result<usize, AddError> {
         let parts = components(path.as_bytes())?;
         tree.put(&parts, Node::new(0o644, 0, kind))
     }
 
     fn reason(result: Result<usize, AddError>) -> String {
         match result {
-            Err(AddError::Entry(reason)) => reason,
+            Err(AddError::ArchiveEntry(reason)) => reason,
             other => panic!("{other:?}"),
         }
     }
 
-    fn file() -> Kind {
-        Kind::File { size: 0, entry: 0 }
+    fn file() -> NodeKind {
+        NodeKind::File { size: 0, entry: 0 }
     }
 
-    fn directory() -> Kind {
-        Kind::Directory(BTreeMap::new())
+    fn directory() -> NodeKind {
+        NodeKind::Directory(BTreeMap::new())
     }
 
     fn find(tree: &mut Tree, path: &str) -> Option<usize> {
@@ -424,9 +424,9 @@ mod tests {
     #[test]
     fn symlinks_in_path_are_followed_within_root() {
         let mut tree = Tree::new(0);
-        put(&mut tree, "lib", Kind::Symlink("usr/lib".into())).unwrap();
-        put(&mut tree, "out", Kind::Symlink("../../..".into())).unwrap();
-        put(&mut tree, "absolute", Kind::Symlink("/usr/./lib".into())).unwrap();
+        put(&mut tree, "lib", NodeKind::Symlink("usr/lib".into())).unwrap();
+        put(&mut tree, "out", NodeKind::Symlink("../../..".into())).unwrap();
+        put(&mut tree, "absolute", NodeKind::Symlink("/usr/./lib".into())).unwrap();
         put(&mut tree, "usr/lib", directory()).unwrap();
         let first = put(&mut tree, "lib/a", file()).unwrap();
         let second = put(&mut tree, "out/usr/b", file()).unwrap();
@@ -442,8 +442,8 @@ mod tests {
     #[test]
     fn symlink_cycle_is_refused() {
         let mut tree = Tree::new(0);
-        put(&mut tree, "a", Kind::Symlink("b".into())).unwrap();
-        put(&mut tree, "b", Kind::Symlink("a".into())).unwrap();
+        put(&mut tree, "a", NodeKind::Symlink("b".into())).unwrap();
+        put(&mut tree, "b", NodeKind::Symlink("a".into())).unwrap();
         assert!(reason(put(&mut tree, "a/file", file())).contains("40 symbolic links"));
     }
 
@@ -467,7 +467,7 @@ mod tests {
         let mut node = Node::new(0o644, 0, file());
         node.attributes = vec![("user.a".into(), vec![0; 60_000])];
         assert!(Tree::with_limit(0, 100_000).put(&["a"], node).is_err());
-        assert!(put(&mut Tree::with_limit(0, 8_000), "a", Kind::Symlink("x".repeat(4095))).is_err());
+        assert!(put(&mut Tree::with_limit(0, 8_000), "a", NodeKind::Symlink("x".repeat(4095))).is_err());
         assert!(put(&mut Tree::with_limit(0, 100_000), &"d/".repeat(300), file()).is_err());
     }
 
@@ -514,13 +514,13 @@ mod tests {
         ) {
             let mut tree = Tree::new(0);
             for (path, target, kind) in steps {
-                let kind = match kind { 0 => file(), 1 => directory(), _ => Kind::Symlink(target) };
+                let kind = match kind { 0 => file(), 1 => directory(), _ => NodeKind::Symlink(target) };
                 let _ = put(&mut tree, &path, kind);
             }
             // Each directory has at most one name, so there are no cycles.
             let mut names = vec![0; tree.nodes.len()];
             for node in &tree.nodes {
-                if let Kind::Directory(children) = &node.kind {
+                if let NodeKind::Directory(children) = &node.kind {
                     children.values().for_each(|id| names[*id] += 1);
                 }
             }

@@ -31,7 +31,7 @@ use crate::host::home::write_private;
 use crate::host::passt::{self, PasstConfig};
 use crate::store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
 use crate::vmm::config::{MachineConfig, NetConfig};
-use crate::vmm::control::{Message, Request};
+use crate::vmm::control::{ControlRequest, Message};
 use crate::vmm::netstack::{MacAddress, NetstackConfig};
 
 pub(super) use address::{Addresses, take_public_address};
@@ -79,14 +79,14 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
 }
 
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct NetworkConnection {
     /// A tap, or the socket of a user-mode network.
     device: OwnedFd,
     /// The machine need not wait for it.
     user_mode: Option<passt::Prepared>,
 }
 
-impl Connection {
+impl NetworkConnection {
     /// Returns the device's end, and the backend to start after the VMM.
     pub fn split(self) -> (OwnedFd, DeferredPasst) {
         (self.device, DeferredPasst(self.user_mode))
@@ -133,7 +133,7 @@ pub(super) fn connect(
     link: &NetstackConfig,
     mode: NetworkMode,
     machine: &mut MachineConfig,
-) -> Result<Option<Connection>, CloudError> {
+) -> Result<Option<NetworkConnection>, CloudError> {
     if mode == NetworkMode::Vpc {
         let what = "A guest that is there for one command is in no VPC.";
         let hint = "`wisp launch --network vpc` launches an instance that is.";
@@ -147,7 +147,7 @@ pub(super) fn connect(
     let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let config = PasstConfig { address, prefix_length, router, dns, mtu, log: dir.join(LOG) };
     let (device, passt) = passt::prepare(&config).map_err(unsupported)?;
-    Ok(Some(Connection { device, user_mode: Some(passt) }))
+    Ok(Some(NetworkConnection { device, user_mode: Some(passt) }))
 }
 
 fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
@@ -170,7 +170,7 @@ impl Cloud {
         record: &InstanceRecord,
         dir: &InstanceDir,
         machine: &mut MachineConfig,
-    ) -> Result<Option<Connection>, CloudError> {
+    ) -> Result<Option<NetworkConnection>, CloudError> {
         let Some(network) = &record.network else {
             machine.net = Some(device(record.id, None));
             return Ok(None);
@@ -178,7 +178,7 @@ impl Cloud {
         let link = self.link_of(record, network)?;
         if is_in_vpc(network) {
             add_device(record.id, dir.path(), &link, machine)?;
-            return Ok(Some(Connection { device: self.attach(network)?, user_mode: None }));
+            return Ok(Some(NetworkConnection { device: self.attach(network)?, user_mode: None }));
         }
         let connected = connect(record.id, dir.path(), &link, network.mode, machine)?;
         if network.mode == NetworkMode::Auto
@@ -221,7 +221,7 @@ impl Cloud {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.dir(record.id);
         let link = write_link(dir.path(), &self.link_of(record, network)?)?;
-        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&Request::ReloadLink { link }));
+        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
         let problems = match reloaded {
             Ok(Message::Reloaded { problems }) => problems,
             // An instance that is ending needs no new configuration.

@@ -23,7 +23,7 @@ const LITTLE_SPACE_MIB: u64 = 2048;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum Severity {
     Ok,
     /// Guests run, with limitations.
     Warn,
@@ -35,7 +35,7 @@ pub enum Status {
 #[serde(rename_all = "PascalCase")]
 pub struct Finding {
     pub name: &'static str,
-    pub status: Status,
+    pub status: Severity,
     pub found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
@@ -45,15 +45,15 @@ pub struct Finding {
 
 impl Finding {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Finding { name, status: Status::Ok, found: found.into(), explanation: None, fixes: Vec::new() }
+        Finding { name, status: Severity::Ok, found: found.into(), explanation: None, fixes: Vec::new() }
     }
 
     fn warn(name: &'static str, found: impl Into<String>) -> Self {
-        Finding { status: Status::Warn, ..Finding::ok(name, found) }
+        Finding { status: Severity::Warn, ..Finding::ok(name, found) }
     }
 
     fn fail(name: &'static str, found: impl Into<String>) -> Self {
-        Finding { status: Status::Fail, ..Finding::ok(name, found) }
+        Finding { status: Severity::Fail, ..Finding::ok(name, found) }
     }
 
     fn explained(self, explanation: impl Into<String>) -> Self {
@@ -337,14 +337,14 @@ mod tests {
         judge(facts).into_iter().find(|finding| finding.name == name)
     }
 
-    fn status(facts: &Facts, name: &str) -> Option<Status> {
+    fn status(facts: &Facts, name: &str) -> Option<Severity> {
         find(facts, name).map(|finding| finding.status)
     }
 
     #[test]
     fn working_host_has_no_fixes() {
         for finding in judge(&laptop()) {
-            assert_eq!(finding.status, Status::Ok, "{finding:?}");
+            assert_eq!(finding.status, Severity::Ok, "{finding:?}");
             assert!(finding.fixes.is_empty(), "{finding:?}");
         }
     }
@@ -355,7 +355,7 @@ mod tests {
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules = vec!["kvm_pvm"];
         let finding = find(&facts, "Virtualization").expect("it is judged");
-        assert_eq!(finding.status, Status::Warn);
+        assert_eq!(finding.status, Severity::Warn);
         assert_eq!(finding.found, "software KVM (kvm_pvm)");
         assert!(finding.explanation.is_some_and(|text| text.contains("guest kernels are emulated")));
     }
@@ -366,8 +366,8 @@ mod tests {
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules = vec!["kvm_pvm"];
         facts.kvm.opened = Err(Errno::ACCESS);
-        assert_eq!(status(&facts, "Virtualization"), Some(Status::Warn));
-        assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Fail));
+        assert_eq!(status(&facts, "Virtualization"), Some(Severity::Warn));
+        assert_eq!(status(&facts, "/dev/kvm"), Some(Severity::Fail));
     }
 
     #[test]
@@ -376,7 +376,7 @@ mod tests {
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules.clear();
         facts.kvm.opened = Err(Errno::NOENT);
-        let failures = judge(&facts).into_iter().filter(|finding| finding.status == Status::Fail);
+        let failures = judge(&facts).into_iter().filter(|finding| finding.status == Severity::Fail);
         assert_eq!(failures.map(|finding| finding.name).collect::<Vec<_>>(), ["/dev/kvm"]);
     }
 
@@ -385,7 +385,7 @@ mod tests {
         let mut facts = laptop();
         facts.environment.cpu.is_virtual = true;
         let finding = find(&facts, "Virtualization").expect("it is judged");
-        assert_eq!((finding.status, finding.found.as_str()), (Status::Ok, "hardware (VT-x), nested"));
+        assert_eq!((finding.status, finding.found.as_str()), (Severity::Ok, "hardware (VT-x), nested"));
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
         facts.kvm.opened = Err(Errno::NOENT);
         facts.environment.modules.clear();
         let finding = find(&facts, "/dev/kvm").expect("it is judged");
-        assert_eq!(finding.status, Status::Fail);
+        assert_eq!(finding.status, Severity::Fail);
         assert_eq!(finding.fixes[0].command, "sudo modprobe kvm_intel");
         assert_eq!(status(&facts, "KVM interface"), None);
         assert_eq!(status(&facts, "Virtual machine"), None);
@@ -404,34 +404,34 @@ mod tests {
     fn busy_cpu_fails_virtual_machine() {
         let mut facts = laptop();
         facts.kvm.created_vm = Some(Err(Errno::BUSY));
-        assert_eq!(status(&facts, "/dev/kvm"), Some(Status::Ok));
-        assert_eq!(status(&facts, "Virtual machine"), Some(Status::Fail));
+        assert_eq!(status(&facts, "/dev/kvm"), Some(Severity::Ok));
+        assert_eq!(status(&facts, "Virtual machine"), Some(Severity::Fail));
     }
 
     #[test]
     fn low_memory_warns_and_scarce_memory_fails() {
         let judged = |mib| memory(mib).status;
-        assert_eq!(judged(127), Status::Fail);
-        assert_eq!(judged(128), Status::Warn);
-        assert_eq!(judged(1023), Status::Warn);
-        assert_eq!(judged(1024), Status::Ok);
+        assert_eq!(judged(127), Severity::Fail);
+        assert_eq!(judged(128), Severity::Warn);
+        assert_eq!(judged(1023), Severity::Warn);
+        assert_eq!(judged(1024), Severity::Ok);
     }
 
     #[test]
     fn unwritable_data_directory_fails() {
         let mut facts = laptop();
         facts.home.as_mut().expect("it is there").writable = Err(Errno::ROFS);
-        assert_eq!(status(&facts, "Data directory"), Some(Status::Fail));
+        assert_eq!(status(&facts, "Data directory"), Some(Severity::Fail));
         assert_eq!(status(&facts, "Disk space"), None);
         facts.home = None;
-        assert_eq!(status(&facts, "Data directory"), Some(Status::Fail));
+        assert_eq!(status(&facts, "Data directory"), Some(Severity::Fail));
     }
 
     #[test]
     fn low_space_warns_and_scarce_space_fails() {
-        assert_eq!(space(63).status, Status::Fail);
-        assert_eq!(space(64).status, Status::Warn);
-        assert_eq!(space(2048).status, Status::Ok);
+        assert_eq!(space(63).status, Severity::Fail);
+        assert_eq!(space(64).status, Severity::Warn);
+        assert_eq!(space(2048).status, Severity::Ok);
     }
 
     #[test]
@@ -439,7 +439,7 @@ mod tests {
         let mut facts = laptop();
         facts.helpers[0].1 = false;
         let finding = find(&facts, "qemu-img").expect("it is judged");
-        assert_eq!(finding.status, Status::Warn);
+        assert_eq!(finding.status, Severity::Warn);
         assert_eq!(
             finding.found,
             "not installed; optional, for converting disks that `wisp image import` does not read"
@@ -472,7 +472,7 @@ mod tests {
         };
         facts.killed_routers = killed(true, &[]);
         let finding = find(&facts, "VPC router").expect("it is judged");
-        assert_eq!((finding.status, finding.fixes[0].command.as_str()), (Status::Warn, "wisp ls"));
+        assert_eq!((finding.status, finding.fixes[0].command.as_str()), (Severity::Warn, "wisp ls"));
         facts.killed_routers = killed(false, &["i-1", "i-2"]);
         let finding = find(&facts, "VPC router").expect("it is judged");
         assert_eq!(finding.fixes[0].command, "wisp stop i-1 i-2 && wisp start i-1 i-2");
@@ -480,13 +480,13 @@ mod tests {
 
     #[test]
     fn denied_low_ports_warn_and_used_ports_do_not() {
-        assert_eq!(low_ports(Err(Errno::ACCESS)).status, Status::Warn);
-        assert_eq!(low_ports(Err(Errno::ADDRINUSE)).status, Status::Ok);
+        assert_eq!(low_ports(Err(Errno::ACCESS)).status, Severity::Warn);
+        assert_eq!(low_ports(Err(Errno::ADDRINUSE)).status, Severity::Ok);
     }
 
     #[test]
     fn disabled_huge_pages_warn() {
-        assert_eq!(huge_pages(HugePages::Never).status, Status::Warn);
-        assert_eq!(huge_pages(HugePages::Always).status, Status::Ok);
+        assert_eq!(huge_pages(HugePages::Never).status, Severity::Warn);
+        assert_eq!(huge_pages(HugePages::Always).status, Severity::Ok);
     }
 }

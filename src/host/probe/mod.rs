@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub use access::KvmAccessError;
 pub(crate) use facts::is_installed;
 pub use facts::{Facts, NamespaceSetting};
-pub use findings::{Finding, Status};
+pub use findings::{Finding, Severity};
 pub use fix::Fix;
 
 use crate::ec2::HostCapacity;

@@ -72,7 +72,7 @@ pub struct Interface {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Request {
+enum RouterRequest {
     Apply,
     /// Apply the configuration and return a tap for the interface with this address.
     Attach(Ipv4Addr),
@@ -80,10 +80,10 @@ enum Request {
     Uplink,
 }
 
-/// Answer of the router. A tap is attached to the answer to [`Request::Attach`].
+/// RouterResponse of the router. A tap is attached to the answer to [`RouterRequest::Attach`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Answer {
+enum RouterResponse {
     Done,
     /// True if there is an uplink.
     Uplink(bool),
@@ -91,7 +91,7 @@ enum Answer {
 }
 
 #[derive(Debug)]
-pub enum Place {
+pub enum NamespaceSource {
     /// New namespaces, created for the interface with this address.
     New(Ipv4Addr),
     /// Network namespace of a killed router.
@@ -195,11 +195,11 @@ impl Router {
         let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => match self.find(config, &error)? {
                 (None, disconnected) => return Ok(Some(RouterRecovery { uplink: None, disconnected })),
-                (Some(namespace), disconnected) => (self.start(Place::Held(namespace))?, Some(disconnected)),
+                (Some(namespace), disconnected) => (self.start(NamespaceSource::Held(namespace))?, Some(disconnected)),
             },
             other => (other?, None),
         };
-        ask(&self.dir, &stream, Request::Apply)?;
+        ask(&self.dir, &stream, RouterRequest::Apply)?;
         killed.map(|disconnected| Ok(RouterRecovery { uplink: Some(has_uplink(&self.dir)?), disconnected })).transpose()
     }
 
@@ -210,11 +210,14 @@ impl Router {
             Err(error) if is_absent(&error) => {
                 let (namespace, disconnected) = self.find(config, &error)?;
                 let uplink = namespace.is_some();
-                (self.start(namespace.map_or(Place::New(address), Place::Held))?, Some((uplink, disconnected)))
+                (
+                    self.start(namespace.map_or(NamespaceSource::New(address), NamespaceSource::Held))?,
+                    Some((uplink, disconnected)),
+                )
             }
             other => (other?, None),
         };
-        let (_, Some(tap)) = ask(&self.dir, &stream, Request::Attach(address))? else {
+        let (_, Some(tap)) = ask(&self.dir, &stream, RouterRequest::Attach(address))? else {
             return Err(RouterError::Refused("there is no tap in its answer".into()));
         };
         let recovery = |(uplink, disconnected): (bool, _)| {
@@ -239,12 +242,12 @@ impl Router {
     }
 
     /// Starts the router and connects to it. The socket listens before the router runs, so connecting succeeds at once.
-    fn start(&self, place: Place) -> Result<UnixStream, RouterError> {
+    fn start(&self, place: NamespaceSource) -> Result<UnixStream, RouterError> {
         check()?;
         Ok(self.spawn(place).and_then(|()| connect(&self.dir))?)
     }
 
-    fn spawn(&self, place: Place) -> io::Result<()> {
+    fn spawn(&self, place: NamespaceSource) -> io::Result<()> {
         let socket = self.dir.join(SOCKET);
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -257,11 +260,11 @@ impl Router {
         command.arg0("wisp").arg("router").arg(&self.dir);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
         let namespace = match place {
-            Place::New(first) => {
+            NamespaceSource::New(first) => {
                 command.args(["--first", &first.to_string()]);
                 None
             }
-            Place::Held(namespace) => {
+            NamespaceSource::Held(namespace) => {
                 command.args(["--namespace-fd", &namespace.as_raw_fd().to_string()]);
                 Some(namespace)
             }
@@ -286,8 +289,8 @@ impl Router {
 
 /// Waits until the state of the uplink is known, some tens of milliseconds after the router's start.
 pub fn has_uplink(dir: &Path) -> Result<bool, RouterError> {
-    match ask(dir, &connect(dir)?, Request::Uplink)? {
-        (Answer::Uplink(is_there), _) => Ok(is_there),
+    match ask(dir, &connect(dir)?, RouterRequest::Uplink)? {
+        (RouterResponse::Uplink(is_there), _) => Ok(is_there),
         _ => Err(RouterError::Refused("it does not say whether there is an uplink".into())),
     }
 }
@@ -305,7 +308,11 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// Returns the answer and the descriptor attached to it.
-fn ask(dir: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Option<OwnedFd>), RouterError> {
+fn ask(
+    dir: &Path,
+    stream: &UnixStream,
+    request: RouterRequest,
+) -> Result<(RouterResponse, Option<OwnedFd>), RouterError> {
     let ended = || RouterError::Ended(dir.join(LOG));
     let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
@@ -318,13 +325,13 @@ fn ask(dir: &Path, stream: &UnixStream, request: Request) -> Result<(Answer, Opt
         return Err(RouterError::Refused(format!("more than the {ANSWER_LIMIT} bytes of an answer")));
     }
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
-        Answer::Failed(why) => Err(RouterError::Refused(why)),
+        RouterResponse::Failed(why) => Err(RouterError::Refused(why)),
         answer => Ok((answer, fd)),
     }
 }
 
 /// Returns the whole answer, which is empty if the router has exited.
-fn exchange(stream: &UnixStream, request: Request) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+fn exchange(stream: &UnixStream, request: RouterRequest) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');
     (&*stream).write_all(&line)?;

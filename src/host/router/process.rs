@@ -19,7 +19,9 @@ use rustix::net::{
 };
 
 use super::namespace::{self, Port, Tap};
-use super::{ANSWER_LIMIT, Answer, CONFIG, Interface, LOCK, Place, Request, RouterConfig, SOCKET, rules};
+use super::{
+    ANSWER_LIMIT, CONFIG, Interface, LOCK, NamespaceSource, RouterConfig, RouterRequest, RouterResponse, SOCKET, rules,
+};
 use crate::host::home::try_lock_file;
 use crate::host::probe;
 
@@ -52,7 +54,7 @@ struct Running<'a> {
 }
 
 /// Runs the router of the VPC in `directory` until its last instance has stopped.
-pub fn run(dir: &Path, listener: OwnedFd, place: Place) -> io::Result<()> {
+pub fn run(dir: &Path, listener: OwnedFd, place: NamespaceSource) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let running = set_up(dir, place);
@@ -73,25 +75,25 @@ fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     BufReader::new(&stream).read_line(&mut String::new())?;
-    send(&stream, &Answer::Failed(why.to_string()), None)
+    send(&stream, &RouterResponse::Failed(why.to_string()), None)
 }
 
-fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
+fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
     let config = read_config(dir)?;
     let uplink = match probe::is_installed(super::UPLINK_PROGRAM) {
         true => Some(namespace::prepare_uplink(dir, &config)?),
         false => None,
     };
     match &place {
-        Place::Held(network) => namespace::enter_again(network)?,
-        Place::New(_) => namespace::enter()?,
+        NamespaceSource::Held(network) => namespace::enter_again(network)?,
+        NamespaceSource::New(_) => namespace::enter()?,
     }
     let links =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
     let rules = rules::render(&config);
     let (ports, first) = match place {
-        Place::Held(_) => {
+        NamespaceSource::Held(_) => {
             namespace::remove_uplink()?;
             let ports = namespace::connected_ports(&config)?;
             // The previous rules may allow traffic that no security group allows any more, so they are replaced before
@@ -99,7 +101,7 @@ fn set_up(dir: &Path, place: Place) -> io::Result<Running<'_>> {
             namespace::set_rules(&format!("{rules}{}", rules::render_ports(&ports)))?;
             (ports, None)
         }
-        Place::New(address) => {
+        NamespaceSource::New(address) => {
             let (first, tap) = (find(&config, address)?, Tap::new()?);
             let port = tap.port(first);
             let text = format!("{rules}{}", rules::render_ports(slice::from_ref(&port)));
@@ -192,19 +194,19 @@ impl Running<'_> {
             return Ok(());
         }
         let done = match serde_json::from_str(&line) {
-            Ok(Request::Uplink) => {
+            Ok(RouterRequest::Uplink) => {
                 self.release_uplink();
                 if self.uplink_deadline.is_some() {
                     self.waiting.push(stream);
                     return Ok(());
                 }
-                Ok((Answer::Uplink(self.has_uplink()), None))
+                Ok((RouterResponse::Uplink(self.has_uplink()), None))
             }
-            Ok(Request::Apply) => self.apply().map(|_| (Answer::Done, None)),
-            Ok(Request::Attach(address)) => self.attach(address).map(|tap| (Answer::Done, Some(tap))),
+            Ok(RouterRequest::Apply) => self.apply().map(|_| (RouterResponse::Done, None)),
+            Ok(RouterRequest::Attach(address)) => self.attach(address).map(|tap| (RouterResponse::Done, Some(tap))),
             Err(error) => Err(error.into()),
         };
-        let (answer, tap) = done.unwrap_or_else(|error| (Answer::Failed(error.to_string()), None));
+        let (answer, tap) = done.unwrap_or_else(|error| (RouterResponse::Failed(error.to_string()), None));
         send(&stream, &answer, tap)
     }
 
@@ -273,7 +275,7 @@ impl Running<'_> {
             let _ = child.wait();
             self.uplink = None;
         }
-        let answer = Answer::Uplink(self.uplink.is_some());
+        let answer = RouterResponse::Uplink(self.uplink.is_some());
         for client in self.waiting.drain(..) {
             if let Err(error) = send(&client, &answer, None) {
                 log::warn!("who asked has gone: {error}");
@@ -282,7 +284,7 @@ impl Running<'_> {
     }
 }
 
-fn send(stream: &UnixStream, answer: &Answer, tap: Option<OwnedFd>) -> io::Result<()> {
+fn send(stream: &UnixStream, answer: &RouterResponse, tap: Option<OwnedFd>) -> io::Result<()> {
     let text = serde_json::to_vec(answer)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

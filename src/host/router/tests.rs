@@ -181,13 +181,13 @@ fn exited_router_is_reported_as_ended() {
     let dir = Path::new("/networks/vpc-1");
     let (near, far) = UnixStream::pair().unwrap();
     drop(far);
-    assert!(matches!(ask(dir, &near, Request::Apply), Err(RouterError::Ended(_))));
+    assert!(matches!(ask(dir, &near, RouterRequest::Apply), Err(RouterError::Ended(_))));
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || {
         let mut byte = [0];
         (&far).read_exact(&mut byte).unwrap();
     });
-    let error = ask(dir, &near, Request::Uplink).unwrap_err();
+    let error = ask(dir, &near, RouterRequest::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(
         error.to_string(),

@@ -24,7 +24,7 @@ const XLF_KERNEL_64: u16 = 1;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub enum EntryPoint {
     /// 64-bit Linux boot protocol: long mode, flat segments, RSI points to `boot_params`.
     Linux64(GuestAddress),
     /// PVH: 32-bit protected mode without paging, EBX points to `hvm_start_info`.
@@ -33,7 +33,7 @@ pub enum Entry {
 
 #[derive(Debug)]
 pub(super) struct LoadedKernel {
-    pub(super) entry: Entry,
+    pub(super) entry: EntryPoint,
     /// The header of a bzImage, which is copied into the zero page.
     pub(super) setup_header: Option<setup_header>,
     /// The end of the memory that the kernel needs before it reads its memory map.
@@ -83,9 +83,9 @@ fn load_elf(
     let loaded = Elf::load(memory, None, file, Some(GuestAddress(HIGH_MEMORY_START)))
         .map_err(|error| bad_kernel(path, "an ELF kernel", &error))?;
     let entry = match (config.protocol, loaded.pvh_boot_cap) {
-        (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(entry)) => Entry::Pvh(entry),
+        (BootProtocol::Auto | BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(entry)) => EntryPoint::Pvh(entry),
         (BootProtocol::Pvh, _) => return Err(BootError::NoPvhNote(path.clone())),
-        (BootProtocol::Auto | BootProtocol::Linux64, _) => Entry::Linux64(loaded.kernel_load),
+        (BootProtocol::Auto | BootProtocol::Linux64, _) => EntryPoint::Linux64(loaded.kernel_load),
     };
     finish(memory, path, memory_mib, &loaded, entry, loaded.kernel_end)
 }
@@ -183,7 +183,7 @@ fn load_bzimage(
     let loaded = BzImage::load(memory, None, file, Some(GuestAddress(HIGH_MEMORY_START)))
         .map_err(|error| bad_kernel(path, "a bzImage", &error))?;
     let entry = loaded.kernel_load.checked_add(BZIMAGE_ENTRY_64).ok_or_else(|| bad("its entry overflows"))?;
-    finish(memory, path, memory_mib, &loaded, Entry::Linux64(entry), end)
+    finish(memory, path, memory_mib, &loaded, EntryPoint::Linux64(entry), end)
 }
 
 fn read_setup_header(file: &File) -> Option<setup_header> {
@@ -199,10 +199,10 @@ fn finish(
     path: &Path,
     memory_mib: u64,
     loaded: &KernelLoaderResult,
-    entry: Entry,
+    entry: EntryPoint,
     end: u64,
 ) -> Result<LoadedKernel, BootError> {
-    let (Entry::Linux64(address) | Entry::Pvh(address)) = entry;
+    let (EntryPoint::Linux64(address) | EntryPoint::Pvh(address)) = entry;
     check_range(memory, path, memory_mib, address.0, address.0.saturating_add(1))?;
     Ok(LoadedKernel { entry, setup_header: loaded.setup_header, end })
 }
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn elf_kernel_loads_with_its_entry() {
         let kernel = try_load(&elf(0x100_0000, 0x100_0010, &[0x90; 64], 4096)).unwrap();
-        assert_eq!(kernel.entry, Entry::Linux64(GuestAddress(0x100_0010)));
+        assert_eq!(kernel.entry, EntryPoint::Linux64(GuestAddress(0x100_0010)));
         assert_eq!(kernel.end, 0x100_1000);
     }
 

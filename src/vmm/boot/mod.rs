@@ -22,7 +22,7 @@ use crate::vmm::config::MachineConfig;
 use crate::vmm::memory::{self, GuestMemory, HIGH_MEMORY_START};
 use crate::vmm::virtio::mmio::Slot;
 
-pub use kernel::Entry;
+pub use kernel::EntryPoint;
 use kernel::LoadedKernel;
 
 /// The zero page or the PVH start information.
@@ -74,7 +74,7 @@ pub enum BootError {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootState {
-    pub entry: Entry,
+    pub entry: EntryPoint,
     /// The address of `boot_params` or `hvm_start_info`.
     pub params: GuestAddress,
 }
@@ -98,8 +98,8 @@ pub fn load(
     let length = cmdline.len() as u32;
     let rsdp = acpi::write(memory, config.cpus.count, slots)?;
     match kernel.entry {
-        Entry::Linux64(_) => params::write_zero_page(memory, kernel.setup_header, length, initrd, rsdp)?,
-        Entry::Pvh(_) => params::write_pvh_start_info(memory, initrd, rsdp)?,
+        EntryPoint::Linux64(_) => params::write_zero_page(memory, kernel.setup_header, length, initrd, rsdp)?,
+        EntryPoint::Pvh(_) => params::write_pvh_start_info(memory, initrd, rsdp)?,
     }
     mptable::write(memory, config.cpus.count)?;
     if let Some(identity) = &config.identity {
@@ -166,7 +166,7 @@ mod tests {
 
     fn kernel(initrd_addr_max: u32, xloadflags: u16) -> LoadedKernel {
         let header = setup_header { initrd_addr_max, xloadflags, ..Default::default() };
-        LoadedKernel { entry: Entry::Linux64(GuestAddress(0)), setup_header: Some(header), end: 32 << 20 }
+        LoadedKernel { entry: EntryPoint::Linux64(GuestAddress(0)), setup_header: Some(header), end: 32 << 20 }
     }
 
     #[test]

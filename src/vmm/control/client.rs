@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::{FILES_AT_A_TIME, Message, Request};
+use super::{ControlRequest, FILES_AT_A_TIME, Message};
 use crate::unix_socket;
 use crate::vmm::passed_files::PassedFile;
 
@@ -67,18 +67,18 @@ impl ControlClient {
     }
 
     /// Sends a request with its files. A file that cannot be opened is skipped, and the VMM reports it.
-    pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+    pub fn send(&mut self, request: &ControlRequest) -> Result<(), ClientError> {
         let files = request.files();
         for paths in files.chunks(FILES_AT_A_TIME) {
             let open = paths.iter().filter_map(|path| Some((path.clone(), path.open().ok()?)));
             let (files, open): (Vec<PassedFile>, Vec<File>) = open.unzip();
-            self.send_line(&Request::Files { files }, &open)?;
+            self.send_line(&ControlRequest::Files { files }, &open)?;
         }
         self.send_line(request, &[])
     }
 
     /// Sends a line, with the files attached to its first byte.
-    fn send_line(&mut self, request: &Request, files: &[File]) -> Result<(), ClientError> {
+    fn send_line(&mut self, request: &ControlRequest, files: &[File]) -> Result<(), ClientError> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         if files.is_empty() {

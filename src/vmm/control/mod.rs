@@ -1,6 +1,6 @@
 //! The control protocol of a running machine: lines of JSON over the Unix socket `control.sock`.
 //!
-//! A client sends [`Request`]s and reads one [`Message`] for each, in order. Subscribers also get event messages.
+//! A client sends [`ControlRequest`]s and reads one [`Message`] for each, in order. Subscribers also get event messages.
 //! The process that started a machine may be its *owner*: the machine ends when the owner disconnects.
 
 mod client;
@@ -18,7 +18,7 @@ use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::passed_files::PassedFile;
 use super::sandbox::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
-use super::usage::Moment;
+use super::usage::SampleTime;
 use super::virtio::net::NetRecord;
 
 pub use client::{ClientError, ControlClient};
@@ -33,7 +33,7 @@ const FILES_AT_A_TIME: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
     /// Response: [`Message::Status`].
     Status,
     /// Send [`Message::Ready`] (at once if already ready) and [`Message::Ended`]. Response: [`Message::Done`].
@@ -93,9 +93,9 @@ pub enum Request {
     /// Response: [`Message::Saved`], once everything is written.
     Fork {
         dir: PathBuf,
-        /// New overlays, as with [`Request::SwitchDisk`], that the disks use from then on. Their backing files are
+        /// New overlays, as with [`ControlRequest::SwitchDisk`], that the disks use from then on. Their backing files are
         /// the snapshot's. After [`Message::Failed`], some of them may be in use.
-        layers: Vec<Layer>,
+        layers: Vec<NewOverlay>,
     },
     /// End the machine now. Subscribers get [`Message::Ended`].
     Kill {
@@ -104,7 +104,7 @@ pub enum Request {
     },
 }
 
-impl Request {
+impl ControlRequest {
     /// Returns the files to pass with the request. The client names them; a path in an image's header is never used.
     fn files(&self) -> Vec<PassedFile> {
         let file = |path: &Path, writable| PassedFile { path: path.to_path_buf(), writable };
@@ -113,10 +113,12 @@ impl Request {
             std::iter::once(file(path, true)).chain(backing).collect::<Vec<_>>()
         };
         let mut files: Vec<PassedFile> = match self {
-            Request::AttachDisk { disk } => disk.files().map(|(path, writable)| file(path, writable)).collect(),
-            Request::ReloadLink { link } => vec![file(link, false)],
-            Request::SwitchDisk { layer: path, backing, .. } => layer(path, backing),
-            Request::Fork { layers, .. } => layers.iter().flat_map(|one| layer(&one.path, &one.backing)).collect(),
+            ControlRequest::AttachDisk { disk } => disk.files().map(|(path, writable)| file(path, writable)).collect(),
+            ControlRequest::ReloadLink { link } => vec![file(link, false)],
+            ControlRequest::SwitchDisk { layer: path, backing, .. } => layer(path, backing),
+            ControlRequest::Fork { layers, .. } => {
+                layers.iter().flat_map(|one| layer(&one.path, &one.backing)).collect()
+            }
             _ => Vec::new(),
         };
         // Several disks may have the same backing file.
@@ -127,12 +129,12 @@ impl Request {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layer {
+pub struct NewOverlay {
     /// The disk's id.
     pub disk: String,
     /// A qcow2 file whose backing file is the disk's current file.
     pub path: PathBuf,
-    /// Topmost first, as in [`Request::SwitchDisk`].
+    /// Topmost first, as in [`ControlRequest::SwitchDisk`].
     #[serde(skip)]
     pub backing: Vec<BackingFile>,
 }
@@ -140,7 +142,7 @@ pub struct Layer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum Message {
-    Status(Box<Status>),
+    Status(Box<VmmStatus>),
     Done,
     Failed {
         why: String,
@@ -165,16 +167,16 @@ pub enum Message {
     /// The connection closes after this message.
     Ended {
         end: End,
-        status: Box<Status>,
+        status: Box<VmmStatus>,
     },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct VmmStatus {
     /// Process id of the VMM's supervisor. The VMM ends with it.
     pub pid: u32,
     #[serde(default)]
-    pub moment: Moment,
+    pub moment: SampleTime,
     #[serde(default)]
     pub sandbox: SandboxRecord,
     pub vcpus: u32,
@@ -256,16 +258,16 @@ mod tests {
     fn request_passes_its_named_files() {
         let backing = vec![BackingFile { path: "/volumes/base".into(), format: crate::vmm::config::DiskFormat::Raw }];
         let (id, layer) = ("disk".to_string(), PathBuf::from("/volumes/layer"));
-        let request = Request::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
+        let request = ControlRequest::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
         let file = |path: &str, writable| PassedFile { path: path.into(), writable };
         assert_eq!(request.files(), [file("/volumes/base", false), file("/volumes/layer", true)]);
         // Two overlays with the same backing file pass it once.
-        let layers = ["/volumes/layer", "/volumes/other"].map(|path| Layer {
+        let layers = ["/volumes/layer", "/volumes/other"].map(|path| NewOverlay {
             disk: path.into(),
             path: path.into(),
             backing: backing.clone(),
         });
-        let request = Request::Fork { dir: "/i".into(), layers: layers.to_vec() };
+        let request = ControlRequest::Fork { dir: "/i".into(), layers: layers.to_vec() };
         let files = [file("/volumes/base", false), file("/volumes/layer", true), file("/volumes/other", true)];
         assert_eq!(request.files(), files);
         // The request does not name backing files: the machine knows its own.
@@ -274,7 +276,7 @@ mod tests {
 
     #[test]
     fn requests_and_messages_are_lines_of_json() {
-        let request = serde_json::to_string(&Request::Kill { by: "a test".into() }).unwrap();
+        let request = serde_json::to_string(&ControlRequest::Kill { by: "a test".into() }).unwrap();
         assert_eq!(request, r#"{"op":"kill","by":"a test"}"#);
         let message = Message::Ended { end: End::PowerOff, status: Box::default() };
         let line = serde_json::to_string(&message).unwrap();

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::{ControlError, FILES_AT_A_TIME, LINE_LIMIT, Message, Request};
+use super::{ControlError, ControlRequest, FILES_AT_A_TIME, LINE_LIMIT, Message};
 use crate::unix_socket;
 use crate::vmm::passed_files::FdTable;
 
@@ -41,7 +41,7 @@ struct Client {
 #[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
     /// Complete requests in order, with their files. Invalid lines have been responded to already.
-    pub requests: Vec<(Request, FdTable)>,
+    pub requests: Vec<(ControlRequest, FdTable)>,
     /// The client has closed the connection or must be disconnected.
     pub closed: bool,
     pub owner: bool,
@@ -113,13 +113,13 @@ impl ControlServer {
         Incoming { requests, closed, owner }
     }
 
-    fn take_requests(&mut self, fd: i32) -> Vec<(Request, FdTable)> {
+    fn take_requests(&mut self, fd: i32) -> Vec<(ControlRequest, FdTable)> {
         let mut requests = Vec::new();
         while let Some(client) = self.clients.get_mut(&fd) {
             let Some(end) = client.line.iter().position(|byte| *byte == b'\n') else { break };
             let line: Vec<u8> = client.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(Request::Files { files }) => {
+                Ok(ControlRequest::Files { files }) => {
                     let here = files.len().min(client.descriptors.len());
                     let open = client.descriptors.drain(..here).map(File::from);
                     client.files.extend(files.into_iter().zip(open));
@@ -179,7 +179,7 @@ mod tests {
     use super::super::ControlClient;
     use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 
-    fn requests(incoming: &Incoming) -> Vec<&Request> {
+    fn requests(incoming: &Incoming) -> Vec<&ControlRequest> {
         incoming.requests.iter().map(|(request, _)| request).collect()
     }
 
@@ -201,11 +201,11 @@ mod tests {
             was: None,
             limits: None,
         };
-        client.send(&Request::AttachDisk { disk: disk.clone() }).unwrap();
-        client.send(&Request::Status).unwrap();
+        client.send(&ControlRequest::AttachDisk { disk: disk.clone() }).unwrap();
+        client.send(&ControlRequest::Status).unwrap();
         std::fs::remove_file(&path).unwrap();
         let incoming = server.read(fd);
-        assert_eq!(requests(&incoming), [&Request::AttachDisk { disk }, &Request::Status]);
+        assert_eq!(requests(&incoming), [&ControlRequest::AttachDisk { disk }, &ControlRequest::Status]);
         let mut bytes = Vec::new();
         incoming.requests[0].1.open(&path, true).unwrap().read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [7; 512]);
@@ -223,9 +223,9 @@ mod tests {
         let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"{\"op\":\"sta").unwrap();
-        assert_eq!(requests(&server.read(fd)), [] as [&Request; 0]);
+        assert_eq!(requests(&server.read(fd)), [] as [&ControlRequest; 0]);
         client.write_all(b"tus\"}\n{\"op\":\"subscribe\"}\n").unwrap();
-        assert_eq!(requests(&server.read(fd)), [&Request::Status, &Request::Subscribe]);
+        assert_eq!(requests(&server.read(fd)), [&ControlRequest::Status, &ControlRequest::Subscribe]);
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
         let mut client = UnixStream::connect(dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         client.write_all(b"hello\n{\"op\":\"status\"}\n").unwrap();
-        assert_eq!(requests(&server.read(fd)), [&Request::Status]);
+        assert_eq!(requests(&server.read(fd)), [&ControlRequest::Status]);
         let mut answer = [0; 512];
         let count = client.read(&mut answer).unwrap();
         assert!(std::str::from_utf8(&answer[..count]).unwrap().contains("not a request"));

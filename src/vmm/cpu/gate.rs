@@ -21,13 +21,13 @@ pub struct Gate {
 struct Inner {
     phase: Phase,
     /// One entry per vCPU: whether it waits, and its state once saved.
-    places: Vec<Place>,
+    places: Vec<VcpuPosition>,
     /// vCPU threads that have ended.
     left: usize,
 }
 
 #[derive(Debug)]
-enum Place {
+enum VcpuPosition {
     Running,
     Waiting,
     Saved(Box<Result<VcpuState, StateError>>),
@@ -44,7 +44,7 @@ enum Phase {
 
 impl Gate {
     pub fn new(vcpus: u32) -> Gate {
-        let places = (0..vcpus).map(|_| Place::Running).collect();
+        let places = (0..vcpus).map(|_| VcpuPosition::Running).collect();
         let inner = Inner { phase: Phase::Open, places, left: 0 };
         Gate { closed: AtomicBool::new(false), inner: Mutex::new(inner), changed: Condvar::new() }
     }
@@ -61,15 +61,15 @@ impl Gate {
         loop {
             match (inner.phase, &inner.places[place]) {
                 (Phase::Open | Phase::Stopped, _) => {
-                    inner.places[place] = Place::Running;
+                    inner.places[place] = VcpuPosition::Running;
                     return inner.phase == Phase::Open;
                 }
-                (Phase::Saving, Place::Running | Place::Waiting) => {
-                    inner.places[place] = Place::Saved(Box::new(save()));
+                (Phase::Saving, VcpuPosition::Running | VcpuPosition::Waiting) => {
+                    inner.places[place] = VcpuPosition::Saved(Box::new(save()));
                     self.changed.notify_all();
                 }
-                (Phase::Paused, Place::Running) => {
-                    inner.places[place] = Place::Waiting;
+                (Phase::Paused, VcpuPosition::Running) => {
+                    inner.places[place] = VcpuPosition::Waiting;
                     self.changed.notify_all();
                 }
                 _ => inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
@@ -103,16 +103,16 @@ impl Gate {
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();
-        let inner = self.wait_for_all(|place| !matches!(place, Place::Running));
+        let inner = self.wait_for_all(|place| !matches!(place, VcpuPosition::Running));
         inner.left == 0
     }
 
     pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
         self.set(Phase::Saving);
-        let mut inner = self.wait_for_all(|place| matches!(place, Place::Saved(_)));
+        let mut inner = self.wait_for_all(|place| matches!(place, VcpuPosition::Saved(_)));
         let mut states = Vec::with_capacity(inner.places.len());
         for place in &mut inner.places {
-            if let Place::Saved(state) = std::mem::replace(place, Place::Waiting) {
+            if let VcpuPosition::Saved(state) = std::mem::replace(place, VcpuPosition::Waiting) {
                 states.push(*state);
             }
         }
@@ -130,7 +130,7 @@ impl Gate {
         self.set(Phase::Stopped);
     }
 
-    fn wait_for_all(&self, is_there: impl Fn(&Place) -> bool) -> MutexGuard<'_, Inner> {
+    fn wait_for_all(&self, is_there: impl Fn(&VcpuPosition) -> bool) -> MutexGuard<'_, Inner> {
         let mut inner = self.lock();
         while inner.places.iter().filter(|place| is_there(place)).count() + inner.left < inner.places.len() {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::msrs::set_each;
-use crate::vmm::boot::{BootState, Entry};
+use crate::vmm::boot::{BootState, EntryPoint};
 use crate::vmm::error::Error;
 use crate::vmm::memory::GuestMemory;
 
@@ -66,14 +66,14 @@ pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's system registers"))?;
     let mut regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
     match boot.entry {
-        Entry::Linux64(entry) => {
+        EntryPoint::Linux64(entry) => {
             regs.rip = entry.0;
             regs.rsi = boot.params.0;
             regs.rsp = BOOT_STACK;
             regs.rbp = BOOT_STACK;
             set_long_mode(&mut sregs, memory)?;
         }
-        Entry::Pvh(entry) => {
+        EntryPoint::Pvh(entry) => {
             regs.rip = entry.0;
             regs.rbx = boot.params.0;
             set_protected_mode(&mut sregs, memory)?;

@@ -26,7 +26,7 @@ use crate::vmm::error::Error;
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::limits::CpuBudgetRecord;
 use crate::vmm::memory::GuestMemory;
-use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::calls::ThreadKind;
 use crate::vmm::sandbox::threads;
 use crate::vmm::snapshot::processor::CpuIdentity;
 use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
@@ -95,7 +95,7 @@ impl VcpuHandle {
     pub fn spawn(id: u32, fd: VcpuFd, context: Arc<VcpuContext>) -> Result<VcpuHandle, Error> {
         let run = move || Vcpu { id, fd, context }.run();
         let thread =
-            threads::spawn(format!("vcpu{id}"), Kind::Vcpu, run).map_err(Error::host("a thread for a vCPU"))?;
+            threads::spawn(format!("vcpu{id}"), ThreadKind::Vcpu, run).map_err(Error::host("a thread for a vCPU"))?;
         Ok(VcpuHandle { thread })
     }
 

@@ -74,7 +74,7 @@ pub(crate) fn http(data: &[u8]) {
     let now = Instant::now();
     loop {
         match http::parse(requests) {
-            http::Parsed::Request(request, length) => {
+            http::Parsed::HttpRequest(request, length) => {
                 assert!(length > 0 && length <= requests.len(), "a request is of what was given");
                 let _ = metadata.hop_limit(&request);
                 let answer = metadata.answer(&request, now);

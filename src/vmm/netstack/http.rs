@@ -7,7 +7,7 @@ const HEADERS: usize = 64;
 const BODY_LIMIT: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct HttpRequest {
     pub method: String,
     /// Without the query.
     pub path: String,
@@ -17,7 +17,7 @@ pub struct Request {
     pub keeps_alive: bool,
 }
 
-impl Request {
+impl HttpRequest {
     /// `name` must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
@@ -27,7 +27,7 @@ impl Request {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// With its size in bytes.
-    Request(Request, usize),
+    HttpRequest(HttpRequest, usize),
     Incomplete,
     /// The connection cannot be used further.
     Bad(Answer),
@@ -136,7 +136,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     let target = target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
     let path = target.split(['?', '#']).next().unwrap_or("/").to_string();
     let method = request.method.unwrap_or_default().to_string();
-    Parsed::Request(Request { method, path, headers, keeps_alive }, length)
+    Parsed::HttpRequest(HttpRequest { method, path, headers, keeps_alive }, length)
 }
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn pipelined_request_is_parsed_up_to_its_end() {
         let bytes = b"GET /latest/meta-data/?x=1 HTTP/1.1\r\nHost: a\r\nX-Token:  b \r\n\r\nGET";
-        let Parsed::Request(request, length) = parse(bytes) else { panic!() };
+        let Parsed::HttpRequest(request, length) = parse(bytes) else { panic!() };
         assert_eq!(length, bytes.len() - 3);
         assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/latest/meta-data/"));
         assert_eq!(request.header("x-token"), Some("b"));
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn keep_alive_follows_version_and_connection_header() {
         let keeps = |text: &str| match parse(text.as_bytes()) {
-            Parsed::Request(request, _) => request.keeps_alive,
+            Parsed::HttpRequest(request, _) => request.keeps_alive,
             other => panic!("{other:?}"),
         };
         assert!(!keeps("GET / HTTP/1.0\r\n\r\n"));
@@ -172,7 +172,7 @@ mod tests {
     fn body_counts_toward_request_length() {
         let text = b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
         assert_eq!(parse(&text[..text.len() - 1]), Parsed::Incomplete);
-        assert!(matches!(parse(text), Parsed::Request(_, length) if length == text.len()));
+        assert!(matches!(parse(text), Parsed::HttpRequest(_, length) if length == text.len()));
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_exceed_parsed_length(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            if let Parsed::Request(_, length) = parse(&bytes) {
+            if let Parsed::HttpRequest(_, length) = parse(&bytes) {
                 prop_assert!(length <= bytes.len());
             }
         }

@@ -146,7 +146,7 @@ impl Bench {
 
 fn get(path: &str, token: Option<&str>) -> String {
     let token = token.map_or(String::new(), |token| format!("X-aws-ec2-metadata-token: {token}\r\n"));
-    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{token}Connection: close\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{token}ForwardedConnection: close\r\n\r\n")
 }
 
 #[test]

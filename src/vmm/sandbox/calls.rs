@@ -1,6 +1,6 @@
 //! The system calls that the threads of a running VMM may make. This file is the whole list, with reasons.
 //!
-//! A thread may make the calls of [`EVERY`] thread and those of its [`Kind`]; any other call ends the process. No group
+//! A thread may make the calls of [`EVERY`] thread and those of its [`ThreadKind`]; any other call ends the process. No group
 //! has calls that gain access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl, io_uring_setup,
 //! io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
 //!
@@ -10,7 +10,7 @@
 use libc::{c_int, c_long};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ThreadKind {
     /// The main thread: event loop, control socket, console, snapshots, attaching disks.
     Main,
     /// The thread that starts the device threads.
@@ -261,27 +261,35 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 /// Installing a thread's filter, which can only remove calls.
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
-impl Kind {
-    pub const ALL: [Kind; 7] = [Kind::Main, Kind::Starter, Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net];
+impl ThreadKind {
+    pub const ALL: [ThreadKind; 7] = [
+        ThreadKind::Main,
+        ThreadKind::Starter,
+        ThreadKind::Vcpu,
+        ThreadKind::Block,
+        ThreadKind::Rng,
+        ThreadKind::Vsock,
+        ThreadKind::Net,
+    ];
 
     /// Returns the name of the thread in the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::Main => "the machine's own thread",
-            Kind::Starter => "the thread that starts others",
-            Kind::Vcpu => "a vCPU's thread",
-            Kind::Block => "a disk's thread",
-            Kind::Rng => "the entropy device's thread",
-            Kind::Vsock => "the vsock device's thread",
-            Kind::Net => "the network device's thread",
+            ThreadKind::Main => "the machine's own thread",
+            ThreadKind::Starter => "the thread that starts others",
+            ThreadKind::Vcpu => "a vCPU's thread",
+            ThreadKind::Block => "a disk's thread",
+            ThreadKind::Rng => "the entropy device's thread",
+            ThreadKind::Vsock => "the vsock device's thread",
+            ThreadKind::Net => "the network device's thread",
         }
     }
 
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
-            Kind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
+            ThreadKind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
             // Must be a superset of the lists of the threads that it starts, because they inherit its filter.
-            Kind::Starter => &[
+            ThreadKind::Starter => &[
                 EVERY,
                 FILES,
                 READ,
@@ -298,11 +306,11 @@ impl Kind {
                 THREADS,
                 FILTER,
             ],
-            Kind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
-            Kind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
-            Kind::Rng => &[EVERY],
-            Kind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, RECEIVE, ACCEPT, PAIR],
-            Kind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
+            ThreadKind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
+            ThreadKind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
+            ThreadKind::Rng => &[EVERY],
+            ThreadKind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, RECEIVE, ACCEPT, PAIR],
+            ThreadKind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
         }
     }
 }

@@ -22,13 +22,13 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use calls::Kind;
+use calls::ThreadKind;
 use files::Grants;
 use rustix::thread::CapabilitySet;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Layer {
+pub enum SandboxLayer {
     /// Executed programs cannot gain privileges.
     NoNewPrivileges,
     Seccomp,
@@ -42,25 +42,25 @@ pub enum Layer {
     Landlock,
 }
 
-impl fmt::Display for Layer {
+impl fmt::Display for SandboxLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Layer::NoNewPrivileges => "no new privileges",
-            Layer::Seccomp => "seccomp",
-            Layer::Limits => "limits",
-            Layer::Namespaces => "namespaces",
-            Layer::NetworkNamespace => "network namespace",
-            Layer::Files => "own files only",
-            Layer::Landlock => "Landlock",
+            SandboxLayer::NoNewPrivileges => "no new privileges",
+            SandboxLayer::Seccomp => "seccomp",
+            SandboxLayer::Limits => "limits",
+            SandboxLayer::Namespaces => "namespaces",
+            SandboxLayer::NetworkNamespace => "network namespace",
+            SandboxLayer::Files => "own files only",
+            SandboxLayer::Landlock => "Landlock",
         })
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// The VMM's process id on the host. The machine's [`Status`](super::control::Status) has that of its supervisor.
+    /// The VMM's process id on the host. The machine's [`VmmStatus`](super::control::VmmStatus) has that of its supervisor.
     pub pid: u32,
-    pub layers: Vec<Layer>,
+    pub layers: Vec<SandboxLayer>,
     /// Error messages about missing layers.
     pub missing: Vec<String>,
 }
@@ -85,17 +85,20 @@ pub fn record() -> SandboxRecord {
 
 /// Enters all layers except seccomp, before the machine is built, with at most `threads` threads.
 pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
-    let mut record =
-        SandboxRecord { pid: own_pid(), layers: vec![Layer::NoNewPrivileges, Layer::Seccomp], missing: vec![] };
+    let mut record = SandboxRecord {
+        pid: own_pid(),
+        layers: vec![SandboxLayer::NoNewPrivileges, SandboxLayer::Seccomp],
+        missing: vec![],
+    };
     limits::resources().map_err(keeps("its limits"))?;
-    record.layers.push(Layer::Limits);
+    record.layers.push(SandboxLayer::Limits);
     match &child.refused {
         Some(error) => record.missing.push(format!("no namespaces of its own: {error}")),
         None => enter_namespaces(child, grants, threads, &mut record)?,
     }
     match landlock::enter(grants) {
         Ok(Some(is_whole)) => {
-            record.layers.push(Layer::Landlock);
+            record.layers.push(SandboxLayer::Landlock);
             if !is_whole {
                 record.missing.push("Landlock without what this kernel's lacks".into());
             }
@@ -121,9 +124,9 @@ fn enter_namespaces(
     threads: u64,
     record: &mut SandboxRecord,
 ) -> Result<(), SandboxError> {
-    record.layers.push(Layer::Namespaces);
+    record.layers.push(SandboxLayer::Namespaces);
     match &child.network_refused {
-        None => record.layers.push(Layer::NetworkNamespace),
+        None => record.layers.push(SandboxLayer::NetworkNamespace),
         Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
     }
     // On older kernels, all processes of the user count.
@@ -131,7 +134,7 @@ fn enter_namespaces(
         limits::processes(threads).map_err(keeps("its number of processes"))?;
     }
     match root::enter(grants) {
-        Ok(()) => record.layers.push(Layer::Files),
+        Ok(()) => record.layers.push(SandboxLayer::Files),
         Err(error) => record.missing.push(format!("the host's files can be seen: {error}")),
     }
     Ok(())
@@ -142,13 +145,13 @@ pub fn seal() -> Result<(), SandboxError> {
     let failed = keeps("its system calls");
     seccomp::prepare().map_err(&failed)?;
     threads::begin().map_err(&failed)?;
-    seccomp::enter(Kind::Main).map_err(failed)
+    seccomp::enter(ThreadKind::Main).map_err(failed)
 }
 
 impl SandboxRecord {
     #[must_use]
     pub fn layers_text(&self) -> String {
-        self.layers.iter().map(Layer::to_string).collect::<Vec<_>>().join(", ")
+        self.layers.iter().map(SandboxLayer::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 

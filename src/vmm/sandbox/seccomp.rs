@@ -15,7 +15,7 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-use super::calls::{Arguments, Call, Kind};
+use super::calls::{Arguments, Call, ThreadKind};
 
 /// The exit code of a VMM that made a forbidden call.
 pub const VIOLATION: i32 = 159;
@@ -51,7 +51,7 @@ pub fn is_wanted() -> bool {
 }
 
 /// Does nothing unless filters are enabled.
-pub fn enter(kind: Kind) -> io::Result<()> {
+pub fn enter(kind: ThreadKind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
     }
@@ -64,9 +64,9 @@ pub fn enter(kind: Kind) -> io::Result<()> {
 }
 
 /// Returns two filters, of which the stricter action applies: `clone3` returns ENOSYS, and the list.
-fn programs(kind: Kind) -> [&'static BpfProgram; 2] {
+fn programs(kind: ThreadKind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
-    static LISTS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
+    static LISTS: [OnceLock<BpfProgram>; ThreadKind::ALL.len()] = [const { OnceLock::new() }; ThreadKind::ALL.len()];
     let no_clone3 = || {
         let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))
@@ -84,7 +84,7 @@ fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfPro
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// A call is allowed if any of its groups allows it.
-fn rules(kind: Kind) -> Rules {
+fn rules(kind: ThreadKind) -> Rules {
     let mut rules = Rules::new();
     let calls = || kind.groups().iter().copied().flatten();
     for call in calls() {
@@ -173,15 +173,15 @@ mod tests {
 
     #[test]
     fn every_kind_compiles_to_filter() {
-        for kind in Kind::ALL {
+        for kind in ThreadKind::ALL {
             programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
         }
     }
 
     #[test]
     fn starter_allows_every_call_of_its_threads() {
-        let starter = rules(Kind::Starter);
-        for kind in [Kind::Vcpu, Kind::Block, Kind::Rng, Kind::Vsock, Kind::Net] {
+        let starter = rules(ThreadKind::Starter);
+        for kind in [ThreadKind::Vcpu, ThreadKind::Block, ThreadKind::Rng, ThreadKind::Vsock, ThreadKind::Net] {
             for (number, wanted) in rules(kind) {
                 let name = syscalls::Sysno::new(number as usize).map_or("?", |call| call.name());
                 let there = starter.get(&number).unwrap_or_else(|| panic!("{kind:?} makes the call {name}"));
@@ -235,7 +235,7 @@ mod tests {
             libc::SYS_init_module,
             libc::SYS_kexec_load,
         ];
-        for kind in Kind::ALL {
+        for kind in ThreadKind::ALL {
             let rules = rules(kind);
             forbidden.iter().for_each(|number| assert!(!rules.contains_key(number), "{kind:?}: {number}"));
         }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::thread::{Builder, JoinHandle};
 
-use super::calls::Kind;
+use super::calls::ThreadKind;
 use super::seccomp;
 
 /// Stacks are small: there is no recursion, and buffers are not on the stack.
@@ -28,7 +28,7 @@ pub fn begin() -> io::Result<()> {
 }
 
 fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
-    let entered = seccomp::enter(Kind::Starter);
+    let entered = seccomp::enter(ThreadKind::Starter);
     let is_entered = entered.is_ok();
     let _ = started.send(entered);
     if is_entered {
@@ -39,7 +39,7 @@ fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
 /// The thread installs its filter first.
 pub fn spawn<T: Send + 'static>(
     name: String,
-    kind: Kind,
+    kind: ThreadKind,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let start = move || {

@@ -20,7 +20,7 @@ const THREADS: usize = 4;
 /// The part of a paused machine's memory to write.
 #[derive(Debug)]
 pub struct Content {
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<MemoryExtent>,
     /// The size of the machine's memory in bytes.
     pub(super) length: u64,
     /// The base snapshot that the file extends.
@@ -28,7 +28,7 @@ pub struct Content {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
+pub(super) struct MemoryExtent {
     start: *const u8,
     length: usize,
     /// The offset in the file.
@@ -36,7 +36,7 @@ pub(super) struct Piece {
 }
 
 // SAFETY: guest memory is mapped for the life of the process, and the machine is paused while a piece is read.
-unsafe impl Sync for Piece {}
+unsafe impl Sync for MemoryExtent {}
 
 impl Content {
     /// Selects the changed pages if they are known and the base is available, else all pages that are not zero.
@@ -53,7 +53,7 @@ impl Content {
         for region in memory.iter() {
             let end = start + region.len();
             let within = runs.iter().map(PageRun::bytes).filter(|run| start <= run.start && run.end <= end);
-            pieces.extend(within.map(|run| Piece {
+            pieces.extend(within.map(|run| MemoryExtent {
                 // The run is within the region.
                 start: region.as_ptr().wrapping_add((run.start - start) as usize).cast_const(),
                 length: (run.end - run.start) as usize,
@@ -91,7 +91,7 @@ pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
 pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
     let failed = SnapshotError::file(&dir.join(MEMORY), "written");
     let file = create(content, dir).map_err(&failed)?;
-    let chunks: Vec<Piece> = content.pieces.iter().flat_map(Piece::chunks).collect();
+    let chunks: Vec<MemoryExtent> = content.pieces.iter().flat_map(MemoryExtent::chunks).collect();
     let write_every =
         |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(|chunk| chunk.write(&file));
     std::thread::scope(|scope| {
@@ -102,11 +102,11 @@ pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
     file.sync_all().map_err(&failed)
 }
 
-impl Piece {
+impl MemoryExtent {
     /// Splits the runs into pieces of at most [`CHUNK`] bytes.
-    fn chunks(&self) -> impl Iterator<Item = Piece> + use<> {
-        let Piece { start, length, offset } = *self;
-        (0..length).step_by(CHUNK).map(move |done| Piece {
+    fn chunks(&self) -> impl Iterator<Item = MemoryExtent> + use<> {
+        let MemoryExtent { start, length, offset } = *self;
+        (0..length).step_by(CHUNK).map(move |done| MemoryExtent {
             start: start.wrapping_add(done),
             length: (length - done).min(CHUNK),
             offset: offset + done as u64,

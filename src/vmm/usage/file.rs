@@ -120,12 +120,16 @@ fn thinned(mut readings: Vec<Reading>, most: usize) -> Vec<Reading> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Moment;
+    use super::super::SampleTime;
     use super::*;
     use proptest::prelude::*;
 
     fn reading(run: u64, up_ms: u64) -> Reading {
-        Reading { moment: Moment { run, up_ms, at_ms: run / 1_000_000 + up_ms }, cpu_ns: up_ms, ..Reading::default() }
+        Reading {
+            moment: SampleTime { run, up_ms, at_ms: run / 1_000_000 + up_ms },
+            cpu_ns: up_ms,
+            ..Reading::default()
+        }
     }
 
     fn moments(dir: &Path) -> Vec<(u64, u64)> {

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::control::{DiskRecord, Status};
+use super::control::{DiskRecord, VmmStatus};
 use super::timeline::Mark;
 use super::virtio::net::NetRecord;
 
@@ -24,7 +24,7 @@ const UP_AFTER_MS: u64 = 10 * 60 * 1000;
 
 /// A point in time, in a machine's life and in wall-clock time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moment {
+pub struct SampleTime {
     /// Identifies the run: its start in nanoseconds since 1970. A guest's reboot begins a new run.
     pub run: u64,
     /// Milliseconds since the start, without the time for which the host was suspended.
@@ -45,9 +45,9 @@ impl Clock {
         Clock { run, began: Instant::now() }
     }
 
-    pub(super) fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> SampleTime {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Moment { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
+        SampleTime { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
     }
 }
 
@@ -60,7 +60,7 @@ fn since_1970() -> std::time::Duration {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     #[serde(flatten)]
-    pub moment: Moment,
+    pub moment: SampleTime,
     /// The guest has booted.
     pub is_up: bool,
     /// CPU time of the vCPUs.
@@ -100,7 +100,7 @@ pub struct BudgetReading {
 }
 
 impl Reading {
-    pub fn of(status: &Status) -> Reading {
+    pub fn of(status: &VmmStatus) -> Reading {
         let is_ready = status.timeline.at(Mark::AgentReady).is_some();
         let cpu_budget = status.cpu_budget.as_ref().map(|now| BudgetReading {
             saved_ns: now.budget.balance.saved_ns,

@@ -8,15 +8,15 @@ use vm_memory::VolatileSlice;
 /// `IOV_MAX`.
 const MAX: usize = 1024;
 
-/// Pieces of memory, valid for as long as their sources are borrowed.
+/// IoVecs of memory, valid for as long as their sources are borrowed.
 #[derive(Debug, Default)]
-pub struct Pieces<'a> {
+pub struct IoVecs<'a> {
     pieces: Vec<libc::iovec>,
     length: usize,
     borrowed: std::marker::PhantomData<&'a mut [u8]>,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a> IoVecs<'a> {
     /// The bytes must not be written through these pieces.
     pub fn push_source(&mut self, bytes: &'a [u8]) {
         self.push(bytes.as_ptr().cast_mut(), bytes.len());
@@ -64,7 +64,7 @@ impl<'a> Pieces<'a> {
 
     /// Copies the first `length` bytes, or all bytes if there are fewer.
     pub fn first(&self, length: usize) -> Vec<u8> {
-        let mut part = Pieces::default();
+        let mut part = IoVecs::default();
         for piece in &self.pieces {
             let left = length - part.length;
             part.push(piece.iov_base.cast(), piece.iov_len.min(left));
@@ -105,7 +105,7 @@ mod tests {
         let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
         far.write_all(&[7; 4096]).unwrap();
         let slice = || memory.get_slice(GuestAddress(0x10_0000), 2).unwrap();
-        let mut pieces = Pieces::default();
+        let mut pieces = IoVecs::default();
         let same: Vec<_> = (0..MAX + 100).map(|_| slice()).collect();
         pieces.extend_guest(&same);
         assert!(!pieces.fit());
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn copy_from_skips_leading_bytes() {
         let (first, second) = ([1, 2, 3], [4, 5]);
-        let mut pieces = Pieces::default();
+        let mut pieces = IoVecs::default();
         pieces.push_source(&first);
         pieces.push_source(&[]);
         pieces.push_source(&second);

@@ -11,7 +11,7 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, Buffer, QueueError};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice};
-use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::calls::ThreadKind;
 
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
@@ -23,7 +23,7 @@ const KICKED: u64 = 0;
 
 #[derive(Debug, Default)]
 pub struct Rng {
-    worker: Option<Worker<Service>>,
+    worker: Option<Worker<RngService>>,
 }
 
 impl VirtioDevice for Rng {
@@ -42,7 +42,8 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let worker = Worker::spawn("rng", Arc::clone(&activation.clock), |wakeups| Service::new(activation, wakeups));
+        let worker =
+            Worker::spawn("rng", Arc::clone(&activation.clock), |wakeups| RngService::new(activation, wakeups));
         self.worker = Some(worker.map_err(|source| ActivateError { device: "rng", source })?);
         Ok(())
     }
@@ -61,18 +62,18 @@ impl VirtioDevice for Rng {
 }
 
 #[derive(Debug)]
-struct Service {
+struct RngService {
     activation: Activation,
     wakeups: Arc<Wakeups>,
 }
 
-impl Service {
-    fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
+impl RngService {
+    fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<RngService> {
         for queue in &activation.queues {
             // Edge-triggered, so that the counter does not have to be read.
             wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
         }
-        Ok(Service { activation, wakeups })
+        Ok(RngService { activation, wakeups })
     }
 
     /// Returns true if there are more requests.
@@ -98,8 +99,8 @@ impl Service {
     }
 }
 
-impl Serve for Service {
-    const KIND: Kind = Kind::Rng;
+impl Serve for RngService {
+    const KIND: ThreadKind = ThreadKind::Rng;
 
     fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
@@ -176,7 +177,7 @@ mod tests {
     fn endless_queue_is_served_in_batches_and_pauses() {
         let memory = memory::allocate(64).unwrap();
         let endless = || endless_queue(&memory, 0, (0x10_0000, 1, WRITE));
-        let mut service = Service::new(activation(&memory, endless()), Wakeups::for_test()).unwrap();
+        let mut service = RngService::new(activation(&memory, endless()), Wakeups::for_test()).unwrap();
         for turn in 1..=3 {
             assert_eq!(service.serve_batch(), Ok(true));
             assert_eq!(usize::from(service.queue_states()[0].next_avail), turn * BATCH);

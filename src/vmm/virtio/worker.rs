@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, QueueState};
 use crate::vmm::cpu::time::ThreadClock;
-use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::calls::ThreadKind;
 use crate::vmm::sandbox::threads;
 
 /// Event token of the pause request. Devices must not use it for their own events.
@@ -20,7 +20,7 @@ const PAUSE: u64 = u64::MAX;
 /// `run` finishes the work in progress and returns when [`Wakeups::wait`] reports a pause. It can be called again.
 pub(super) trait Serve: Send + 'static {
     /// Selects the thread's seccomp filter.
-    const KIND: Kind;
+    const KIND: ThreadKind;
 
     fn run(&mut self);
 

@@ -19,8 +19,8 @@ use super::children::{Child, Children};
 use super::start::{Running, resize, start};
 use crate::poll::{Interest, poll};
 use crate::protocol::{
-    Bytes, Connection, ExecRequest, ExitStatus, Fill, MAX_DATA, OutputStream, ProtocolError, STDIN_WINDOW, ToGuest,
-    ToHost,
+    AgentConnection, Bytes, ExecRequest, ExitStatus, Fill, MAX_DATA, OutputStream, ProtocolError, STDIN_WINDOW,
+    ToGuest, ToHost,
 };
 
 /// Time for a command to end after its host disconnected.
@@ -36,7 +36,7 @@ const DRAIN_LIMIT: usize = 2 * 1024 * 1024;
 /// Character that a terminal treats as the end of input (VEOF, control-D).
 const END_OF_TRANSMISSION: u8 = 4;
 
-pub fn run(children: &Children, connection: &mut Connection, request: &ExecRequest) -> Result<(), ProtocolError> {
+pub fn run(children: &Children, connection: &mut AgentConnection, request: &ExecRequest) -> Result<(), ProtocolError> {
     let Running { child, input, output, error } = match start(children, request) {
         Ok(running) => running,
         Err(error) => {
@@ -61,7 +61,7 @@ pub fn run(children: &Children, connection: &mut Connection, request: &ExecReque
 
 struct Session<'a> {
     children: &'a Children,
-    connection: &'a mut Connection,
+    connection: &'a mut AgentConnection,
     /// None once reaped.
     child: Option<Child>,
     status: Option<ExitStatus>,

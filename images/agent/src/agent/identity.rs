@@ -53,14 +53,14 @@ const CLOUD_INIT: &str = "usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
+pub enum IdentityChange {
     Boot,
     /// The guest is restored as another instance than the one in the snapshot.
     Resume,
 }
 
 /// Renews the guest's identity if it is another instance's. Reports problems on the console.
-pub fn renew(children: &Children, instance_id: &str, moment: Moment) {
+pub fn renew(children: &Children, instance_id: &str, moment: IdentityChange) {
     let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
     if let Err(error) = guest.renew(instance_id, moment) {
         eprintln!("wisp-init: the identity of {instance_id} cannot be made: {error}");
@@ -78,7 +78,7 @@ struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    fn renew(&self, instance_id: &str, moment: Moment) -> io::Result<()> {
+    fn renew(&self, instance_id: &str, moment: IdentityChange) -> io::Result<()> {
         let is_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if instance_id.is_empty() || instance_id.len() > MAX_ID || !instance_id.bytes().all(is_id) {
             return Err(io::Error::other("that is not an instance's id"));
@@ -95,12 +95,12 @@ impl Guest<'_> {
         for seed in RANDOM_SEEDS {
             remove(&self.root.join(seed))?;
         }
-        if moment == Moment::Resume || !has_cloud_init(&self.root) {
+        if moment == IdentityChange::Resume || !has_cloud_init(&self.root) {
             self.renew_openssh_keys(&state)?;
             self.renew_dropbear_keys()?;
         }
         record_instance(&state, &stamp, instance_id)?;
-        if moment == Moment::Resume {
+        if moment == IdentityChange::Resume {
             reload_sshd();
         }
         Ok(())
@@ -272,7 +272,7 @@ mod tests {
             fs::read_to_string(self.path(path)).unwrap_or_default()
         }
 
-        fn renew(&self, id: &str, moment: Moment) -> io::Result<()> {
+        fn renew(&self, id: &str, moment: IdentityChange) -> io::Result<()> {
             let run = |argv: &[&str]| {
                 self.ran.borrow_mut().push(argv.join(" "));
                 if argv[0] == "ssh-keygen" && self.makes_keys {
@@ -305,7 +305,7 @@ mod tests {
     fn identity_is_renewed_once_per_instance() {
         let root = full();
         fs::set_permissions(root.path("etc/machine-id"), fs::Permissions::from_mode(0o444)).unwrap();
-        root.renew("i-1", Moment::Boot).unwrap();
+        root.renew("i-1", IdentityChange::Boot).unwrap();
         let id = root.read("etc/machine-id");
         assert!(id.len() == 33 && id.trim() != OLD_ID, "{id:?}");
         assert_eq!(root.read("var/lib/dbus/machine-id"), id);
@@ -324,13 +324,13 @@ mod tests {
         // The next boot of the same instance.
         fs::write(root.path("etc/ssh/ssh_host_ed25519_key"), "its own").unwrap();
         fs::write(root.path("var/lib/systemd/random-seed"), "its own").unwrap();
-        root.renew("i-1", Moment::Boot).unwrap();
+        root.renew("i-1", IdentityChange::Boot).unwrap();
         assert_eq!(root.read("etc/machine-id"), id);
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "its own");
         assert_eq!(root.read("var/lib/systemd/random-seed"), "its own");
 
         // Another instance, created from the first.
-        root.renew("i-2", Moment::Resume).unwrap();
+        root.renew("i-2", IdentityChange::Resume).unwrap();
         assert_ne!(root.read("etc/machine-id"), id);
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
         assert_eq!(fs::read_link(root.path("var/lib/wisp/instance")).unwrap(), Path::new("i-2"));
@@ -340,11 +340,11 @@ mod tests {
     fn guest_without_identity_gets_none() {
         for content in ["", "uninitialized\n"] {
             let root = Root::new(&[("etc/machine-id", content), ("etc/ssh/sshd_config", "config")]);
-            root.renew("i-1", Moment::Boot).unwrap();
+            root.renew("i-1", IdentityChange::Boot).unwrap();
             assert_eq!(root.read("etc/machine-id"), content);
             assert!(root.ran.borrow().is_empty());
         }
-        Root::new(&[]).renew("i-1", Moment::Boot).unwrap();
+        Root::new(&[]).renew("i-1", IdentityChange::Boot).unwrap();
     }
 
     #[test]
@@ -352,11 +352,11 @@ mod tests {
         let root = full();
         fs::create_dir_all(root.path("usr/bin")).unwrap();
         fs::write(root.path("usr/bin/cloud-init"), "").unwrap();
-        root.renew("i-1", Moment::Boot).unwrap();
+        root.renew("i-1", IdentityChange::Boot).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "old");
         assert_ne!(root.read("etc/machine-id").trim(), OLD_ID);
         // A fork resumes without a boot.
-        root.renew("i-2", Moment::Resume).unwrap();
+        root.renew("i-2", IdentityChange::Resume).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
         // A disabled cloud-init does nothing.
         let root = full();
@@ -364,7 +364,7 @@ mod tests {
             fs::create_dir_all(root.path(file).parent().unwrap()).unwrap();
             fs::write(root.path(file), "").unwrap();
         }
-        root.renew("i-1", Moment::Boot).unwrap();
+        root.renew("i-1", IdentityChange::Boot).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
     }
 
@@ -372,18 +372,18 @@ mod tests {
     fn failed_key_generation_is_retried_at_next_boot() {
         let mut root = full();
         root.makes_keys = false;
-        let error = root.renew("i-1", Moment::Boot).unwrap_err().to_string();
+        let error = root.renew("i-1", IdentityChange::Boot).unwrap_err().to_string();
         assert!(error.contains("ssh-keygen"), "{error}");
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "old", "an instance without keys cannot be reached");
         root.makes_keys = true;
-        root.renew("i-1", Moment::Boot).unwrap();
+        root.renew("i-1", IdentityChange::Boot).unwrap();
         assert_eq!(root.read("etc/ssh/ssh_host_ed25519_key"), "new");
     }
 
     #[test]
     fn invalid_instance_id_is_refused() {
         for id in ["", "../x", "i 1", &"i".repeat(33)] {
-            full().renew(id, Moment::Boot).unwrap_err();
+            full().renew(id, IdentityChange::Boot).unwrap_err();
         }
     }
 }

@@ -28,7 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use children::{Child, Children};
 pub use environment::{PATH, for_user as environment_for, to_c_strings as environment_strings};
 use first_boot::UserData;
-pub use identity::{Moment, has_cloud_init, renew as renew_identity};
+pub use identity::{IdentityChange, has_cloud_init, renew as renew_identity};
 pub use interface::{bring_up as bring_up_interface, configure as configure_interface};
 pub use interface::{bring_up_loopback, configure_all as configure_network, is_managed as network_is_managed};
 pub use listener::Listener;
@@ -37,8 +37,8 @@ pub use resume::Sentinel;
 pub use spawn::{Program, Stdio, spawn};
 pub use users::User;
 
-use crate::protocol::{Connection, ProtocolError, ToGuest, ToHost};
-use crate::tree::{self, Entry, Holes, Links, TreeError, TreeWriter};
+use crate::protocol::{AgentConnection, ProtocolError, ToGuest, ToHost};
+use crate::tree::{self, Holes, Links, TreeEntry, TreeError, TreeWriter};
 
 /// State that all connections share.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Agent {
 
     /// Serves one connection to its end. Reports a fault to the other end if possible.
     pub fn serve(&self, socket: OwnedFd) -> Result<(), ProtocolError> {
-        let mut connection = Connection::new(socket);
+        let mut connection = AgentConnection::new(socket);
         let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
         match &outcome {
             // The peer is gone, so there is no one to report to.
@@ -86,7 +86,7 @@ impl Agent {
         outcome
     }
 
-    fn operate(&self, connection: &mut Connection) -> Result<(), ProtocolError> {
+    fn operate(&self, connection: &mut AgentConnection) -> Result<(), ProtocolError> {
         let request = match connection.reader.receive() {
             // The host only checked that the agent is running.
             Err(ProtocolError::Closed) => return Ok(()),
@@ -128,7 +128,7 @@ fn from_home(path: &OsStr) -> PathBuf {
     Path::new(&User::own().home).join(path)
 }
 
-fn write_tree(connection: &mut Connection, destination: &Path) -> Result<(), ProtocolError> {
+fn write_tree(connection: &mut AgentConnection, destination: &Path) -> Result<(), ProtocolError> {
     let mut tree = TreeWriter::new(destination);
     while !tree.is_complete() {
         let ToGuest::Tree(entry) = connection.reader.receive()? else {
@@ -143,17 +143,17 @@ fn write_tree(connection: &mut Connection, destination: &Path) -> Result<(), Pro
 }
 
 /// Reads the rest of the tree until the host disconnects. Closing earlier could lose the answer.
-fn discard_tree(connection: &mut Connection) -> Result<(), ProtocolError> {
+fn discard_tree(connection: &mut AgentConnection) -> Result<(), ProtocolError> {
     loop {
         match connection.reader.receive() {
-            Ok(ToGuest::Tree(Entry::End)) | Err(ProtocolError::Closed) => return Ok(()),
+            Ok(ToGuest::Tree(TreeEntry::End)) | Err(ProtocolError::Closed) => return Ok(()),
             Ok(_) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-fn read_tree(connection: &mut Connection, source: &Path, holes: Holes) -> Result<(), ProtocolError> {
+fn read_tree(connection: &mut AgentConnection, source: &Path, holes: Holes) -> Result<(), ProtocolError> {
     let writer = &mut connection.writer;
     let sent = tree::send(source, Links::Follow, holes, &mut |entry| {
         writer.queue(&ToHost::Tree(entry))?;

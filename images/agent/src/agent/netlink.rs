@@ -20,14 +20,14 @@ pub struct Requests {
 }
 
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct NetlinkRequest<'a> {
     bytes: &'a mut Vec<u8>,
     start: usize,
 }
 
 impl Requests {
     /// Adds a request of a `kind` (`RTM_...`), with `flags` (`NLM_F_...`) and the `body` of that kind.
-    pub fn add(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> Request<'_> {
+    pub fn add(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> NetlinkRequest<'_> {
         let start = self.bytes.len();
         let flags = flags as u16 | libc::NLM_F_REQUEST as u16;
         self.bytes.extend_from_slice(&[0; 4]);
@@ -37,7 +37,7 @@ impl Requests {
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(body);
         self.count += 1;
-        let mut request = Request { bytes: &mut self.bytes, start };
+        let mut request = NetlinkRequest { bytes: &mut self.bytes, start };
         request.end();
         request
     }
@@ -64,7 +64,7 @@ fn refusal(answer: &[u8]) -> Option<io::Error> {
     (i32::from(kind) == libc::NLMSG_ERROR && error != 0).then(|| io::Error::from_raw_os_error(-error))
 }
 
-impl Request<'_> {
+impl NetlinkRequest<'_> {
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         // `struct rtattr` (rtnetlink(7)): length, type, value. The next one is aligned.
         let length = (ALIGNMENT + value.len()) as u16;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use super::identity::{self, Moment};
+use super::identity::{self, IdentityChange};
 use super::{Agent, interface, listener, resolver, system};
 use crate::resumed::{RESUMED_PORT, RESUMED_PORTS, Resumed, SENTINEL_PORT};
 use crate::{BOOT_TIMER_PORT, MARK_AGENT_READY};
@@ -75,7 +75,7 @@ impl Sentinel {
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
         // This thread also accepts connections, after this, so the host need not wait for the renewal.
         if let Some((instance_id, identity)) = renewal {
-            identity::renew(&agent.children, instance_id, Moment::Resume);
+            identity::renew(&agent.children, instance_id, IdentityChange::Resume);
             drop(identity);
         }
         // Last, because Wisp's networks do not use this address.

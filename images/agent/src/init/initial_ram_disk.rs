@@ -15,7 +15,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 
-use wisp_agent::agent::{self, Children, Moment};
+use wisp_agent::agent::{self, Children, IdentityChange};
 
 use super::command_line::{CommandLine, Root};
 use super::mounts;
@@ -87,7 +87,7 @@ fn try_enter_root() -> Result<(), String> {
     // Otherwise systemd takes the machine for a container.
     let _ = fs::remove_file(DOCKER_MARK);
     if let Some(instance_id) = &command_line.instance_id {
-        agent::renew_identity(&Children::new(false), instance_id, Moment::Boot);
+        agent::renew_identity(&Children::new(false), instance_id, IdentityChange::Boot);
     }
     if let Some(init) = find_init(&command_line) {
         return Err(run_init(&init, &command_line));

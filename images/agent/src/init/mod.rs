@@ -16,7 +16,7 @@ mod stop;
 use std::fs;
 use std::io;
 
-use wisp_agent::agent::{self, Agent, Listener, Moment};
+use wisp_agent::agent::{self, Agent, IdentityChange, Listener};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
 
 pub use signals::Signals;
@@ -66,7 +66,7 @@ pub fn run(program: &[u8]) -> ! {
     }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
     if let Some(instance_id) = &command_line.instance_id {
-        agent::renew_identity(&agent.children, instance_id, Moment::Boot);
+        agent::renew_identity(&agent.children, instance_id, IdentityChange::Boot);
     }
     if command_line.console_shell {
         console::keep_shell(agent);
@@ -98,7 +98,7 @@ pub fn run(program: &[u8]) -> ! {
 pub fn renew_identity(agent: &Agent) {
     if let Some(instance_id) = CommandLine::read().instance_id {
         let _identity = agent.hold_identity();
-        agent::renew_identity(&agent.children, &instance_id, Moment::Boot);
+        agent::renew_identity(&agent.children, &instance_id, IdentityChange::Boot);
     }
 }
 

@@ -18,12 +18,12 @@ use super::{Hello, VERSION};
 const FIRST_READ: usize = 4096;
 
 #[derive(Debug)]
-pub struct Connection {
+pub struct AgentConnection {
     pub writer: FrameWriter,
     pub reader: FrameReader,
 }
 
-impl Connection {
+impl AgentConnection {
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         let socket = Arc::new(socket);
@@ -219,15 +219,15 @@ mod tests {
     use super::*;
     use crate::protocol::{Bytes, ToGuest};
 
-    fn pair() -> (UnixStream, Connection) {
+    fn pair() -> (UnixStream, AgentConnection) {
         let (far, near) = UnixStream::pair().expect("a socket pair");
-        (far, Connection::new(near.into()))
+        (far, AgentConnection::new(near.into()))
     }
 
     #[test]
     fn version_mismatch_is_reported() {
         let (far, mut near) = pair();
-        let mut far = Connection::new(far.into());
+        let mut far = AgentConnection::new(far.into());
         far.writer.send(&Hello { version: 99 }).expect("sent");
         let error = near.greet().expect_err("another version");
         assert!(matches!(error, ProtocolError::VersionMismatch { ours: VERSION, theirs: 99 }));
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn frames_in_one_read_are_separated() {
         let (far, mut near) = pair();
-        let mut far = Connection::new(far.into());
+        let mut far = AgentConnection::new(far.into());
         far.writer.queue(&ToGuest::Stdin(Bytes(b"abc"))).expect("queued");
         far.writer.queue(&ToGuest::StdinEnd).expect("queued");
         far.writer.flush().expect("sent");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Bytes;
-use crate::tree::{Entry, HOLES_FEATURE, Holes, Summary};
+use crate::tree::{HOLES_FEATURE, Holes, Summary, TreeEntry};
 
 /// The first frame from either end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub enum ToGuest<'a> {
     Read {
         source: OsString,
     },
-    Tree(Entry<'a>),
+    Tree(TreeEntry<'a>),
     /// Write back all file systems. Answered by [`ToHost::Done`].
     Sync,
     /// Answered by [`ToHost::Done`] or [`ToHost::Failed`].
@@ -49,7 +49,7 @@ pub enum ToGuest<'a> {
     },
     /// Answered by [`ToHost::UserData`].
     UserData,
-    /// Like [`ToGuest::Read`], with [`Entry::Hole`] for holes. Only for agents with [`HOLES_FEATURE`].
+    /// Like [`ToGuest::Read`], with [`TreeEntry::Hole`] for holes. Only for agents with [`HOLES_FEATURE`].
     ReadSparse {
         source: OsString,
     },
@@ -68,7 +68,7 @@ pub enum ToHost<'a> {
     StdinCredit(u32),
     /// The command ended, and all its output has been sent.
     Exited(ExitStatus),
-    Tree(Entry<'a>),
+    Tree(TreeEntry<'a>),
     Copied(Summary),
     Done,
     /// Message that names the file or value at fault.
@@ -199,11 +199,11 @@ mod tests {
     fn copy_messages_keep_their_numbers() {
         assert_eq!(bytes(&ToGuest::Write { destination: "d".into() }), [7, 0, 1, b'd']);
         assert_eq!(bytes(&ToGuest::Read { source: "s".into() }), [8, 0, 1, b's']);
-        assert_eq!(bytes(&ToGuest::Tree(Entry::Data(Bytes(b"x")))), [9, 3, 1, b'x']);
-        assert_eq!(bytes(&ToGuest::Tree(Entry::End)), [9, 7]);
-        assert_eq!(bytes(&ToGuest::Tree(Entry::Hole(1))), [9, 8, 1]);
+        assert_eq!(bytes(&ToGuest::Tree(TreeEntry::Data(Bytes(b"x")))), [9, 3, 1, b'x']);
+        assert_eq!(bytes(&ToGuest::Tree(TreeEntry::End)), [9, 7]);
+        assert_eq!(bytes(&ToGuest::Tree(TreeEntry::Hole(1))), [9, 8, 1]);
         assert_eq!(bytes(&ToGuest::UserData), [13]);
         assert_eq!(bytes(&ToGuest::ReadSparse { source: "s".into() }), [14, 0, 1, b's']);
-        assert_eq!(bytes(&ToHost::Tree(Entry::End)), [5, 7]);
+        assert_eq!(bytes(&ToHost::Tree(TreeEntry::End)), [5, 7]);
     }
 }

@@ -11,7 +11,7 @@ pub mod frame;
 mod message;
 
 pub use bytes::Bytes;
-pub use connection::{Connection, Fill, FrameReader, FrameWriter};
+pub use connection::{AgentConnection, Fill, FrameReader, FrameWriter};
 pub use frame::{MAX_DATA, MAX_FRAME, ProtocolError};
 pub use message::{
     ExecFailure, ExecRequest, ExitStatus, Facts, Hello, OutputStream, TerminalRequest, ToGuest, ToHost, UserDataState,

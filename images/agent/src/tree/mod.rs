@@ -1,6 +1,6 @@
 //! Files and directories as a stream of entries.
 //!
-//! [`send`] walks a tree and emits its [`Entry`]s. A [`TreeWriter`] takes the entries and writes the tree elsewhere.
+//! [`send`] walks a tree and emits its [`TreeEntry`]s. A [`TreeWriter`] takes the entries and writes the tree elsewhere.
 //! Copies from and to a guest follow the same rules:
 //!
 //! - Kept: names, contents, holes, permission bits, modification times of files and directories, symbolic links.
@@ -12,7 +12,7 @@
 //! - A name in the stream is one component: never empty, `.`, `..` or with a slash. The writer opens each directory
 //!   by its parent's descriptor and follows no link, so a stream cannot leave the destination.
 //!
-//! The guest trusts the host, but not the reverse. A writer with a [`Request`] takes the copy's name from the request,
+//! The guest trusts the host, but not the reverse. A writer with a [`CopyRequest`] takes the copy's name from the request,
 //! not from the stream. It applies the umask and marks the links that it creates. Later copies refuse marked links,
 //! even in the user's own path ([`Links::RefuseMarked`]).
 
@@ -31,7 +31,7 @@ use thiserror::Error;
 use crate::protocol::{Bytes, ProtocolError};
 
 pub use path::Links;
-pub use receive::{Request, TreeWriter};
+pub use receive::{CopyRequest, TreeWriter};
 pub use send::send;
 
 /// Maximum nesting of directories, including the copied one. Each level holds a descriptor open.
@@ -39,8 +39,8 @@ pub const MAX_DEPTH: usize = 128;
 
 /// One step of a walk through a tree, parents before children.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Entry<'a> {
-    /// The entries up to the matching [`Entry::EndOfDirectory`] are inside it.
+pub enum TreeEntry<'a> {
+    /// The entries up to the matching [`TreeEntry::EndOfDirectory`] are inside it.
     Directory {
         name: OsString,
         attributes: Attributes,
@@ -68,12 +68,12 @@ pub enum Entry<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holes {
-    /// As zero bytes, for a peer without support for [`Entry::Hole`].
+    /// As zero bytes, for a peer without support for [`TreeEntry::Hole`].
     Fill,
     Keep,
 }
 
-/// Suffix of an agent's version that announces [`Entry::Hole`]. Imported or older guests may have agents without it.
+/// Suffix of an agent's version that announces [`TreeEntry::Hole`]. Imported or older guests may have agents without it.
 pub const HOLES_FEATURE: &str = "+holes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

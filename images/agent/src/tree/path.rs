@@ -28,7 +28,7 @@ pub enum Links {
 }
 
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum Destination {
     /// Opened with `O_PATH`.
     Directory(OwnedFd),
     /// A regular file in an open directory, or a free name where a file or directory can be created.
@@ -59,7 +59,7 @@ fn is_marked(link: &Stat) -> bool {
 }
 
 /// Follows `path` component by component. Errors name the component that cannot be followed.
-pub(super) fn resolve(path: &Path, links: Links) -> Result<Place, TreeError> {
+pub(super) fn resolve(path: &Path, links: Links) -> Result<Destination, TreeError> {
     let mut walk = Walk { at: open(CWD, ".".as_ref(), path)?, shown: PathBuf::new(), rest: Vec::new(), followed: 0 };
     walk.push(path)?;
     while let Some(name) = walk.rest.pop() {
@@ -67,7 +67,7 @@ pub(super) fn resolve(path: &Path, links: Links) -> Result<Place, TreeError> {
             return Ok(place);
         }
     }
-    Ok(Place::Directory(walk.at))
+    Ok(Destination::Directory(walk.at))
 }
 
 struct Walk {
@@ -95,7 +95,7 @@ impl Walk {
         Ok(())
     }
 
-    fn step(&mut self, name: &OsStr, links: Links) -> Result<Option<Place>, TreeError> {
+    fn step(&mut self, name: &OsStr, links: Links) -> Result<Option<Destination>, TreeError> {
         if name == "." {
             return Ok(None);
         }
@@ -106,7 +106,7 @@ impl Walk {
         let stat = match rustix::fs::statat(&self.at, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) if self.rest.iter().all(|name| name == ".") => {
-                return Ok(Some(Place::Name(self.name(name, false, &path)?)));
+                return Ok(Some(Destination::Name(self.name(name, false, &path)?)));
             }
             Err(errno) => return Err(TreeError::io("open", &path)(errno)),
         };
@@ -115,12 +115,12 @@ impl Walk {
             FileType::Symlink if links == Links::RefuseMarked && is_marked(&stat) => Err(TreeError::MarkedLink(path)),
             FileType::Symlink => self.follow(name, path),
             _ if !self.rest.is_empty() => Err(TreeError::io("open", &path)(Errno::NOTDIR)),
-            FileType::RegularFile => Ok(Some(Place::Name(self.name(name, true, &path)?))),
+            FileType::RegularFile => Ok(Some(Destination::Name(self.name(name, true, &path)?))),
             kind => Err(TreeError::Special { path, kind: SpecialFile::of(kind) }),
         }
     }
 
-    fn enter(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Place>, TreeError> {
+    fn enter(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Destination>, TreeError> {
         self.at = open(self.at.as_fd(), name, &path)?;
         self.shown = path;
         Ok(None)
@@ -132,7 +132,7 @@ impl Walk {
         Ok(Name { parent, name: name.to_owned(), exists, ends_with_slash: !self.rest.is_empty() })
     }
 
-    fn follow(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Place>, TreeError> {
+    fn follow(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Destination>, TreeError> {
         self.followed += 1;
         if self.followed > MAX_LINKS {
             return Err(TreeError::io("open", &path)(Errno::LOOP));
@@ -146,7 +146,7 @@ impl Walk {
     }
 
     /// Follows a link of `/proc`. Its text need not be a path, so only the kernel can follow it.
-    fn follow_descriptor(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Place>, TreeError> {
+    fn follow_descriptor(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Destination>, TreeError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.at, name, flags, Mode::empty()).map_err(TreeError::io("open", &path))?;
         let stat = rustix::fs::fstat(&fd).map_err(TreeError::io("open", &path))?;
@@ -156,7 +156,7 @@ impl Walk {
                 Ok(None)
             }
             _ if !self.rest.is_empty() => Err(TreeError::io("open", &path)(Errno::NOTDIR)),
-            FileType::RegularFile => Ok(Some(Place::Descriptor(fd))),
+            FileType::RegularFile => Ok(Some(Destination::Descriptor(fd))),
             kind => Err(TreeError::Special { path, kind: SpecialFile::of(kind) }),
         }
     }
@@ -197,11 +197,14 @@ mod tests {
 
         let resolve = |name: &str| resolve(&at(name), Links::RefuseMarked);
         for name in ["own", "own/", "own-to-own/", "own-to-own/inner/..", "./own/."] {
-            assert!(matches!(resolve(name), Ok(Place::Directory(_))), "{name}: {:?}", resolve(name));
+            assert!(matches!(resolve(name), Ok(Destination::Directory(_))), "{name}: {:?}", resolve(name));
         }
-        assert!(matches!(resolve("own/file"), Ok(Place::Name(Name { exists: true, .. }))));
-        assert!(matches!(resolve("own/new"), Ok(Place::Name(Name { exists: false, ends_with_slash: false, .. }))));
-        assert!(matches!(resolve("own/new/"), Ok(Place::Name(Name { ends_with_slash: true, .. }))));
+        assert!(matches!(resolve("own/file"), Ok(Destination::Name(Name { exists: true, .. }))));
+        assert!(matches!(
+            resolve("own/new"),
+            Ok(Destination::Name(Name { exists: false, ends_with_slash: false, .. }))
+        ));
+        assert!(matches!(resolve("own/new/"), Ok(Destination::Name(Name { ends_with_slash: true, .. }))));
         for name in ["marked", "marked/", "marked/new", "own-to-marked", "own-to-marked/x"] {
             assert!(matches!(resolve(name), Err(TreeError::MarkedLink(_))), "{name}: {:?}", resolve(name));
         }
@@ -234,7 +237,7 @@ mod tests {
             use std::os::fd::AsRawFd;
             PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         };
-        assert!(matches!(resolve(&path(file.as_fd()), Links::RefuseMarked), Ok(Place::Descriptor(_))));
+        assert!(matches!(resolve(&path(file.as_fd()), Links::RefuseMarked), Ok(Destination::Descriptor(_))));
         let error = resolve(&path(pipe.as_fd()), Links::RefuseMarked).expect_err("a pipe");
         assert!(matches!(error, TreeError::Special { kind: SpecialFile::Pipe, .. }), "{error}");
     }

@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::path::{self, Links, Name, Place};
-use super::{Attributes, Entry, MAX_DEPTH, SpecialFile, Summary, TreeError, is_single_name};
+use super::path::{self, Destination, Links, Name};
+use super::{Attributes, MAX_DEPTH, SpecialFile, Summary, TreeEntry, TreeError, is_single_name};
 
-/// Request to a sender that is not trusted.
+/// CopyRequest to a sender that is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct CopyRequest {
     name: Option<OsString>,
     directory_only: bool,
     umask: u32,
 }
 
-impl Request {
+impl CopyRequest {
     /// Creates a request for `source`. An existing destination directory takes the copy under the last component of
     /// `source`. The paths `/`, `.`, `..` and the empty path have none. Permissions in `umask` are not set.
     #[must_use]
@@ -33,12 +33,12 @@ impl Request {
     }
 }
 
-/// Writes one tree. A writer dropped before [`Entry::End`] leaves complete files, never partial ones.
+/// Writes one tree. A writer dropped before [`TreeEntry::End`] leaves complete files, never partial ones.
 #[derive(Debug)]
 pub struct TreeWriter {
     destination: PathBuf,
     /// None if the sender is trusted.
-    request: Option<Request>,
+    request: Option<CopyRequest>,
     /// Parent of the tree's root. None until the first entry.
     root: Option<OwnedFd>,
     directories: Vec<OpenDirectory>,
@@ -143,11 +143,11 @@ impl TreeWriter {
 
     /// Like [`new`](Self::new), for an untrusted stream: an existing directory takes the tree under the request's name.
     #[must_use]
-    pub fn untrusted(destination: &Path, request: Request) -> Self {
+    pub fn untrusted(destination: &Path, request: CopyRequest) -> Self {
         Self::with(destination, Some(request))
     }
 
-    fn with(destination: &Path, request: Option<Request>) -> Self {
+    fn with(destination: &Path, request: Option<CopyRequest>) -> Self {
         Self {
             destination: destination.to_owned(),
             request,
@@ -170,34 +170,34 @@ impl TreeWriter {
     }
 
     /// Writes one entry. The writer cannot be used after an error.
-    pub fn accept(&mut self, entry: Entry<'_>) -> Result<(), TreeError> {
+    pub fn accept(&mut self, entry: TreeEntry<'_>) -> Result<(), TreeError> {
         if self.ended {
             return Err(TreeError::OutOfOrder("an entry after the end"));
         }
-        if self.file.is_some() && !matches!(entry, Entry::Data(_) | Entry::Hole(_) | Entry::EndOfFile) {
+        if self.file.is_some() && !matches!(entry, TreeEntry::Data(_) | TreeEntry::Hole(_) | TreeEntry::EndOfFile) {
             return Err(TreeError::OutOfOrder("an entry within a file"));
         }
         match entry {
-            Entry::Directory { name, attributes } => self.begin_directory(&name, attributes),
-            Entry::EndOfDirectory => self.end_directory(),
-            Entry::File { name, attributes } => self.begin_file(&name, attributes),
-            Entry::Data(data) => self.write(data.0),
-            Entry::Hole(length) => self.skip(length),
-            Entry::EndOfFile => self.end_file(),
-            Entry::Symlink { name, target } => self.symlink(&name, &target),
-            Entry::Skipped { .. } if self.root.is_none() => {
+            TreeEntry::Directory { name, attributes } => self.begin_directory(&name, attributes),
+            TreeEntry::EndOfDirectory => self.end_directory(),
+            TreeEntry::File { name, attributes } => self.begin_file(&name, attributes),
+            TreeEntry::Data(data) => self.write(data.0),
+            TreeEntry::Hole(length) => self.skip(length),
+            TreeEntry::EndOfFile => self.end_file(),
+            TreeEntry::Symlink { name, target } => self.symlink(&name, &target),
+            TreeEntry::Skipped { .. } if self.root.is_none() => {
                 Err(TreeError::OutOfOrder("a special file, where a file or directory was asked for"))
             }
-            Entry::Skipped { name } => {
+            TreeEntry::Skipped { name } => {
                 self.place(&name, false)?;
                 self.summary.skipped += 1;
                 Ok(())
             }
-            Entry::End if self.directories.is_empty() && self.root.is_some() => {
+            TreeEntry::End if self.directories.is_empty() && self.root.is_some() => {
                 self.ended = true;
                 Ok(())
             }
-            Entry::End => Err(TreeError::OutOfOrder("the end within a directory, or of nothing")),
+            TreeEntry::End => Err(TreeError::OutOfOrder("the end within a directory, or of nothing")),
         }
     }
 
@@ -228,15 +228,15 @@ impl TreeWriter {
             Some(request) => (Links::RefuseMarked, request.name.as_deref()),
         };
         match path::resolve(destination, links)? {
-            Place::Directory(fd) => {
+            Destination::Directory(fd) => {
                 let name = name.ok_or_else(|| TreeError::NameNeeded(destination.to_owned()))?;
                 Ok((fd, name.to_owned(), destination.join(name)))
             }
-            Place::Name(Name { ends_with_slash: true, .. }) if !is_directory => {
+            Destination::Name(Name { ends_with_slash: true, .. }) if !is_directory => {
                 Err(TreeError::io("write", destination)(Errno::NOTDIR))
             }
-            Place::Name(Name { parent, name, .. }) => Ok((parent, name, destination.to_owned())),
-            Place::Descriptor(_) => {
+            Destination::Name(Name { parent, name, .. }) => Ok((parent, name, destination.to_owned())),
+            Destination::Descriptor(_) => {
                 Err(TreeError::Special { path: destination.to_owned(), kind: SpecialFile::Descriptor })
             }
         }
@@ -400,8 +400,8 @@ mod tests {
 
     const PLAIN: Attributes = Attributes { mode: 0o644, modified: 1_000_000_000, nanoseconds: 5 };
 
-    fn file(name: &str) -> Entry<'_> {
-        Entry::File { name: name.into(), attributes: PLAIN }
+    fn file(name: &str) -> TreeEntry<'_> {
+        TreeEntry::File { name: name.into(), attributes: PLAIN }
     }
 
     #[test]
@@ -419,7 +419,7 @@ mod tests {
         let outside = tempfile::tempdir().expect("another");
         std::os::unix::fs::symlink(outside.path(), home.path().join("d")).expect("a link");
         let mut writer = TreeWriter::new(home.path());
-        let error = writer.accept(Entry::Directory { name: "d".into(), attributes: PLAIN }).expect_err("a link");
+        let error = writer.accept(TreeEntry::Directory { name: "d".into(), attributes: PLAIN }).expect_err("a link");
         assert!(matches!(error, TreeError::LinkInTree(_)), "{error}");
     }
 
@@ -428,7 +428,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(home.path());
         writer.accept(file("f")).expect("begun");
-        writer.accept(Entry::Data(Bytes(b"half"))).expect("written");
+        writer.accept(TreeEntry::Data(Bytes(b"half"))).expect("written");
         drop(writer);
         assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 0);
     }
@@ -439,8 +439,8 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let mut writer = TreeWriter::new(home.path());
         let attributes = Attributes { mode: 0o4755, ..PLAIN };
-        writer.accept(Entry::File { name: "f".into(), attributes }).expect("begun");
-        writer.accept(Entry::EndOfFile).expect("ended");
+        writer.accept(TreeEntry::File { name: "f".into(), attributes }).expect("begun");
+        writer.accept(TreeEntry::EndOfFile).expect("ended");
         let mode = std::fs::metadata(home.path().join("f")).expect("there").permissions().mode();
         assert_eq!(mode & 0o7777, 0o755);
     }
@@ -468,10 +468,10 @@ mod tests {
         let mut writer = TreeWriter::new(to);
         let mut sent = 0;
         send(from, Links::Follow, holes, &mut |entry| {
-            if let Entry::Data(data) = &entry {
+            if let TreeEntry::Data(data) = &entry {
                 sent += data.0.len() as u64;
             }
-            assert!(holes == Holes::Keep || !matches!(entry, Entry::Hole(_)), "the peer knows no holes");
+            assert!(holes == Holes::Keep || !matches!(entry, TreeEntry::Hole(_)), "the peer knows no holes");
             writer.accept(entry)
         })
         .expect("copied");
@@ -527,13 +527,13 @@ mod tests {
             let home = tempfile::tempdir().expect("a directory");
             let mut writer = untrusted(home.path(), "f");
             writer.accept(file("f")).expect("begun");
-            let outcome: Result<Vec<_>, _> = holes.iter().map(|hole| writer.accept(Entry::Hole(*hole))).collect();
+            let outcome: Result<Vec<_>, _> = holes.iter().map(|hole| writer.accept(TreeEntry::Hole(*hole))).collect();
             assert!(outcome.is_err(), "{holes:?}");
             drop(writer);
             assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 0);
         }
         let mut writer = untrusted(Path::new("/no/such"), "f");
-        assert!(matches!(writer.accept(Entry::Hole(1)), Err(TreeError::OutOfOrder(_))));
+        assert!(matches!(writer.accept(TreeEntry::Hole(1)), Err(TreeError::OutOfOrder(_))));
     }
 
     /// Creates one file of each special kind. The socket lives as long as its listener.
@@ -551,7 +551,7 @@ mod tests {
     }
 
     fn untrusted(destination: &Path, source: &str) -> TreeWriter {
-        TreeWriter::untrusted(destination, Request::new(source.as_ref(), 0o022))
+        TreeWriter::untrusted(destination, CopyRequest::new(source.as_ref(), 0o022))
     }
 
     #[test]
@@ -563,7 +563,7 @@ mod tests {
         assert!(present.len() >= 2);
         let kind = |name: &str| kind_of(rustix::fs::CWD, home.path().join(name).as_os_str());
         let before: Vec<_> = present.iter().map(|name| kind(name)).collect();
-        let refused = |mut writer: TreeWriter, entries: Vec<Entry<'_>>, name: &str| {
+        let refused = |mut writer: TreeWriter, entries: Vec<TreeEntry<'_>>, name: &str| {
             let error = entries.into_iter().find_map(|entry| writer.accept(entry).err()).expect(name);
             assert!(matches!(error, TreeError::Special { .. }), "{name}: {error}");
         };
@@ -578,8 +578,8 @@ mod tests {
             refused(TreeWriter::new(&home.path().join("own")), vec![file("f")], name);
             let tree = home.path().file_name().expect("a name").to_str().expect("text");
             let parent = home.path().parent().expect("a parent");
-            let directory = || Entry::Directory { name: tree.into(), attributes: PLAIN };
-            let link = || Entry::Symlink { name: (*name).into(), target: "x".into() };
+            let directory = || TreeEntry::Directory { name: tree.into(), attributes: PLAIN };
+            let link = || TreeEntry::Symlink { name: (*name).into(), target: "x".into() };
             for entry in [file(name), link()] {
                 refused(TreeWriter::new(parent), vec![directory(), entry.clone()], name);
                 refused(untrusted(parent, tree), vec![directory(), entry], name);
@@ -596,7 +596,7 @@ mod tests {
         let mut writer = TreeWriter::new(home.path());
         writer.accept(file("f")).expect("begun");
         rustix::fs::mkfifoat(rustix::fs::CWD, home.path().join("f"), 0o600.into()).expect("made");
-        let error = writer.accept(Entry::EndOfFile).expect_err("a pipe");
+        let error = writer.accept(TreeEntry::EndOfFile).expect_err("a pipe");
         assert!(matches!(error, TreeError::Special { kind: SpecialFile::Pipe, .. }), "{error}");
         drop(writer);
         assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "nothing temporary is left");
@@ -605,7 +605,7 @@ mod tests {
     #[test]
     fn request_takes_name_from_source() {
         let name = |source: &str| {
-            let request = Request::new(source.as_ref(), 0);
+            let request = CopyRequest::new(source.as_ref(), 0);
             (request.name.map(|name| name.into_string().expect("text")), request.directory_only)
         };
         assert_eq!(name("/etc/motd"), (Some("motd".into()), false));
@@ -669,15 +669,15 @@ mod tests {
                 for (step, name) in stream {
                     let name = OsString::from(name);
                     let entry = match step {
-                        Step::Directory => Entry::Directory { name, attributes: PLAIN },
-                        Step::EndOfDirectory => Entry::EndOfDirectory,
-                        Step::File => Entry::File { name, attributes: PLAIN },
-                        Step::Data => Entry::Data(Bytes(b"x")),
-                        Step::Hole => Entry::Hole(name.len() as u64 * 5000),
-                        Step::EndOfFile => Entry::EndOfFile,
-                        Step::Symlink => Entry::Symlink { name, target: dir.path().join("outside").into() },
-                        Step::Skipped => Entry::Skipped { name },
-                        Step::End => Entry::End,
+                        Step::Directory => TreeEntry::Directory { name, attributes: PLAIN },
+                        Step::EndOfDirectory => TreeEntry::EndOfDirectory,
+                        Step::File => TreeEntry::File { name, attributes: PLAIN },
+                        Step::Data => TreeEntry::Data(Bytes(b"x")),
+                        Step::Hole => TreeEntry::Hole(name.len() as u64 * 5000),
+                        Step::EndOfFile => TreeEntry::EndOfFile,
+                        Step::Symlink => TreeEntry::Symlink { name, target: dir.path().join("outside").into() },
+                        Step::Skipped => TreeEntry::Skipped { name },
+                        Step::End => TreeEntry::End,
                     };
                     let _ = writer.accept(entry);
                 }
@@ -721,15 +721,15 @@ mod tests {
             for (kind, name) in steps {
                 let name = OsString::from(["a", "b", "c", ".."][name]);
                 let _ = writer.accept(match kind {
-                    0 => Entry::Directory { name, attributes: PLAIN },
-                    1 => Entry::EndOfDirectory,
-                    2 => Entry::File { name, attributes: PLAIN },
-                    3 => Entry::Data(Bytes(b"x")),
-                    4 => Entry::EndOfFile,
-                    5 => Entry::Symlink { name, target: "a".into() },
-                    6 => Entry::Skipped { name },
-                    7 => Entry::Hole(10_000),
-                    _ => Entry::End,
+                    0 => TreeEntry::Directory { name, attributes: PLAIN },
+                    1 => TreeEntry::EndOfDirectory,
+                    2 => TreeEntry::File { name, attributes: PLAIN },
+                    3 => TreeEntry::Data(Bytes(b"x")),
+                    4 => TreeEntry::EndOfFile,
+                    5 => TreeEntry::Symlink { name, target: "a".into() },
+                    6 => TreeEntry::Skipped { name },
+                    7 => TreeEntry::Hole(10_000),
+                    _ => TreeEntry::End,
                 });
             }
         }

@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::path::{self, Links, Name, Place};
-use super::{Attributes, Entry, Holes, MAX_DEPTH, TreeError};
+use super::path::{self, Destination, Links, Name};
+use super::{Attributes, Holes, MAX_DEPTH, TreeEntry, TreeError};
 use crate::protocol::{Bytes, MAX_DATA};
 
-/// Passes the entries of the file or directory at `source` to `emit`, [`Entry::End`] last. `links` applies to the path
+/// Passes the entries of the file or directory at `source` to `emit`, [`TreeEntry::End`] last. `links` applies to the path
 /// `source`; links inside a directory are sent as links. Stops at the first error.
 pub fn send(
     source: &Path,
     links: Links,
     holes: Holes,
-    emit: &mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
+    emit: &mut dyn FnMut(TreeEntry<'_>) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
     let place = path::resolve(source, links).map_err(|error| match error {
         TreeError::Io { source: error, .. } => TreeError::Io { action: "read", path: source.to_owned(), source: error },
@@ -28,19 +28,19 @@ pub fn send(
     let name = own_name(source)?;
     let mut walk = Walk { emit, path: source.to_owned(), depth: 0, holes, buffer: Vec::new() };
     match place {
-        Place::Directory(fd) => {
+        Destination::Directory(fd) => {
             let fd = walk.open(fd.as_fd(), OsStr::new("."), OFlags::DIRECTORY)?;
             walk.directory(fd, name)?;
         }
-        Place::Name(Name { exists: false, .. }) => return Err(TreeError::io("read", source)(Errno::NOENT)),
-        Place::Name(Name { parent, name: at, .. }) => walk.file(parent.as_fd(), &at, name, OFlags::NOFOLLOW)?,
+        Destination::Name(Name { exists: false, .. }) => return Err(TreeError::io("read", source)(Errno::NOENT)),
+        Destination::Name(Name { parent, name: at, .. }) => walk.file(parent.as_fd(), &at, name, OFlags::NOFOLLOW)?,
         // Opening the `/proc` link again opens the same file for reading.
-        Place::Descriptor(fd) => {
+        Destination::Descriptor(fd) => {
             let at = OsString::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
             walk.file(CWD, &at, name, OFlags::empty())?;
         }
     }
-    (walk.emit)(Entry::End)
+    (walk.emit)(TreeEntry::End)
 }
 
 /// Returns the name to send for `source`. Resolves `.` and `..` first.
@@ -59,7 +59,7 @@ fn own_name(source: &Path) -> Result<OsString, TreeError> {
 }
 
 struct Walk<'a> {
-    emit: &'a mut dyn FnMut(Entry<'_>) -> Result<(), TreeError>,
+    emit: &'a mut dyn FnMut(TreeEntry<'_>) -> Result<(), TreeError>,
     /// Current path, for messages.
     path: PathBuf,
     depth: usize,
@@ -80,7 +80,7 @@ impl Walk<'_> {
         }
         self.depth += 1;
         let stat = rustix::fs::fstat(&fd).map_err(TreeError::io("read", &self.path))?;
-        (self.emit)(Entry::Directory { name, attributes: Attributes::of(&stat) })?;
+        (self.emit)(TreeEntry::Directory { name, attributes: Attributes::of(&stat) })?;
         let mut listing = Dir::read_from(&fd).map_err(TreeError::io("read", &self.path))?;
         while let Some(entry) = listing.read() {
             let entry = entry.map_err(TreeError::io("read", &self.path))?;
@@ -92,7 +92,7 @@ impl Walk<'_> {
             }
         }
         self.depth -= 1;
-        (self.emit)(Entry::EndOfDirectory)
+        (self.emit)(TreeEntry::EndOfDirectory)
     }
 
     fn child(&mut self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), TreeError> {
@@ -107,9 +107,12 @@ impl Walk<'_> {
             FileType::Symlink => {
                 let target =
                     rustix::fs::readlinkat(parent, name, Vec::new()).map_err(TreeError::io("read", &self.path))?;
-                (self.emit)(Entry::Symlink { name: name.to_owned(), target: OsString::from_vec(target.into_bytes()) })
+                (self.emit)(TreeEntry::Symlink {
+                    name: name.to_owned(),
+                    target: OsString::from_vec(target.into_bytes()),
+                })
             }
-            _ => (self.emit)(Entry::Skipped { name: name.to_owned() }),
+            _ => (self.emit)(TreeEntry::Skipped { name: name.to_owned() }),
         }
     }
 
@@ -119,13 +122,13 @@ impl Walk<'_> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(TreeError::NotCopyable(self.path.clone()));
         }
-        (self.emit)(Entry::File { name, attributes: Attributes::of(&stat) })?;
+        (self.emit)(TreeEntry::File { name, attributes: Attributes::of(&stat) })?;
         if self.holes == Holes::Keep && is_sparse(&stat) {
             self.sparse_data(&fd)?;
         } else {
             self.data(&fd, u64::MAX)?;
         }
-        (self.emit)(Entry::EndOfFile)
+        (self.emit)(TreeEntry::EndOfFile)
     }
 
     /// Sends up to `limit` bytes from the current position. Returns the number of bytes sent.
@@ -139,7 +142,7 @@ impl Walk<'_> {
             if count == 0 {
                 break;
             }
-            (self.emit)(Entry::Data(Bytes(&self.buffer[..count])))?;
+            (self.emit)(TreeEntry::Data(Bytes(&self.buffer[..count])))?;
             sent += count as u64;
         }
         Ok(sent)
@@ -171,7 +174,7 @@ impl Walk<'_> {
     }
 
     fn hole(&mut self, from: u64, to: u64) -> Result<(), TreeError> {
-        if to > from { (self.emit)(Entry::Hole(to - from)) } else { Ok(()) }
+        if to > from { (self.emit)(TreeEntry::Hole(to - from)) } else { Ok(()) }
     }
 }
 

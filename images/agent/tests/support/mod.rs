@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use wisp_agent::agent::Agent;
 use wisp_agent::protocol::{
-    Bytes, Connection, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
+    AgentConnection, Bytes, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
 };
 
 /// Far longer than any operation here takes.
@@ -29,7 +29,7 @@ pub fn raw_connection() -> (UnixStream, JoinHandle<Result<(), ProtocolError>>) {
 }
 
 pub struct Host {
-    pub connection: Connection,
+    pub connection: AgentConnection,
     server: JoinHandle<Result<(), ProtocolError>>,
 }
 
@@ -49,7 +49,7 @@ pub enum End {
 impl Host {
     pub fn connect() -> Self {
         let (socket, server) = raw_connection();
-        let mut connection = Connection::new(socket.into());
+        let mut connection = AgentConnection::new(socket.into());
         connection.greet().expect("hello");
         Self { connection, server }
     }

@@ -17,7 +17,7 @@ use super::config::{Forward, NetstackConfig, Transport};
 use super::packet::Datagram;
 use super::stack::Stack;
 use crate::vmm::broker::{DatagramChannel, HostPort};
-use stream::Connection;
+use stream::ForwardedConnection;
 
 /// The maximum, including connections that only the guest has yet to close.
 const CONNECTIONS: usize = 256;
@@ -33,7 +33,7 @@ pub struct Forwards {
     udp_ports: HashSet<u16>,
     udp_peers: HashSet<u16>,
     datagrams: Option<DatagramChannel>,
-    connections: HashMap<RawFd, (SocketHandle, Connection)>,
+    connections: HashMap<RawFd, (SocketHandle, ForwardedConnection)>,
     problems: Vec<String>,
     next_port: u16,
 }
@@ -144,7 +144,7 @@ impl Forwards {
         }
         for (forward, host) in accepted {
             let port = self.free_port(stack);
-            match Connection::open(forward, host, port, stack, config) {
+            match ForwardedConnection::open(forward, host, port, stack, config) {
                 Ok((handle, connection)) => {
                     let fd = connection.as_fd().as_raw_fd();
                     let interest = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;

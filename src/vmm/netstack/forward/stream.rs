@@ -21,7 +21,7 @@ const ASK: Duration = Duration::from_secs(30);
 
 /// A client on the host.
 #[derive(Debug)]
-pub struct Connection {
+pub struct ForwardedConnection {
     forward: Forward,
     host: TcpStream,
     /// The client's socket may be readable or writable: epoll reported it, and no call failed with `WouldBlock` since.
@@ -35,14 +35,14 @@ pub struct Connection {
     is_reset: bool,
 }
 
-impl Connection {
+impl ForwardedConnection {
     pub fn open(
         forward: Forward,
         host: TcpStream,
         port: u16,
         stack: &mut Stack,
         config: &NetstackConfig,
-    ) -> io::Result<(SocketHandle, Connection)> {
+    ) -> io::Result<(SocketHandle, ForwardedConnection)> {
         host.set_nonblocking(true)?;
         host.set_nodelay(true)?;
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
@@ -55,7 +55,7 @@ impl Connection {
         let guest = IpEndpoint { addr: IpAddress::Ipv4(config.address), port: forward.guest_port };
         socket.connect(interface.context(), guest, own).map_err(|error| io::Error::other(error.to_string()))?;
         let handle = sockets.add(socket);
-        let connection = Connection {
+        let connection = ForwardedConnection {
             forward,
             host,
             is_readable: true,
@@ -150,7 +150,7 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
+impl AsFd for ForwardedConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.host.as_fd()
     }

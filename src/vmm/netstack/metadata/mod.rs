@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::config::MetadataConfig;
-use super::http::{Answer, Request};
+use super::http::{Answer, HttpRequest};
 pub use server::Server;
 use token::Tokens;
 
@@ -68,11 +68,11 @@ impl Metadata {
     }
 
     /// `None` is unlimited.
-    pub fn hop_limit(&self, request: &Request) -> Option<u8> {
+    pub fn hop_limit(&self, request: &HttpRequest) -> Option<u8> {
         (request.method == "PUT").then_some(self.config.hop_limit.max(1))
     }
 
-    pub fn answer(&mut self, request: &Request, now: Instant) -> Answer {
+    pub fn answer(&mut self, request: &HttpRequest, now: Instant) -> Answer {
         if !self.config.enabled {
             return Answer::error(403);
         }
@@ -98,7 +98,7 @@ impl Metadata {
         }
     }
 
-    fn put(&mut self, request: &Request, segments: &[&str], now: Instant) -> Answer {
+    fn put(&mut self, request: &HttpRequest, segments: &[&str], now: Instant) -> Answer {
         if !is_token_path(segments) {
             return Answer::error(405);
         }
@@ -206,7 +206,7 @@ pub(super) mod tests {
     impl Bench {
         fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
             let headers = headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-            let request = Request { method: method.into(), path: path.into(), headers, keeps_alive: true };
+            let request = HttpRequest { method: method.into(), path: path.into(), headers, keeps_alive: true };
             let answer = self.metadata.answer(&request, self.now);
             (answer.status, String::from_utf8(answer.body).unwrap())
         }

@@ -24,11 +24,11 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Includes the listening socket.
 #[derive(Debug, Default)]
 pub struct Server {
-    connections: HashMap<SocketHandle, Connection>,
+    connections: HashMap<SocketHandle, MetadataConnection>,
 }
 
 #[derive(Debug, Default)]
-struct Connection {
+struct MetadataConnection {
     /// The received part of a request.
     request: Vec<u8>,
     /// The unsent part of the response.
@@ -61,7 +61,7 @@ impl Server {
         let listens = socket.listen(endpoint).is_ok();
         if listens {
             socket.set_timeout(Some(IDLE));
-            self.connections.insert(stack.sockets.add(socket), Connection::default());
+            self.connections.insert(stack.sockets.add(socket), MetadataConnection::default());
         }
         listens
     }
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-impl Connection {
+impl MetadataConnection {
     fn serve(&mut self, socket: &mut tcp::Socket, metadata: &mut Metadata, now: Instant) {
         loop {
             self.send(socket);
@@ -95,7 +95,7 @@ impl Connection {
             }
             // Requests may arrive before the previous one is answered.
             match http::parse(&self.request) {
-                Parsed::Request(request, length) => {
+                Parsed::HttpRequest(request, length) => {
                     self.request.drain(..length);
                     // Permanently: the response may still be buffered or retransmitted when the next request is read.
                     if let Some(limit) = metadata.hop_limit(&request) {

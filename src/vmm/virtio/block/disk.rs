@@ -23,7 +23,7 @@ pub const SECTOR: u64 = 512;
 const LARGEST_CLUSTER: u64 = 2 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct FileExtent {
     /// Valid for as long as the disk is open.
     pub fd: RawFd,
     pub offset: u64,
@@ -31,7 +31,7 @@ pub struct Piece {
     pub length: u64,
 }
 
-impl Piece {
+impl FileExtent {
     /// Reads the range into `buffers`, or returns false if part of it is not in the host's page cache.
     pub fn read_cached(&self, buffers: &[VolatileSlice]) -> bool {
         let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
@@ -121,7 +121,7 @@ impl Disk {
 
     /// Returns the file ranges that hold `length` bytes from `offset` on, until the next write to the disk. Returns
     /// `None` if some of the bytes are in no file, or are not stored verbatim.
-    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
+    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<FileExtent>> {
         let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
         while done < length {
             let (mapping, mapped) = self.image.access.get_mapping(offset + done, length - done).ok()?;
@@ -129,7 +129,7 @@ impl Disk {
             if mapped == 0 || storage.req_align() > 1 || storage.mem_align() > 1 {
                 return None;
             }
-            pieces.push(Piece { fd: storage.as_raw_fd(), offset, length: mapped });
+            pieces.push(FileExtent { fd: storage.as_raw_fd(), offset, length: mapped });
             done += mapped;
         }
         Some(pieces)

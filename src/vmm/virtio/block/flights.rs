@@ -5,8 +5,8 @@ use std::io;
 
 use vm_memory::GuestAddress;
 
-use super::disk::{Disk, Piece};
-use super::request::{Status, answer};
+use super::disk::{Disk, FileExtent};
+use super::request::{RequestStatus, answer};
 use super::ring::Ring;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError, Virtqueue};
@@ -60,7 +60,7 @@ impl<'a> Flights<'a> {
     }
 
     /// Queues a read of `pieces`, the disk's data at `offset`, into `buffers`. Returns false if there is no room.
-    pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[Piece]) -> bool {
+    pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[FileExtent]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;
         }
@@ -202,6 +202,6 @@ impl Flight {
                 (result, 0)
             }
         };
-        answer(memory, self.recipient.status, Status::of(&result)) + written
+        answer(memory, self.recipient.status, RequestStatus::of(&result)) + written
     }
 }

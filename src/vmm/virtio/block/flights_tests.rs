@@ -12,7 +12,7 @@ use rustix::fs::{Advice, fadvise};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::Piece;
+use super::disk::FileExtent;
 use super::flights::{Flights, Recipient};
 use super::*;
 use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
@@ -300,7 +300,7 @@ fn completed_requests_return_out_of_order() {
     let mut bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
-    let slow = Piece { fd: reader.as_raw_fd(), offset: 0, length: LENGTH };
+    let slow = FileExtent { fd: reader.as_raw_fd(), offset: 0, length: LENGTH };
     assert!(flights.read(recipient(0), buffers(0), 0, &[slow]));
     let quick = bench.disk.pieces(7 * LENGTH, LENGTH).unwrap();
     assert!(flights.read(recipient(1), buffers(1), 7 * LENGTH, &quick));
@@ -322,7 +322,7 @@ fn drop_waits_for_requests_in_flight() {
     let bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
-    flights.read(recipient(0), buffers(0), 0, &[Piece { fd: reader.as_raw_fd(), offset: 0, length: LENGTH }]);
+    flights.read(recipient(0), buffers(0), 0, &[FileExtent { fd: reader.as_raw_fd(), offset: 0, length: LENGTH }]);
     flights.submit();
     let late = std::thread::spawn(move || writer.write_all(&[5; LENGTH as usize]));
     drop(flights);
@@ -338,8 +338,8 @@ fn failed_read_is_repeated_and_failed_flush_is_reported() {
     let mut flights = Flights::new(&mut ring, &bench.memory);
     let (no_file, half) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     half.set_len(LENGTH / 2).unwrap();
-    let pieces = [no_file.as_raw_fd(), half.as_raw_fd()].map(|fd| Piece { fd, offset: 0, length: LENGTH });
-    let no_file = Piece { fd: -1, ..pieces[0] };
+    let pieces = [no_file.as_raw_fd(), half.as_raw_fd()].map(|fd| FileExtent { fd, offset: 0, length: LENGTH });
+    let no_file = FileExtent { fd: -1, ..pieces[0] };
     for (head, piece) in (0..).zip([no_file, pieces[0], pieces[1]]) {
         assert!(flights.read(recipient(head), buffers(head.into()), u64::from(head) * LENGTH, &[piece]));
     }
@@ -393,7 +393,7 @@ fn read_beyond_ring_depth_is_refused() {
     let piece = bench.disk.pieces(0, SECTOR).unwrap()[0];
     let many = vec![piece; ring::DEPTH + 1];
     assert!(!flights.read(recipient(0), buffers(0), 0, &many));
-    let all: Vec<_> = (0..ring::DEPTH as u64).map(|at| Piece { offset: at * 64, length: 64, ..piece }).collect();
+    let all: Vec<_> = (0..ring::DEPTH as u64).map(|at| FileExtent { offset: at * 64, length: 64, ..piece }).collect();
     assert!(flights.read(recipient(0), buffers(0), 0, &all));
     assert!(flights.is_full());
     flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();

@@ -30,13 +30,13 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, QueueError, Virtqueue};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
-use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::calls::ThreadKind;
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
 use flights::Flights;
 pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
-use request::{CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Request, Submit};
+use request::{BlockRequest, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Submit};
 pub use ring::{KERNEL_THREADS, Ring};
 use shared_disk::DiskGuard;
 pub use shared_disk::{Label, SharedDisk};
@@ -87,7 +87,7 @@ pub struct Block {
     thread_name: String,
     /// Locked by the device's thread while it serves.
     ring: Option<Arc<Mutex<Ring>>>,
-    worker: Option<Worker<Service>>,
+    worker: Option<Worker<BlockService>>,
 }
 
 impl Block {
@@ -150,7 +150,7 @@ impl VirtioDevice for Block {
             if let Some(ring) = &ring {
                 wakeups.add(lock(ring).as_raw_fd(), EventSet::IN, COMPLETED)?;
             }
-            Ok(Service { shared_disk, ring, activation, wakeups })
+            Ok(BlockService { shared_disk, ring, activation, wakeups })
         });
         self.worker = Some(worker.map_err(|source| ActivateError { device: "block", source })?);
         Ok(())
@@ -175,7 +175,7 @@ impl VirtioDevice for Block {
 }
 
 #[derive(Debug)]
-struct Service {
+struct BlockService {
     shared_disk: Arc<SharedDisk>,
     ring: Option<Arc<Mutex<Ring>>>,
     activation: Activation,
@@ -190,8 +190,8 @@ struct BatchContext<'a> {
     disk: Option<DiskGuard<'a>>,
 }
 
-impl Serve for Service {
-    const KIND: Kind = Kind::Block;
+impl Serve for BlockService {
+    const KIND: ThreadKind = ThreadKind::Block;
 
     fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
@@ -213,7 +213,7 @@ impl Serve for Service {
     }
 }
 
-impl Service {
+impl BlockService {
     fn serve_until_paused<'a>(
         &mut self,
         shared_disk: &'a SharedDisk,
@@ -286,7 +286,7 @@ impl Service {
             let Some(chain) = queue.pop()? else {
                 return Ok(queue.enable_notifications()?.then_some(Duration::ZERO));
             };
-            let request = Request::parse(memory, queue.index(), &chain)?;
+            let request = BlockRequest::parse(memory, queue.index(), &chain)?;
             if let Some(bytes) = request.moved_bytes() {
                 shared_disk.take(bytes);
             }

@@ -29,17 +29,17 @@ mod kind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Status {
+pub enum RequestStatus {
     Ok = 0,
     /// The disk failed, or the request is invalid.
     IoError = 1,
     Unsupported = 2,
 }
 
-impl Status {
+impl RequestStatus {
     /// The disk itself counts its errors.
-    pub fn of(result: &std::io::Result<()>) -> Status {
-        if result.is_ok() { Status::Ok } else { Status::IoError }
+    pub fn of(result: &std::io::Result<()>) -> RequestStatus {
+        if result.is_ok() { RequestStatus::Ok } else { RequestStatus::IoError }
     }
 }
 
@@ -53,7 +53,7 @@ pub enum CacheMode {
 }
 
 /// Writes a request's status byte. Returns the number of bytes written.
-pub fn answer(memory: &GuestMemory, at: GuestAddress, status: Status) -> u32 {
+pub fn answer(memory: &GuestMemory, at: GuestAddress, status: RequestStatus) -> u32 {
     queue::write_to(memory, &[Buffer { address: at, length: 1 }], &[status as u8]);
     1
 }
@@ -68,16 +68,16 @@ pub enum Submit {
 }
 
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct BlockRequest<'a> {
     chain: &'a Chain,
     kind: u32,
     sector: u64,
     status: GuestAddress,
 }
 
-impl<'a> Request<'a> {
+impl<'a> BlockRequest<'a> {
     /// Fails if the chain has no room for the header or for the status byte.
-    pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<Request<'a>, QueueError> {
+    pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<BlockRequest<'a>, QueueError> {
         let mut header = [0; HEADER as usize];
         let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
         if length < HEADER {
@@ -85,7 +85,7 @@ impl<'a> Request<'a> {
         }
         let last = chain.writable.last().ok_or(QueueError::TooShort { queue, length: 0, needed: 1 })?;
         let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        Ok(Request {
+        Ok(BlockRequest {
             chain,
             kind: word(0),
             sector: u64::from(word(8)) | u64::from(word(12)) << 32,
@@ -101,17 +101,17 @@ impl<'a> Request<'a> {
         cache: CacheMode,
         faults: &GuestFaults,
     ) -> u32 {
-        let Some(disk) = disk else { return answer(memory, self.status, Status::IoError) };
+        let Some(disk) = disk else { return answer(memory, self.status, RequestStatus::IoError) };
         let (mut status, written) = match self.kind {
             kind::IN => self.read(memory, disk, faults),
             kind::OUT => (self.write(memory, disk, faults), 0),
-            kind::FLUSH => (Status::of(&disk.flush()), 0),
-            kind::GET_ID => (Status::Ok, self.get_id(memory, disk)),
+            kind::FLUSH => (RequestStatus::of(&disk.flush()), 0),
+            kind::GET_ID => (RequestStatus::Ok, self.get_id(memory, disk)),
             kind::DISCARD | kind::WRITE_ZEROES => (self.ranges(memory, disk, faults), 0),
-            _ => (Status::Unsupported, 0),
+            _ => (RequestStatus::Unsupported, 0),
         };
-        if cache == CacheMode::WriteThrough && self.writes() && status == Status::Ok {
-            status = Status::of(&disk.flush());
+        if cache == CacheMode::WriteThrough && self.writes() && status == RequestStatus::Ok {
+            status = RequestStatus::of(&disk.flush());
         }
         answer(memory, self.status, status) + written
     }
@@ -134,14 +134,14 @@ impl<'a> Request<'a> {
                     && piece.read_cached(&queue::volatile_slices(memory, &buffers))
                 {
                     let result = disk.was_read(length);
-                    return Submit::Done(answer(memory, self.status, Status::of(&result)) + length as u32);
+                    return Submit::Done(answer(memory, self.status, RequestStatus::of(&result)) + length as u32);
                 }
                 if flights.read(recipient, buffers, offset, &pieces) { Submit::InFlight } else { Submit::Not }
             }
             kind::FLUSH => {
                 if let Some(error) = flights.deferred_error() {
                     let result = disk.was_flushed(Err(error));
-                    return Submit::Done(answer(memory, self.status, Status::of(&result)));
+                    return Submit::Done(answer(memory, self.status, RequestStatus::of(&result)));
                 }
                 let Some(fd) = disk.begin_flush() else { return Submit::Not };
                 flights.flush(recipient, fd);
@@ -190,25 +190,25 @@ impl<'a> Request<'a> {
         queue::write_to(memory, &self.data_out(), &id) as u32
     }
 
-    fn read(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> (Status, u32) {
+    fn read(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> (RequestStatus, u32) {
         let buffers = self.data_out();
         let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
-            return (Status::IoError, 0);
+            return (RequestStatus::IoError, 0);
         };
         let result = disk.read(&queue::volatile_slices(memory, &buffers), offset);
-        (Status::of(&result), queue::total_length(&buffers) as u32)
+        (RequestStatus::of(&result), queue::total_length(&buffers) as u32)
     }
 
-    fn write(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> Status {
+    fn write(&self, memory: &GuestMemory, disk: &Disk, faults: &GuestFaults) -> RequestStatus {
         let buffers = self.data_in();
         if disk.is_read_only() {
             faults.record(&"a write to a read-only disk");
-            return Status::IoError;
+            return RequestStatus::IoError;
         }
         let Some(offset) = self.checked_offset(disk, queue::total_length(&buffers), faults) else {
-            return Status::IoError;
+            return RequestStatus::IoError;
         };
-        Status::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
+        RequestStatus::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
     /// Returns the request's byte offset if it covers whole sectors within the disk.
@@ -230,44 +230,44 @@ impl<'a> Request<'a> {
         (whole && end <= disk.sectors()).then(|| self.sector * SECTOR)
     }
 
-    fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> Status {
+    fn ranges(&self, memory: &GuestMemory, disk: &mut Disk, faults: &GuestFaults) -> RequestStatus {
         let buffers = self.data_in();
         let length = queue::total_length(&buffers);
         if disk.is_read_only() {
             faults.record(&"a discard on a read-only disk");
-            return Status::IoError;
+            return RequestStatus::IoError;
         }
         if length == 0 || !length.is_multiple_of(RANGE) || length / RANGE > u64::from(MAX_RANGES) {
             faults.record(&format!("a list of ranges with {length} bytes"));
-            return Status::IoError;
+            return RequestStatus::IoError;
         }
         let mut bytes = vec![0; length as usize];
         queue::read_from(memory, &buffers, &mut bytes);
         for range in bytes.chunks_exact(RANGE as usize) {
             let status = self.range(range, disk, faults);
-            if status != Status::Ok {
+            if status != RequestStatus::Ok {
                 return status;
             }
         }
-        Status::Ok
+        RequestStatus::Ok
     }
 
-    fn range(&self, bytes: &[u8], disk: &mut Disk, faults: &GuestFaults) -> Status {
+    fn range(&self, bytes: &[u8], disk: &mut Disk, faults: &GuestFaults) -> RequestStatus {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (sector, count, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
         let end = sector.checked_add(u64::from(count));
         if count > MAX_RANGE_SECTORS || end.is_none_or(|end| end > disk.sectors()) {
             faults.record(&format!("a range of {count} sectors at sector {sector}"));
-            return Status::IoError;
+            return RequestStatus::IoError;
         }
         let (offset, length) = (sector * SECTOR, u64::from(count) * SECTOR);
         match (self.kind, flags) {
-            (kind::DISCARD, 0) => Status::of(&disk.discard(offset, length)),
+            (kind::DISCARD, 0) => RequestStatus::of(&disk.discard(offset, length)),
             (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
-                Status::of(&disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
+                RequestStatus::of(&disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
             }
             // Unknown flags (section 5.2.6.2).
-            _ => Status::Unsupported,
+            _ => RequestStatus::Unsupported,
         }
     }
 }

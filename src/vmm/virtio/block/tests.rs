@@ -56,7 +56,7 @@ impl Bench {
         }
         descriptors.push((STATUS_AT, 1, WRITE, 0));
         let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
-        let request = Request::parse(&self.memory, 0, &chain).unwrap();
+        let request = BlockRequest::parse(&self.memory, 0, &chain).unwrap();
         request.execute(&self.memory, Some(&mut self.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
     }
@@ -218,7 +218,7 @@ proptest! {
             (DATA_AT + u64::from(index) * 0x1000, *length, flags, index + 1)
         }));
         let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
-        if let Ok(request) = Request::parse(&bench.memory, 0, &chain) {
+        if let Ok(request) = BlockRequest::parse(&bench.memory, 0, &chain) {
             let written = request.execute(&bench.memory, Some(&mut bench.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
             prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
         }

@@ -9,7 +9,7 @@ use super::header::{self, Header};
 use super::stream::Stream;
 use super::tap::Tap;
 use crate::vmm::netstack::HEAD_LENGTH;
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 
 /// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.
 pub const MAX_FRAME: usize = 65535 + 14;
@@ -71,7 +71,7 @@ impl Backend {
         }
     }
 
-    pub fn send(&mut self, header: &Header, frame: &Pieces) -> Sent {
+    pub fn send(&mut self, header: &Header, frame: &IoVecs) -> Sent {
         match self {
             Backend::Tap(tap) => tap.send(header, frame),
             Backend::Stream(stream) => stream.send(frame),
@@ -88,7 +88,7 @@ impl Backend {
     }
 
     /// Receives into `target`, which must have room for the longest frame. `may_pass` decides from the frame's head.
-    pub fn receive(&mut self, header: &mut Header, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
+    pub fn receive(&mut self, header: &mut Header, target: &IoVecs, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         match self {
             // The kernel only delivers whole frames.
             Backend::Tap(tap) => match tap.receive(header, target) {

@@ -33,7 +33,7 @@ use crate::vmm::netstack::{NetstackConfig, Services};
 use crate::vmm::passed_files::FdTable;
 use crate::vmm::timeline::monotonic_ns;
 pub use backend::Backend;
-use service::Service;
+use service::NetService;
 
 const DEVICE_TYPE: u32 = 1;
 /// Receive and transmit (section 5.1.2).
@@ -199,7 +199,7 @@ impl NetControl {
 pub struct Net {
     config: NetConfig,
     shared: Arc<Shared>,
-    worker: Option<Worker<Service>>,
+    worker: Option<Worker<NetService>>,
 }
 
 impl Net {
@@ -262,7 +262,7 @@ impl VirtioDevice for Net {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let shared = Arc::clone(&self.shared);
         let worker =
-            Worker::spawn("net", Arc::clone(&activation.clock), |wakeups| Service::new(shared, activation, wakeups));
+            Worker::spawn("net", Arc::clone(&activation.clock), |wakeups| NetService::new(shared, activation, wakeups));
         self.worker = Some(worker.map_err(|source| ActivateError { device: "net", source })?);
         Ok(())
     }

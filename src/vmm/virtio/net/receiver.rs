@@ -10,7 +10,7 @@ use super::backend::{Backend, MAX_FRAME, Received};
 use super::header::{self, Header};
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::netstack::HEAD_LENGTH;
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 
 #[derive(Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Receiver {
         let body = queue::subrange(&buffers, (header::LENGTH + HEAD_LENGTH) as u64, MAX_FRAME as u64);
         let slices = queue::volatile_slices(memory, &body);
         let mut header = header::PLAIN;
-        let mut target = Pieces::default();
+        let mut target = IoVecs::default();
         target.push_target(&mut self.head[..]);
         target.extend_guest(&slices);
         if capacity < header::LENGTH + MAX_FRAME {

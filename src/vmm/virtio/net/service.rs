@@ -15,9 +15,9 @@ use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
 use crate::vmm::fault::GuestFaults;
 use crate::vmm::memory::GuestMemory;
 use crate::vmm::netstack::{HEAD_LENGTH, Route};
-use crate::vmm::sandbox::calls::Kind;
+use crate::vmm::sandbox::calls::ThreadKind;
 use crate::vmm::virtio::interrupt::Interrupt;
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::vmm::virtio::{Activation, QueueState};
@@ -31,7 +31,7 @@ const SERVICES: u64 = 2;
 const CHANGED: u64 = 3;
 
 #[derive(Debug)]
-pub struct Service {
+pub struct NetService {
     shared: Arc<Shared>,
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
@@ -48,8 +48,8 @@ pub struct Service {
     held: [Option<Duration>; 2],
 }
 
-impl Service {
-    pub(super) fn new(shared: Arc<Shared>, activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<Service> {
+impl NetService {
+    pub(super) fn new(shared: Arc<Shared>, activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<NetService> {
         let Activation { memory, queues, interrupt, features, faults, .. } = activation;
         let mut queues = queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
@@ -73,7 +73,7 @@ impl Service {
         }
         let receiver = Receiver::new(receive, has(feature::MRG_RXBUF));
         let (watched, is_full, is_starved, held) = (EventSet::IN, false, false, [None; 2]);
-        Ok(Service {
+        Ok(NetService {
             shared,
             memory,
             interrupt,
@@ -174,7 +174,7 @@ impl Service {
         let rest = queue::subrange(&chain.readable, skip, u64::MAX);
         let slices = queue::volatile_slices(&self.memory, &rest);
         // Send the copy that was inspected, because the guest may change its memory concurrently.
-        let mut frame = Pieces::default();
+        let mut frame = IoVecs::default();
         frame.push_source(head);
         frame.extend_guest(&slices);
         let sent = match (route, &mut port.services) {
@@ -295,8 +295,8 @@ impl Service {
     }
 }
 
-impl Serve for Service {
-    const KIND: Kind = Kind::Net;
+impl Serve for NetService {
+    const KIND: ThreadKind = ThreadKind::Net;
 
     fn queue_states(&self) -> Vec<QueueState> {
         vec![self.receiver.state(), self.transmit.state()]

@@ -12,7 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::backend::{MAX_FRAME, Received, Sent};
 use crate::vmm::netstack::HEAD_LENGTH;
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 
 const PREFIX: usize = 4;
 /// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.
@@ -38,7 +38,7 @@ impl Stream {
         Ok(Stream { fd, unsent: Vec::new(), buffer: Vec::new(), start: 0, end: 0, is_closed: false })
     }
 
-    pub fn send(&mut self, frame: &Pieces) -> Sent {
+    pub fn send(&mut self, frame: &IoVecs) -> Sent {
         if frame.length() > LIMIT {
             return Sent::Refused;
         }
@@ -46,12 +46,12 @@ impl Stream {
             return Sent::Full;
         }
         let prefix = (frame.length() as u32).to_be_bytes();
-        let mut all = Pieces::default();
+        let mut all = IoVecs::default();
         all.push_source(&prefix);
         let mut pieces = all.as_slice().to_vec();
         pieces.extend_from_slice(frame.as_slice());
         // Not sendmsg(2), which is denied to all threads: a seccomp filter cannot inspect the address in its argument.
-        // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
+        // SAFETY: the pieces are valid for the call, as `IoVecs` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
         match usize::try_from(count) {
             Ok(count) if count < PREFIX => {
@@ -104,7 +104,7 @@ impl Stream {
     }
 
     /// Copies the next frame to `target`. `may_pass` decides from the frame's head whether the guest gets it.
-    pub fn receive(&mut self, target: &Pieces, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
+    pub fn receive(&mut self, target: &IoVecs, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         loop {
             if self.is_closed {
                 return Received::Closed;
@@ -196,10 +196,10 @@ impl AsRawFd for Stream {
     }
 }
 
-fn copy_to(target: &Pieces, mut bytes: &[u8]) {
+fn copy_to(target: &IoVecs, mut bytes: &[u8]) {
     for piece in target.as_slice() {
         let count = piece.iov_len.min(bytes.len());
-        // SAFETY: the piece is valid for writes of its length, as `Pieces` promises for targets. It does not overlap
+        // SAFETY: the piece is valid for writes of its length, as `IoVecs` promises for targets. It does not overlap
         // `bytes`, which is memory of the VMM.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast::<u8>(), count) };
         bytes = &bytes[count..];

@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::backend::{Received, Sent};
 use super::header::{self, Header};
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 
 // `linux/if_tun.h`.
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
@@ -53,11 +53,11 @@ impl Tap {
         Ok(())
     }
 
-    pub fn send(&self, header: &Header, frame: &Pieces) -> Sent {
+    pub fn send(&self, header: &Header, frame: &IoVecs) -> Sent {
         let mut all = Vec::with_capacity(frame.as_slice().len() + 1);
         all.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
         all.extend_from_slice(frame.as_slice());
-        // SAFETY: the pieces are valid for the call, as `Pieces` promises, and are only read.
+        // SAFETY: the pieces are valid for the call, as `IoVecs` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match count {
             // The kernel refuses a header that does not match the frame. The interface may also be down.
@@ -67,11 +67,11 @@ impl Tap {
         }
     }
 
-    pub fn receive(&self, header: &mut Header, target: &Pieces) -> Received {
+    pub fn receive(&self, header: &mut Header, target: &IoVecs) -> Received {
         let mut all = Vec::with_capacity(target.as_slice().len() + 1);
         all.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
         all.extend_from_slice(target.as_slice());
-        // SAFETY: the pieces are valid for the call and may be written to, as `Pieces` promises for targets.
+        // SAFETY: the pieces are valid for the call and may be written to, as `IoVecs` promises for targets.
         let count = unsafe { libc::readv(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match usize::try_from(count) {
             Ok(count) => match count.checked_sub(header.len()) {

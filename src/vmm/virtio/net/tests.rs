@@ -13,7 +13,7 @@ use crate::vmm::limits::Rate;
 use crate::vmm::memory::{self, GuestMemory};
 use crate::vmm::netstack::MacAddress;
 use crate::vmm::virtio::interrupt::{Interrupt, status};
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::virtio::iovec::IoVecs;
 use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_at};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -247,7 +247,7 @@ fn dropped_stream_leaves_socket_at_frame_boundary() {
     };
     peer.write_all(&[&50_u32.to_be_bytes()[..], &[1; 30]].concat()).unwrap();
     let mut space = [0; 100];
-    let mut target = Pieces::default();
+    let mut target = IoVecs::default();
     target.push_target(&mut space);
     assert_eq!(stream.receive(&target, |_| true), backend::Received::Nothing);
     peer.write_all(&[&[1; 20][..], &3_u32.to_be_bytes(), &[7, 8, 9]].concat()).unwrap();

@@ -40,7 +40,7 @@ struct Due {
 }
 
 #[derive(Debug)]
-pub struct Connection {
+pub struct VsockConnection {
     key: Key,
     guest_cid: u64,
     stream: UnixStream,
@@ -71,22 +71,22 @@ pub struct Connection {
     hung_up: bool,
 }
 
-impl Connection {
-    pub fn from_host(key: Key, guest_cid: u64, stream: UnixStream) -> Connection {
+impl VsockConnection {
+    pub fn from_host(key: Key, guest_cid: u64, stream: UnixStream) -> VsockConnection {
         let due = Due { request: true, ..Due::default() };
-        Connection::new(key, guest_cid, stream, State::Requested, due)
+        VsockConnection::new(key, guest_cid, stream, State::Requested, due)
     }
 
-    pub fn from_guest(request: &Header, stream: UnixStream) -> Connection {
+    pub fn from_guest(request: &Header, stream: UnixStream) -> VsockConnection {
         let key = Key { guest_port: request.src_port, host_port: request.dst_port };
         let due = Due { response: true, ..Due::default() };
-        let mut connection = Connection::new(key, request.src_cid, stream, State::Established, due);
+        let mut connection = VsockConnection::new(key, request.src_cid, stream, State::Established, due);
         connection.take_credit(request);
         connection
     }
 
-    fn new(key: Key, guest_cid: u64, stream: UnixStream, state: State, due: Due) -> Connection {
-        Connection {
+    fn new(key: Key, guest_cid: u64, stream: UnixStream, state: State, due: Due) -> VsockConnection {
+        VsockConnection {
             key,
             guest_cid,
             stream,
@@ -221,7 +221,7 @@ impl Connection {
             && self.guest_shutdown & SHUTDOWN_RECEIVE == 0
     }
 
-    /// Returns true if [`Connection::next_packet`] may return a packet.
+    /// Returns true if [`VsockConnection::next_packet`] may return a packet.
     pub fn wants_to_send(&self) -> bool {
         match self.state {
             State::Closed => false,
@@ -333,16 +333,16 @@ mod tests {
         }
     }
 
-    fn established() -> (Connection, UnixStream) {
+    fn established() -> (VsockConnection, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
-        let mut connection = Connection::from_guest(&guest(op::REQUEST, 0, 0, 0), near);
+        let mut connection = VsockConnection::from_guest(&guest(op::REQUEST, 0, 0, 0), near);
         assert_eq!(next(&mut connection).unwrap().op, op::RESPONSE);
         (connection, far)
     }
 
-    fn next(connection: &mut Connection) -> Option<Header> {
+    fn next(connection: &mut VsockConnection) -> Option<Header> {
         connection.next_packet(|stream, limit| {
             let mut buffer = vec![0; limit as usize];
             stream.read(&mut buffer)
@@ -360,7 +360,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
-        let mut connection = Connection::from_host(KEY, 3, near);
+        let mut connection = VsockConnection::from_host(KEY, 3, near);
         assert_eq!(next(&mut connection).unwrap().op, op::REQUEST);
         assert!(!connection.wants_to_send());
         connection.receive(&guest(op::RESPONSE, 0, 0, 0), &[]);
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn unexpected_packet_resets_connection() {
         let (near, _far) = UnixStream::pair().unwrap();
-        let mut connection = Connection::from_host(KEY, 3, near);
+        let mut connection = VsockConnection::from_host(KEY, 3, near);
         connection.receive(&guest(op::RW, 0, 3, 0), b"abc");
         assert_eq!(next(&mut connection).unwrap().op, op::RST);
     }

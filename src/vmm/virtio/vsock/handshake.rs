@@ -13,7 +13,7 @@ pub struct Handshake {
 }
 
 #[derive(Debug)]
-pub enum Progress {
+pub enum HandshakeProgress {
     Waiting(Handshake),
     Connect(UnixStream, u32),
     /// The client left or sent an invalid line.
@@ -27,22 +27,22 @@ impl Handshake {
     }
 
     /// Reads the available part of the line, byte by byte, because the bytes after it are for the guest.
-    pub fn advance(mut self) -> Progress {
+    pub fn advance(mut self) -> HandshakeProgress {
         loop {
             let mut byte = [0];
             match self.stream.read(&mut byte) {
-                Ok(0) => return Progress::Refused,
+                Ok(0) => return HandshakeProgress::Refused,
                 Ok(_) if byte[0] == b'\n' => {
                     return match parse(&self.line) {
-                        Some(port) => Progress::Connect(self.stream, port),
-                        None => Progress::Refused,
+                        Some(port) => HandshakeProgress::Connect(self.stream, port),
+                        None => HandshakeProgress::Refused,
                     };
                 }
-                Ok(_) if self.line.len() == LINE_LIMIT => return Progress::Refused,
+                Ok(_) if self.line.len() == LINE_LIMIT => return HandshakeProgress::Refused,
                 Ok(_) => self.line.push(byte[0]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting(self),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return HandshakeProgress::Waiting(self),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Progress::Refused,
+                Err(_) => return HandshakeProgress::Refused,
             }
         }
     }
@@ -58,12 +58,12 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn advance(written: &[u8], rest: &mut Vec<u8>) -> Progress {
+    fn advance(written: &[u8], rest: &mut Vec<u8>) -> HandshakeProgress {
         let (mut client, stream) = UnixStream::pair().unwrap();
         stream.set_nonblocking(true).unwrap();
         client.write_all(written).unwrap();
         let progress = Handshake::new(stream).advance();
-        if let Progress::Connect(stream, _) = &progress {
+        if let HandshakeProgress::Connect(stream, _) = &progress {
             let mut stream = stream.try_clone().unwrap();
             let mut buffer = [0; 64];
             if let Ok(count) = stream.read(&mut buffer) {
@@ -76,13 +76,13 @@ mod tests {
     #[test]
     fn handshake_leaves_bytes_after_line() {
         let mut rest = Vec::new();
-        assert!(matches!(advance(b"CONNECT 1024\nhello", &mut rest), Progress::Connect(_, 1024)));
+        assert!(matches!(advance(b"CONNECT 1024\nhello", &mut rest), HandshakeProgress::Connect(_, 1024)));
         assert_eq!(rest, b"hello");
     }
 
     #[test]
     fn partial_line_waits() {
-        assert!(matches!(advance(b"CONNECT 10", &mut Vec::new()), Progress::Waiting(_)));
+        assert!(matches!(advance(b"CONNECT 10", &mut Vec::new()), HandshakeProgress::Waiting(_)));
     }
 
     #[test]
@@ -94,7 +94,7 @@ mod tests {
             "CONNECT +5\n",
             "CONNECT 111111111111111111111",
         ] {
-            assert!(matches!(advance(line.as_bytes(), &mut Vec::new()), Progress::Refused), "{line}");
+            assert!(matches!(advance(line.as_bytes(), &mut Vec::new()), HandshakeProgress::Refused), "{line}");
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_byt
 use crate::unix_socket;
 use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
-use service::Service;
+use service::VsockService;
 
 /// In the VMM's directory. The guest reaches the host at `<socket>_<port>`.
 pub const SOCKET: &str = "vsock.sock";
@@ -50,7 +50,7 @@ pub struct Vsock {
     path: PathBuf,
     listener: UnixListener,
     connector: VsockConnector,
-    worker: Option<Worker<Service>>,
+    worker: Option<Worker<VsockService>>,
     /// Set for a restored guest, which still knows connections from before. Written when its agent is ready.
     released: Option<EventFd>,
 }
@@ -103,7 +103,7 @@ impl VirtioDevice for Vsock {
         let connector = self.connector.try_clone().map_err(failed)?;
         let released = self.released.take();
         let worker = Worker::spawn("vsock", Arc::clone(&activation.clock), |wakeups| {
-            Service::new(config, path, UnixListener::from(listener), connector, activation, wakeups, released)
+            VsockService::new(config, path, UnixListener::from(listener), connector, activation, wakeups, released)
         });
         self.worker = Some(worker.map_err(failed)?);
         Ok(())

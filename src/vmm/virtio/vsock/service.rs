@@ -15,14 +15,14 @@ use wisp_agent::PRIVILEGED_PORTS;
 use wisp_agent::resumed::SENTINEL_PORT;
 use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 
-use super::connection::{Connection, Key};
-use super::handshake::{Handshake, Progress};
+use super::connection::{Key, VsockConnection};
+use super::handshake::{Handshake, HandshakeProgress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
 use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
 use crate::vmm::memory::GuestMemory;
-use crate::vmm::sandbox::calls::Kind;
-use crate::vmm::virtio::iovec::Pieces;
+use crate::vmm::sandbox::calls::ThreadKind;
+use crate::vmm::virtio::iovec::IoVecs;
 use crate::vmm::virtio::queue::{self, Buffer, QueueError};
 use crate::vmm::virtio::worker::{Serve, Wakeups};
 use crate::vmm::virtio::{Activation, QueueState};
@@ -52,7 +52,7 @@ const MAX_STRAY_RESETS: usize = 128;
 const BATCH: usize = 128;
 
 #[derive(Debug)]
-pub(super) struct Service {
+pub(super) struct VsockService {
     cid: u64,
     path: PathBuf,
     /// The file served at [`SEED_PORT`].
@@ -61,7 +61,7 @@ pub(super) struct Service {
     connector: VsockConnector,
     activation: Activation,
     wakeups: Arc<Wakeups>,
-    connections: HashMap<Key, Entry>,
+    connections: HashMap<Key, ConnectionEntry>,
     handshakes: HashMap<u64, Handshake>,
     sockets: HashMap<u64, Key>,
     /// Connections that may have packets for the guest, in round-robin order. None is in it twice (`is_queued`).
@@ -88,10 +88,10 @@ struct Sentinel {
 }
 
 #[derive(Debug)]
-struct Entry {
-    connection: Connection,
+struct ConnectionEntry {
+    connection: VsockConnection,
     token: u64,
-    /// Set while the connection is in [`Service::ready`].
+    /// Set while the connection is in [`VsockService::ready`].
     is_queued: bool,
 }
 
@@ -121,7 +121,7 @@ impl ResumeGate {
     }
 }
 
-impl Service {
+impl VsockService {
     pub(super) fn new(
         config: VsockConfig,
         path: PathBuf,
@@ -130,8 +130,8 @@ impl Service {
         activation: Activation,
         wakeups: Arc<Wakeups>,
         released: Option<EventFd>,
-    ) -> io::Result<Service> {
-        let service = Service {
+    ) -> io::Result<VsockService> {
+        let service = VsockService {
             cid: config.cid.into(),
             path,
             seed: config.seed,
@@ -249,22 +249,22 @@ impl Service {
 
     fn advance_handshake(&mut self, token: u64, handshake: Handshake) {
         match handshake.advance() {
-            Progress::Waiting(handshake) => {
+            HandshakeProgress::Waiting(handshake) => {
                 self.handshakes.insert(token, handshake);
             }
-            Progress::Refused => {}
-            Progress::Connect(stream, guest_port) => self.connect_to_guest(token, stream, guest_port),
+            HandshakeProgress::Refused => {}
+            HandshakeProgress::Connect(stream, guest_port) => self.connect_to_guest(token, stream, guest_port),
         }
     }
 
     fn connect_to_guest(&mut self, token: u64, stream: UnixStream, guest_port: u32) {
         let key = Key { guest_port, host_port: self.free_host_port(guest_port) };
-        self.add(key, Connection::from_host(key, self.cid, stream), token);
+        self.add(key, VsockConnection::from_host(key, self.cid, stream), token);
     }
 
-    fn add(&mut self, key: Key, connection: Connection, token: u64) {
+    fn add(&mut self, key: Key, connection: VsockConnection, token: u64) {
         self.sockets.insert(token, key);
-        self.connections.insert(key, Entry { connection, token, is_queued: false });
+        self.connections.insert(key, ConnectionEntry { connection, token, is_queued: false });
         self.queue_if_ready(key);
     }
 
@@ -283,7 +283,7 @@ impl Service {
             return self.advance_handshake(token, handshake);
         }
         let Some(key) = self.sockets.get(&token).copied() else { return };
-        let Some(Entry { connection, .. }) = self.connections.get_mut(&key) else { return };
+        let Some(ConnectionEntry { connection, .. }) = self.connections.get_mut(&key) else { return };
         if kinds.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             connection.set_hung_up();
         }
@@ -379,7 +379,7 @@ impl Service {
             return self.connect_to_host(key, header);
         }
         match self.connections.get_mut(&key) {
-            Some(Entry { connection, .. }) => {
+            Some(ConnectionEntry { connection, .. }) => {
                 connection.receive(header, data);
                 self.queue_if_ready(key);
             }
@@ -420,7 +420,7 @@ impl Service {
         };
         let Ok(stream) = stream else { return self.reset_stray(request) };
         let Some(token) = self.watch(&stream) else { return self.reset_stray(request) };
-        self.add(key, Connection::from_guest(request, stream), token);
+        self.add(key, VsockConnection::from_guest(request, stream), token);
     }
 
     /// Answers a packet without a connection, unless it is a reset.
@@ -472,7 +472,7 @@ impl Service {
         }
         let key = self.ready.pop_front()?;
         let memory = &self.activation.memory;
-        let Entry { connection, is_queued, .. } = self.connections.get_mut(&key)?;
+        let ConnectionEntry { connection, is_queued, .. } = self.connections.get_mut(&key)?;
         *is_queued = false;
         let packet = connection.next_packet(|stream, limit| {
             let buffers = queue::subrange(buffers, HEADER_SIZE as u64, limit.into());
@@ -483,8 +483,8 @@ impl Service {
     }
 }
 
-impl Serve for Service {
-    const KIND: Kind = Kind::Vsock;
+impl Serve for VsockService {
+    const KIND: ThreadKind = ThreadKind::Vsock;
 
     fn queue_states(&self) -> Vec<QueueState> {
         self.activation.queue_states()
@@ -528,7 +528,7 @@ fn offer(path: &Path) -> io::Result<UnixStream> {
 }
 
 fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]) -> io::Result<usize> {
-    let mut pieces = Pieces::default();
+    let mut pieces = IoVecs::default();
     pieces.extend_guest(&queue::volatile_slices(memory, buffers));
     pieces.read_from(stream.as_fd())
 }
@@ -554,7 +554,7 @@ mod tests {
     }
 
     /// Creates a device whose guest offers no receive buffers and sends the packet at [`PACKET`] endlessly.
-    fn service(dir: &Path) -> Service {
+    fn service(dir: &Path) -> VsockService {
         let memory = memory::allocate(64).unwrap();
         let path = dir.join("v");
         let listener = UnixListener::bind(&path).unwrap();
@@ -569,7 +569,7 @@ mod tests {
         };
         let config = VsockConfig { cid: CID, seed: None };
         let connector = broker::in_thread(None, None).vsock;
-        Service::new(config, path, listener, connector, activation, Wakeups::for_test(), None).unwrap()
+        VsockService::new(config, path, listener, connector, activation, Wakeups::for_test(), None).unwrap()
     }
 
     #[test]
