@@ -201,6 +201,8 @@ fn hibernation_is_refused_as_in_ec2() {
     let wisp = Wisp::new();
     launch(&wisp, &["--name", "sleeper", "--no-wait"]).expect_code(0);
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "UnsupportedHibernationConfiguration");
+    let launch_d3 = ["launch", "--hibernation", "--type", "d3.xlarge", "--overcommit", "--dry-run"];
+    refused(wisp.run(&launch_d3), "UnsupportedHibernationConfiguration");
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     launch(&wisp, &["--name", "other", "--no-wait", "--hibernation"]).expect_code(0);
     refused(wisp.run(&["stop", "other", "--hibernate"]), "UnsupportedOperation");

@@ -29,8 +29,26 @@ fn unusable_home_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = wisp.command(&["run", "--", "true"]).env("WISP_HOME", file.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(125));
     assert!(stderr.contains("cannot be used") && stderr.contains("WISP_HOME"), "{stderr}");
+}
+
+#[test]
+fn metadata_defaults_are_kept_changed_and_reset() {
+    let wisp = Wisp::without_kvm();
+    let defaults = |words: &[&str]| {
+        let outcome = wisp.run(&[&["metadata-defaults", "--output", "json"], words].concat()).expect_code(0);
+        serde_json::from_slice::<serde_json::Value>(&outcome.stdout).unwrap()["AccountLevel"].clone()
+    };
+    assert_eq!(defaults(&[]), serde_json::json!({}));
+    let required = serde_json::json!({"HttpEndpoint": "enabled", "HttpTokens": "required"});
+    assert_eq!(defaults(&["--imds", "required"]), required);
+    let with_hops = defaults(&["--metadata-options", "HttpPutResponseHopLimit=2"]);
+    assert_eq!((&with_hops["HttpTokens"], &with_hops["HttpPutResponseHopLimit"]), (&"required".into(), &2.into()));
+    assert_eq!(defaults(&[]), with_hops);
+    assert_eq!(defaults(&["--reset"]), serde_json::json!({}));
+    let refused = wisp.run(&["metadata-defaults", "--metadata-options", "HttpTokens=maybe"]).expect_code(2);
+    assert!(refused.stderr.contains("HttpTokens"), "{}", refused.stderr);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
+use common::{Wisp, vmm_pid, wait_for_log, wait_until_gone, wait_until_unlocked};
 use wisp::vmm::control::{ControlClient, ControlRequest, Message};
 
 fn only_vmm_pid(wisp: &Wisp) -> u32 {
@@ -117,4 +117,27 @@ fn client_that_never_reads_stalls_only_itself() {
     read.unwrap();
     drop(stdin);
     running.wait().expect_code(0);
+}
+
+/// `mov al, 0xfe; out 0x64, al; hlt`: the keyboard controller resets the CPU.
+const RESET: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+
+#[test]
+fn reboot_loop_backs_off_and_can_be_terminated() {
+    let wisp = Wisp::new();
+    let bundle = tempfile::tempdir().unwrap();
+    let kernel = common::kernel_of(&RESET);
+    std::fs::write(bundle.path().join("vmlinux"), &kernel).unwrap();
+    let manifest = format!(
+        "name = \"loop\"\ndescription = \"A kernel that resets\"\narchitecture = \"x86_64\"\ndefault_user = \"root\"\n\
+         cloud_init = false\n[kernel]\nfile = \"vmlinux\"\nsha256 = \"{}\"\ncmdline = \"quiet\"\n\
+         protocol = \"linux64\"\nsoftware_kvm_aware = true\n",
+        common::sha256(&kernel)
+    );
+    std::fs::write(bundle.path().join("image.toml"), manifest).unwrap();
+    wisp.run(&["image", "import", bundle.path().to_str().unwrap()]).expect_code(0);
+    wisp.run(&["launch", "loop", "--name", "loop", "--no-wait", "--network", "none", "--memory", "128M"])
+        .expect_code(0);
+    wait_for_log(&wisp.instances()[0], "the guest rebooted 3 times soon after its start; it starts again in 2s");
+    wisp.run(&["terminate", "loop"]).expect_code(0);
 }

@@ -115,31 +115,9 @@ fn unemulated_instruction_is_named() {
 fn run_code(code: &[u8]) -> common::Outcome {
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("kernel");
-    fs::write(&kernel, kernel_of(code)).unwrap();
+    fs::write(&kernel, common::kernel_of(code)).unwrap();
     let wisp = Wisp::new();
     let outcome = wisp.run(&["run", "--kernel", kernel.to_str().unwrap(), "--", "true"]).expect_code(125);
     assert!(wisp.runs().is_empty());
     outcome
-}
-
-fn kernel_of(code: &[u8]) -> Vec<u8> {
-    const ADDRESS: u64 = 0x100_0000;
-    let mut image = vec![0_u8; 120];
-    image[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(16, &2_u16.to_le_bytes());
-    put(18, &62_u16.to_le_bytes());
-    put(20, &1_u32.to_le_bytes());
-    put(24, &ADDRESS.to_le_bytes());
-    put(32, &64_u64.to_le_bytes());
-    put(52, &64_u16.to_le_bytes());
-    put(54, &56_u16.to_le_bytes());
-    put(56, &1_u16.to_le_bytes());
-    put(64, &1_u32.to_le_bytes());
-    put(72, &120_u64.to_le_bytes());
-    put(88, &ADDRESS.to_le_bytes());
-    put(96, &(code.len() as u64).to_le_bytes());
-    put(104, &4096_u64.to_le_bytes());
-    image.extend(code);
-    image
 }

@@ -39,9 +39,9 @@ pub enum CloudError {
     #[error("{instance}: the VMM's process cannot be started: {source}")]
     Spawn { instance: InstanceId, source: io::Error },
     /// The VMM could not build the VM, or refused a request.
-    #[error("{instance} cannot start: {why}")]
+    #[error("{instance}: {why}")]
     Refused { instance: InstanceId, why: String },
-    #[error("{why}")]
+    #[error("{instance}: {why}")]
     NotDone { instance: InstanceId, why: String },
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. Its memory is kept; `wisp start {instance} --cold` boots it without")]

@@ -84,8 +84,8 @@ impl Cloud {
     /// Takes a snapshot of a running instance, which continues to run.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.dir(record.id).try_lock_operation()? else {
-            let action = "forked";
-            return Err(Ec2Error::IncorrectInstanceState { instance: record.id, state: "stopping", action }.into());
+            let (instance, action) = (record.id, "copied while it runs");
+            return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
         let [own, saved] = self.dir(record.id).saved_for_others()?;

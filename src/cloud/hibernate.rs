@@ -84,7 +84,7 @@ impl InstanceDir {
                 // The VMM may have been killed before it saved the memory.
                 false => Err(CloudError::NotDone {
                     instance: self.id(),
-                    why: "its VMM ended before the memory was saved".into(),
+                    why: "the VMM exited before it had saved the memory".into(),
                 }),
             });
         if saved.is_err() {
@@ -103,7 +103,7 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::UnsupportedHibernationConfiguration,
                     format!("The instance '{id}' is not configured for hibernation."),
-                    Some("That is said when it is launched: `wisp launch --hibernation`.".into()),
+                    Some("Enable it at launch: `wisp launch --hibernation`.".into()),
                 ));
             }
             Action::Hibernate.allowed(*id, record.state)?;

@@ -181,6 +181,14 @@ impl Cloud {
                 Some("Make volumes of a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
             ));
         }
+        let instance_type = spec.size.instance_type;
+        if spec.hibernation && !instance_type.hibernation {
+            return Err(CloudError::refused(
+                ErrorCode::UnsupportedHibernationConfiguration,
+                format!("The instance type '{}' does not support hibernation.", instance_type.name),
+                Some("`wisp types --output json` shows HibernationSupported of each type.".into()),
+            ));
+        }
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
 

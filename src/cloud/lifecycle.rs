@@ -561,8 +561,8 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
             Awaited::Listening(machine) => machine,
             Awaited::TimedOut => {
-                let why = format!("its VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
-                return Err(CloudError::NotDone { instance: dir.id(), why: format!("{}: {why}", dir.id()) });
+                let why = format!("the VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
+                return Err(CloudError::NotDone { instance: dir.id(), why });
             }
         };
         match end_by(&mut machine, dir) {
@@ -598,7 +598,7 @@ fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
             return Ok(Ended { _lock: Some(lock), notice });
         }
     }
-    let why = format!("{}: its VMM has not ended, although it was killed", dir.id());
+    let why = "the VMM has not exited, although it was killed".to_string();
     Err(CloudError::NotDone { instance: dir.id(), why })
 }
 

@@ -354,7 +354,7 @@ impl MachineHandle {
             // The VMM's log is removed with the directory, so the error must contain the cause.
             CloudError::Control { instance, source: ClientError::Gone } => {
                 match vmm_process::last_violation(&self.dir.path) {
-                    Some(why) => CloudError::Refused { instance, why },
+                    Some(why) => CloudError::Refused { instance, why: format!("the VMM could not start: {why}") },
                     None => CloudError::Control { instance, source: ClientError::Gone },
                 }
             }
@@ -399,9 +399,10 @@ impl MachineHandle {
         let instance = self.dir.id;
         match self.wait_ended(timeout) {
             Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(CloudError::NotDone { instance, why: format!("it was not done after {} s", timeout.as_secs()) })
-            }
+            Ok(false) => Err(CloudError::NotDone {
+                instance,
+                why: format!("the VMM did not finish within {} s", timeout.as_secs()),
+            }),
             Err(CloudError::Refused { why, .. }) => Err(CloudError::NotDone { instance, why }),
             Err(error) => Err(error),
         }
@@ -501,7 +502,7 @@ impl MachineHandle {
     }
 
     pub(super) fn unexpected(&self, message: &Message) -> CloudError {
-        let why = format!("its VMM answered something else: {message:?}");
+        let why = format!("unexpected response of the VMM: {message:?}");
         CloudError::Refused { instance: self.dir.id, why }
     }
 }

@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::error::CloudError;
 use super::fork::Frozen;
 use super::image::{Image, ImageError, MANIFEST, RootEntry};
 use super::image_memory::ImageMemory;
 use super::layers;
+use super::machine::SYNC_TIMEOUT;
 use super::machine::disk_id;
 use super::template;
 use super::{Cloud, embedded, new_id, now};
@@ -399,8 +399,6 @@ fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord 
         tags: Default::default(),
     }
 }
-
-const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Returns the user's name on this host.
 pub(super) fn owner() -> String {

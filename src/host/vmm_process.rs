@@ -100,7 +100,13 @@ pub struct Inherited {
 
 /// Starts the supervisor, whose VMM boots or restores a snapshot. `began_ns` is the start time of the user's command.
 pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
+    // The log is that of the last start, so that no message of an earlier VMM is taken for this one's.
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
+    log.set_len(0)?;
+    match std::fs::remove_file(bounded_log::full(&dir.join(LOG))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
     command.arg0("wisp").arg("vmm").arg(dir);

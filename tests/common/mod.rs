@@ -431,3 +431,25 @@ pub fn program(name: &str) -> Vec<u8> {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     std::fs::read(dir.path().join(name)).unwrap()
 }
+
+pub fn kernel_of(code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 0x100_0000;
+    let mut image = vec![0_u8; 120];
+    image[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(16, &2_u16.to_le_bytes());
+    put(18, &62_u16.to_le_bytes());
+    put(20, &1_u32.to_le_bytes());
+    put(24, &ADDRESS.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(52, &64_u16.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes());
+    put(72, &120_u64.to_le_bytes());
+    put(88, &ADDRESS.to_le_bytes());
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &4096_u64.to_le_bytes());
+    image.extend(code);
+    image
+}

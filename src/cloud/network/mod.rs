@@ -184,15 +184,9 @@ impl Cloud {
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
-            self.notice(format!("Guests reach nothing outside: {error}."));
+            self.notice_once(format!("Guests reach nothing outside: {error}."));
         }
         Ok(connected)
-    }
-
-    fn notice(&mut self, notice: String) {
-        if !self.notices.contains(&notice) {
-            self.notices.push(notice);
-        }
     }
 
     /// Returns the netstack configuration of an instance with this interface, read in one transaction.

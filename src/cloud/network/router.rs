@@ -42,7 +42,7 @@ impl Cloud {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
-                self.notice(format!(
+                self.notice_once(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
                      `wisp doctor` says more."
                 ));
@@ -75,7 +75,9 @@ impl Cloud {
                 // If the router cannot be restarted, the commands that need it report that.
                 Ok(Some(recovery)) if recovery.uplink.is_some() => self.notice_recovery(vpc, &recovery),
                 Ok(_) => {}
-                Err(error) => self.notice(format!("The router of {vpc} was killed and cannot be restarted: {error}")),
+                Err(error) => {
+                    self.notice_once(format!("The router of {vpc} was killed and cannot be restarted: {error}"))
+                }
             }
         }
     }
@@ -96,7 +98,7 @@ impl Cloud {
         });
         let said: Vec<String> = uplink.map(String::from).into_iter().chain(disconnected).collect();
         if !said.is_empty() {
-            self.notice(format!("The router of {vpc} was killed: {}.", said.join("; ")));
+            self.notice_once(format!("The router of {vpc} was killed: {}.", said.join("; ")));
         }
     }
 

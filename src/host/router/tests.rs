@@ -177,6 +177,17 @@ fn tap_without_rules_sends_nothing() {
 }
 
 #[test]
+fn endless_response_is_refused_at_its_limit() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    // Writes until the client has closed its end.
+    let router = std::thread::spawn(move || while far.write_all(&[b' '; 4096]).is_ok() {});
+    let error = ask(Path::new("/networks/vpc-1"), &near, RouterRequest::Apply).unwrap_err();
+    assert!(matches!(&error, RouterError::Refused(why) if why.contains(&ANSWER_LIMIT.to_string())), "{error}");
+    drop(near);
+    router.join().unwrap();
+}
+
+#[test]
 fn exited_router_is_reported_as_ended() {
     let dir = Path::new("/networks/vpc-1");
     let (near, far) = UnixStream::pair().unwrap();
