@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn openssh_reads_the_command_as_meant() {
         let target = target("/w h/100%/a\"b/known_hosts");
-        let mut command = command(&target, target.endpoint.unwrap(), "admin", None, &["-oPort=1".into()]);
+        // ssh would keep the first of two ports, but it takes this option from any place.
+        let mut command = command(&target, target.endpoint.unwrap(), "admin", None, &["-oProxyCommand=x".into()]);
         let program = command.get_program().to_owned();
         let arguments: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
         command = Command::new(program);
@@ -186,6 +187,7 @@ mod tests {
         for line in ["user admin", "hostname 127.18.0.5", "port 22"] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}{error}");
         }
+        assert!(!text.lines().any(|line| line.starts_with("proxycommand ")), "{text}");
         assert!(
             text.lines().any(|line| line.starts_with("userknownhostsfile ") && line.contains("/w h/100")),
             "{text}"

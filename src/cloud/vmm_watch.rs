@@ -252,11 +252,22 @@ mod tests {
     #[test]
     fn lock_acquired_after_timeout_is_released() {
         let Instance { dir, _directory } = instance();
-        let path = dir.path().join(LOCK);
+        let path = dir.path().canonicalize().unwrap().join(LOCK);
+        let is_lock = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|target| target == path);
+        let wait_until_open = |count: usize| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter(is_lock).count() != count {
+                assert!(Instant::now() < deadline, "the lock is not open {count} times");
+                std::thread::yield_now();
+            }
+        };
         let lock = dir.try_lock().unwrap().unwrap();
         assert!(matches!(dir.await_vmm(Duration::ZERO).unwrap(), Awaited::TimedOut));
+        // Now the watch's thread waits for the lock.
+        wait_until_open(2);
         drop(lock);
-        // The watch's thread may acquire the lock first, but releases it.
+        // The thread acquires the lock, and releases it.
+        wait_until_open(0);
         drop(lock_file(&path).unwrap());
     }
 }

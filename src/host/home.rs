@@ -387,6 +387,7 @@ mod tests {
                 let refused = Home::at(&dir.path().join(path));
                 let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
                 assert_eq!((through, *flaw), (&open, PathFlaw::WritableByOthers { mode }), "{path}");
+                assert_eq!(open.read_dir().unwrap().count(), 0, "{path}: something was created");
             }
         }
         let error = Home::at(&open.join("home")).unwrap_err().to_string();
@@ -429,6 +430,8 @@ mod tests {
             let refused = Home::at(&dir.path().join(path));
             let Err(HomeError::Unsafe { through, flaw, .. }) = &refused else { panic!("{path}: {refused:?}") };
             assert_eq!((through, *flaw), (&theirs, PathFlaw::DirectoryOfAnotherUser { owner: NOBODY }), "{path}");
+            let created = theirs.read_dir().unwrap().count() + theirs.join("mine").read_dir().unwrap().count() - 1;
+            assert_eq!(created, 0, "{path}: something was created");
         }
     }
 

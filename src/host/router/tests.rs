@@ -2,7 +2,7 @@
 //! network namespaces, except the last one.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -204,4 +204,10 @@ fn exited_router_is_reported_as_ended() {
         error.to_string(),
         "the network's router ended before it answered; /networks/vpc-1/router.log may tell why"
     );
+    // A router that has read the whole request leaves no error, but an empty answer.
+    let (near, far) = UnixStream::pair().unwrap();
+    let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
+    let answer = ask(dir, &near, Request::WayOut);
+    router.join().unwrap();
+    assert!(matches!(answer, Err(RouterError::Ended(_))), "{answer:?}");
 }

@@ -165,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn device_clock_counts_thread_time() {
+        let memory = memory::allocate(64).unwrap();
+        let activation = activation(&memory, queue_with(&memory, &[(0x10_0000, 64, WRITE, 0)], &[0]));
+        let clock = Arc::clone(&activation.clock);
+        let mut rng = Rng::default();
+        rng.activate(activation).unwrap();
+        rng.pause();
+        assert!(clock.ns() > 0);
+    }
+
+    #[test]
     fn read_only_buffer_needs_reset() {
         let memory = memory::allocate(64).unwrap();
         let (mut rng, interrupt, faults) = active_rng(&memory, queue_with(&memory, &[(0x10_0000, 64, 0, 0)], &[0]));

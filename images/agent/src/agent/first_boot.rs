@@ -360,8 +360,36 @@ mod tests {
         assert!(is_untouched());
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
         // The home directory belongs to another user.
-        add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err();
+        let error = add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err().to_string();
+        assert!(error.contains(&format!("belongs to the user {}", owner.0)), "{error}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
+    }
+
+    #[test]
+    fn keys_are_not_written_to_files_of_another_user() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("Skipped: only root can give files to another user.");
+            return;
+        }
+        const USER: Owner = (1000, 1000);
+        const OTHER: u32 = 65534;
+        let (home, _) = home();
+        let directory = home.path().join(".ssh");
+        let give = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None).unwrap();
+        give(home.path(), USER.0);
+        fs::create_dir(&directory).unwrap();
+        give(&directory, OTHER);
+        let error = add_keys(home.path(), &key("A"), USER).unwrap_err().to_string();
+        assert!(error.contains(&format!("~/.ssh belongs to the user {OTHER}")), "{error}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        // A system file that the user cannot read, as if hard-linked by the user.
+        give(&directory, USER.0);
+        let file = directory.join(AUTHORIZED_KEYS);
+        fs::write(&file, "secret").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = add_keys(home.path(), &key("A"), USER).unwrap_err().to_string();
+        assert!(error.contains("is not the user's to read"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "secret");
     }
 
     #[test]

@@ -646,16 +646,30 @@ mod tests {
             EndOfFile,
             Symlink,
         ]);
-        let name = prop::sample::select(vec!["data", "sub", "out", ".bashrc", "..", "../outside", ""]);
+        let name = prop::sample::select(vec!["data", "sub", "out", "out", ".bashrc", "..", "../outside", ""]);
         prop::collection::vec((kind, name), 0..40)
     }
 
+    /// A destination, and the stream that is copied to it.
+    fn copies() -> impl Strategy<Value = (&'static str, Vec<(Step, &'static str)>)> {
+        let destination = prop::sample::select(vec![
+            "home",
+            "home/",
+            "own",
+            "home/new",
+            "home/data/sub",
+            "home/data/out",
+            "home/data/out/",
+            "home/data/out/x",
+        ]);
+        (destination, steps())
+    }
+
     proptest! {
-        /// Receives two streams in a row, because the links of the first are in the path of the second.
+        /// Receives several streams in a row, because the links of one are in the path of the next.
         #[test]
         fn untrusted_stream_creates_only_requested_files(
-            streams in prop::collection::vec(steps(), 1..3),
-            destination in prop::sample::select(vec!["home", "home/", "own", "home/new", "home/data/sub", "home/data/out/"]),
+            copies in prop::collection::vec(copies(), 1..8),
         ) {
             let dir = tempfile::tempdir().expect("a directory");
             for name in ["home/data/sub", "outside"] {
@@ -664,7 +678,7 @@ mod tests {
             std::fs::write(dir.path().join("home/.bashrc"), "mine").expect("written");
             std::os::unix::fs::symlink("home", dir.path().join("own")).expect("linked");
             std::os::unix::fs::symlink("../../outside", dir.path().join("home/data/away")).expect("linked");
-            for stream in streams {
+            for (destination, stream) in copies {
                 let mut writer = untrusted(&dir.path().join(destination), "/srv/data");
                 for (step, name) in stream {
                     let name = OsString::from(name);
