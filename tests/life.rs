@@ -119,6 +119,11 @@ fn client_that_never_reads_stalls_only_itself() {
     running.wait().expect_code(0);
 }
 
+/// Waits for the next second of the real-time clock: reads its register 0 until the value changes.
+const NEXT_SECOND: [u8; 18] = [
+    0x31, 0xc0, 0xe6, 0x70, 0xe4, 0x71, 0x88, 0xc3, // xor eax, eax; out 0x70, al; in al, 0x71; mov bl, al
+    0x31, 0xc0, 0xe6, 0x70, 0xe4, 0x71, 0x38, 0xd8, 0x74, 0xf6, // the same; cmp al, bl; je to the start of this line
+];
 /// `mov al, 0xfe; out 0x64, al; hlt`: the keyboard controller resets the CPU.
 const RESET: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 
@@ -126,7 +131,8 @@ const RESET: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 fn reboot_loop_backs_off_and_can_be_terminated() {
     let wisp = Wisp::new();
     let bundle = tempfile::tempdir().unwrap();
-    let kernel = common::kernel_of(&RESET);
+    // Each run takes one to two seconds, so that the launch sees a running VMM.
+    let kernel = common::kernel_of(&[&NEXT_SECOND[..], &NEXT_SECOND, &RESET].concat());
     std::fs::write(bundle.path().join("vmlinux"), &kernel).unwrap();
     let manifest = format!(
         "name = \"loop\"\ndescription = \"A kernel that resets\"\narchitecture = \"x86_64\"\ndefault_user = \"root\"\n\

@@ -302,7 +302,7 @@ mod tests {
         assert_eq!((mode("data"), mode("data/f")), (0o1750, 0o750));
         // A copy applies the umask of this process.
         let answer =
-            vec![Entry::File { name: "motd".into(), attributes: writable_by_all }, Entry::EndOfFile, Entry::End];
+            vec![TreeEntry::File { name: "motd".into(), attributes: writable_by_all }, TreeEntry::EndOfFile, TreeEntry::End];
         copy_from_hostile("/etc/motd", &host.home, answer).expect("copied");
         assert_eq!(mode("motd"), 0o777 & !umask());
     }

@@ -207,7 +207,7 @@ fn exited_router_is_reported_as_ended() {
     // A router that has read the whole request leaves no error, but an empty answer.
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
-    let answer = ask(dir, &near, Request::WayOut);
+    let answer = ask(dir, &near, RouterRequest::Uplink);
     router.join().unwrap();
     assert!(matches!(answer, Err(RouterError::Ended(_))), "{answer:?}");
 }
