@@ -15,11 +15,11 @@
 
 pub mod cli;
 pub mod cloud;
-pub mod ec2;
+
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod guest;
 pub mod host;
-pub mod store;
+
 pub mod unix_socket;
 pub mod vmm;

@@ -7,7 +7,7 @@ use std::fs;
 use common::instances::json;
 use common::{Wisp, noise, sha256};
 use serde_json::{Value, json};
-use wisp::store::{self, InstanceRecord, Store, StoreError};
+use store::{self, InstanceRecord, Store, StoreError};
 
 const MIB: usize = 1 << 20;
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use common::instances::{exec, files, json, launch};
 use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
+use ec2::state::InstanceState;
 use serde_json::Value;
-use wisp::ec2::state::InstanceState;
-use wisp::store::{InstanceRecord, Store, StoreError};
+use store::{InstanceRecord, Store, StoreError};
 use wisp::vmm::control::{ControlClient, ControlRequest};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
@@ -292,7 +292,7 @@ fn invalid_requests_fail_with_ec2_error_codes() {
 
 /// Returns the data directory: each table's rows, and the contents of all files except the store's own.
 fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
-    let store = rusqlite::Connection::open(wisp.home().join(wisp::store::FILE)).unwrap();
+    let store = rusqlite::Connection::open(wisp.home().join(store::FILE)).unwrap();
     let column = |text: &str| -> Vec<String> {
         let mut statement = store.prepare(text).unwrap();
         let rows = statement.query_map([], |row| row.get(0)).unwrap();
@@ -311,7 +311,7 @@ fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(wisp.home()).unwrap().to_str().unwrap().to_string();
             match path.is_dir() {
                 true => all.push((name, Vec::new())),
-                false if name.starts_with(wisp::store::FILE) => {}
+                false if name.starts_with(store::FILE) => {}
                 false => all.push((name, std::fs::read(&path).unwrap())),
             }
             dirs.extend(path.is_dir().then_some(path));

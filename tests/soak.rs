@@ -11,9 +11,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Running, Wisp};
-use wisp::ec2::InstanceId;
-use wisp::ec2::state::InstanceState;
-use wisp::store::{ImageRecord, InstanceRecord, SnapshotRecord, Store, StoreError, VolumeRecord};
+use ec2::InstanceId;
+use ec2::state::InstanceState;
+use store::{ImageRecord, InstanceRecord, SnapshotRecord, Store, StoreError, VolumeRecord};
 
 const ROUNDS: u64 = 30;
 const SEED: u64 = 20_061;

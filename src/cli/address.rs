@@ -6,8 +6,8 @@ use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, print_warnings, shapes};
-use crate::ec2::tag::Tag;
-use crate::store::AddressRecord;
+use ec2::tag::Tag;
+use store::AddressRecord;
 
 /// Manage elastic addresses.
 ///

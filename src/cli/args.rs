@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::wait;
-use crate::ec2::metadata::MetadataChange;
+use ec2::metadata::MetadataChange;
 
 /// Headings of `--help`, in addition to clap's `Options`.
 pub const NETWORK: &str = "Network";

@@ -7,7 +7,7 @@ use super::args::{self, WaitArgs};
 use super::output::{self, Output};
 use super::{open_cloud, shapes, wait};
 use crate::cloud::fork::{ForkSpec, Forked};
-use crate::store::InstanceRecord;
+use store::InstanceRecord;
 
 /// Fork a running instance with its memory and disks.
 ///

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::output::{self, Align, Cell, Output, Tone};
 use crate::cloud::{Cloud, timestamp, utc};
-use crate::ec2::credits::in_credits;
-use crate::ec2::usage::Datapoint;
-use crate::store::InstanceRecord;
+use ec2::credits::in_credits;
+use ec2::usage::Datapoint;
+use store::InstanceRecord;
 
 /// Prints an instance's usage in the last `hours`.
 pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {

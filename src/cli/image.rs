@@ -20,13 +20,13 @@ use crate::cloud::registry::ImageConsistency;
 use crate::cloud::template::{self, TemplateRecord};
 use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::{Cloud, timestamp, utc};
-use crate::ec2::catalog;
-use crate::ec2::metadata::ImdsSupport;
-use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::guest::parse_user_name;
 use crate::host::shell;
-use crate::store::{ImageRecord, Visibility};
 use crate::vmm::config::CpuConfig;
+use ec2::catalog;
+use ec2::metadata::ImdsSupport;
+use ec2::size::{MemorySize, approximate_mib};
+use store::{ImageRecord, Visibility};
 
 /// Manage images (AMIs).
 #[derive(Debug, clap::Args)]

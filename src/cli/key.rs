@@ -10,8 +10,8 @@ use clap::Subcommand;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::utc;
-use crate::ec2::key::{KeyFormat, KeyName, KeyType};
-use crate::store::KeyPairRecord;
+use ec2::key::{KeyFormat, KeyName, KeyType};
+use store::KeyPairRecord;
 
 /// Manage key pairs.
 ///

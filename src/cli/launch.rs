@@ -11,13 +11,13 @@ use super::size::SizeArgs;
 use super::{open_cloud, print_warnings, shapes, template, wait};
 use crate::cloud::launch::{LaunchSpec, Launched};
 use crate::cloud::network::NetworkSpec;
-use crate::ec2::credits::CreditMode;
-use crate::ec2::state::{InstanceState, ShutdownBehavior};
-use crate::ec2::tag::{Tag, with_tags};
-use crate::ec2::user_data::UserData;
-use crate::ec2::volume::VolumeOption;
-use crate::ec2::{Ec2Error, catalog};
-use crate::store::InstanceRecord;
+use ec2::credits::CreditMode;
+use ec2::state::{InstanceState, ShutdownBehavior};
+use ec2::tag::{Tag, with_tags};
+use ec2::user_data::UserData;
+use ec2::volume::VolumeOption;
+use ec2::{Ec2Error, catalog};
+use store::InstanceRecord;
 
 /// The default instance type, which is in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::output;
 use crate::cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
-use crate::ec2::credits::{CreditBalance, in_credits};
-use crate::store::InstanceRecord;
 use crate::vmm::control::{DiskRecord, VmmStatus};
 use crate::vmm::limits::{DiskLimits, Rate};
+use ec2::credits::{CreditBalance, in_credits};
+use store::InstanceRecord;
 
 /// Returns `CreditSpecification`; none if the type has no credits.
 pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {

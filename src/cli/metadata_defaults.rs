@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::args::MetadataArgs;
 use super::open_cloud;
 use super::output::{self, Output};
-use crate::ec2::metadata::MetadataChange;
+use ec2::metadata::MetadataChange;
 
 /// Show or set the metadata options of new instances.
 #[derive(Debug, clap::Args)]

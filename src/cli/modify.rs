@@ -9,9 +9,9 @@ use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::{args, open_cloud, print_warnings, shapes};
 use crate::cloud::modify::Modification;
-use crate::ec2::catalog;
-use crate::ec2::credits::CreditMode;
-use crate::ec2::state::ShutdownBehavior;
+use ec2::catalog;
+use ec2::credits::CreditMode;
+use ec2::state::ShutdownBehavior;
 
 /// Change an instance's attributes.
 ///

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::args::{NETWORK, flag_pair};
 use crate::cloud::network::NetworkSpec;
-use crate::ec2::network::{NetworkMode, PublishedPort, Zone};
+use ec2::network::{NetworkMode, PublishedPort, Zone};
 
 /// The options.
 #[derive(Debug, Clone, clap::Args)]

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::escape::{escape, escape_json, escape_line, escape_output};
 use crate::cloud::CloudError;
-use crate::ec2::Ec2Error;
 use crate::host::probe::{Fix, KvmAccessError};
 use crate::host::shell;
+use ec2::Ec2Error;
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -343,7 +343,7 @@ pub fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::{ErrorCode, catalog};
+    use ec2::{ErrorCode, catalog};
 
     const COLOR: Screen = Screen { width: Some(80), color: true };
 

@@ -19,13 +19,13 @@ use crate::cloud::launch;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
 use crate::cloud::template::{Template, can_have, find};
-use crate::ec2::capacity::InstanceSize;
 use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
 use crate::vmm::config::BootProtocol;
 use crate::vmm::end::End;
 use crate::vmm::timeline::Mark;
+use ec2::capacity::InstanceSize;
 
 /// The default size, which no EC2 type is as small as and which boots fastest.
 const DEFAULT_VCPUS: u32 = 1;

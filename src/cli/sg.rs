@@ -8,9 +8,9 @@ use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, print_warnings, shapes};
 use crate::cloud::network::{RuleSpec, shown};
-use crate::ec2::id::SecurityGroupRuleId;
-use crate::ec2::network::{Ipv4Range, Traffic};
-use crate::store::SecurityGroupRecord;
+use ec2::id::SecurityGroupRuleId;
+use ec2::network::{Ipv4Range, Traffic};
+use store::SecurityGroupRecord;
 
 /// Manage security groups (stateful firewall rules).
 #[derive(Debug, clap::Args)]
@@ -179,7 +179,7 @@ fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
 
 fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
     let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Packets", Align::Left), ("With", Align::Left)];
-    let row = |rule: &crate::ec2::network::Rule| {
+    let row = |rule: &ec2::network::Rule| {
         vec![
             Cell::new(rule.id.to_string(), Tone::Quiet),
             Cell::from(if rule.egress { "egress" } else { "ingress" }),

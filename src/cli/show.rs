@@ -9,13 +9,13 @@ use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
 use super::{args, limits, open_cloud};
 use crate::cloud::{Cloud, CloudError, utc};
-use crate::ec2::metadata::MetadataChange;
-use crate::ec2::network::NetworkMode;
-use crate::ec2::size::approximate_mib;
-use crate::ec2::state::InstanceState;
 use crate::guest::UserDataStatus;
-use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::control::VmmStatus;
+use ec2::metadata::MetadataChange;
+use ec2::network::NetworkMode;
+use ec2::size::approximate_mib;
+use ec2::state::InstanceState;
+use store::{InstanceRecord, VolumeRecord};
 
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);

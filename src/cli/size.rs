@@ -1,11 +1,11 @@
 //! Instance size options, shared by subcommands.
 
 use crate::cloud::image_memory::ImageMemory;
-use crate::ec2::capacity::{self, InstanceSize};
-use crate::ec2::catalog;
-use crate::ec2::size::MemorySize;
-use crate::ec2::{Ec2Error, InstanceType};
 use crate::host::probe;
+use ec2::capacity::{self, InstanceSize};
+use ec2::catalog;
+use ec2::size::MemorySize;
+use ec2::{Ec2Error, InstanceType};
 
 /// The base type when only --vcpus or --memory are given; both are replaced.
 const OVERRIDDEN_TYPE: &str = "t2.nano";

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::utc;
-use crate::store::SnapshotRecord;
+use store::SnapshotRecord;
 
 /// Manage snapshots of volumes.
 ///

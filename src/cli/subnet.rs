@@ -7,9 +7,9 @@ use clap::Subcommand;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, shapes};
 use crate::cloud::network::SubnetSpec;
-use crate::ec2::network::{Ipv4Range, Zone};
-use crate::ec2::tag::Tag;
-use crate::store::SubnetRecord;
+use ec2::network::{Ipv4Range, Zone};
+use ec2::tag::Tag;
+use store::SubnetRecord;
 
 /// Manage subnets of VPCs.
 ///

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::escape::escape_line;
 use super::output::{self, Output};
 use super::{open_cloud, shapes};
-use crate::ec2::tag::Tag;
+use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
 ///

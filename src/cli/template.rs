@@ -3,8 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::ec2::capacity::InstanceSize;
 use crate::host::environment;
+use ec2::capacity::InstanceSize;
 
 /// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
 /// concern the launch.

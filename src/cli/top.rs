@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{history, limits, open_cloud};
 use crate::cloud::Cloud;
-use crate::ec2::InstanceId;
-use crate::ec2::state::InstanceState;
-use crate::store::InstanceRecord;
 use crate::vmm::control::VmmStatus;
+use ec2::InstanceId;
+use ec2::state::InstanceState;
+use store::InstanceRecord;
 
 /// Show live usage of running instances.
 ///

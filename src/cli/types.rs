@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
-use crate::ec2::capacity::{self, HostCapacity, InstanceSize, Lacking};
-use crate::ec2::catalog;
-use crate::ec2::describe::InstanceTypeInfo;
-use crate::ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
-use crate::ec2::size::{MemorySize, approximate_mib};
 use crate::host::probe;
+use ec2::capacity::{self, HostCapacity, InstanceSize, Lacking};
+use ec2::catalog;
+use ec2::describe::InstanceTypeInfo;
+use ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
+use ec2::size::{MemorySize, approximate_mib};
 
 /// The minimum width of a table with words.
 const WIDE: usize = 100;

@@ -8,10 +8,10 @@ use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, print_warnings, shapes};
 use crate::cloud::volume::NewVolume;
 use crate::cloud::{Cloud, utc};
-use crate::ec2::block_device::DeviceName;
-use crate::ec2::tag::Tag;
-use crate::ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
-use crate::store::VolumeRecord;
+use ec2::block_device::DeviceName;
+use ec2::tag::Tag;
+use ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use store::VolumeRecord;
 
 /// Manage EBS volumes, which outlive instances.
 #[derive(Debug, clap::Args)]

@@ -6,9 +6,9 @@ use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, shapes};
-use crate::ec2::network::Ipv4Range;
-use crate::ec2::tag::Tag;
-use crate::store::VpcRecord;
+use ec2::network::Ipv4Range;
+use ec2::tag::Tag;
+use store::VpcRecord;
 
 /// Manage VPCs: isolated networks of instances.
 #[derive(Debug, clap::Args)]
@@ -72,7 +72,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             ];
             let row = |vpc: &VpcRecord| {
                 let name = vpc.name().unwrap_or(if vpc.is_default { "default" } else { "-" });
-                let is_in = |network: &crate::store::NetworkRecord| network.vpc_id == vpc.id;
+                let is_in = |network: &store::NetworkRecord| network.vpc_id == vpc.id;
                 let instances = instances.iter().filter(|record| record.network.as_ref().is_some_and(is_in)).count();
                 vec![
                     Cell::new(name, Tone::Strong),

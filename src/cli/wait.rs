@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::output;
 use crate::cloud::machine::MachineHandle;
 use crate::host::probe;
-use crate::store::InstanceRecord;
+use store::InstanceRecord;
 
 /// The default boot timeouts: hardware KVM and software KVM.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::bundle;
 use super::image::MANIFEST;
 use super::import::ImportError;
-use crate::ec2::id::ImageId;
 use crate::host::home::{Home, HomeError, private_file};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
+use ec2::id::ImageId;
 
 pub const NAME: &str = "tiny";
 

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use super::image::ImageError;
 use super::import::ImportError;
 use super::run::ConsoleTail;
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest;
 use crate::host::disk_image;
 use crate::host::home::HomeError;
-use crate::store::StoreError;
 use crate::vmm::control::ClientError;
+use ec2::{Ec2Error, ErrorCode, InstanceId};
+use store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {

@@ -19,15 +19,15 @@ use super::machine::{InstanceDir, MachineHandle, disk_id, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
-use crate::ec2::state::{Action, InstanceState};
-use crate::ec2::volume::VolumeState;
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use crate::host::disk_image;
-use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat, MachineConfig};
 use crate::vmm::control::{ControlRequest, Message, NewOverlay};
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
+use ec2::state::{Action, InstanceState};
+use ec2::volume::VolumeState;
+use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
+use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
 
 /// The guest runs during most of it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);

@@ -15,15 +15,15 @@ use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::get;
 use super::machine::{InstanceDir, MachineHandle};
-use crate::ec2::state::Action;
-use crate::ec2::{ErrorCode, InstanceId};
 use crate::guest::FEATURE;
 use crate::host::home::Home;
-use crate::store::InstanceRecord;
 use crate::vmm::control::ControlRequest;
 use crate::vmm::machine::Restore;
 use crate::vmm::snapshot;
 use crate::vmm::timeline::Mark;
+use ec2::state::Action;
+use ec2::{ErrorCode, InstanceId};
+use store::InstanceRecord;
 
 const SAVED: &str = "hibernated";
 /// The memory of the largest VM on a slow disk.

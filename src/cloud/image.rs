@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::embedded::{self, EmbeddedError};
-use crate::ec2::metadata::ImdsSupport;
 use crate::guest::check_user_name;
 use crate::host::home::Home;
 use crate::vmm::config::{BootProtocol, DiskFormat};
+use ec2::metadata::ImdsSupport;
 
 pub const MANIFEST: &str = "image.toml";
 /// Bytes.

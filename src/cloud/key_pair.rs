@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::error::CloudError;
 use super::{Cloud, new_id, now};
-use crate::ec2::key::{self, KeyFormat, KeyName, KeyType};
 use crate::host::key::{PublicKey, create, import, write_private};
-use crate::store::KeyPairRecord;
+use ec2::key::{self, KeyFormat, KeyName, KeyType};
+use store::KeyPairRecord;
 
 impl Cloud {
     /// Returns all key pairs, ordered by name.

@@ -17,20 +17,20 @@ use super::seed::check_user_data;
 use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
-use crate::ec2::capacity::{self, InstanceSize};
-use crate::ec2::credits::CreditMode;
-use crate::ec2::key;
-use crate::ec2::metadata::{MetadataChange, MetadataOptions};
-use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
-use crate::ec2::tag::check_metadata_keys;
-use crate::ec2::volume::{VolumeOption, VolumeSource, VolumeState};
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use crate::host::{disk_image, probe};
-use crate::store::{
+use crate::vmm::config::{CpuConfig, DiskFormat};
+use ec2::capacity::{self, InstanceSize};
+use ec2::credits::CreditMode;
+use ec2::key;
+use ec2::metadata::{MetadataChange, MetadataOptions};
+use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use ec2::tag::check_metadata_keys;
+use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
+use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
+use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
     Transaction, VolumeRecord,
 };
-use crate::vmm::config::{CpuConfig, DiskFormat};
 
 pub const MAX_COUNT: u32 = 100;
 /// Device name of the root volume of EC2's Linux images.
@@ -466,7 +466,7 @@ fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
     Ok(tx.get::<MetadataDefaults>(MetadataDefaults::KEY)?.unwrap_or_default().options)
 }
 
-pub(super) fn volume_file(id: crate::ec2::VolumeId, generation: u32) -> String {
+pub(super) fn volume_file(id: ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
 }
 

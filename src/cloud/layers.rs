@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use super::Cloud;
 use super::error::CloudError;
 use super::image::RootEntry;
-use crate::ec2::{ErrorCode, ImageId};
 use crate::host::disk_image;
 use crate::host::home::Home;
-use crate::store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 use crate::vmm::config::{BackingFile, DiskFormat};
 use crate::vmm::virtio::block::MAX_LAYERS;
+use ec2::{ErrorCode, ImageId};
+use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 
 /// Directories in the data directory that contain disk images.
 const VOLUMES: &str = "volumes/";
@@ -163,9 +163,9 @@ mod tests {
     use super::*;
     use crate::cloud::machine::volume_disk;
     use crate::cloud::volume::NewVolume;
-    use crate::store::{Record, Store};
     use std::fs;
     use std::process::Command;
+    use store::{Record, Store};
 
     fn cloud(dir: &Path) -> Cloud {
         let home = Home::at(dir).unwrap();
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(volume_disk(&cloud.home, &volume).unwrap(), disk);
         let grown = cloud.modify_volume(
             volume.id,
-            &crate::ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
+            &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
         );
         assert!(grown.unwrap_err().to_string().contains("names"));
         cloud.sweep_volumes();

@@ -14,17 +14,17 @@ use super::machine::{InstanceDir, MachineHandle};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
-use crate::ec2::capacity::InstanceSize;
-use crate::ec2::catalog;
-use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::state::{Action, InstanceState, StateReason, Transition};
-use crate::ec2::volume::VolumeState;
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
 use crate::guest::Agent;
 use crate::host::home::is_lock;
 use crate::host::{probe, vmm_process};
-use crate::store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use crate::vmm::control;
+use ec2::capacity::InstanceSize;
+use ec2::catalog;
+use ec2::metadata::MetadataOptions;
+use ec2::state::{Action, InstanceState, StateReason, Transition};
+use ec2::volume::VolumeState;
+use ec2::{Ec2Error, ErrorCode, InstanceId};
+use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 
 /// Timeouts of a guest's power-off after a request to its agent and after ctrl-alt-del: with hardware KVM, and with an
 /// emulated guest kernel. The VM is then forced to end.

@@ -19,13 +19,9 @@ use super::layers::{self, resolved};
 use super::network::NetworkConnection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
-use crate::ec2::InstanceId;
-use crate::ec2::catalog;
-use crate::ec2::state::InstanceState;
 use crate::guest::Agent;
 use crate::host::home::{Home, lock_file, private_file, try_lock_file};
 use crate::host::vmm_process::{self, CONFIG, Inherited};
-use crate::store::{InstanceRecord, VolumeRecord};
 use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
 use crate::vmm::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
 use crate::vmm::cpu::kept_balance::KeptBalance;
@@ -36,6 +32,10 @@ use crate::vmm::machine::{Launcher, Restore};
 use crate::vmm::timeline::monotonic_ns;
 use crate::vmm::untrusted;
 use crate::vmm::virtio::vsock;
+use ec2::InstanceId;
+use ec2::catalog;
+use ec2::state::InstanceState;
+use store::{InstanceRecord, VolumeRecord};
 
 /// Name prefix of a directory with a snapshot in transit.
 const SAVED_FOR_OTHERS: &str = "saved-";

@@ -42,9 +42,9 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::CloudError;
 
-use crate::ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
 use crate::host::home::Home;
-use crate::store::{Store, StoreError};
+use ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
+use store::{Store, StoreError};
 
 /// An open data directory.
 #[derive(Debug)]

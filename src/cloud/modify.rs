@@ -8,13 +8,13 @@ use super::lifecycle::get;
 use super::limits::check_credits;
 use super::network::chosen_groups;
 use super::seed::check_user_data;
-use crate::ec2::capacity::InstanceSize;
-use crate::ec2::credits::CreditMode;
-use crate::ec2::metadata::MetadataChange;
-use crate::ec2::state::{Action, ShutdownBehavior};
-use crate::ec2::tag::check_metadata_keys;
-use crate::ec2::{InstanceId, catalog};
-use crate::store::InstanceRecord;
+use ec2::capacity::InstanceSize;
+use ec2::credits::CreditMode;
+use ec2::metadata::MetadataChange;
+use ec2::state::{Action, ShutdownBehavior};
+use ec2::tag::check_metadata_keys;
+use ec2::{InstanceId, catalog};
+use store::InstanceRecord;
 
 /// Changes to an instance's attributes. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Default)]

@@ -12,13 +12,13 @@ use super::lifecycle::get;
 use super::machine::{GONE, InstanceDir};
 use super::template;
 use super::{Cloud, now};
-use crate::ec2::InstanceId;
-use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use crate::host::home::is_lock;
 use crate::host::vmm_process;
-use crate::store::{ClientToken, InstanceRecord, StoreError};
 use crate::vmm::end::End;
 use crate::vmm::end_record::EndRecord;
+use ec2::InstanceId;
+use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use store::{ClientToken, InstanceRecord, StoreError};
 
 /// Seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;

@@ -1,10 +1,10 @@
 //! Resolves references to resources: an ID, an unambiguous prefix of one, or the value of a `Name` tag.
 
 use super::error::CloudError;
-use crate::ec2::Ec2Error;
-use crate::ec2::id::{Id, ResourceKind};
-use crate::ec2::state::InstanceState;
-use crate::store::{
+use ec2::Ec2Error;
+use ec2::id::{Id, ResourceKind};
+use ec2::state::InstanceState;
+use store::{
     AddressRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord,
     VpcRecord,
 };
@@ -78,7 +78,7 @@ fn one_of<R, K: ResourceKind>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::InstanceId;
+    use ec2::InstanceId;
 
     fn id(text: &str) -> InstanceId {
         text.parse().unwrap()

@@ -17,7 +17,6 @@ use super::network::{self, NetworkConnection};
 use super::new_id;
 use super::run_spec::{Boot, RunSpec, SEED, host_name};
 use super::template::Template;
-use crate::ec2::id::InstanceId;
 use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::out_of_memory::OomKillCount;
@@ -29,6 +28,7 @@ use crate::vmm::machine::Launcher;
 use crate::vmm::snapshot;
 use crate::vmm::untrusted;
 use crate::vmm::virtio::vsock;
+use ec2::id::InstanceId;
 
 /// Directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";

@@ -10,11 +10,11 @@ use super::error::CloudError;
 use super::image::Manifest;
 use super::machine::InstanceDir;
 use super::run_spec::host_name;
-use crate::ec2::Ec2Error;
-use crate::ec2::user_data::UserData;
 use crate::guest::Seed;
 use crate::host::home::write_private;
-use crate::store::{InstanceRecord, KeyPairRecord};
+use ec2::Ec2Error;
+use ec2::user_data::UserData;
+use store::{InstanceRecord, KeyPairRecord};
 
 const FILE: &str = "seed";
 

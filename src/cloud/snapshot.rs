@@ -12,12 +12,12 @@ use super::fork::{continue_in, continued};
 use super::machine::{MachineHandle, volume_disk};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
-use crate::ec2::{SnapshotId, VolumeId};
 use crate::host::disk_image;
 use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
-use crate::store::{SnapshotRecord, SnapshotState, VolumeRecord};
 use crate::vmm::config::DiskFormat;
 use crate::vmm::control::ControlRequest;
+use ec2::{SnapshotId, VolumeId};
+use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
 impl Cloud {
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {

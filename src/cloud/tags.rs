@@ -6,13 +6,13 @@ use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::get;
 use super::resolve;
-use crate::ec2::id::{
+use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
     Volume, Vpc, VpcId,
 };
-use crate::ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
-use crate::ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
-use crate::store::{
+use ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
+use ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
+use store::{
     AddressRecord, ImageRecord, InstanceRecord, Record, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
     VolumeRecord, VpcRecord,
 };
@@ -175,7 +175,7 @@ fn update<R: Record>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use ec2::ErrorCode;
 
     #[test]
     fn unknown_reference_error_code_follows_prefix() {

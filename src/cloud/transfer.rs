@@ -7,7 +7,7 @@ use super::import::root::{RootOptions, agent_of, import_root};
 use super::import::{ImportError, ImportProgress};
 use super::registry::{check_name, owner};
 use super::{Cloud, bundle, embedded, new_id, now};
-use crate::store::{ImageRecord, Visibility};
+use store::{ImageRecord, Visibility};
 
 #[derive(Debug, Clone)]
 pub struct NewImage {

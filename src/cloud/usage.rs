@@ -6,13 +6,13 @@
 use super::error::CloudError;
 use super::lifecycle::get;
 use super::{Cloud, now};
-use crate::ec2::credits::CreditBalance;
-use crate::ec2::right_size::{Judgment, Subject, TooLittle, judge};
-use crate::ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
-use crate::ec2::{InstanceId, catalog};
-use crate::store::{InstanceRecord, Transaction, UsageCursor};
 use crate::vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
 use crate::vmm::virtio::net::NetRecord;
+use ec2::credits::CreditBalance;
+use ec2::right_size::{Judgment, Subject, TooLittle, judge};
+use ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
+use ec2::{InstanceId, catalog};
+use store::{InstanceRecord, Transaction, UsageCursor};
 
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";

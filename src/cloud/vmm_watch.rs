@@ -139,8 +139,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::ec2::InstanceId;
     use crate::host::home::Home;
+    use ec2::InstanceId;
 
     /// Longer than any wait in these tests. A wait that misses its event takes this long.
     const PATIENCE: Duration = Duration::from_secs(600);

@@ -15,15 +15,15 @@ use super::lifecycle::get;
 use super::limits::volume_limits;
 use super::machine::{MachineHandle, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
-use crate::ec2::block_device::DeviceName;
-use crate::ec2::state::{Action, InstanceState};
-use crate::ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use crate::guest::{ExecRequest, ExitStatus, Streams};
 use crate::host::disk_image;
-use crate::store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 use crate::vmm::config::{DiskConfig, DiskFormat};
 use crate::vmm::control::{ControlRequest, Message};
+use ec2::block_device::DeviceName;
+use ec2::state::{Action, InstanceState};
+use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
+use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.
@@ -339,7 +339,6 @@ fn role_of(record: &VolumeRecord) -> Role {
 
 pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
     let volume_type: VolumeType = record.volume_type.parse()?;
-    let size =
-        VolumeSize::that_holds(record.size).ok_or(crate::ec2::volume::VolumeError::NoSize).map_err(Ec2Error::from)?;
+    let size = VolumeSize::that_holds(record.size).ok_or(ec2::volume::VolumeError::NoSize).map_err(Ec2Error::from)?;
     Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
 }

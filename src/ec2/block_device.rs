@@ -110,7 +110,7 @@ impl fmt::Display for DeviceName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn name(text: &str) -> DeviceName {

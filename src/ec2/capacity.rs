@@ -188,8 +188,8 @@ fn count(number: u32, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::error::ErrorCode;
-    use crate::ec2::instance_type::NotLaunchable;
+    use crate::error::ErrorCode;
+    use crate::instance_type::NotLaunchable;
     use proptest::prelude::*;
 
     const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };

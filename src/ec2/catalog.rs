@@ -254,7 +254,7 @@ fn read_gpu(text: &'static str) -> Option<Gpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::error::ErrorCode;
+    use crate::error::ErrorCode;
     use proptest::prelude::*;
     use std::collections::HashSet;
 

@@ -146,7 +146,7 @@ impl CreditRules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalog;
+    use crate::catalog;
     use proptest::prelude::*;
 
     fn rules(name: &str) -> CreditRules {

@@ -207,7 +207,7 @@ impl GpuInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalog;
+    use crate::catalog;
     use serde_json::{Value, json};
 
     fn described(name: &str) -> Value {

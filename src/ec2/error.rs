@@ -214,7 +214,7 @@ fn one_of<T: AsRef<str>>(names: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::id::ImageId;
+    use crate::id::ImageId;
 
     #[test]
     fn unknown_type_message_matches_ec2() {

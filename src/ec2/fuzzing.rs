@@ -16,7 +16,7 @@ use super::user_data::UserData;
 use super::volume::{VolumeOption, VolumeSize, VolumeType};
 use super::{Ec2Error, catalog};
 
-pub(crate) fn words(data: &[u8]) {
+pub fn words(data: &[u8]) {
     let _ = UserData::read(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
     check_round_trip::<MemorySize>(text);

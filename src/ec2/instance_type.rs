@@ -207,7 +207,7 @@ impl InstanceType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalog;
+    use crate::catalog;
 
     fn launchable(name: &str) -> Result<(), NotLaunchable> {
         catalog::find(name).expect(name).launchable()

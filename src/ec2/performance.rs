@@ -130,8 +130,8 @@ impl InstanceType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::catalog;
-    use crate::ec2::volume::{Role, VolumeSize, VolumeSpec};
+    use crate::catalog;
+    use crate::volume::{Role, VolumeSize, VolumeSpec};
 
     fn volume(volume_type: VolumeType, gib: u64, iops: Option<u32>, throughput: Option<u32>) -> Performance {
         let spec = VolumeSpec { size: VolumeSize::from_gib(gib), volume_type, iops, throughput };

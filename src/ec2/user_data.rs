@@ -264,7 +264,7 @@ fn decode(given: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::Ec2Error;
+    use crate::Ec2Error;
     use proptest::prelude::*;
 
     fn read(given: &[u8]) -> UserData {

@@ -301,8 +301,11 @@ mod tests {
         let mode = |name: &str| fs::metadata(host.home.join(name)).expect("there").permissions().mode() & 0o7777;
         assert_eq!((mode("data"), mode("data/f")), (0o1750, 0o750));
         // A copy applies the umask of this process.
-        let answer =
-            vec![TreeEntry::File { name: "motd".into(), attributes: writable_by_all }, TreeEntry::EndOfFile, TreeEntry::End];
+        let answer = vec![
+            TreeEntry::File { name: "motd".into(), attributes: writable_by_all },
+            TreeEntry::EndOfFile,
+            TreeEntry::End,
+        ];
         copy_from_hostile("/etc/motd", &host.home, answer).expect("copied");
         assert_eq!(mode("motd"), 0o777 & !umask());
     }

@@ -19,8 +19,8 @@ use ssh_key::public::{Ed25519PublicKey, KeyData};
 use ssh_key::rand_core::OsRng;
 use zeroize::Zeroizing;
 
-use crate::ec2::Ec2Error;
-use crate::ec2::key::{
+use ec2::Ec2Error;
+use ec2::key::{
     KeyFormat, KeyName, KeyPairError, KeyType, fingerprint_of_created_rsa, fingerprint_of_ed25519,
     fingerprint_of_imported_rsa,
 };
@@ -240,7 +240,7 @@ pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use ec2::ErrorCode;
     use proptest::prelude::*;
     use rsa::pkcs1::DecodeRsaPrivateKey;
     use rsa::traits::PublicKeyParts;

@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::InstanceId;
-use crate::ec2::id::{AllocationId, AssociationId};
+use ec2::InstanceId;
+use ec2::id::{AllocationId, AssociationId};
 
 /// Exists until it is released, associated or not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::metadata::ImdsSupport;
-use crate::ec2::{ImageId, InstanceId};
+use ec2::metadata::ImdsSupport;
+use ec2::{ImageId, InstanceId};
 
 /// An image. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{AttachmentRecord, NetworkRecord, Record};
-use crate::ec2::credits::{CreditMode, KeptCredits};
-use crate::ec2::state::{InstanceState, ShutdownBehavior, StateReason};
-use crate::ec2::{ImageId, InstanceId, ReservationId, VolumeId};
+use ec2::credits::{CreditMode, KeptCredits};
+use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 
 /// An instance. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

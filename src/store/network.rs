@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ec2::id::{AllocationId, SecurityGroupId, SubnetId, VpcId};
-use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::network::{NetworkMode, PublishedPort, Zone};
+use ec2::id::{AllocationId, SecurityGroupId, SubnetId, VpcId};
+use ec2::metadata::MetadataOptions;
+use ec2::network::{NetworkMode, PublishedPort, Zone};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {

@@ -103,7 +103,7 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), St
 mod tests {
     use super::super::{SecurityGroupRecord, Store, StoreError, SubnetRecord, VpcRecord};
     use super::*;
-    use crate::ec2::network::{SubnetRange, Zone};
+    use ec2::network::{SubnetRange, Zone};
 
     #[test]
     fn older_stores_groups_and_instances_move_to_default_vpc() {

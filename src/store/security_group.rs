@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::id::{SecurityGroupId, VpcId};
-use crate::ec2::network::Rule;
+use ec2::id::{SecurityGroupId, VpcId};
+use ec2::network::Rule;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroupRecord {

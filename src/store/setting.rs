@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::metadata::MetadataChange;
+use ec2::metadata::MetadataChange;
 
 /// Default metadata options of new instances (`ModifyInstanceMetadataDefaults`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

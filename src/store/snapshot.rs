@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerRecord, Record};
-use crate::ec2::{ImageId, SnapshotId, VolumeId};
+use ec2::{ImageId, SnapshotId, VolumeId};
 
 /// A snapshot of a volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,8 +4,8 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
 use super::{Record, StoreError, Transaction};
-use crate::ec2::InstanceId;
-use crate::ec2::usage::Datapoint;
+use ec2::InstanceId;
+use ec2::usage::Datapoint;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageCursor {

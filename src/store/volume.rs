@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{BlockDeviceMapping, Record};
-use crate::ec2::volume::VolumeState;
-use crate::ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
+use ec2::volume::VolumeState;
+use ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 
 /// A volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

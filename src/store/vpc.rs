@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::ec2::id::{SubnetId, VpcId};
-use crate::ec2::network::{Ipv4Range, SubnetRange, Zone};
+use ec2::id::{SubnetId, VpcId};
+use ec2::network::{Ipv4Range, SubnetRange, Zone};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VpcRecord {

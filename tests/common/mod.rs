@@ -340,7 +340,7 @@ pub fn wait_for_log(dir: &Path, text: &str) {
 }
 
 /// Returns the VMM and supervisor processes of instances, with their instance ids.
-pub fn vmm_processes(home: &Path) -> Vec<(i32, wisp::ec2::InstanceId)> {
+pub fn vmm_processes(home: &Path) -> Vec<(i32, ec2::InstanceId)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::limits::credit_specification;
 use crate::cloud::lifecycle::StateChange;
 use crate::cloud::timestamp;
-use crate::ec2::id::SecurityGroupId;
-use crate::ec2::state::InstanceState;
-use crate::store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
+use ec2::id::SecurityGroupId;
+use ec2::state::InstanceState;
 pub use network::{address, security_group, subnet, vpc};
+use store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 
 /// The account id of all resources. There is one account.
 pub const OWNER: &str = "000000000000";
@@ -131,7 +131,7 @@ pub fn image(record: &ImageRecord, devices: Value) -> Value {
         "ImageType": "machine",
         "Name": record.name,
         "OwnerId": OWNER,
-        "Public": record.visibility == crate::store::Visibility::Public,
+        "Public": record.visibility == store::Visibility::Public,
         "RootDeviceName": crate::cloud::launch::ROOT_DEVICE,
         "RootDeviceType": "ebs",
         "State": "available",

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{GroupNames, OWNER, tags};
-use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::network::{Peer, Rule, Traffic, private_dns_name};
-use crate::store::{AddressRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VpcRecord};
+use ec2::metadata::MetadataOptions;
+use ec2::network::{Peer, Rule, Traffic, private_dns_name};
+use store::{AddressRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VpcRecord};
 
 /// Adds the network interface's fields to an `Instance`.
 pub(super) fn add_interface(instance: &mut Value, network: &NetworkRecord, groups: &GroupNames) {

@@ -5,9 +5,9 @@
 
 use super::measure::{About, Measure};
 use super::statistics::median;
-use crate::ec2::InstanceType;
-use crate::ec2::credits::CreditMode;
 use crate::vmm::limits::{DiskLimits, Rate};
+use ec2::InstanceType;
+use ec2::credits::CreditMode;
 
 /// Share of a rate from which a figure counts as bounded by it.
 const NEAR: f64 = 0.9;
@@ -232,7 +232,7 @@ fn number(value: f64) -> String {
 mod tests {
     use super::super::measure::{COMMAND, chosen};
     use super::*;
-    use crate::ec2::catalog;
+    use ec2::catalog;
 
     const IDLE: Observed = Observed { cpu_share: 1.0, cpu_throttled: 0.0, disk_held: 0.0, net_held: 0.0 };
 

@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 
 use super::measure::Measure;
-use crate::ec2::InstanceType;
+use ec2::InstanceType;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
@@ -52,7 +52,7 @@ fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
 mod tests {
     use super::super::measure::chosen;
     use super::*;
-    use crate::ec2::catalog;
+    use ec2::catalog;
     use proptest::prelude::*;
 
     fn standings(medians: &[f64]) -> Vec<Standing> {

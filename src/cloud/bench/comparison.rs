@@ -104,8 +104,8 @@ mod tests {
     use super::super::bound::{HostFacts, Limits, Observed, Sample};
     use super::super::measure::chosen;
     use super::*;
-    use crate::ec2::capacity::InstanceSize;
-    use crate::ec2::catalog;
+    use ec2::capacity::InstanceSize;
+    use ec2::catalog;
 
     fn result(measure: &'static Measure, figures: &[f64]) -> MeasureReport {
         let observed = Observed { cpu_share: 1.0, ..Observed::default() };

@@ -27,12 +27,12 @@ use super::image::Image;
 use super::launch::cpus;
 use super::run::{ConsoleTail, RunError};
 use super::template;
-use crate::ec2::Ec2Error;
-use crate::ec2::capacity::{self, InstanceSize};
-use crate::ec2::network::NetworkMode;
 use crate::host::home::{Home, HomeError};
 use crate::host::probe;
 use crate::vmm::timeline::monotonic_ns;
+use ec2::Ec2Error;
+use ec2::capacity::{self, InstanceSize};
+use ec2::network::NetworkMode;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

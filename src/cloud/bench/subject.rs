@@ -20,13 +20,13 @@ use crate::cloud::network::NetworkSpec;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
 use crate::cloud::template::Template;
-use crate::ec2::capacity::InstanceSize;
-use crate::ec2::credits::CreditMode;
-use crate::ec2::network::{Protocol, PublishedPort};
 use crate::guest::{Agent, Captured, ExecRequest, Holes};
 use crate::host::home::Home;
 use crate::vmm::control::VmmStatus;
 use crate::vmm::timeline::{Mark, monotonic_ns};
+use ec2::capacity::InstanceSize;
+use ec2::credits::CreditMode;
+use ec2::network::{Protocol, PublishedPort};
 
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";

@@ -5,10 +5,10 @@ use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::vpc::living;
-use crate::ec2::ErrorCode;
-use crate::ec2::id::{SubnetId, VpcId};
-use crate::ec2::network::SubnetRange;
-use crate::store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, Transaction};
+use ec2::ErrorCode;
+use ec2::id::{SubnetId, VpcId};
+use ec2::network::SubnetRange;
+use store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, Transaction};
 
 /// Public addresses: 127.18.0.1 to 127.18.255.254 on the host's loopback interface.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 0);

@@ -6,10 +6,10 @@ use super::super::error::CloudError;
 use super::super::lifecycle::get;
 use super::super::{Cloud, new_id, resolve};
 use super::address::Addresses;
-use crate::ec2::id::AllocationId;
-use crate::ec2::state::InstanceState;
-use crate::ec2::{Ec2Error, ErrorCode, InstanceId};
-use crate::store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
+use ec2::id::AllocationId;
+use ec2::state::InstanceState;
+use ec2::{Ec2Error, ErrorCode, InstanceId};
+use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
 impl Cloud {
     pub fn addresses(&mut self) -> Result<Vec<AddressRecord>, CloudError> {
@@ -138,7 +138,7 @@ fn change(
     tx: &Transaction,
     instance: InstanceId,
     elastic_address: Option<AllocationId>,
-    set: impl FnOnce(&Transaction, &mut crate::store::NetworkRecord) -> Result<(), CloudError>,
+    set: impl FnOnce(&Transaction, &mut store::NetworkRecord) -> Result<(), CloudError>,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
     if let Some(network) = &mut record.network {

@@ -2,9 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::ec2::id::SecurityGroupId;
-use crate::ec2::network::{Peer, Rule, Traffic};
 use crate::vmm::netstack::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+use ec2::id::SecurityGroupId;
+use ec2::network::{Peer, Rule, Traffic};
 
 /// Rules with more ports than this forward only well-known ports of a public address.
 const MANY: u16 = 64;
@@ -74,7 +74,7 @@ pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::network::Ipv4Range;
+    use ec2::network::Ipv4Range;
 
     const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 5);
 

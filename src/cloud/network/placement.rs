@@ -7,11 +7,11 @@ use super::super::resolve;
 use super::security_group::chosen_groups;
 use super::vpc::default_vpc;
 use super::{NetworkSpec, router_is_possible};
-use crate::ec2::id::SecurityGroupId;
-use crate::ec2::metadata::MetadataOptions;
-use crate::ec2::network::NetworkMode;
-use crate::ec2::{Ec2Error, ErrorCode};
-use crate::store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
+use ec2::id::SecurityGroupId;
+use ec2::metadata::MetadataOptions;
+use ec2::network::NetworkMode;
+use ec2::{Ec2Error, ErrorCode};
+use store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
 #[derive(Debug)]
 pub(in crate::cloud) struct Placement {

@@ -9,15 +9,15 @@ use std::path::PathBuf;
 use super::super::error::CloudError;
 use super::security_group::filters;
 use super::{Cloud, MTU};
-use crate::ec2::ErrorCode;
-use crate::ec2::id::VpcId;
-use crate::ec2::network::{NetworkMode, SubnetRange, mac_address};
-use crate::ec2::state::InstanceState;
 use crate::host::router::{
     self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM,
 };
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 use crate::vmm::netstack::{Cidr, MacAddress};
+use ec2::ErrorCode;
+use ec2::id::VpcId;
+use ec2::network::{NetworkMode, SubnetRange, mac_address};
+use ec2::state::InstanceState;
+use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc

@@ -9,13 +9,13 @@ use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::filter::filter_of;
 use super::vpc::{default_vpc, depends, vpc_or_default};
-use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
-use crate::ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
-use crate::ec2::state::InstanceState;
-use crate::ec2::{Ec2Error, ErrorCode};
 use crate::host::shell;
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 use crate::vmm::netstack::Filter;
+use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
+use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+use ec2::state::InstanceState;
+use ec2::{Ec2Error, ErrorCode};
+use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 
 pub const DEFAULT: &str = "default";
 

@@ -8,11 +8,11 @@ use std::fs;
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::security_group::{DEFAULT, default_group};
-use crate::ec2::id::VpcId;
-use crate::ec2::network::{DEFAULT_VPC, Ipv4Range, SubnetRange, Zone, check_subnet_range, check_vpc_range};
-use crate::ec2::state::InstanceState;
-use crate::ec2::{Ec2Error, ErrorCode};
-use crate::store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, Transaction, VpcRecord};
+use ec2::id::VpcId;
+use ec2::network::{DEFAULT_VPC, Ipv4Range, SubnetRange, Zone, check_subnet_range, check_vpc_range};
+use ec2::state::InstanceState;
+use ec2::{Ec2Error, ErrorCode};
+use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, Transaction, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
 

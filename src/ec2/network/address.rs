@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::ec2::InstanceId;
+use crate::InstanceId;
 
 /// Returns a host name such as `ip-172-31-0-4`.
 pub fn private_host_name(address: Ipv4Addr) -> String {

@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ec2::error::{Ec2Error, ErrorCode};
-use crate::ec2::id::{SecurityGroupId, SecurityGroupRuleId};
+use crate::error::{Ec2Error, ErrorCode};
+use crate::id::{SecurityGroupId, SecurityGroupRuleId};
 
 /// Maximum number per group and direction.
 pub const MAX_RULES: usize = 60;

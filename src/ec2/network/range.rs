@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use super::{Ipv4Range, Zone};
-use crate::ec2::{Ec2Error, ErrorCode};
+use crate::{Ec2Error, ErrorCode};
 
 const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
 /// Ranges that a VPC must not overlap, because hosts use them for special purposes.

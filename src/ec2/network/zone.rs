@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ec2::Ec2Error;
+use crate::Ec2Error;
 
 pub const REGION: &str = "us-east-1";
 

@@ -1,6 +1,6 @@
 //! Statistics over a series of datapoints.
 
-use crate::ec2::usage::Datapoint;
+use crate::usage::Datapoint;
 
 /// Shorter datapoints do not count for maxima and percentiles: a very short interval is either idle or fully busy.
 const SHORT_MS: u64 = 10_000;

@@ -1,9 +1,9 @@
 //! Errors of volume requests, by cause.
 
 use super::{VolumeSize, VolumeType};
-use crate::ec2::ErrorCode;
+use crate::ErrorCode;
 
-/// Converts to an [`Ec2Error`](crate::ec2::Ec2Error).
+/// Converts to an [`Ec2Error`](crate::Ec2Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeError {
     #[error("Unsupported volume type '{given}' for volume creation.")]

@@ -186,7 +186,7 @@ fn gp2_baseline(size: VolumeSize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn gib(gib: u64) -> VolumeSize {

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
-use crate::ec2::Ec2Error;
-use crate::ec2::block_device::DeviceName;
+use crate::Ec2Error;
+use crate::block_device::DeviceName;
 
 /// An entry of a block device mapping, as given with `--volume`: a size, in GiB or with a unit, or a comma-separated
 /// list of `KEY=VALUE`, in which a size may come first without its key. `name` sets the `Name` tag and cannot contain a
@@ -147,7 +147,7 @@ fn wrong(item: &str, what: &'static str) -> Ec2Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn option(text: &str) -> VolumeOption {

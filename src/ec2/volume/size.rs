@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::VolumeError;
-use crate::ec2::{Ec2Error, MemorySize};
+use crate::{Ec2Error, MemorySize};
 
 const MIB_PER_GIB: u64 = 1024;
 const BYTES_PER_MIB: u64 = 1024 * 1024;
@@ -71,7 +71,7 @@ impl FromStr for VolumeSize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::ErrorCode;
+    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn mib(text: &str) -> u64 {

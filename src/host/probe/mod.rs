@@ -17,7 +17,7 @@ pub use facts::{Facts, NamespaceSetting};
 pub use findings::{Finding, Severity};
 pub use fix::Fix;
 
-use crate::ec2::HostCapacity;
+use ec2::HostCapacity;
 use facts::{HostEnvironment, KvmDepth};
 
 /// Checks that KVM can run guests, in microseconds. It does not create a virtual machine, which took 15 ms when

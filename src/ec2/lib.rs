@@ -11,7 +11,7 @@ pub mod describe;
 pub mod error;
 mod error_code;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 pub mod id;
 pub mod instance_type;
 pub mod key;
