@@ -18,18 +18,18 @@ use rustix::fs::{Advice, fadvise};
 use serde_json::{Value, json};
 use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
+use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use vmm::fault::GuestFaults;
+use vmm::irq::IrqLine;
+use vmm::limits::rate_limiter::SharedDiskLimiter;
+use vmm::memory::{self, GuestMemory, MIB};
+use vmm::virtio::block::{Block, Disk, Ring, SECTOR, SharedDisk};
+use vmm::virtio::interrupt::Interrupt;
+use vmm::virtio::mmio::EVENT_IDX;
+use vmm::virtio::queue::Virtqueue;
+use vmm::virtio::{Activation, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 use wisp::host::disk_image;
-use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use wisp::vmm::fault::GuestFaults;
-use wisp::vmm::irq::IrqLine;
-use wisp::vmm::limits::rate_limiter::SharedDiskLimiter;
-use wisp::vmm::memory::{self, GuestMemory, MIB};
-use wisp::vmm::virtio::block::{Block, Disk, Ring, SECTOR, SharedDisk};
-use wisp::vmm::virtio::interrupt::Interrupt;
-use wisp::vmm::virtio::mmio::EVENT_IDX;
-use wisp::vmm::virtio::queue::Virtqueue;
-use wisp::vmm::virtio::{Activation, VirtioDevice};
 
 /// Addresses of the driver's structures in guest memory.
 const DESCRIPTORS: u64 = 0;

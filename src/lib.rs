@@ -20,6 +20,3 @@ pub mod cloud;
 pub mod fuzzing;
 pub mod guest;
 pub mod host;
-
-pub mod unix_socket;
-pub mod vmm;

@@ -57,7 +57,7 @@ fn debian_boots_with_agent_service_and_detects_ec2() {
     let text = exec(&wisp, "bookworm", script);
     assert_eq!(text.lines().collect::<Vec<_>>(), ["systemd", "bookworm", "ActiveState=active", id, "LoadState=loaded"]);
 
-    if !wisp::vmm::cpu::emulation::is_software_kvm() || std::env::var_os("WISP_TEST_CLOUD_INIT").is_some() {
+    if !vmm::cpu::emulation::is_software_kvm() || std::env::var_os("WISP_TEST_CLOUD_INIT").is_some() {
         assert_cloud_init_applies_user_data(&wisp);
     }
     wisp.run(&["terminate", "bookworm"]).expect_code(0);

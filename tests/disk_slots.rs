@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::slots::{Bench, CONFIG_CHANGE, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
+use vmm::bus::BusDevice;
+use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use vmm::disk_slots::SlotError;
+use vmm::virtio::block::{BlockError, Disk};
+use vmm::virtio::register;
 use wisp::host::disk_image;
-use wisp::vmm::bus::BusDevice;
-use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use wisp::vmm::disk_slots::SlotError;
-use wisp::vmm::virtio::block::{BlockError, Disk};
-use wisp::vmm::virtio::register;
 
 #[test]
 fn attached_disk_detaches_after_driver_unbinds() {

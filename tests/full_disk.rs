@@ -5,8 +5,8 @@ mod common;
 
 use common::slots::{Bench, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use wisp::host::disk_image;
-use wisp::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: u64 = 512;

@@ -11,7 +11,7 @@ use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use ec2::state::InstanceState;
 use serde_json::Value;
 use store::{InstanceRecord, Store, StoreError};
-use wisp::vmm::control::{ControlClient, ControlRequest};
+use vmm::control::{ControlClient, ControlRequest};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);

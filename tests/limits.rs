@@ -9,10 +9,10 @@ use base64::prelude::*;
 use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp, instances};
 use serde_json::json;
-use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
-use wisp::vmm::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmStatus};
-use wisp::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
-use wisp::vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
+use vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
+use vmm::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmStatus};
+use vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
+use vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
 
 const SECOND: u64 = 1_000_000_000;
 /// The share of one CPU that the vCPU earns. Even a busy host gives the vCPU more.
@@ -127,7 +127,7 @@ fn thread_cpu_time(pid: u32, name: &str) -> Duration {
 }
 
 /// Returns a machine with a netstack interface and three disks: byte rate, IOPS rate, no limits.
-fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> wisp::vmm::MachineConfig {
+fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> vmm::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
     let operations =

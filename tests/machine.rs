@@ -8,11 +8,11 @@ use std::os::unix::net::UnixStream;
 
 use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
+use vmm::config::{BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat};
+use vmm::control::{ControlClient, ControlRequest, Message};
+use vmm::end::End;
+use vmm::end_record::EndRecord;
 use wisp::host::disk_image;
-use wisp::vmm::config::{BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat};
-use wisp::vmm::control::{ControlClient, ControlRequest, Message};
-use wisp::vmm::end::End;
-use wisp::vmm::end_record::EndRecord;
 
 const MIB: u64 = 1 << 20;
 

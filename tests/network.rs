@@ -13,9 +13,9 @@ use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use vmm::control::{ControlClient, ControlRequest, Message};
+use vmm::sandbox::SandboxLayer;
 use wisp::host::sparse::hex;
-use wisp::vmm::control::{ControlClient, ControlRequest, Message};
-use wisp::vmm::sandbox::SandboxLayer;
 
 /// Bytes to upload: few, because the guest's nc sends them in small pieces.
 const UPLOAD: usize = 256 << 10;

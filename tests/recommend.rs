@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use common::{DEADLINE, Wisp, instances, vmm_pid, wait_until_unlocked};
 use serde_json::Value;
-use wisp::vmm::usage::{FILE, Reading, SampleTime, read};
+use vmm::usage::{FILE, Reading, SampleTime, read};
 
 const MIB: f64 = 1_048_576.0;
 /// User code, which runs natively even under software KVM.

@@ -102,7 +102,7 @@ fn triple_fault_is_reported() {
 #[test]
 fn unemulated_instruction_is_named() {
     let outcome = run_code(&[&POPCNT[..], &UNMAPPED_LOAD].concat());
-    if wisp::vmm::cpu::emulation::is_software_kvm() {
+    if vmm::cpu::emulation::is_software_kvm() {
         for word in ["could not emulate `popcnt eax,ecx` at 0x1000000", "the embedded kernel", "hardware KVM"] {
             assert!(outcome.stderr.contains(word), "{word:?} is not in {}", outcome.stderr);
         }

@@ -17,12 +17,12 @@ use rustix::thread::CapabilitySet;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-use wisp::vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
-use wisp::vmm::control::{ControlClient, ControlRequest, Message};
-use wisp::vmm::sandbox::calls::ThreadKind;
-use wisp::vmm::sandbox::files::Grants;
-use wisp::vmm::sandbox::namespaces::{self, Side};
-use wisp::vmm::sandbox::{SandboxLayer, landlock, limits, root, seccomp};
+use vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
+use vmm::control::{ControlClient, ControlRequest, Message};
+use vmm::sandbox::calls::ThreadKind;
+use vmm::sandbox::files::Grants;
+use vmm::sandbox::namespaces::{self, Side};
+use vmm::sandbox::{SandboxLayer, landlock, limits, root, seccomp};
 
 /// Exit codes of [`run_in_child`].
 const REFUSED: i32 = 0;

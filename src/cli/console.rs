@@ -12,9 +12,9 @@ use super::escape::ConsoleFilter;
 use super::output::{self, Output};
 use super::{args, open_cloud, serial};
 use crate::cloud::timestamp;
-use crate::vmm::console_socket::SOCKET;
-use crate::vmm::devices::console::LOG;
-use crate::vmm::untrusted;
+use vmm::console_socket::SOCKET;
+use vmm::devices::console::LOG;
+use vmm::untrusted;
 
 /// The size of EC2's console output, in bytes.
 const LIMIT: usize = 64 << 10;

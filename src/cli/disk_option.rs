@@ -12,8 +12,8 @@ use anyhow::{Context, bail, ensure};
 use super::output;
 use crate::cloud::run_spec::ExtraDisk;
 use crate::host::disk_image;
-use crate::vmm::config::DiskFormat;
-use crate::vmm::virtio::block::SECTOR;
+use vmm::config::DiskFormat;
+use vmm::virtio::block::SECTOR;
 
 /// The syntax of the option.
 pub const SYNTAX: &str = "FILE[,format=raw|qcow2][,ro][,backing=FILE]";

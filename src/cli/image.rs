@@ -22,11 +22,11 @@ use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::{Cloud, timestamp, utc};
 use crate::guest::parse_user_name;
 use crate::host::shell;
-use crate::vmm::config::CpuConfig;
 use ec2::catalog;
 use ec2::metadata::ImdsSupport;
 use ec2::size::{MemorySize, approximate_mib};
 use store::{ImageRecord, Visibility};
+use vmm::config::CpuConfig;
 
 /// Manage images (AMIs).
 #[derive(Debug, clap::Args)]

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{open_cloud, shapes};
 use crate::cloud::{Cloud, CloudError};
-use crate::vmm::control::VmmStatus;
-use crate::vmm::timeline::Mark;
 use ec2::size::approximate_mib;
 use ec2::state::{InstanceState, StateReason};
 use ec2::tag::Tag;
 use store::InstanceRecord;
+use vmm::control::VmmStatus;
+use vmm::timeline::Mark;
 
 /// List instances.
 #[derive(Debug, clap::Args)]

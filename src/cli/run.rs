@@ -22,10 +22,10 @@ use crate::cloud::template::{Template, can_have, find};
 use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
-use crate::vmm::config::BootProtocol;
-use crate::vmm::end::End;
-use crate::vmm::timeline::Mark;
 use ec2::capacity::InstanceSize;
+use vmm::config::BootProtocol;
+use vmm::end::End;
+use vmm::timeline::Mark;
 
 /// The default size, which no EC2 type is as small as and which boots fastest.
 const DEFAULT_VCPUS: u32 = 1;
@@ -316,8 +316,8 @@ fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::config::CpuConfig;
     use clap::Parser;
+    use vmm::config::CpuConfig;
 
     #[derive(Debug, Parser)]
     struct Line {

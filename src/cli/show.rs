@@ -10,12 +10,12 @@ use super::shapes::{self, GroupNames};
 use super::{args, limits, open_cloud};
 use crate::cloud::{Cloud, CloudError, utc};
 use crate::guest::UserDataStatus;
-use crate::vmm::control::VmmStatus;
 use ec2::metadata::MetadataChange;
 use ec2::network::NetworkMode;
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
 use store::{InstanceRecord, VolumeRecord};
+use vmm::control::VmmStatus;
 
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);

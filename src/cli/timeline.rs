@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::host::home::Home;
-use crate::vmm::control::VmmStatus;
-use crate::vmm::end_record::EndRecord;
-use crate::vmm::timeline::{Mark, TimelineRecord};
+use vmm::control::VmmStatus;
+use vmm::end_record::EndRecord;
+use vmm::timeline::{Mark, TimelineRecord};
 
 /// The maximum width of a bar in columns.
 const BAR: usize = 40;
@@ -143,7 +143,7 @@ fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::timeline::MarkRecord;
+    use vmm::timeline::MarkRecord;
 
     fn status() -> VmmStatus {
         let marks = Mark::ALL.into_iter().enumerate();

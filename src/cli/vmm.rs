@@ -19,23 +19,23 @@ use crate::host::supervisor::{self, LogPipe, Signals};
 use crate::host::vmm_process::{
     self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
 };
-use crate::vmm::broker::{self, Broker, BrokerClient};
-use crate::vmm::config::MAX_DISKS;
-use crate::vmm::console_socket;
-use crate::vmm::control::{self, Message};
-use crate::vmm::end::End;
-use crate::vmm::end_record::EndRecord;
-use crate::vmm::kvm::VirtualMachine;
-use crate::vmm::machine::{Launcher, Restore, VmmInputs};
-use crate::vmm::passed_files::FdTable;
-use crate::vmm::sandbox::files::Grants;
-use crate::vmm::sandbox::namespaces::{self, Side};
-use crate::vmm::sandbox::{self, limits, seccomp};
-use crate::vmm::snapshot::origin;
-use crate::vmm::untrusted;
-use crate::vmm::virtio::block::Ring;
-use crate::vmm::virtio::vsock;
-use crate::vmm::{Machine, MachineConfig};
+use vmm::broker::{self, Broker, BrokerClient};
+use vmm::config::MAX_DISKS;
+use vmm::console_socket;
+use vmm::control::{self, Message};
+use vmm::end::End;
+use vmm::end_record::EndRecord;
+use vmm::kvm::VirtualMachine;
+use vmm::machine::{Launcher, Restore, VmmInputs};
+use vmm::passed_files::FdTable;
+use vmm::sandbox::files::Grants;
+use vmm::sandbox::namespaces::{self, Side};
+use vmm::sandbox::{self, limits, seccomp};
+use vmm::snapshot::origin;
+use vmm::untrusted;
+use vmm::virtio::block::Ring;
+use vmm::virtio::vsock;
+use vmm::{Machine, MachineConfig};
 
 /// Run the machine of an instance directory.
 #[derive(Debug, clap::Args)]
@@ -311,8 +311,8 @@ fn keep_in(own: &Path, record: &EndRecord) {
 
 /// Formats the error, with the advice of `wisp doctor` if KVM refused to create a virtual machine.
 fn explain(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<crate::vmm::Error>() {
-        Some(crate::vmm::Error::CreateVm(source)) => probe::create_vm_error(source.errno()).to_string(),
+    match error.downcast_ref::<vmm::Error>() {
+        Some(vmm::Error::CreateVm(source)) => probe::create_vm_error(source.errno()).to_string(),
         _ => super::output::explain(error),
     }
 }

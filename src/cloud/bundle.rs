@@ -16,7 +16,7 @@ use super::import::{
     unsupported,
 };
 use crate::host::{disk_image, sparse};
-use crate::vmm::config::DiskFormat;
+use vmm::config::DiskFormat;
 
 /// Bytes. The limit for a root file system is [`LARGEST_FILE`].
 const LARGEST_BOOT_FILE: u64 = 4 << 30;

@@ -9,9 +9,9 @@ use super::run::ConsoleTail;
 use crate::guest;
 use crate::host::disk_image;
 use crate::host::home::HomeError;
-use crate::vmm::control::ClientError;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use store::StoreError;
+use vmm::control::ClientError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {

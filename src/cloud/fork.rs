@@ -20,14 +20,14 @@ use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
 use crate::host::disk_image;
-use crate::vmm::config::{DiskConfig, DiskFormat, MachineConfig};
-use crate::vmm::control::{ControlRequest, Message, NewOverlay};
-use crate::vmm::machine::Restore;
-use crate::vmm::snapshot;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
+use vmm::config::{DiskConfig, DiskFormat, MachineConfig};
+use vmm::control::{ControlRequest, Message, NewOverlay};
+use vmm::machine::Restore;
+use vmm::snapshot;
 
 /// The guest runs during most of it.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);

@@ -17,13 +17,13 @@ use super::lifecycle::get;
 use super::machine::{InstanceDir, MachineHandle};
 use crate::guest::FEATURE;
 use crate::host::home::Home;
-use crate::vmm::control::ControlRequest;
-use crate::vmm::machine::Restore;
-use crate::vmm::snapshot;
-use crate::vmm::timeline::Mark;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
 use store::InstanceRecord;
+use vmm::control::ControlRequest;
+use vmm::machine::Restore;
+use vmm::snapshot;
+use vmm::timeline::Mark;
 
 const SAVED: &str = "hibernated";
 /// The memory of the largest VM on a slow disk.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::embedded::{self, EmbeddedError};
 use crate::guest::check_user_name;
 use crate::host::home::Home;
-use crate::vmm::config::{BootProtocol, DiskFormat};
 use ec2::metadata::ImdsSupport;
+use vmm::config::{BootProtocol, DiskFormat};
 
 pub const MANIFEST: &str = "image.toml";
 /// Bytes.

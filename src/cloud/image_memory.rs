@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::error::CloudError;
 use super::image::Image;
 use crate::host::home::write_private;
-use crate::vmm::config::CpuConfig;
-use crate::vmm::snapshot::{self, BASE, MEMORY, STATE};
 use store::InstanceRecord;
+use vmm::config::CpuConfig;
+use vmm::snapshot::{self, BASE, MEMORY, STATE};
 
 const DIRECTORY: &str = "memory";
 const FACTS: &str = "memory.json";

@@ -18,7 +18,6 @@ use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
 use crate::host::{disk_image, probe};
-use crate::vmm::config::{CpuConfig, DiskFormat};
 use ec2::capacity::{self, InstanceSize};
 use ec2::credits::CreditMode;
 use ec2::key;
@@ -31,6 +30,7 @@ use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
     Transaction, VolumeRecord,
 };
+use vmm::config::{CpuConfig, DiskFormat};
 
 pub const MAX_COUNT: u32 = 100;
 /// Device name of the root volume of EC2's Linux images.

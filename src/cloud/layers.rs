@@ -13,10 +13,10 @@ use super::error::CloudError;
 use super::image::RootEntry;
 use crate::host::disk_image;
 use crate::host::home::Home;
-use crate::vmm::config::{BackingFile, DiskFormat};
-use crate::vmm::virtio::block::MAX_LAYERS;
 use ec2::{ErrorCode, ImageId};
 use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
+use vmm::config::{BackingFile, DiskFormat};
+use vmm::virtio::block::MAX_LAYERS;
 
 /// Directories in the data directory that contain disk images.
 const VOLUMES: &str = "volumes/";
@@ -183,7 +183,7 @@ mod tests {
         cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(record)?)).unwrap();
     }
 
-    fn paths(disk: &crate::vmm::config::DiskConfig) -> Vec<String> {
+    fn paths(disk: &vmm::config::DiskConfig) -> Vec<String> {
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
         disk.files().map(|(path, _)| name(path)).collect()
     }

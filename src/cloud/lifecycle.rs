@@ -17,7 +17,6 @@ use super::{Cloud, now, resolve, utc};
 use crate::guest::Agent;
 use crate::host::home::is_lock;
 use crate::host::{probe, vmm_process};
-use crate::vmm::control;
 use ec2::capacity::InstanceSize;
 use ec2::catalog;
 use ec2::metadata::MetadataOptions;
@@ -25,6 +24,7 @@ use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
+use vmm::control;
 
 /// Timeouts of a guest's power-off after a request to its agent and after ctrl-alt-del: with hardware KVM, and with an
 /// emulated guest kernel. The VM is then forced to end.

@@ -4,10 +4,6 @@ use super::error::CloudError;
 use super::machine::disk_id;
 use super::volume::figures_of;
 use super::{Cloud, now};
-use crate::vmm::MachineConfig;
-use crate::vmm::control::{ControlRequest, VmmStatus};
-use crate::vmm::cpu::kept_balance::KeptBalance;
-use crate::vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 use ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
 use ec2::instance_type::InstanceType;
 use ec2::performance::{Performance, Speed};
@@ -15,6 +11,10 @@ use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeSize, VolumeSpec};
 use ec2::{ErrorCode, InstanceId, catalog};
 use store::{InstanceRecord, VolumeRecord};
+use vmm::MachineConfig;
+use vmm::control::{ControlRequest, VmmStatus};
+use vmm::cpu::kept_balance::KeptBalance;
+use vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 
 /// Applies an instance's limits to its VM, unless the instance is exempt. The first disks of `config` must be the
 /// instance's volumes, and its network device must be configured.
@@ -169,8 +169,8 @@ impl Cloud {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::limits::CpuBudget;
     use ec2::credits::{CREDIT_NS, in_credits};
+    use vmm::limits::CpuBudget;
 
     const SECOND: u64 = 1_000_000_000;
     const HOUR: u64 = 3600;

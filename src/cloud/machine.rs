@@ -22,20 +22,20 @@ use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host}
 use crate::guest::Agent;
 use crate::host::home::{Home, lock_file, private_file, try_lock_file};
 use crate::host::vmm_process::{self, CONFIG, Inherited};
-use crate::vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
-use crate::vmm::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
-use crate::vmm::cpu::kept_balance::KeptBalance;
-use crate::vmm::devices::console::{FULL_LOG, LOG};
-use crate::vmm::end::End;
-use crate::vmm::end_record::EndRecord;
-use crate::vmm::machine::{Launcher, Restore};
-use crate::vmm::timeline::monotonic_ns;
-use crate::vmm::untrusted;
-use crate::vmm::virtio::vsock;
 use ec2::InstanceId;
 use ec2::catalog;
 use ec2::state::InstanceState;
 use store::{InstanceRecord, VolumeRecord};
+use vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
+use vmm::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
+use vmm::cpu::kept_balance::KeptBalance;
+use vmm::devices::console::{FULL_LOG, LOG};
+use vmm::end::End;
+use vmm::end_record::EndRecord;
+use vmm::machine::{Launcher, Restore};
+use vmm::timeline::monotonic_ns;
+use vmm::untrusted;
+use vmm::virtio::vsock;
 
 /// Name prefix of a directory with a snapshot in transit.
 const SAVED_FOR_OTHERS: &str = "saved-";

@@ -14,11 +14,11 @@ use super::template;
 use super::{Cloud, now};
 use crate::host::home::is_lock;
 use crate::host::vmm_process;
-use crate::vmm::end::End;
-use crate::vmm::end_record::EndRecord;
 use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use store::{ClientToken, InstanceRecord, StoreError};
+use vmm::end::End;
+use vmm::end_record::EndRecord;
 
 /// Seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;

@@ -15,13 +15,13 @@ use super::template;
 use super::{Cloud, embedded, new_id, now};
 use crate::host::home::write_private;
 use crate::host::{disk_image, shell, sparse};
-use crate::vmm::config::{BackingFile, DiskFormat};
 use ec2::id::Id;
 use ec2::id::Image as ImageKind;
 use ec2::metadata::ImdsSupport;
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, ImageId, InstanceId};
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
+use vmm::config::{BackingFile, DiskFormat};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageConsistency {

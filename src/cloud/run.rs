@@ -21,14 +21,14 @@ use crate::guest::Seed;
 use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use crate::host::out_of_memory::OomKillCount;
 use crate::host::vmm_process::{self, Inherited};
-use crate::vmm::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
-use crate::vmm::devices::console;
-use crate::vmm::end::End;
-use crate::vmm::machine::Launcher;
-use crate::vmm::snapshot;
-use crate::vmm::untrusted;
-use crate::vmm::virtio::vsock;
 use ec2::id::InstanceId;
+use vmm::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
+use vmm::devices::console;
+use vmm::end::End;
+use vmm::machine::Launcher;
+use vmm::snapshot;
+use vmm::untrusted;
+use vmm::virtio::vsock;
 
 /// Directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";

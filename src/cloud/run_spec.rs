@@ -7,13 +7,13 @@ use super::layers::resolved;
 use super::machine::{FREE_SLOTS, with_kernel_share};
 use super::network::{self, NetworkSpec};
 use super::template::{self, Template};
-use crate::vmm::config::{
-    BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
-    SystemIdentity, VsockConfig,
-};
 use ec2::InstanceType;
 use ec2::id::InstanceId;
 use ec2::system;
+use vmm::config::{
+    BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
+    SystemIdentity, VsockConfig,
+};
 
 /// The guest's vsock context ID. Each VMM has its own vsock device, so all guests can have the same one.
 pub(super) const GUEST_CID: u32 = 3;

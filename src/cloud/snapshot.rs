@@ -14,10 +14,10 @@ use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
 use crate::host::disk_image;
 use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
-use crate::vmm::config::DiskFormat;
-use crate::vmm::control::ControlRequest;
 use ec2::{SnapshotId, VolumeId};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
+use vmm::config::DiskFormat;
+use vmm::control::ControlRequest;
 
 impl Cloud {
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {

@@ -26,9 +26,9 @@ use super::run_spec::{Boot, RunSpec};
 use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use crate::host::disk_image;
 use crate::host::home::{Home, private_file, try_lock_file, write_private};
-use crate::vmm::config::CpuConfig;
-use crate::vmm::machine::Restore;
-use crate::vmm::snapshot;
+use vmm::config::CpuConfig;
+use vmm::machine::Restore;
+use vmm::snapshot;
 
 /// Disk ID of a template's root disk.
 pub(super) const ROOT: &str = "root";

@@ -6,13 +6,13 @@
 use super::error::CloudError;
 use super::lifecycle::get;
 use super::{Cloud, now};
-use crate::vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
-use crate::vmm::virtio::net::NetRecord;
 use ec2::credits::CreditBalance;
 use ec2::right_size::{Judgment, Subject, TooLittle, judge};
 use ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
 use ec2::{InstanceId, catalog};
 use store::{InstanceRecord, Transaction, UsageCursor};
+use vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
+use vmm::virtio::net::NetRecord;
 
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
@@ -186,7 +186,7 @@ fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::usage::SampleTime;
+    use vmm::usage::SampleTime;
 
     fn reading(run: u64, up_ms: u64) -> Reading {
         let moment = SampleTime { run, up_ms, at_ms: run * 1000 + up_ms };

@@ -17,13 +17,13 @@ use super::machine::{MachineHandle, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::guest::{ExecRequest, ExitStatus, Streams};
 use crate::host::disk_image;
-use crate::vmm::config::{DiskConfig, DiskFormat};
-use crate::vmm::control::{ControlRequest, Message};
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
+use vmm::config::{DiskConfig, DiskFormat};
+use vmm::control::{ControlRequest, Message};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.

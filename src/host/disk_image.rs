@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::space::FreeSpace;
-use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use crate::vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
+use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
 /// Bytes copied at a time, a multiple of both units below.
 const CHUNK: usize = 1 << 20;

@@ -8,10 +8,10 @@ use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-pub use crate::vmm::sparse::write_blocks;
+pub use vmm::sparse::write_blocks;
 
 use super::space::FreeSpace;
-use crate::vmm::sparse::data_runs;
+use vmm::sparse::data_runs;
 
 const CHUNK: usize = 256 << 10;
 

@@ -21,11 +21,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 
 use super::environment;
 use super::home::write_private;
-use crate::vmm::bounded_log;
-use crate::vmm::config::MachineConfig;
-use crate::vmm::machine::{Launcher, Restore};
-use crate::vmm::sandbox::seccomp;
-use crate::vmm::untrusted;
+use vmm::bounded_log;
+use vmm::config::MachineConfig;
+use vmm::machine::{Launcher, Restore};
+use vmm::sandbox::seccomp;
+use vmm::untrusted;
 
 pub const CONFIG: &str = "config.json";
 /// Lock file, which the VMM and its supervisor hold while they run.

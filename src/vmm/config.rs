@@ -73,7 +73,7 @@ pub struct KernelConfig {
     pub path: PathBuf,
     #[serde(default)]
     pub initrd: Option<PathBuf>,
-    /// Options of the image or the user. [`crate::vmm::boot::cmdline`] adds those that the machine needs.
+    /// Options of the image or the user. [`crate::boot::cmdline`] adds those that the machine needs.
     #[serde(default)]
     pub cmdline: String,
     #[serde(default)]
@@ -150,7 +150,7 @@ pub struct VsockConfig {
     pub seed: Option<PathBuf>,
 }
 
-/// The network device. Its backend comes with [`VmmInputs`](crate::vmm::machine::VmmInputs).
+/// The network device. Its backend comes with [`VmmInputs`](crate::machine::VmmInputs).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {

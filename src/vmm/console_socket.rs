@@ -150,9 +150,9 @@ impl Terminal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::bus::BusDevice;
-    use crate::vmm::irq::IrqLine;
-    use crate::vmm::timeline::Timeline;
+    use crate::bus::BusDevice;
+    use crate::irq::IrqLine;
+    use crate::timeline::Timeline;
     use std::sync::Arc;
     use vmm_sys_util::eventfd::EventFd;
 

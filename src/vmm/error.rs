@@ -3,17 +3,17 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::vmm::boot::BootError;
-use crate::vmm::config::ConfigError;
-use crate::vmm::console_socket::ConsoleSocketError;
-use crate::vmm::control::ControlError;
-use crate::vmm::cpu::state::StateError;
-use crate::vmm::disk_slots::SlotError;
-use crate::vmm::memory::MemoryError;
-use crate::vmm::sandbox::SandboxError;
-use crate::vmm::snapshot::SnapshotError;
-use crate::vmm::virtio::block::BlockError;
-use crate::vmm::virtio::vsock::VsockError;
+use crate::boot::BootError;
+use crate::config::ConfigError;
+use crate::console_socket::ConsoleSocketError;
+use crate::control::ControlError;
+use crate::cpu::state::StateError;
+use crate::disk_slots::SlotError;
+use crate::memory::MemoryError;
+use crate::sandbox::SandboxError;
+use crate::snapshot::SnapshotError;
+use crate::virtio::block::BlockError;
+use crate::virtio::vsock::VsockError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

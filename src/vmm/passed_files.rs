@@ -68,7 +68,7 @@ impl FdTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::config::{DiskAccess, DiskFormat};
+    use crate::config::{DiskAccess, DiskFormat};
 
     #[test]
     fn writable_descriptor_is_taken_once() {

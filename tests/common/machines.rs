@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
+use vmm::MachineConfig;
+use vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
+use vmm::control::{ControlClient, ControlRequest, Message, VmmStatus};
 use wisp::guest::{Agent, ExecRequest, Streams};
-use wisp::vmm::MachineConfig;
-use wisp::vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
-use wisp::vmm::control::{ControlClient, ControlRequest, Message, VmmStatus};
 
 use super::{DEADLINE, Wisp};
 

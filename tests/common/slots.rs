@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
+use vmm::bus::BusDevice;
+use vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use vmm::disk_slots::{DiskSlot, DiskSlots};
+use vmm::fault::GuestFaults;
+use vmm::irq::IrqLine;
+use vmm::memory::{self, GuestMemory};
+use vmm::virtio::block::{Block, SharedDisk};
+use vmm::virtio::interrupt::status;
+use vmm::virtio::mmio::{MmioTransport, VERSION_1};
+use vmm::virtio::register;
 use wisp::host::disk_image;
-use wisp::vmm::bus::BusDevice;
-use wisp::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
-use wisp::vmm::disk_slots::{DiskSlot, DiskSlots};
-use wisp::vmm::fault::GuestFaults;
-use wisp::vmm::irq::IrqLine;
-use wisp::vmm::memory::{self, GuestMemory};
-use wisp::vmm::virtio::block::{Block, SharedDisk};
-use wisp::vmm::virtio::interrupt::status;
-use wisp::vmm::virtio::mmio::{MmioTransport, VERSION_1};
-use wisp::vmm::virtio::register;
 
 pub const MIB: u64 = 1 << 20;
 const DESCRIPTORS: u64 = 0x10_0000;

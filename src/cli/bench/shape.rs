@@ -7,7 +7,7 @@ use crate::cloud::bench::TypeReport;
 use crate::cloud::bench::bound::By;
 use crate::cloud::bench::comparison::{Compared, ComparisonRow};
 use crate::cloud::bench::measure::Better;
-use crate::vmm::limits::{DiskLimits, Rate};
+use vmm::limits::{DiskLimits, Rate};
 
 /// The whole bench.
 pub fn shape(shown: &Shown) -> Value {

@@ -5,9 +5,9 @@
 
 use super::measure::{About, Measure};
 use super::statistics::median;
-use crate::vmm::limits::{DiskLimits, Rate};
 use ec2::InstanceType;
 use ec2::credits::CreditMode;
+use vmm::limits::{DiskLimits, Rate};
 
 /// Share of a rate from which a figure counts as bounded by it.
 const NEAR: f64 = 0.9;

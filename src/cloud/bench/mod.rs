@@ -29,10 +29,10 @@ use super::run::{ConsoleTail, RunError};
 use super::template;
 use crate::host::home::{Home, HomeError};
 use crate::host::probe;
-use crate::vmm::timeline::monotonic_ns;
 use ec2::Ec2Error;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
+use vmm::timeline::monotonic_ns;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

@@ -2,9 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::vmm::netstack::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
+use vmm::netstack::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
 /// Rules with more ports than this forward only well-known ports of a public address.
 const MANY: u16 = 64;

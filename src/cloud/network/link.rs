@@ -7,10 +7,10 @@ use super::filter::public_forwards;
 use super::metadata::{self, tree_of};
 use super::router::is_in_vpc;
 use super::{MTU, NetworkSpec};
-use crate::vmm::netstack::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 use ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use ec2::{InstanceId, metadata::MetadataOptions};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
+use vmm::netstack::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 
 /// The netstack's configuration in an instance's directory.
 pub const FILE: &str = "link.json";

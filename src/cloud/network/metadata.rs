@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::link::Known;
 use crate::cloud::timestamp_seconds;
-use crate::vmm::netstack::MacAddress;
 use ec2::InstanceId;
 use ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
 use ec2::tag::is_metadata_key;
 use store::{InstanceRecord, NetworkRecord};
+use vmm::netstack::MacAddress;
 
 /// Values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;

@@ -25,14 +25,14 @@ use super::lifecycle::volumes_of;
 use super::machine::InstanceDir;
 use crate::host::home::write_private;
 use crate::host::passt::{self, PasstConfig};
-use crate::vmm::config::{MachineConfig, NetConfig};
-use crate::vmm::control::{ControlRequest, Message};
-use crate::vmm::netstack::{MacAddress, NetstackConfig};
 use ec2::id::SubnetId;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
 use ec2::{ErrorCode, InstanceId};
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
+use vmm::config::{MachineConfig, NetConfig};
+use vmm::control::{ControlRequest, Message};
+use vmm::netstack::{MacAddress, NetstackConfig};
 
 pub(super) use address::{Addresses, take_public_address};
 pub(super) use elastic::free_addresses_of;

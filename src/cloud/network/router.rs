@@ -12,12 +12,12 @@ use super::{Cloud, MTU};
 use crate::host::router::{
     self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM,
 };
-use crate::vmm::netstack::{Cidr, MacAddress};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{NetworkMode, SubnetRange, mac_address};
 use ec2::state::InstanceState;
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
+use vmm::netstack::{Cidr, MacAddress};
 
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc

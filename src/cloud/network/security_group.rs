@@ -10,12 +10,12 @@ use super::super::{Cloud, new_id, resolve};
 use super::filter::filter_of;
 use super::vpc::{default_vpc, depends, vpc_or_default};
 use crate::host::shell;
-use crate::vmm::netstack::Filter;
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
+use vmm::netstack::Filter;
 
 pub const DEFAULT: &str = "default";
 

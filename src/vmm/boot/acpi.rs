@@ -16,11 +16,9 @@ use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::vmm::devices::{acpi_pm, i8042};
-use crate::vmm::memory::{
-    ACPI_START, GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, SMBIOS_START, VIRTIO_MMIO_SIZE,
-};
-use crate::vmm::virtio::mmio::Slot;
+use crate::devices::{acpi_pm, i8042};
+use crate::memory::{ACPI_START, GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, SMBIOS_START, VIRTIO_MMIO_SIZE};
+use crate::virtio::mmio::Slot;
 
 const OEM: [u8; 6] = *b"WISP  ";
 const OEM_TABLE: [u8; 8] = *b"MICRO-VM";
@@ -138,7 +136,7 @@ fn virtio_device(index: usize, slot: Slot) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
 
     fn tables(cpus: u32, devices: u64) -> Vec<u8> {
         let memory = memory::allocate(64).unwrap();

@@ -5,13 +5,13 @@ use std::fs;
 use vm_memory::GuestAddress;
 
 use super::kernel;
-use crate::vmm::config::{BootProtocol, KernelConfig};
-use crate::vmm::memory::GuestMemory;
+use crate::config::{BootProtocol, KernelConfig};
+use crate::memory::GuestMemory;
 
 /// The size of guest memory: just enough for a kernel at 1 MiB.
 const MEMORY_MIB: u64 = 4;
 
-pub(crate) fn kernel(data: &[u8]) {
+pub fn kernel(data: &[u8]) {
     let Some((first, content)) = data.split_first() else { return };
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("kernel");

@@ -10,8 +10,8 @@ use linux_loader::loader::{BzImage, KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, open, read_error};
-use crate::vmm::config::{BootProtocol, KernelConfig};
-use crate::vmm::memory::{GuestMemory, HIGH_MEMORY_START, MMIO_GAP_START};
+use crate::config::{BootProtocol, KernelConfig};
+use crate::memory::{GuestMemory, HIGH_MEMORY_START, MMIO_GAP_START};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `HdrS` at byte 0x202 of a bzImage (boot.rst, "The Real-Mode Kernel Header").
@@ -223,7 +223,7 @@ fn bad_kernel(path: &Path, format: &'static str, reason: &dyn std::fmt::Display)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
     use proptest::prelude::*;
 
     /// A minimal ELF-64 executable for x86_64 with one segment of `content` at `address`.

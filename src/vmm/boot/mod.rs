@@ -6,7 +6,7 @@
 mod acpi;
 pub mod cmdline;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod kernel;
 pub mod mptable;
 mod params;
@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::vmm::config::MachineConfig;
-use crate::vmm::memory::{self, GuestMemory, HIGH_MEMORY_START};
-use crate::vmm::virtio::mmio::Slot;
+use crate::config::MachineConfig;
+use crate::memory::{self, GuestMemory, HIGH_MEMORY_START};
+use crate::virtio::mmio::Slot;
 
 pub use kernel::EntryPoint;
 use kernel::LoadedKernel;

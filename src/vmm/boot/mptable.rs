@@ -5,7 +5,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::vmm::memory::{GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_START};
+use crate::memory::{GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_START};
 
 /// Pins of KVM's I/O APIC.
 pub const IO_APIC_PINS: u8 = 24;
@@ -99,7 +99,7 @@ fn seal(bytes: &mut [u8], checksum: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))

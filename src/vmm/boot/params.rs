@@ -10,7 +10,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{BOOT_PARAMS, BootError, COMMAND_LINE, Initrd, PVH_MEMMAP, PVH_MODULES, memory_map};
-use crate::vmm::memory::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`; PVH's memory map uses the same numbers.
 const E820: [u32; 2] = [2, 1];
@@ -123,7 +123,7 @@ pub(super) fn write_pvh_start_info(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
 
     #[test]
     fn zero_page_has_memory_map_and_command_line() {

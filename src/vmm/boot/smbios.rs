@@ -6,8 +6,8 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::vmm::config::SystemIdentity;
-use crate::vmm::memory::{GuestMemory, SMBIOS_START, SMBIOS_TABLES, SMBIOS_TABLES_SIZE};
+use crate::config::SystemIdentity;
+use crate::memory::{GuestMemory, SMBIOS_START, SMBIOS_TABLES, SMBIOS_TABLES_SIZE};
 
 /// The version in the entry point. Since 2.6, the first fields of a UUID are little-endian.
 const VERSION: [u8; 3] = [3, 6, 0];
@@ -145,7 +145,7 @@ impl Structure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
 
     fn identity() -> SystemIdentity {
         SystemIdentity {

@@ -17,7 +17,7 @@ pub(super) const CONNECTED: u8 = 1;
 pub(super) const REFUSED: u8 = 0;
 
 /// Returns the path of the Unix socket for a host port, next to the device's `socket`.
-pub(in crate::vmm) fn path(socket: &Path, port: u32) -> PathBuf {
+pub(crate) fn path(socket: &Path, port: u32) -> PathBuf {
     let mut path = OsString::from(socket);
     path.push(format!("_{port}"));
     path.into()

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{ControlRequest, FILES_AT_A_TIME, Message};
+use crate::passed_files::PassedFile;
 use crate::unix_socket;
-use crate::vmm::passed_files::PassedFile;
 
 #[derive(Debug)]
 pub struct ControlClient {

@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn request_passes_its_named_files() {
-        let backing = vec![BackingFile { path: "/volumes/base".into(), format: crate::vmm::config::DiskFormat::Raw }];
+        let backing = vec![BackingFile { path: "/volumes/base".into(), format: crate::config::DiskFormat::Raw }];
         let (id, layer) = ("disk".to_string(), PathBuf::from("/volumes/layer"));
         let request = ControlRequest::SwitchDisk { id, layer: layer.clone(), backing: backing.clone() };
         let file = |path: &str, writable| PassedFile { path: path.into(), writable };

@@ -14,15 +14,15 @@ use std::path::Path;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::{ControlError, ControlRequest, FILES_AT_A_TIME, LINE_LIMIT, Message};
+use crate::passed_files::FdTable;
 use crate::unix_socket;
-use crate::vmm::passed_files::FdTable;
 
 const MAX_CLIENTS: usize = 64;
 /// Covers all files of a machine's disks, open for reading, and the topmost also for writing.
 const FILES_LIMIT: usize = 1024;
 
 #[derive(Debug)]
-pub(in crate::vmm) struct ControlServer {
+pub(crate) struct ControlServer {
     listener: UnixListener,
     clients: HashMap<i32, Client>,
 }
@@ -39,7 +39,7 @@ struct Client {
 }
 
 #[derive(Debug)]
-pub(in crate::vmm) struct Incoming {
+pub(crate) struct Incoming {
     /// Complete requests in order, with their files. Invalid lines have been responded to already.
     pub requests: Vec<(ControlRequest, FdTable)>,
     /// The client has closed the connection or must be disconnected.
@@ -177,7 +177,7 @@ mod tests {
     use std::io::Read;
 
     use super::super::ControlClient;
-    use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+    use crate::config::{DiskAccess, DiskConfig, DiskFormat};
 
     fn requests(incoming: &Incoming) -> Vec<&ControlRequest> {
         incoming.requests.iter().map(|(request, _)| request).collect()

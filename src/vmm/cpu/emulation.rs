@@ -9,7 +9,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::exit::EmulationFailure;
-use crate::vmm::memory::GuestMemory;
+use crate::memory::GuestMemory;
 
 const INT3: u8 = 0xcc;
 const FWAIT: u8 = 0x9b;

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::limits::CpuBalance;
-use crate::vmm::untrusted;
+use crate::limits::CpuBalance;
+use crate::untrusted;
 
 const FILE: &str = "cpu-balance.json";
 

@@ -15,7 +15,7 @@ use super::cpu_timer::CpuTimer;
 use super::gate::Gate;
 use super::time::CpuTime;
 use super::vcpu::kick_signal;
-use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
+use crate::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 
 /// Its lock comes before those of [`CpuTime`] in the lock order.
 #[derive(Debug)]
@@ -114,8 +114,8 @@ impl Allowance<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::cpu::time::ThreadClock;
-    use crate::vmm::limits::CpuBalance;
+    use crate::cpu::time::ThreadClock;
+    use crate::limits::CpuBalance;
     use std::sync::Arc;
 
     #[test]

@@ -5,9 +5,9 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::msrs::set_each;
-use crate::vmm::boot::{BootState, EntryPoint};
-use crate::vmm::error::Error;
-use crate::vmm::memory::GuestMemory;
+use crate::boot::{BootState, EntryPoint};
+use crate::error::Error;
+use crate::memory::GuestMemory;
 
 /// Page tables for the 64-bit entry, which identity-map the first GiB with 2 MiB pages.
 const PML4: GuestAddress = GuestAddress(0x9000);
@@ -205,7 +205,7 @@ fn set_protected_mode(sregs: &mut kvm_sregs, memory: &GuestMemory) -> Result<(),
 }
 
 fn no_room(what: &'static str) -> impl FnOnce(vm_memory::GuestMemoryError) -> Error {
-    move |_| Error::Boot(crate::vmm::boot::BootError::Table(what))
+    move |_| Error::Boot(crate::boot::BootError::Table(what))
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
@@ -251,7 +251,7 @@ fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
+    use crate::memory;
 
     #[test]
     fn misc_enable_keeps_sampling_and_branch_tracing_unavailable() {

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     /// Uses CPU time until `clock` shows `ns`.
-    pub(in crate::vmm) fn run_until(clock: &ThreadClock, ns: u64) {
+    pub(crate) fn run_until(clock: &ThreadClock, ns: u64) {
         let mut sum = 0_u64;
         while clock.ns() < ns {
             sum = std::hint::black_box(sum + 1);

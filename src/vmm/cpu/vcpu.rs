@@ -20,16 +20,16 @@ use super::registers;
 use super::state::{self, VcpuState};
 use super::time::CpuTime;
 use super::xstate::{self, Xstate};
-use crate::vmm::bus::Bus;
-use crate::vmm::end::{End, EndSender, KvmFailure};
-use crate::vmm::error::Error;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::limits::CpuBudgetRecord;
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::sandbox::calls::ThreadKind;
-use crate::vmm::sandbox::threads;
-use crate::vmm::snapshot::processor::CpuIdentity;
-use crate::vmm::timeline::{ExitCounters, Mark, Timeline};
+use crate::bus::Bus;
+use crate::end::{End, EndSender, KvmFailure};
+use crate::error::Error;
+use crate::fault::GuestFaults;
+use crate::limits::CpuBudgetRecord;
+use crate::memory::GuestMemory;
+use crate::sandbox::calls::ThreadKind;
+use crate::sandbox::threads;
+use crate::snapshot::processor::CpuIdentity;
+use crate::timeline::{ExitCounters, Mark, Timeline};
 
 #[derive(Debug)]
 pub struct VcpuContext {

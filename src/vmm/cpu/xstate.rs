@@ -14,7 +14,7 @@ use kvm_bindings::{CpuId, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::vmm::memory::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// Returns the saved components. All three ports are 32 bits wide.
 pub const FEATURES_PORT: u16 = 0x6e4;

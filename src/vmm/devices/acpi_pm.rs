@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::bus::BusDevice;
-use crate::vmm::end::{End, EndSender};
+use crate::bus::BusDevice;
+use crate::end::{End, EndSender};
 
 /// The first port: the event block, then the control block.
 pub const PORT: u16 = 0x600;
@@ -87,7 +87,7 @@ impl BusDevice for AcpiPm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::end::end_channel;
+    use crate::end::end_channel;
 
     #[test]
     fn sleep_type_five_powers_off_and_others_do_not() {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::vmm::bus::BusDevice;
-use crate::vmm::timeline::{Mark, Timeline};
+use crate::bus::BusDevice;
+use crate::timeline::{Mark, Timeline};
 
 /// Called when the guest's agent reports that it is ready.
 pub type OnReady = Box<dyn FnOnce() + Send>;

@@ -15,12 +15,12 @@ use super::pvpanic::{self, Pvpanic};
 use super::resumed::ResumedPorts;
 use super::rtc::{self, Rtc};
 use super::serial::{self, Serial};
-use crate::vmm::bus::{Bus, SharedDevice};
-use crate::vmm::end::end_channel;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::timeline::Timeline;
+use crate::bus::{Bus, SharedDevice};
+use crate::end::end_channel;
+use crate::irq::IrqLine;
+use crate::timeline::Timeline;
 
-pub(crate) fn ports(data: &[u8]) {
+pub fn ports(data: &[u8]) {
     let Ok((bus, serial, ports)) = wire() else { return };
     let mut input = Unstructured::new(data);
     let mut access = || -> arbitrary::Result<bool> {

@@ -11,8 +11,8 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::vmm::bus::BusDevice;
-use crate::vmm::memory::GuestMemory;
+use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 pub const PORT: u16 = 0x780;
 pub const LENGTH: u64 = 8;
@@ -58,7 +58,7 @@ pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory::allocate;
+    use crate::memory::allocate;
 
     #[test]
     fn generation_is_written_to_the_guest_address() {

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::bus::BusDevice;
-use crate::vmm::end::{End, EndSender};
-use crate::vmm::irq::IrqLine;
+use crate::bus::BusDevice;
+use crate::end::{End, EndSender};
+use crate::irq::IrqLine;
 
 /// The first port; data is at offset 0, status and commands at offset 4.
 pub const PORT: u16 = 0x60;
@@ -187,7 +187,7 @@ impl BusDevice for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::end::{EndReceiver, end_channel};
+    use crate::end::{EndReceiver, end_channel};
 
     fn controller() -> (I8042, EndReceiver) {
         let (sender, receiver) = end_channel().unwrap();

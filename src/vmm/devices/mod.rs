@@ -1,13 +1,13 @@
 //! The PC devices that a guest without firmware expects, one file each.
 //!
-//! Registers are independent of buses, eventfds and KVM; [`machine`](crate::vmm::machine) connects them. Each device
-//! implements [`BusDevice`](crate::vmm::bus::BusDevice) with offsets from its first port.
+//! Registers are independent of buses, eventfds and KVM; [`machine`](crate::machine) connects them. Each device
+//! implements [`BusDevice`](crate::bus::BusDevice) with offsets from its first port.
 
 pub mod acpi_pm;
 pub mod boot_timer;
 pub mod console;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 pub mod generation;
 pub mod i8042;
 pub mod pvpanic;

@@ -2,8 +2,8 @@
 //!
 //! Without ACPI, a PC has no other way to power itself off; the embedded kernel has a patch for it.
 
-use crate::vmm::bus::BusDevice;
-use crate::vmm::end::{End, EndSender};
+use crate::bus::BusDevice;
+use crate::end::{End, EndSender};
 
 /// The ISA port of the specification.
 pub const PORT: u16 = 0x505;
@@ -40,7 +40,7 @@ impl BusDevice for Pvpanic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::end::end_channel;
+    use crate::end::end_channel;
 
     #[test]
     fn panic_and_power_off_are_distinguished() {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use wisp_agent::resumed::Resumed;
 
-use crate::vmm::bus::BusDevice;
+use crate::bus::BusDevice;
 
 #[derive(Debug, Default)]
 pub struct ResumedPorts {

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::bus::BusDevice;
+use crate::bus::BusDevice;
 
 /// The index port; the data port follows.
 pub const PORT: u16 = 0x70;

@@ -14,9 +14,9 @@ use vm_superio::serial::{Serial as Registers, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::ConsoleWriter;
-use crate::vmm::bus::BusDevice;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::snapshot::SnapshotError;
+use crate::bus::BusDevice;
+use crate::irq::IrqLine;
+use crate::snapshot::SnapshotError;
 
 /// COM1's first port, number of ports and interrupt line.
 pub const PORT: u16 = 0x3f8;
@@ -175,8 +175,8 @@ impl BusDevice for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::devices::console::Console;
-    use crate::vmm::timeline::Timeline;
+    use crate::devices::console::Console;
+    use crate::timeline::Timeline;
 
     const LINE_STATUS: u64 = 5;
     const DATA_READY: u8 = 1;

@@ -1,7 +1,7 @@
 //! Resource limits of a machine: CPU budget, and rates of bytes and operations.
 //!
 //! The values are plain numbers without knowledge of instance types. [`rate_limiter`] computes how long devices have
-//! to wait; [`crate::vmm::cpu::quota`] throttles vCPUs. A machine without limits has no timers for them.
+//! to wait; [`crate::cpu::quota`] throttles vCPUs. A machine without limits has no timers for them.
 
 pub mod cpu_budget;
 pub mod rate_limiter;

@@ -22,7 +22,7 @@ const ACK: u8 = 0x10;
 const SYN: u8 = 2;
 
 /// Returns a configuration with all services, and a packet filter. `bits` selects options.
-pub(crate) fn config(bits: u8) -> NetstackConfig {
+pub fn config(bits: u8) -> NetstackConfig {
     let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
     let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
     let filter = Filter {
@@ -61,13 +61,13 @@ pub(crate) fn config(bits: u8) -> NetstackConfig {
 }
 
 /// Feeds frames from the guest and the network: ARP, DHCP, IP, and TCP to and past the services.
-pub(crate) fn frames(data: &[u8]) {
+pub fn frames(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let _ = acts(&mut input);
 }
 
 /// Feeds requests to the metadata service without TCP.
-pub(crate) fn http(data: &[u8]) {
+pub fn http(data: &[u8]) {
     let (bits, mut requests) = data.split_first().map_or((0, data), |(bits, rest)| (*bits, rest));
     let Some(content) = config(bits & !8).metadata else { return };
     let mut metadata = metadata::Metadata::new(content);

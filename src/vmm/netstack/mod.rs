@@ -13,7 +13,7 @@ mod dhcp;
 mod filter;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod http;
 mod metadata;
 mod packet;
@@ -27,13 +27,13 @@ use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::vmm::broker::{DatagramChannel, HostPort};
+use crate::broker::{DatagramChannel, HostPort};
 pub use config::{
     Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
     NetstackConfig, ParseError, Transport,
 };
 use filter::{Direction, Tracker};
-pub(in crate::vmm) use forward::FIRST_PORT;
+pub(crate) use forward::FIRST_PORT;
 use forward::Forwards;
 use metadata::{Metadata, Server};
 use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};

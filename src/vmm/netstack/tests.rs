@@ -10,7 +10,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use super::packet::TCP;
 use super::stack::Wire;
 use super::*;
-use crate::vmm::broker::{self, LinkSockets, PortsClient};
+use crate::broker::{self, LinkSockets, PortsClient};
 
 pub(super) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);

@@ -1,12 +1,12 @@
 //! The files that a machine may open once its VMM is in the sandbox.
 //!
 //! `/dev/kvm` and the disks' files are opened before. Other disks and overlays are passed as open descriptors (see
-//! [`control`](crate::vmm::control)). The VMM can open none of them again, nor write to a shared backing file.
+//! [`control`](crate::control)). The VMM can open none of them again, nor write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 
-use crate::vmm::config::MachineConfig;
-use crate::vmm::machine::Restore;
+use crate::config::MachineConfig;
+use crate::machine::Restore;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -70,7 +70,7 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::config::{BootProtocol, CpuConfig, KernelConfig, VsockConfig};
+    use crate::config::{BootProtocol, CpuConfig, KernelConfig, VsockConfig};
 
     #[test]
     fn grants_of_instance_are_its_vmm_directory_and_single_files() {

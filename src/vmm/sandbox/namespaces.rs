@@ -3,7 +3,7 @@
 //! Creating a user namespace needs no privilege: root in the namespace is not root on the host, and the host root's
 //! resources stay out of reach. The VMM is the first process of its process namespace, so it cannot see or signal
 //! others. The user is mapped to itself, so that file ownership is unchanged. The network namespace is empty; the
-//! supervisor's [broker](crate::vmm::broker) opens the published ports on the host.
+//! supervisor's [broker](crate::broker) opens the published ports on the host.
 //!
 //! Only children can be created in a process namespace. Hence there are two processes, the VMM and its supervisor.
 

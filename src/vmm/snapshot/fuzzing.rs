@@ -3,10 +3,10 @@
 use sha2::{Digest, Sha256};
 
 use super::{MAGIC, VERSION, parse};
-use crate::vmm::virtio;
+use crate::virtio;
 
 /// Parses a state file; if the first byte is odd, the rest is placed behind a valid header.
-pub(crate) fn state(data: &[u8]) {
+pub fn state(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let content = if first & 1 == 0 {
         rest.to_vec()
@@ -19,7 +19,7 @@ pub(crate) fn state(data: &[u8]) {
     }
 }
 
-pub(crate) fn device(data: &[u8]) {
+pub fn device(data: &[u8]) {
     if let Ok(state) = postcard::from_bytes(data) {
         virtio::fuzzing::restore(&state);
     }

@@ -9,8 +9,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::origin::{Differences, Origin};
 use super::{BASE, MEMORY, SnapshotError, ignore_not_found};
-use crate::vmm::memory::{GuestMemory, PAGE, PageRun, pages};
-use crate::vmm::sparse::write_blocks;
+use crate::memory::{GuestMemory, PAGE, PageRun, pages};
+use crate::sparse::write_blocks;
 
 /// Bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;
@@ -125,7 +125,7 @@ impl MemoryExtent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory::allocate;
+    use crate::memory::allocate;
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]

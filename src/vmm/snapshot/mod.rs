@@ -6,7 +6,7 @@
 
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 pub mod memory;
 pub mod origin;
 pub mod processor;

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, CWD, linkat};
 use serde::{Deserialize, Serialize};
 
 use super::{BASE, MEMORY, MachineState, SnapshotError, written};
-use crate::vmm::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
-use crate::vmm::untrusted;
+use crate::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
+use crate::untrusted;
 
 /// Mapping more runs of changed pages costs more than saving all pages.
 const MAX_RUNS: usize = 4096;

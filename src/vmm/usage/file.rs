@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Reading;
-use crate::vmm::untrusted;
+use crate::untrusted;
 
 pub const FILE: &str = "usage.jsonl";
 

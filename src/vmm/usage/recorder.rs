@@ -10,14 +10,14 @@ use std::path::Path;
 
 use super::file::ReadingsFile;
 use super::{FILE, Reading};
-use crate::vmm::cpu::cpu_timer::CpuTimer;
-use crate::vmm::signals::read_from_descriptor;
+use crate::cpu::cpu_timer::CpuTimer;
+use crate::signals::read_from_descriptor;
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 
 /// Failures are logged: a machine does not end because of its statistics.
 #[derive(Debug)]
-pub(in crate::vmm) struct Recorder {
+pub(crate) struct Recorder {
     file: ReadingsFile,
     expirations: OwnedFd,
     /// Never deleted: the thread's seccomp filter does not allow timer_delete(2).

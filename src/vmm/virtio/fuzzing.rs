@@ -16,10 +16,10 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, MmioTransport, TransportState};
 use super::queue::Virtqueue;
 use super::rng::Rng;
 use super::{Activation, VirtioDevice};
-use crate::vmm::bus::BusDevice;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::memory::GuestMemory;
+use crate::bus::BusDevice;
+use crate::fault::GuestFaults;
+use crate::irq::IrqLine;
+use crate::memory::GuestMemory;
 
 /// Exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
@@ -27,11 +27,11 @@ const MEMORY: usize = 1 << 20;
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 
-pub(crate) fn rng(data: &[u8]) {
+pub fn rng(data: &[u8]) {
     drive(&mut Rng::default(), data, &mut |_| {});
 }
 
-pub(crate) fn registers(data: &[u8]) {
+pub fn registers(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let memory = memory();
     let mut devices = [
@@ -60,7 +60,7 @@ pub(crate) fn registers(data: &[u8]) {
     devices.iter_mut().for_each(MmioTransport::shut_down);
 }
 
-pub(crate) fn restore(state: &TransportState) {
+pub fn restore(state: &TransportState) {
     let memory = memory();
     let mut device = transport(Box::new(Rng::default()), &memory);
     if device.restore(state).is_ok() {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::vmm::irq::IrqLine;
+use crate::irq::IrqLine;
 
 /// Device status bits (section 2.1).
 pub mod status {

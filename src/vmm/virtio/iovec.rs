@@ -101,7 +101,7 @@ mod tests {
         use std::io::Write;
         use std::os::fd::AsFd;
         use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-        let memory = crate::vmm::memory::allocate(64).unwrap();
+        let memory = crate::memory::allocate(64).unwrap();
         let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
         far.write_all(&[7; 4096]).unwrap();
         let slice = || memory.get_slice(GuestAddress(0x10_0000), 2).unwrap();

@@ -12,11 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupt::{Interrupt, status};
 use super::queue::Virtqueue;
 use super::{Activation, QueueState, VirtioDevice, register};
-use crate::vmm::bus::BusDevice;
-use crate::vmm::cpu::time::ThreadClock;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::memory::GuestMemory;
+use crate::bus::BusDevice;
+use crate::cpu::time::ThreadClock;
+use crate::fault::GuestFaults;
+use crate::irq::IrqLine;
+use crate::memory::GuestMemory;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
@@ -377,9 +377,9 @@ impl BusDevice for MmioTransport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::memory;
-    use crate::vmm::virtio::ActivateError;
-    use crate::vmm::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
+    use crate::memory;
+    use crate::virtio::ActivateError;
+    use crate::virtio::interrupt::{CONFIG_CHANGE, USED_BUFFER};
     use proptest::prelude::*;
 
     #[derive(Debug, Default)]

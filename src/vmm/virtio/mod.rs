@@ -5,7 +5,7 @@
 
 pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 pub mod interrupt;
 mod iovec;
 pub mod mmio;
@@ -19,9 +19,9 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::vmm::cpu::time::ThreadClock;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::memory::GuestMemory;
+use crate::cpu::time::ThreadClock;
+use crate::fault::GuestFaults;
+use crate::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::Virtqueue;
 

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
-use crate::vmm::memory::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// A driver's violation of the ring protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -280,21 +280,21 @@ pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<V
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::vmm::irq::IrqLine;
-    use crate::vmm::memory;
+    use crate::irq::IrqLine;
+    use crate::memory;
     use proptest::prelude::*;
     use virtio_queue::desc::RawDescriptor;
     use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
 
-    pub(in crate::vmm::virtio) const NEXT: u16 = 1;
-    pub(in crate::vmm::virtio) const WRITE: u16 = 2;
-    pub(in crate::vmm::virtio) const INDIRECT: u16 = 4;
+    pub(in crate::virtio) const NEXT: u16 = 1;
+    pub(in crate::virtio) const WRITE: u16 = 2;
+    pub(in crate::virtio) const INDIRECT: u16 = 4;
     const SIZE: u16 = 16;
     const AHEAD: u16 = 8;
 
     /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
-    pub(in crate::vmm::virtio) fn queue_with(
+    pub(in crate::virtio) fn queue_with(
         memory: &GuestMemory,
         descriptors: &[(u64, u32, u16, u16)],
         heads: &[u16],
@@ -303,7 +303,7 @@ pub(super) mod tests {
     }
 
     /// Like [`queue_with`], for queue `index` at `start`: the available ring at offset 0x100, the used ring at 0x200.
-    pub(in crate::vmm::virtio) fn queue_at(
+    pub(in crate::virtio) fn queue_at(
         memory: &GuestMemory,
         start: u64,
         index: usize,
@@ -328,7 +328,7 @@ pub(super) mod tests {
 
     /// Creates a queue that never runs empty: its used ring overlaps its available ring, and is ahead of it.
     /// Every chain is one buffer with this address, length and flags.
-    pub(in crate::vmm::virtio) fn endless_queue(
+    pub(in crate::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,
         (address, length, flags): (u64, u32, u16),

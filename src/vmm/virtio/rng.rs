@@ -11,7 +11,7 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, Buffer, QueueError};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice};
-use crate::vmm::sandbox::calls::ThreadKind;
+use crate::sandbox::calls::ThreadKind;
 
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
@@ -126,12 +126,12 @@ impl Serve for RngService {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::fault::GuestFaults;
-    use crate::vmm::irq::IrqLine;
-    use crate::vmm::memory::{self, GuestMemory};
-    use crate::vmm::virtio::interrupt::{Interrupt, status};
-    use crate::vmm::virtio::queue::Virtqueue;
-    use crate::vmm::virtio::queue::tests::{WRITE, endless_queue, queue_with};
+    use crate::fault::GuestFaults;
+    use crate::irq::IrqLine;
+    use crate::memory::{self, GuestMemory};
+    use crate::virtio::interrupt::{Interrupt, status};
+    use crate::virtio::queue::Virtqueue;
+    use crate::virtio::queue::tests::{WRITE, endless_queue, queue_with};
     use vm_memory::{Bytes, GuestAddress};
 
     fn active_rng(memory: &GuestMemory, queue: Virtqueue) -> (Rng, Arc<Interrupt>, Arc<GuestFaults>) {

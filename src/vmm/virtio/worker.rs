@@ -10,9 +10,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, QueueState};
-use crate::vmm::cpu::time::ThreadClock;
-use crate::vmm::sandbox::calls::ThreadKind;
-use crate::vmm::sandbox::threads;
+use crate::cpu::time::ThreadClock;
+use crate::sandbox::calls::ThreadKind;
+use crate::sandbox::threads;
 
 /// Event token of the pause request. Devices must not use it for their own events.
 const PAUSE: u64 = u64::MAX;

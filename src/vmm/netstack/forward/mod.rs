@@ -1,6 +1,6 @@
 //! Port forwarding: passes connections to published ports of the host on to the guest, from its router's address.
 //!
-//! The supervisor's [broker](crate::vmm::broker) passes TCP listeners as descriptors. A channel carries UDP datagrams,
+//! The supervisor's [broker](crate::broker) passes TCP listeners as descriptors. A channel carries UDP datagrams,
 //! each with its peer's number: the router's port at which the guest sees the peer.
 
 mod stream;
@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::config::{Forward, NetstackConfig, Transport};
 use super::packet::Datagram;
 use super::stack::Stack;
-use crate::vmm::broker::{DatagramChannel, HostPort};
+use crate::broker::{DatagramChannel, HostPort};
 use stream::ForwardedConnection;
 
 /// The maximum, including connections that only the guest has yet to close.

@@ -9,9 +9,9 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::Metadata;
-use crate::vmm::netstack::config::METADATA_ADDRESS;
-use crate::vmm::netstack::http::{self, HEAD_LIMIT, Parsed};
-use crate::vmm::netstack::stack::Stack;
+use crate::netstack::config::METADATA_ADDRESS;
+use crate::netstack::http::{self, HEAD_LIMIT, Parsed};
+use crate::netstack::stack::Stack;
 
 const PORT: u16 = 80;
 /// The maximum number of connections; a further one waits for a retransmission.

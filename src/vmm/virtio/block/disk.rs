@@ -14,9 +14,9 @@ use vm_memory::VolatileSlice;
 use super::counters::DiskCounters;
 use super::image::{self, BlockError, Image};
 use super::lock::lock;
-use crate::vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use crate::vmm::limits::DiskLimits;
-use crate::vmm::passed_files::FdTable;
+use crate::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use crate::limits::DiskLimits;
+use crate::passed_files::FdTable;
 
 /// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;
@@ -392,7 +392,7 @@ mod tests {
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &dir_path).unwrap();
         assert!(writable_descriptors(&path) > 0);
-        crate::vmm::virtio::block::image::tests::layer(&layer, "disk", "raw");
+        crate::virtio::block::image::tests::layer(&layer, "disk", "raw");
         disk.switch(&layer, &FdTable::default()).unwrap();
         write(&disk, 0, &mut [8; 512]);
         disk.flush().unwrap();

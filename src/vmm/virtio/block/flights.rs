@@ -8,8 +8,8 @@ use vm_memory::GuestAddress;
 use super::disk::{Disk, FileExtent};
 use super::request::{RequestStatus, answer};
 use super::ring::Ring;
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::virtio::queue::{self, Buffer, QueueError, Virtqueue};
+use crate::memory::GuestMemory;
+use crate::virtio::queue::{self, Buffer, QueueError, Virtqueue};
 
 /// Dropping it waits for the requests in flight, because the kernel still uses their buffers.
 #[derive(Debug)]

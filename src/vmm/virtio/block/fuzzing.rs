@@ -7,13 +7,13 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::{Block, Disk, SECTOR, SharedDisk, backing, open_alone, refcounts, virtual_size};
-use crate::vmm::config::{DiskAccess, DiskConfig, DiskFormat};
-use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
-use crate::vmm::virtio::fuzzing::drive;
+use crate::config::{DiskAccess, DiskConfig, DiskFormat};
+use crate::limits::rate_limiter::SharedDiskLimiter;
+use crate::virtio::fuzzing::drive;
 
 const SECTORS: u64 = 64;
 
-pub(crate) fn requests(data: &[u8]) {
+pub fn requests(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("disk");
     fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("a file");
@@ -26,7 +26,7 @@ pub(crate) fn requests(data: &[u8]) {
 }
 
 /// Inspects an untrusted qcow2 file, uses it under an overlay like an image's root disk, and repairs its refcounts.
-pub(crate) fn images(data: &[u8]) {
+pub fn images(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("disk");
     fs::write(&path, data).expect("a file");

@@ -98,9 +98,9 @@ fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::config::DiskFormat;
-    use crate::vmm::passed_files::FdTable;
-    use crate::vmm::virtio::block::image::{Image, open};
+    use crate::config::DiskFormat;
+    use crate::passed_files::FdTable;
+    use crate::virtio::block::image::{Image, open};
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, Command, Output, Stdio};
 

@@ -11,7 +11,7 @@ mod counters;
 mod disk;
 mod flights;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod image;
 mod image_file;
 mod lock;
@@ -30,7 +30,7 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, QueueError, Virtqueue};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
-use crate::vmm::sandbox::calls::ThreadKind;
+use crate::sandbox::calls::ThreadKind;
 pub use counters::DiskCounters;
 pub use disk::{Disk, SECTOR};
 use flights::Flights;

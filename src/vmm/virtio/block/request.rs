@@ -5,9 +5,9 @@ use vm_memory::GuestAddress;
 use super::SEGMENTS_MAX;
 use super::disk::{Disk, SECTOR};
 use super::flights::{Flights, Recipient};
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError};
+use crate::fault::GuestFaults;
+use crate::memory::GuestMemory;
+use crate::virtio::queue::{self, Buffer, Chain, QueueError};
 
 const HEADER: u64 = 16;
 pub const ID_LENGTH: usize = 20;

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::counters::DiskCounters;
 use super::disk::Disk;
-use crate::vmm::limits::rate_limiter::SharedDiskLimiter;
-use crate::vmm::limits::{DiskLimiter, DiskLimits};
-use crate::vmm::timeline::monotonic_ns;
+use crate::limits::rate_limiter::SharedDiskLimiter;
+use crate::limits::{DiskLimiter, DiskLimits};
+use crate::timeline::monotonic_ns;
 
 /// Locks are taken in the order of the fields.
 #[derive(Debug, Default)]

@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::{Backend, Net};
-use crate::vmm::config::NetConfig;
-use crate::vmm::netstack;
-use crate::vmm::virtio::fuzzing::drive;
+use crate::config::NetConfig;
+use crate::netstack;
+use crate::virtio::fuzzing::drive;
 
-pub(crate) fn frames(data: &[u8]) {
+pub fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
     far.set_nonblocking(true).expect("a socket");
     let bits = data.first().copied().unwrap_or(0);

@@ -8,7 +8,7 @@
 
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod header;
 mod receiver;
 mod service;
@@ -26,12 +26,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
-use crate::vmm::broker::{LinkSockets, PortsClient};
-use crate::vmm::config::NetConfig;
-use crate::vmm::limits::{NetLimits, RateLimiter};
-use crate::vmm::netstack::{NetstackConfig, Services};
-use crate::vmm::passed_files::FdTable;
-use crate::vmm::timeline::monotonic_ns;
+use crate::broker::{LinkSockets, PortsClient};
+use crate::config::NetConfig;
+use crate::limits::{NetLimits, RateLimiter};
+use crate::netstack::{NetstackConfig, Services};
+use crate::passed_files::FdTable;
+use crate::timeline::monotonic_ns;
 pub use backend::Backend;
 use service::NetService;
 

@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 
 use super::backend::{Backend, MAX_FRAME, Received};
 use super::header::{self, Header};
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::netstack::HEAD_LENGTH;
-use crate::vmm::virtio::iovec::IoVecs;
-use crate::vmm::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
+use crate::memory::GuestMemory;
+use crate::netstack::HEAD_LENGTH;
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {

@@ -12,15 +12,15 @@ use super::backend::{Backend, MAX_FRAME, Sent};
 use super::header::{self, Header};
 use super::receiver::{Receiver, Step};
 use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::netstack::{HEAD_LENGTH, Route};
-use crate::vmm::sandbox::calls::ThreadKind;
-use crate::vmm::virtio::interrupt::Interrupt;
-use crate::vmm::virtio::iovec::IoVecs;
-use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
-use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
-use crate::vmm::virtio::{Activation, QueueState};
+use crate::fault::GuestFaults;
+use crate::memory::GuestMemory;
+use crate::netstack::{HEAD_LENGTH, Route};
+use crate::sandbox::calls::ThreadKind;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::queue::{self, Chain, QueueError, Virtqueue};
+use crate::virtio::worker::{Serve, Wakeups, timeout_ms};
+use crate::virtio::{Activation, QueueState};
 
 /// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
 const BATCH: usize = 64;

@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::backend::{Received, Sent};
 use super::header::{self, Header};
-use crate::vmm::virtio::iovec::IoVecs;
+use crate::virtio::iovec::IoVecs;
 
 // `linux/if_tun.h`.
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;

@@ -7,14 +7,14 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::limits::Rate;
-use crate::vmm::memory::{self, GuestMemory};
-use crate::vmm::netstack::MacAddress;
-use crate::vmm::virtio::interrupt::{Interrupt, status};
-use crate::vmm::virtio::iovec::IoVecs;
-use crate::vmm::virtio::queue::tests::{NEXT, WRITE, queue_at};
+use crate::fault::GuestFaults;
+use crate::irq::IrqLine;
+use crate::limits::Rate;
+use crate::memory::{self, GuestMemory};
+use crate::netstack::MacAddress;
+use crate::virtio::interrupt::{Interrupt, status};
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::queue::tests::{NEXT, WRITE, queue_at};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRANSMIT_RINGS: u64 = 0x2000;

@@ -5,14 +5,14 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::Vsock;
-use crate::vmm::broker;
-use crate::vmm::config::VsockConfig;
-use crate::vmm::virtio::fuzzing::drive;
+use crate::broker;
+use crate::config::VsockConfig;
+use crate::virtio::fuzzing::drive;
 
 /// The host port with a listener.
 const PORT: u32 = 80;
 
-pub(crate) fn packets(data: &[u8]) {
+pub fn packets(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, seed) = (dir.path().join("v"), dir.path().join("seed"));
     fs::write(&seed, b"a seed").expect("a file");

@@ -8,7 +8,7 @@
 
 mod connection;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod handshake;
 mod packet;
 mod service;
@@ -26,9 +26,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use crate::broker::VsockConnector;
+use crate::config::VsockConfig;
 use crate::unix_socket;
-use crate::vmm::broker::VsockConnector;
-use crate::vmm::config::VsockConfig;
 use service::VsockService;
 
 /// In the VMM's directory. The guest reaches the host at `<socket>_<port>`.

@@ -18,14 +18,14 @@ use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 use super::connection::{Key, VsockConnection};
 use super::handshake::{Handshake, HandshakeProgress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
-use crate::vmm::broker::VsockConnector;
-use crate::vmm::config::VsockConfig;
-use crate::vmm::memory::GuestMemory;
-use crate::vmm::sandbox::calls::ThreadKind;
-use crate::vmm::virtio::iovec::IoVecs;
-use crate::vmm::virtio::queue::{self, Buffer, QueueError};
-use crate::vmm::virtio::worker::{Serve, Wakeups};
-use crate::vmm::virtio::{Activation, QueueState};
+use crate::broker::VsockConnector;
+use crate::config::VsockConfig;
+use crate::memory::GuestMemory;
+use crate::sandbox::calls::ThreadKind;
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::queue::{self, Buffer, QueueError};
+use crate::virtio::worker::{Serve, Wakeups};
+use crate::virtio::{Activation, QueueState};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -536,12 +536,12 @@ fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::broker;
-    use crate::vmm::fault::GuestFaults;
-    use crate::vmm::irq::IrqLine;
-    use crate::vmm::memory;
-    use crate::vmm::virtio::interrupt::Interrupt;
-    use crate::vmm::virtio::queue::tests::{endless_queue, queue_at};
+    use crate::broker;
+    use crate::fault::GuestFaults;
+    use crate::irq::IrqLine;
+    use crate::memory;
+    use crate::virtio::interrupt::Interrupt;
+    use crate::virtio::queue::tests::{endless_queue, queue_at};
     use vm_memory::{Bytes, GuestAddress};
 
     const CID: u32 = 3;

@@ -8,15 +8,15 @@ use wisp_agent::seed::SEED_PORT;
 
 use super::Vsock;
 use super::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
-use crate::vmm::broker;
-use crate::vmm::config::VsockConfig;
-use crate::vmm::fault::GuestFaults;
-use crate::vmm::irq::IrqLine;
-use crate::vmm::memory;
-use crate::vmm::virtio::interrupt::Interrupt;
-use crate::vmm::virtio::mmio::VERSION_1;
-use crate::vmm::virtio::queue::tests::{WRITE, queue_at};
-use crate::vmm::virtio::{Activation, VirtioDevice};
+use crate::broker;
+use crate::config::VsockConfig;
+use crate::fault::GuestFaults;
+use crate::irq::IrqLine;
+use crate::memory;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::mmio::VERSION_1;
+use crate::virtio::queue::tests::{WRITE, queue_at};
+use crate::virtio::{Activation, VirtioDevice};
 
 const CID: u32 = 3;
 const SENT: u64 = 0x10_0000;

@@ -37,6 +37,7 @@ mod signals;
 pub mod snapshot;
 pub mod sparse;
 pub mod timeline;
+pub mod unix_socket;
 pub mod untrusted;
 pub mod usage;
 pub mod virtio;
