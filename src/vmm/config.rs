@@ -166,26 +166,26 @@ pub struct NetConfig {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    #[error("a machine must have 1 to {MAX_VCPUS} vCPUs, not {0}")]
     CpuCount(u32),
-    #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
+    #[error("cannot divide {count} vCPUs into cores of {threads_per_core} threads; a core must have 1 or 2 threads")]
     Topology { count: u32, threads_per_core: u32 },
-    #[error("a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
+    #[error("a machine must have at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
     Memory(u64),
-    #[error("a machine has at most {MAX_DISKS} disks, not {0}")]
+    #[error("a machine can have at most {MAX_DISKS} disks, not {0}")]
     DiskCount(usize),
-    #[error("the disk id {0:?} is longer than the 20 bytes that virtio-blk has for it")]
+    #[error("the disk ID {0:?} must not be longer than 20 bytes")]
     DiskId(String),
-    #[error("{0} disks are marked as the root; at most one can be")]
+    #[error("{0} disks are marked as the root disk; only one can be")]
     Roots(usize),
     /// CIDs 0 to 2 are reserved (virtio 1.2, section 5.10.4).
-    #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
+    #[error("the vsock context ID {0} is reserved; it must be 3 or more")]
     Cid(u32),
-    #[error("a network's largest packet has {MIN_MTU} bytes or more, not {0}")]
+    #[error("the MTU must be at least {MIN_MTU}, not {0}")]
     Mtu(u16),
-    #[error("{0} is the address of a group, not of an interface")]
+    #[error("{0} is a multicast MAC address; it must be a unicast address")]
     GroupAddress(MacAddress),
-    #[error("{0} cannot be limited so: a rate is at least 1, and no peak is below its baseline")]
+    #[error("invalid limits for {0}: a rate must be at least 1, and a peak rate must not be below its baseline")]
     Limits(&'static str),
 }
 

@@ -21,7 +21,7 @@ pub const SOCKET: &str = "console.sock";
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
 #[derive(Debug, thiserror::Error)]
-#[error("the console's socket {} cannot be made: {source}", path.display())]
+#[error("cannot create the console socket {}: {source}", path.display())]
 pub struct ConsoleSocketError {
     pub path: PathBuf,
     pub source: io::Error,

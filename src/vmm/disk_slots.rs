@@ -33,19 +33,20 @@ pub struct DiskSlot {
 pub enum SlotError {
     #[error("the machine has no disk {0:?}")]
     Unknown(String),
-    #[error("the machine has a disk {0:?} already")]
+    #[error("the machine already has a disk {0:?}")]
     Taken(String),
-    #[error("all {0} disk slots of the machine are taken, or the guest's driver has not left them")]
-    Full(usize),
     #[error(
-        "the guest's driver still uses the disk {0:?}; it must be unbound in the guest first, or the disk detached by force"
+        "all {0} disk slots of the machine are in use; the slot of a detached disk stays in use until the guest's \
+         driver releases it"
     )]
+    Full(usize),
+    #[error("the guest's driver is still using the disk {0:?}; unbind it in the guest first, or force the detachment")]
     InUse(String),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Disk(#[from] BlockError),
-    #[error("the disk {id:?} could not be written out: {source}")]
+    #[error("cannot flush the disk {id:?}: {source}")]
     Flush { id: String, source: io::Error },
 }
 
@@ -83,7 +84,7 @@ impl DiskSlots {
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
         let slot = &slots[index];
         slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
-        log::info!("disk {} is in slot {index}", config.id);
+        log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
     }
 
@@ -105,7 +106,7 @@ impl DiskSlots {
         drop(shared_disk);
         // Closes the disk's files, which releases their locks.
         drop(disk);
-        log::info!("disk {id} is out of slot {index}");
+        log::info!("disk {id} detached from slot {index}");
         Ok(())
     }
 
@@ -160,7 +161,7 @@ impl DiskSlots {
         if shared_disk.disk().map(|disk| disk.sectors()) != before {
             slot.interrupt.change_config(|| shared_disk.relabel());
         }
-        log::info!("disk {id} is continued in {}", layer.display());
+        log::info!("disk {id} switched to the overlay {}", layer.display());
         Ok(())
     }
 

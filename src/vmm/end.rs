@@ -43,13 +43,13 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Reboot => write!(f, "the guest asked for a reboot"),
+            End::Reboot => write!(f, "the guest requested a reboot"),
             End::PowerOff => write!(f, "the guest powered off"),
             End::Saved => write!(f, "the machine was saved"),
-            End::Panic => write!(f, "the guest's kernel panicked"),
-            End::TripleFault => write!(f, "the guest ended in a triple fault"),
+            End::Panic => write!(f, "the guest kernel panicked"),
+            End::TripleFault => write!(f, "the guest caused a triple fault"),
             End::KvmError(failure) => failure.fmt(f),
-            End::Killed { by } => write!(f, "the machine was ended by {by}"),
+            End::Killed { by } => write!(f, "the machine was stopped by {by}"),
         }
     }
 }

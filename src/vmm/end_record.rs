@@ -45,7 +45,7 @@ impl EndRecord {
 
     /// Writes the record atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let bytes = serde_json::to_vec(self).expect("a record is plain data");
+        let bytes = serde_json::to_vec(self).expect("a record serializes to JSON");
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         io::Write::write_all(&mut file, &bytes)?;
         file.as_file().sync_all()?;

@@ -48,7 +48,7 @@ impl GuestFaults {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let mut schedule = self.schedule.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if schedule.is_due(Instant::now()) {
-            log::warn!("{}: the guest's driver is at fault: {fault} ({count} faults so far)", self.device);
+            log::warn!("{}: guest driver error: {fault} ({count} errors so far)", self.device);
         }
     }
 

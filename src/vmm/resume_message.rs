@@ -29,7 +29,8 @@ impl ResumeMessage {
     ) -> Result<ResumeMessage, Error> {
         let (mut number, mut entropy) = ([0; 8], [0; 32]);
         for bytes in [&mut number[..], &mut entropy] {
-            getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
+            getrandom(bytes, GetRandomFlags::empty())
+                .map_err(|errno| Error::host("get random numbers")(errno.into()))?;
         }
         let is_taken = generation::renew(memory, generation, u64::from_le_bytes(number), entropy);
         let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());

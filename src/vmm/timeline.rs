@@ -43,14 +43,14 @@ impl Mark {
     pub fn phase(self) -> &'static str {
         match self {
             Mark::ProcessStart => "process start",
-            Mark::VmmStart => "start the VMM",
-            Mark::MemoryReady => "create the machine, map memory",
+            Mark::VmmStart => "start the VMM process",
+            Mark::MemoryReady => "create the VM, map memory",
             Mark::KernelLoaded => "attach devices, load the kernel",
-            Mark::StateRestored => "restore the saved state",
+            Mark::StateRestored => "restore the snapshot",
             Mark::FirstInstruction => "start vCPUs",
-            Mark::FirstConsoleByte => "kernel, to its first console byte",
+            Mark::FirstConsoleByte => "kernel, to the first console output",
             Mark::InitStarted => "kernel, to the first process",
-            Mark::AgentReady => "first process, to the agent's ready",
+            Mark::AgentReady => "first process, to agent ready",
         }
     }
 }

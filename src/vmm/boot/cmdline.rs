@@ -99,7 +99,7 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
 
 /// Returns Linux's name for the virtio disk with this index.
 pub fn disk_name(index: usize) -> String {
-    let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder of 26 fits"));
+    let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder is below 26"));
     format!("vd{letter}")
 }
 

@@ -75,7 +75,7 @@ impl PortsClient {
 }
 
 fn no_descriptor() -> HostPort {
-    HostPort::Failed("the VMM has no descriptor left for a published port".into())
+    HostPort::Failed("the VMM has no file descriptor left for the published port".into())
 }
 
 fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {

@@ -143,7 +143,7 @@ impl Relay {
         };
         for (fd, interest) in [(self.channel.as_raw_fd(), channel), (self.clients.as_raw_fd(), clients)] {
             if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(interest, fd as u64)) {
-                log::warn!("the datagrams of published ports cannot be waited for: {error}");
+                log::warn!("polling the UDP sockets of published ports failed: {error}");
             }
         }
     }

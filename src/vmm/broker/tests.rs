@@ -141,7 +141,7 @@ fn unreadable_configuration_is_an_error_and_closes_nothing() {
     let _listener = client.link.ports.request().unwrap();
     std::fs::write(file.path(), "not a link").unwrap();
     let error = client.link.ports.request().unwrap_err();
-    assert!(error.to_string().contains("cannot be read"), "{error}");
+    assert!(error.to_string().contains("cannot read"), "{error}");
     TcpStream::connect(tcp.host).unwrap();
 }
 

@@ -32,7 +32,7 @@ pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     let code = [if fits && !passed.is_empty() { CONNECTED } else { REFUSED }];
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     if let Err(error) = sendmsg(channel, &[IoSlice::new(&code)], &mut control, flags) {
-        log::warn!("the VMM does not take a vsock connection: {error}");
+        log::warn!("cannot pass a vsock connection to the VMM: {error}");
     }
 }
 

@@ -239,14 +239,14 @@ pub struct DiskRecord {
 
 /// Sends a message without a server, when a machine could not be built. Ignores errors: the client may be gone.
 pub fn send_once(mut stream: &UnixStream, message: &Message) {
-    let mut line = serde_json::to_vec(message).expect("messages are plain data");
+    let mut line = serde_json::to_vec(message).expect("a message serializes to JSON");
     line.push(b'\n');
     let _ = stream.write_all(&line);
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    #[error("the control socket {} cannot be made: {source}", path.display())]
+    #[error("cannot create the control socket {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
 }
 

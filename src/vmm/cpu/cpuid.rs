@@ -92,11 +92,11 @@ pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
             }
         }
         if function == 0xd && index >= 2 && had[0] != 0 && had[..3] != has[..3] {
-            return Some(format!("leaf {function:#x}.{index}, an extended state laid out as {had:x?}, here {has:x?}"));
+            return Some(format!("leaf {function:#x}.{index}, extended state layout {had:x?}, on this host {has:x?}"));
         }
         let width = |[eax, ..]: [u32; 4]| eax & 0xff;
         if function == 0x8000_0008 && width(had) > width(has) {
-            return Some(format!("physical addresses of {} bits, here {}", width(had), width(has)));
+            return Some(format!("physical addresses of {} bits, on this host {}", width(had), width(has)));
         }
     }
     None

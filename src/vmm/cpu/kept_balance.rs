@@ -37,7 +37,7 @@ impl KeptBalance {
     /// Writes the file atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance is plain data"))?;
+        io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance serializes to JSON"))?;
         file.persist(dir.join(FILE)).map(drop).map_err(|error| error.error)
     }
 

@@ -44,10 +44,10 @@ const X87_CONTROL_INITIAL: u32 = 0x37f;
 
 #[derive(Debug, thiserror::Error)]
 pub enum XstateError {
-    #[error("an XSAVE area at {0:#x} is not in memory")]
+    #[error("the XSAVE area at {0:#x} is outside guest memory")]
     Address(u64),
     /// `EINVAL` means that the area's content is invalid.
-    #[error("KVM did not take or give the states of the XSAVE area at {0:#x}: {1}")]
+    #[error("KVM failed to save or restore the XSAVE area at {0:#x}: {1}")]
     Kvm(u64, #[source] kvm_ioctls::Error),
 }
 

@@ -97,7 +97,7 @@ impl Log {
         match self.file.write(bytes) {
             Ok(_) => self.failed = false,
             Err(error) if !self.failed => {
-                log::warn!("{} cannot be written: {error}; console output is lost", self.file.path().display());
+                log::warn!("cannot write {}: {error}; console output is lost", self.file.path().display());
                 self.failed = true;
             }
             Err(_) => {}

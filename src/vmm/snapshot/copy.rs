@@ -41,7 +41,7 @@ impl Copy {
 
     /// Waits until everything is written and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
-        let failed = SnapshotError::file(&self.path, "written");
+        let failed = SnapshotError::file(&self.path, "write");
         match self.wait() {
             0 => self.file.sync_all().map_err(failed),
             code => Err(failed(io::Error::from_raw_os_error(code))),

@@ -44,7 +44,7 @@ pub fn keep(saved: &Path, own: &Path) {
     let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);
     let kept = base.map_or(Ok(()), |base| fs::hard_link(base, own.join(KEPT)));
     if let Err(error) = kept {
-        log::info!("all of the machine's memory will be saved, if it is, not only what has changed: {error}");
+        log::info!("cannot keep the base snapshot, so the next snapshot will be full, not differential: {error}");
     }
 }
 
@@ -91,7 +91,7 @@ impl Origin {
             Ok(Some(Differences { base_written: written(&base), runs }))
         };
         find().unwrap_or_else(|error| {
-            log::info!("all of the memory is saved, not only what has changed: {error}");
+            log::info!("saving all memory, not only the changed pages: {error}");
             None
         })
     }

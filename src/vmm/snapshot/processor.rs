@@ -65,7 +65,7 @@ pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Res
     match (saved, here) {
         (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
         (Some(saved), Some(here)) if saved.abs_diff(here) > saved / TSC_TOLERANCE => Err(format!(
-            "its time-stamp counter ran at {saved} kHz, this host's runs at {here} kHz, and this processor cannot scale it"
+            "its TSC ran at {saved} kHz, but this host's runs at {here} kHz, and this CPU cannot scale the frequency"
         )),
         _ => Ok(None),
     }
@@ -105,25 +105,26 @@ impl Processor {
     /// Returns the first difference between this CPU, on which the snapshot was taken, and the CPU `here`.
     pub fn difference(&self, here: &Processor) -> Option<String> {
         if self.brand != here.brand {
-            return Some(format!("it was taken on another processor, {:?}, and this is {:?}", self.brand, here.brand));
+            let (saved, now) = (&self.brand, &here.brand);
+            return Some(format!("it was taken on a different CPU model, {saved:?}; this host has {now:?}"));
         }
         if self.leaves.len() != here.leaves.len() {
-            return Some("it does not say which processor it was taken on".into());
+            return Some("it does not record the CPU on which it was taken".into());
         }
         for (Compared { function, index, .. }, (saved, now)) in
             COMPARED.iter().zip(self.leaves.iter().zip(&here.leaves))
         {
             if saved != now {
                 return Some(format!(
-                    "it was taken when this processor's features were others: leaf {function:#x}.{index} of CPUID was \
-                     {saved:#x?}, and is {now:#x?}"
+                    "this host's CPU features have changed since it was taken: CPUID leaf {function:#x}.{index} was \
+                     {saved:#x?} and is now {now:#x?}"
                 ));
             }
         }
         match (self.microcode, here.microcode) {
-            (Some(saved), Some(now)) if saved != now => Some(format!(
-                "it was taken with revision {saved:#x} of the processor's microcode, and this host has {now:#x}"
-            )),
+            (Some(saved), Some(now)) if saved != now => {
+                Some(format!("it was taken with microcode revision {saved:#x}, but this host has {now:#x}"))
+            }
             _ => None,
         }
     }
@@ -161,7 +162,7 @@ mod tests {
         }
         let mut saved = here.clone();
         saved.brand.push('!');
-        assert!(saved.difference(&here).unwrap().contains("another processor"));
+        assert!(saved.difference(&here).unwrap().contains("different CPU model"));
         saved = Processor { leaves: Vec::new(), ..here.clone() };
         assert!(saved.difference(&here).is_some());
     }

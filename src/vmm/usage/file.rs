@@ -48,7 +48,7 @@ impl ReadingsFile {
         let path = dir.join(FILE);
         // A file that cannot be read is discarded.
         let text = bytes(&path).or_else(|error| {
-            log::warn!("what was used before is forgotten: {}: {error}", path.display());
+            log::warn!("discarded the earlier usage readings, because {} cannot be read: {error}", path.display());
             untrusted::remove(&path).map(|()| Vec::new())
         })?;
         let lines = text.iter().filter(|byte| **byte == b'\n').count();
