@@ -10,7 +10,7 @@ use super::virtio::block::KERNEL_THREADS;
 
 /// The limit of the embedded kernel.
 pub const MAX_VCPUS: u32 = 64;
-/// The embedded kernel and its agent do not fit into less.
+/// The embedded kernel and its agent need this much.
 pub const MIN_MEMORY_MIB: u64 = 64;
 /// Limited by the interrupt lines for virtio devices, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
@@ -38,7 +38,7 @@ pub struct MachineConfig {
     pub identity: Option<SystemIdentity>,
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetConfig>,
-    /// Aggregate limits of those disks that have limits.
+    /// Aggregate limits of all disks that have limits.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
 }
@@ -108,7 +108,7 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     #[serde(default)]
     pub root: bool,
-    /// The id that the disk has in the snapshot to restore from, if different.
+    /// The disk's ID in the snapshot to restore from, if different.
     #[serde(default)]
     pub was: Option<String>,
     #[serde(default)]
@@ -143,9 +143,9 @@ pub enum DiskAccess {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
-    /// The guest's context id, 3 or more.
+    /// The guest's context ID, 3 or more.
     pub cid: u32,
-    /// The file that the guest reads from host port [`wisp_agent::seed::SEED_PORT`] at its first boot.
+    /// The file that the guest reads from host port [`wisp_agent::seed::SEED_PORT`] on its first boot.
     #[serde(default)]
     pub seed: Option<PathBuf>,
 }

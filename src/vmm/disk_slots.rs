@@ -1,7 +1,7 @@
 //! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
 //!
-//! A slot is a virtio-mmio device that the guest has from boot. Linux's driver does not take an empty slot, so a
-//! process in the guest must bind the driver again after a disk is attached.
+//! A slot is a virtio-mmio device that exists from boot. Linux's driver does not bind to an empty slot, so a process in
+//! the guest must bind the driver again after a disk is attached.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::virtio::interrupt::{Interrupt, status};
 pub struct DiskSlots {
     /// Locked for the duration of a change.
     slots: Mutex<Vec<DiskSlot>>,
-    /// For the overlays of ephemeral disks.
+    /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
 }
 
@@ -72,7 +72,7 @@ impl DiskSlots {
         self.attach_with_fds(config, &FdTable::default())
     }
 
-    /// As [`DiskSlots::attach`], with files that may have been passed as descriptors.
+    /// Like [`DiskSlots::attach`], with files that may have been passed as descriptors.
     pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
         let slots = self.slots();
@@ -142,12 +142,12 @@ impl DiskSlots {
         file.map_err(flush)?.sync_data().map_err(flush)
     }
 
-    /// Switches a disk to the overlay `layer`. The previous file is durable then and does not change any more.
+    /// Switches a disk to the overlay `layer`. The previous file is then durable and no longer changes.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
         self.switch_with_fds(id, layer, &FdTable::default())
     }
 
-    /// As [`DiskSlots::switch`], with files that may have been passed as descriptors.
+    /// Like [`DiskSlots::switch`], with files that may have been passed as descriptors.
     pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
         // Most of the write-back happens here, while the guest still writes.
         self.write_out(id)?;

@@ -19,7 +19,7 @@ pub enum End {
     KvmError(KvmFailure),
     /// Requested through the control socket or by a signal.
     Killed {
-        /// The requester, in a few words.
+        /// A short description of the requester.
         by: String,
     },
 }
@@ -64,7 +64,7 @@ impl fmt::Display for KvmFailure {
     }
 }
 
-/// The first end counts.
+/// Sends the machine's end. Only the first one is kept.
 #[derive(Debug, Clone)]
 pub struct EndSender(Arc<EndState>);
 
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_end_counts() {
+    fn first_end_is_kept() {
         let (sender, receiver) = end_channel().unwrap();
         assert_eq!(receiver.take(), None);
         sender.send(End::Panic);

@@ -129,9 +129,9 @@ impl<'a> EventLoop<'a> {
             let _ = self.ready.read();
             self.was_ready = true;
             self.control.broadcast(&Message::Ready);
-            // Usage from now on does not belong to the boot.
+            // Separates usage during boot from later usage.
             self.record(status);
-            // Start-up is over, so this thread has time for it.
+            // Start-up is over, so this thread has time to release pages.
             memory::program::release_start_up();
         } else if self.recorder.as_ref().is_some_and(|recorder| fd == recorder.expirations()) {
             self.recorder.iter().for_each(Recorder::take_expirations);
@@ -213,7 +213,7 @@ impl<'a> EventLoop<'a> {
                 ControlRequest::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
                         true => {
-                            // Running vCPUs still have time slices by the previous setting.
+                            // Running vCPUs still have time slices from the previous setting.
                             freezer.vcpus.iter().for_each(VcpuHandle::kick);
                             Message::Done
                         }

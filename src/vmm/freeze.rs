@@ -42,14 +42,14 @@ impl Freezer<'_> {
             .map_err(Error::from)
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
-            // The machine resumes and changes its disks: its state file must not be used.
+            // The machine resumes and changes its disks, so its state file must not be used.
             let _ = std::fs::remove_file(dir.join(snapshot::STATE));
             self.resume();
         }
         saved.map(|()| true)
     }
 
-    /// Saves the machine into `dir` at one instant, from which on its disks write to the overlays `layers`.
+    /// Saves the machine into `dir` at one instant. From then on, its disks write to the overlays `layers`.
     /// Returns the duration of the pause; none if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;

@@ -50,13 +50,13 @@ use super::virtio::net::NetControl;
 use super::virtio::vsock::{self, Vsock};
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
-/// Resources of the host that a machine takes over.
+/// Host resources that a machine owns.
 #[derive(Debug)]
 pub struct VmmInputs {
     /// Directory for the sockets, console log, overlays and snapshots.
     pub dir: PathBuf,
     pub kvm: PendingVm,
-    /// The process id outside the sandbox's PID namespace.
+    /// The process ID outside the sandbox's PID namespace.
     pub pid: u32,
     pub launcher: Launcher,
     /// A terminal to attach to the serial port.
@@ -136,7 +136,7 @@ impl Machine {
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
-        // Loading the kernel takes as long as the steps before its result is needed, and they are independent.
+        // A thread loads the kernel, because this takes as long as the independent steps below.
         let loading = match &saved {
             Some(_) => None,
             None => Some(spawn_loader(&memory, &config, &slots, software_kvm)?),
@@ -233,7 +233,7 @@ impl Machine {
         })
     }
 
-    /// Runs the guest. Calls `conclude` after all threads ended and the disks are flushed, then notifies subscribers.
+    /// Runs the guest. Calls `conclude` once all threads have ended and the disks are flushed, then tells subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         // The usage of an ephemeral machine is not read after its end.

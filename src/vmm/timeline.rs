@@ -1,4 +1,4 @@
-//! The boot timeline and the exit counters, kept in atomics at no cost.
+//! The boot timeline and the exit counters, kept in atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +21,7 @@ pub enum Mark {
     FirstInstruction,
     /// The guest wrote its first byte to the serial port.
     FirstConsoleByte,
-    /// The guest's first process runs.
+    /// The guest's first process is running.
     InitStarted,
     AgentReady,
 }

@@ -44,7 +44,7 @@ pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes the file or directory at `path`, if it exists. A link is removed itself, not its target.
+/// Removes the file or directory at `path`, if it exists. Removes a link itself, not its target.
 pub fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => ignore_not_found(fs::remove_dir_all(path)),
@@ -59,8 +59,8 @@ pub fn remove_in(dir: &Path, name: &str) -> io::Result<()> {
     ignore_not_found(unlink())
 }
 
-/// Moves regular files, in order, from a VMM's directory into a trusted directory on the same file system.
-/// Removes a file that is not regular, and fails. The files after it stay.
+/// Moves regular files from a VMM's directory into a trusted directory on the same file system, in order.
+/// If one is not a regular file, removes it and fails; later files are not moved.
 pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()> {
     let from = open_directory(from)?;
     let to = open_directory(to)?;

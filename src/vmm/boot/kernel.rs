@@ -20,7 +20,7 @@ const BZIMAGE_MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 /// `XLF_KERNEL_64` of `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
-/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd wherever it is, and `initrd_addr_max` does not count.
+/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd at any address and ignores `initrd_addr_max`.
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -83,7 +83,7 @@ pub struct BootState {
     pub params: GuestAddress,
 }
 
-/// Loads everything into `memory`. `cmdline` is the complete command line, see [`cmdline::assemble`].
+/// Loads everything into `memory`. `cmdline` is the complete command line from [`cmdline::assemble`].
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,

@@ -18,7 +18,7 @@ use crate::vmm::netstack::{Forward, NetstackConfig, Transport};
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PortsMessage {
     pub ports: Vec<PortRecord>,
-    /// Set if the configuration cannot be read. No port has changed then.
+    /// Set if the configuration cannot be read. The ports are then unchanged.
     pub failed: Option<String>,
     pub is_last: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct PortRecord {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum PortState {
-    /// The listener comes with this message.
+    /// The message carries the listener.
     Passed,
     /// The listener was passed before, or the datagrams are relayed.
     Open,

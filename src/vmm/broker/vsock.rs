@@ -12,7 +12,7 @@ use rustix::net::{
     connect as connect_to, sendmsg, socket_with,
 };
 
-/// The response codes. With `CONNECTED`, the connection comes with the message.
+/// Response codes. A `CONNECTED` message carries the connection.
 pub(super) const CONNECTED: u8 = 1;
 pub(super) const REFUSED: u8 = 0;
 
@@ -47,7 +47,7 @@ fn connect(path: &Path) -> io::Result<OwnedFd> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Connects to the checked file, even if another file has its name by now.
+    // Connects to the checked file, even if its name now refers to another file.
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     connect_to(&socket, &address)?;
     Ok(socket)

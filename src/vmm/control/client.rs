@@ -1,4 +1,4 @@
-//! The client's end of a control socket.
+//! The client side of a control socket.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -22,7 +22,7 @@ pub struct ControlClient {
     received: Vec<u8>,
 }
 
-/// In bytes. The status of a machine with all devices takes a few thousand.
+/// In bytes. The status of a machine with all devices is a few thousand bytes long.
 const MESSAGE_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ impl ControlClient {
         Ok(self.stream.write_all(&line[sent..])?)
     }
 
-    /// Returns the next message. Waits for at most `timeout`, or without a limit if there is none.
+    /// Returns the next message. Waits for at most `timeout`, or forever if there is none.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Message, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut searched = 0;

@@ -1,6 +1,6 @@
 //! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! Nothing here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
+//! No function here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::unix_socket;
 use crate::vmm::passed_files::FdTable;
 
 const MAX_CLIENTS: usize = 64;
-/// Covers all files of a machine's disks, open for reading, and the topmost also for writing.
+/// Enough for all files of a machine's disks, open for reading, and the topmost also for writing.
 const FILES_LIMIT: usize = 1024;
 
 #[derive(Debug)]
@@ -40,7 +40,7 @@ struct Client {
 
 #[derive(Debug)]
 pub(in crate::vmm) struct Incoming {
-    /// Complete requests in order, with their files. Invalid lines have been responded to already.
+    /// Complete requests in order, with their files. Invalid lines have already been answered.
     pub requests: Vec<(ControlRequest, FdTable)>,
     /// The client has closed the connection or must be disconnected.
     pub closed: bool,

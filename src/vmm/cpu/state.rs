@@ -37,7 +37,7 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Request { what, source }
 }
 
-/// KVM lets user space read but not write these. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
+/// KVM lets user space read but not write these MSRs. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
 const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
@@ -90,7 +90,7 @@ pub(super) fn notify_of_pause(vcpu: &VcpuFd) {
     }
 }
 
-/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain some.
+/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain such registers.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
@@ -106,11 +106,11 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
 }
 
 /// Rearms the TSC-deadline timer if it reads as off. It may have expired without its interrupt in the saved local APIC,
-/// and the guest would wait forever. It gets an extra interrupt instead, which timer code must expect anyway.
+/// and the guest would wait forever. The guest may get an extra interrupt, which timer code must expect anyway.
 fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
     let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
-    // The deadline refers to the TSC, so it must be restored after it.
+    // The deadline is a TSC value, so it must be restored after the TSC.
     msrs.retain(|msr| msr.index != MSR_IA32_TSC_DEADLINE);
     let data = if deadline == 0 { now } else { deadline };
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });

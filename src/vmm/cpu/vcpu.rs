@@ -101,7 +101,7 @@ impl VcpuHandle {
 
     /// Interrupts the guest, so that the vCPU checks [`VcpuContext::gate`].
     pub fn kick(&self) {
-        // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
+        // SAFETY: the thread has not been joined, so its ID is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
     }
 

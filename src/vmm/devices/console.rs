@@ -1,6 +1,6 @@
 //! The output side of the serial console: a bounded log file, and an attached client.
 //!
-//! Nothing here blocks a vCPU: a client that reads too slowly loses bytes.
+//! No function here blocks a vCPU: a client that reads too slowly loses bytes.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;

@@ -160,7 +160,7 @@ impl BusDevice for Serial {
             let was_full = self.input_room() == 0;
             self.feed();
             if was_full {
-                // The counter cannot overflow: one is added each time that the buffer was full.
+                // The counter cannot overflow: it grows by one each time the buffer was full.
                 let _ = self.room.write(1);
             }
         }

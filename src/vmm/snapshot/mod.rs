@@ -39,10 +39,10 @@ pub const MEMORY: &str = "memory";
 pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
-/// Changes with every change of the format.
+/// Incremented with every change to the format.
 const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// 64 vCPUs take about 10 KiB each.
+/// In bytes. 64 vCPUs take about 10 KiB each.
 const LIMIT: u64 = 64 << 20;
 
 /// A machine's state without its memory.
@@ -68,9 +68,9 @@ pub struct MachineState {
     pub i8042: I8042State,
     pub rtc: RtcState,
     pub acpi_pm: AcpiPmState,
-    /// The guest address of the VM generation id, if the guest uses it.
+    /// The guest address of the VM generation ID, if the guest uses it.
     pub generation: Option<u64>,
-    /// The id of the disk in each slot.
+    /// The ID of the disk in each slot.
     pub disks: Vec<Option<String>>,
     /// The virtio devices in slot order: disks, entropy, vsock, network.
     pub virtio: Vec<TransportState>,

@@ -1,5 +1,5 @@
-//! The snapshot memory that a machine was restored from. A new snapshot has only the pages changed since, and a link to
-//! the file with the others.
+//! The snapshot memory that a machine was restored from. A new snapshot contains only the pages changed since then, and
+//! a link to the file with the other pages.
 //!
 //! Guest memory is a private mapping of the file, so unchanged pages are still the file's. Writes need no tracking.
 
@@ -104,7 +104,7 @@ impl Origin {
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}
         }
-        // This fails if the file has no name left.
+        // Fails if all names of the file have been removed.
         let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
         Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
     }

@@ -1,4 +1,4 @@
-//! The host's CPU in a snapshot. A guest can only be restored on a CPU that looks the same to it.
+//! The host's CPU in a snapshot. A guest can only be restored on a CPU with the same model and features.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
@@ -13,7 +13,7 @@ const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// The bits of a leaf to compare: not those that differ between CPUs of a host or that the operating system changes.
+/// The bits of a leaf to compare. Excludes bits that differ between a host's CPUs or that its operating system changes.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,

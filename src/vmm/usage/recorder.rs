@@ -15,7 +15,7 @@ use crate::vmm::signals::read_from_descriptor;
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// Failures are logged: a machine does not end because of its statistics.
+/// Logs failures, because a machine must not end for lack of statistics.
 #[derive(Debug)]
 pub(in crate::vmm) struct Recorder {
     file: ReadingsFile,
