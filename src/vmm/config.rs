@@ -27,7 +27,7 @@ pub struct MachineConfig {
     /// Block devices in the guest's order: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
-    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots while the machine runs.
+    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots of a running machine.
     #[serde(default)]
     pub disk_slots: usize,
     #[serde(default)]

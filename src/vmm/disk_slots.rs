@@ -1,4 +1,4 @@
-//! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
+//! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest is running.
 //!
 //! A slot is a virtio-mmio device that exists from boot. Linux's driver does not bind to an empty slot, so a process in
 //! the guest must bind the driver again after a disk is attached.
@@ -134,7 +134,7 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
+    /// Flushes the host's cached data of a disk to storage. The guest may keep writing.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
         let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
@@ -183,7 +183,7 @@ impl DiskSlots {
     }
 }
 
-/// Returns the response for a disk. Linux numbers its command line's devices in decimal and ACPI's in hexadecimal.
+/// Returns the response for a disk. Linux numbers command-line devices in decimal and ACPI devices in hexadecimal.
 pub fn attached(index: usize) -> Message {
     Message::Attached {
         slot: index,

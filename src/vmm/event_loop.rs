@@ -1,6 +1,6 @@
 //! The event loop of the VMM's main thread: waits for the machine's end and serves clients.
 //!
-//! The loop never polls. Requests about disks run on this thread, so other clients wait meanwhile.
+//! The loop never busy-waits. Disk requests run on this thread, so other clients wait for them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

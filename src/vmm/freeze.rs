@@ -53,7 +53,7 @@ impl Freezer<'_> {
     /// Returns the duration of the pause; none if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
-        // Most of the write-back happens here, while the guest runs.
+        // Most of the write-back happens here, while the guest is running.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };

@@ -30,7 +30,7 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 #[derive(Debug)]
 pub struct VirtualMachine {
     pub kvm: Kvm,
-    /// Dropping it destroys the guest, so it lives as long as any part of the machine.
+    /// Dropping it destroys the guest, so it is kept until the machine ends.
     pub vm: VmFd,
 }
 

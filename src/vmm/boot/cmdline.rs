@@ -27,7 +27,7 @@ const ALWAYS: &[&str] = &[
     "random.trust_cpu=on",
 ];
 
-/// For kernels other than the embedded one, which has no i8042 driver. The controller has no devices to probe.
+/// For kernels other than the embedded kernel, which has no i8042 driver. The controller has no devices to probe.
 const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
 
 /// Splitting page tables to protect kernel code is useless when the code is emulated.

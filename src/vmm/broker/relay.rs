@@ -1,6 +1,6 @@
 //! Relays datagrams between the host's UDP ports and the VMM.
 //!
-//! The VMM identifies a peer by a number. To the guest, the peer is at the router's port of that number. The VMM can only
+//! The VMM identifies a peer by a number, and the guest sees the peer at that port of the router. The VMM can only
 //! reply to known peers, from the port that they sent to.
 
 use std::collections::HashMap;

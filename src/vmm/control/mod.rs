@@ -40,7 +40,7 @@ pub enum ControlRequest {
     Subscribe,
     /// Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
-    /// End the machine at a guest reboot while this client, which stops it, is connected. Response: [`Message::Done`].
+    /// While this client is connected, end the machine when the guest reboots. Response: [`Message::Done`].
     EndAtReboot,
     /// Attach to the first free slot, which the guest must then bind its driver to. Response: [`Message::Attached`].
     AttachDisk {

@@ -26,7 +26,7 @@ pub fn is_software_kvm() -> bool {
     !vmx && !svm
 }
 
-/// Performs the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
+/// Emulates the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
 pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
     let bytes = instruction_bytes(vcpu, memory, &regs, failure);

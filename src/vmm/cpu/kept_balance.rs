@@ -1,4 +1,4 @@
-//! The CPU budget's balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
+//! The CPU credit balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
 
 use std::io;
 use std::path::Path;
@@ -25,7 +25,7 @@ impl KeptBalance {
         KeptBalance { balance, at }
     }
 
-    /// Reads the last machine's balance; none if the machine had no budget or was killed.
+    /// Reads the last machine's balance. Returns none if the machine had no CPU budget or was killed.
     pub fn read(dir: &Path) -> io::Result<Option<KeptBalance>> {
         match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),

@@ -22,7 +22,7 @@ use crate::vmm::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub struct Quota {
     account: Mutex<Account>,
     vcpus: u32,
-    /// Counts configuration changes. Throttled vCPUs check their conditions again after each.
+    /// Counts configuration changes. After each change, throttled vCPUs check their conditions again.
     changes: AtomicU64,
 }
 

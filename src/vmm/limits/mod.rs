@@ -44,7 +44,7 @@ pub struct DiskLimits {
     pub bytes: Option<Rate>,
     #[serde(default)]
     pub operations: Option<Rate>,
-    /// The maximum size of one operation; a larger request is charged as several. With 0, each request is one operation.
+    /// The maximum size of an operation: a larger request is charged as several operations. 0 means no maximum.
     #[serde(default)]
     pub operation_bytes: u64,
 }

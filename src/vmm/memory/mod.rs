@@ -65,7 +65,7 @@ pub enum MemoryError {
     Map { mib: u64, source: MmapRegionError },
     #[error("cannot map the snapshot's memory: {0}")]
     File(#[source] io::Error),
-    #[error("the host would not let guest memory be lazily mapped: {0}")]
+    #[error("cannot set up lazy mapping of guest memory: {0}")]
     Advise(#[source] io::Error),
 }
 

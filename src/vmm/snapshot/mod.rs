@@ -1,7 +1,7 @@
 //! A snapshot of a machine: one file for its state, and one or two files for its memory.
 //!
 //! The state file has the magic number, format version, payload length and SHA-256, and the typed state of each device.
-//! A damaged file, or one of another version or processor, is rejected before anything is built. An unfinished snapshot
+//! A damaged file, or a file from another version or CPU, is rejected before anything is built. An unfinished snapshot
 //! has no state file.
 
 pub mod copy;
