@@ -80,7 +80,7 @@ fn imported_root_keeps_its_init_and_gets_agent() {
     wisp.run(&["exec", "box", "--", "sh", "-c", "echo > /etc/inittab; kill -HUP 1; kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
     let log = std::fs::read_to_string(wisp.instances()[0].join("vmm.log")).unwrap();
-    assert!(log.contains("the machine was ended by wisp"), "{log}");
+    assert!(log.contains("the machine was stopped by wisp"), "{log}");
     wisp.run(&["terminate", "box"]).expect_code(0);
 }
 

@@ -172,7 +172,7 @@ mod tests {
         let late = status.timeline.at(Mark::AgentReady).map(|at| at + 1);
         let word = status.timeline.marks.iter_mut().find(|record| record.mark == Mark::FirstConsoleByte).unwrap();
         word.at_ns = late.unwrap();
-        assert!(!render(&status, Screen::PLAIN).contains("console byte"));
+        assert!(!render(&status, Screen::PLAIN).contains("first console output"));
     }
 
     #[test]

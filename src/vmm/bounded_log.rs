@@ -59,7 +59,7 @@ mod tests {
     fn full_log_is_rotated_and_keeps_last_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        // A log of an earlier version, which was not bounded.
+        // A log from an earlier version of wisp, which did not limit its size.
         std::fs::write(&path, [b'o'; 1000]).unwrap();
         let mut log = BoundedLog::open(&path, 100).unwrap();
         assert!(log.write(b"first\n").unwrap());

@@ -29,7 +29,7 @@ struct Range {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the addresses from {start:#x}, {length:#x} bytes long, overlap another device's")]
+#[error("the {length:#x} bytes at {start:#x} overlap another device")]
 pub struct Overlap {
     pub start: u64,
     pub length: u64,

@@ -10,7 +10,7 @@ use super::virtio::block::KERNEL_THREADS;
 
 /// The limit of the embedded kernel.
 pub const MAX_VCPUS: u32 = 64;
-/// The embedded kernel and its agent do not fit into less.
+/// The embedded kernel and its agent need this much.
 pub const MIN_MEMORY_MIB: u64 = 64;
 /// Limited by the interrupt lines for virtio devices, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
@@ -27,7 +27,7 @@ pub struct MachineConfig {
     /// Block devices in the guest's order: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
-    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots while the machine runs.
+    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots of a running machine.
     #[serde(default)]
     pub disk_slots: usize,
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct MachineConfig {
     pub identity: Option<SystemIdentity>,
     #[serde(default)]
     pub cpu_budget: Option<CpuBudgetConfig>,
-    /// Aggregate limits of those disks that have limits.
+    /// Aggregate limits of all disks that have limits.
     #[serde(default)]
     pub disk_limits: Option<DiskLimits>,
 }
@@ -108,7 +108,7 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     #[serde(default)]
     pub root: bool,
-    /// The id that the disk has in the snapshot to restore from, if different.
+    /// The disk's ID in the snapshot to restore from, if different.
     #[serde(default)]
     pub was: Option<String>,
     #[serde(default)]
@@ -143,9 +143,9 @@ pub enum DiskAccess {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
-    /// The guest's context id, 3 or more.
+    /// The guest's context ID, 3 or more.
     pub cid: u32,
-    /// The file that the guest reads from host port [`wisp_agent::seed::SEED_PORT`] at its first boot.
+    /// The file that the guest reads from host port [`wisp_agent::seed::SEED_PORT`] on its first boot.
     #[serde(default)]
     pub seed: Option<PathBuf>,
 }
@@ -166,26 +166,26 @@ pub struct NetConfig {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    #[error("a machine must have 1 to {MAX_VCPUS} vCPUs, not {0}")]
     CpuCount(u32),
-    #[error("{threads_per_core} threads per core do not divide {count} vCPUs; 1 or 2 are possible")]
+    #[error("cannot divide {count} vCPUs into cores of {threads_per_core} threads; a core must have 1 or 2 threads")]
     Topology { count: u32, threads_per_core: u32 },
-    #[error("a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
+    #[error("a machine must have at least {MIN_MEMORY_MIB} MiB of memory, not {0} MiB")]
     Memory(u64),
-    #[error("a machine has at most {MAX_DISKS} disks, not {0}")]
+    #[error("a machine can have at most {MAX_DISKS} disks, not {0}")]
     DiskCount(usize),
-    #[error("the disk id {0:?} is longer than the 20 bytes that virtio-blk has for it")]
+    #[error("the disk ID {0:?} must not be longer than 20 bytes")]
     DiskId(String),
-    #[error("{0} disks are marked as the root; at most one can be")]
+    #[error("{0} disks are marked as the root disk; only one can be")]
     Roots(usize),
     /// CIDs 0 to 2 are reserved (virtio 1.2, section 5.10.4).
-    #[error("the vsock context id {0} is reserved; a guest's is 3 or more")]
+    #[error("the vsock context ID {0} is reserved; it must be 3 or more")]
     Cid(u32),
-    #[error("a network's largest packet has {MIN_MTU} bytes or more, not {0}")]
+    #[error("the MTU must be at least {MIN_MTU}, not {0}")]
     Mtu(u16),
-    #[error("{0} is the address of a group, not of an interface")]
+    #[error("{0} is a multicast MAC address; it must be a unicast address")]
     GroupAddress(MacAddress),
-    #[error("{0} cannot be limited so: a rate is at least 1, and no peak is below its baseline")]
+    #[error("invalid limits for {0}: a rate must be at least 1, and a peak rate must not be below its baseline")]
     Limits(&'static str),
 }
 

@@ -1,7 +1,7 @@
 //! The console socket: one client at a time connects to `console.sock` and uses the serial port as its terminal.
 //!
 //! A client may shut down its sending side and keep receiving; it is detached when it closes the connection.
-//! Nothing here blocks: the event loop reports readable sockets.
+//! No function here blocks: the event loop reports readable sockets.
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
@@ -21,7 +21,7 @@ pub const SOCKET: &str = "console.sock";
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
 #[derive(Debug, thiserror::Error)]
-#[error("the console's socket {} cannot be made: {source}", path.display())]
+#[error("cannot create the console socket {}: {source}", path.display())]
 pub struct ConsoleSocketError {
     pub path: PathBuf,
     pub source: io::Error,
@@ -49,7 +49,7 @@ enum Input {
     Ended,
 }
 
-/// The change of the events to wait for.
+/// A change to the events to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     Same,

@@ -1,7 +1,7 @@
-//! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest runs.
+//! A machine's disk slots. Disks are attached, detached, grown and switched to overlays while the guest is running.
 //!
-//! A slot is a virtio-mmio device that the guest has from boot. Linux's driver does not take an empty slot, so a
-//! process in the guest must bind the driver again after a disk is attached.
+//! A slot is a virtio-mmio device that exists from boot. Linux's driver does not bind to an empty slot, so a process in
+//! the guest must bind the driver again after a disk is attached.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::virtio::interrupt::{Interrupt, status};
 pub struct DiskSlots {
     /// Locked for the duration of a change.
     slots: Mutex<Vec<DiskSlot>>,
-    /// For the overlays of ephemeral disks.
+    /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
 }
 
@@ -33,19 +33,20 @@ pub struct DiskSlot {
 pub enum SlotError {
     #[error("the machine has no disk {0:?}")]
     Unknown(String),
-    #[error("the machine has a disk {0:?} already")]
+    #[error("the machine already has a disk {0:?}")]
     Taken(String),
-    #[error("all {0} disk slots of the machine are taken, or the guest's driver has not left them")]
-    Full(usize),
     #[error(
-        "the guest's driver still uses the disk {0:?}; it must be unbound in the guest first, or the disk detached by force"
+        "all {0} disk slots of the machine are in use; the slot of a detached disk stays in use until the guest's \
+         driver releases it"
     )]
+    Full(usize),
+    #[error("the guest's driver is still using the disk {0:?}; unbind it in the guest first, or force the detachment")]
     InUse(String),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Disk(#[from] BlockError),
-    #[error("the disk {id:?} could not be written out: {source}")]
+    #[error("cannot flush the disk {id:?}: {source}")]
     Flush { id: String, source: io::Error },
 }
 
@@ -71,7 +72,7 @@ impl DiskSlots {
         self.attach_with_fds(config, &FdTable::default())
     }
 
-    /// As [`DiskSlots::attach`], with files that may have been passed as descriptors.
+    /// Like [`DiskSlots::attach`], with files that may have been passed as descriptors.
     pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
         let slots = self.slots();
@@ -83,7 +84,7 @@ impl DiskSlots {
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
         let slot = &slots[index];
         slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
-        log::info!("disk {} is in slot {index}", config.id);
+        log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
     }
 
@@ -105,7 +106,7 @@ impl DiskSlots {
         drop(shared_disk);
         // Closes the disk's files, which releases their locks.
         drop(disk);
-        log::info!("disk {id} is out of slot {index}");
+        log::info!("disk {id} detached from slot {index}");
         Ok(())
     }
 
@@ -133,7 +134,7 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
+    /// Flushes the host's cached data of a disk to storage. The guest may keep writing.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
         let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
@@ -141,12 +142,12 @@ impl DiskSlots {
         file.map_err(flush)?.sync_data().map_err(flush)
     }
 
-    /// Switches a disk to the overlay `layer`. The previous file is durable then and does not change any more.
+    /// Switches a disk to the overlay `layer`. The previous file is then durable and no longer changes.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
         self.switch_with_fds(id, layer, &FdTable::default())
     }
 
-    /// As [`DiskSlots::switch`], with files that may have been passed as descriptors.
+    /// Like [`DiskSlots::switch`], with files that may have been passed as descriptors.
     pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
         // Most of the write-back happens here, while the guest still writes.
         self.write_out(id)?;
@@ -160,7 +161,7 @@ impl DiskSlots {
         if shared_disk.disk().map(|disk| disk.sectors()) != before {
             slot.interrupt.change_config(|| shared_disk.relabel());
         }
-        log::info!("disk {id} is continued in {}", layer.display());
+        log::info!("disk {id} switched to the overlay {}", layer.display());
         Ok(())
     }
 
@@ -182,7 +183,7 @@ impl DiskSlots {
     }
 }
 
-/// Returns the response for a disk. Linux numbers its command line's devices in decimal and ACPI's in hexadecimal.
+/// Returns the response for a disk. Linux numbers command-line devices in decimal and ACPI devices in hexadecimal.
 pub fn attached(index: usize) -> Message {
     Message::Attached {
         slot: index,

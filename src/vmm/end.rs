@@ -19,7 +19,7 @@ pub enum End {
     KvmError(KvmFailure),
     /// Requested through the control socket or by a signal.
     Killed {
-        /// The requester, in a few words.
+        /// A short description of the requester.
         by: String,
     },
 }
@@ -43,13 +43,13 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Reboot => write!(f, "the guest asked for a reboot"),
+            End::Reboot => write!(f, "the guest requested a reboot"),
             End::PowerOff => write!(f, "the guest powered off"),
             End::Saved => write!(f, "the machine was saved"),
-            End::Panic => write!(f, "the guest's kernel panicked"),
-            End::TripleFault => write!(f, "the guest ended in a triple fault"),
+            End::Panic => write!(f, "the guest kernel panicked"),
+            End::TripleFault => write!(f, "the guest caused a triple fault"),
             End::KvmError(failure) => failure.fmt(f),
-            End::Killed { by } => write!(f, "the machine was ended by {by}"),
+            End::Killed { by } => write!(f, "the machine was stopped by {by}"),
         }
     }
 }
@@ -64,7 +64,7 @@ impl fmt::Display for KvmFailure {
     }
 }
 
-/// The first end counts.
+/// Sends the machine's end. Only the first one is kept.
 #[derive(Debug, Clone)]
 pub struct EndSender(Arc<EndState>);
 
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_end_counts() {
+    fn first_end_is_kept() {
         let (sender, receiver) = end_channel().unwrap();
         assert_eq!(receiver.take(), None);
         sender.send(End::Panic);

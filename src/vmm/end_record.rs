@@ -34,7 +34,7 @@ impl EndRecord {
         EndRecord::Ended { end: end.clone(), status: Box::new(status.clone()), ended_at }
     }
 
-    /// Returns none while the machine runs, or if the VMM was killed.
+    /// Returns none while the machine is running, or if the VMM was killed.
     pub fn read(dir: &Path) -> io::Result<Option<EndRecord>> {
         match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -45,7 +45,7 @@ impl EndRecord {
 
     /// Writes the record atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let bytes = serde_json::to_vec(self).expect("a record is plain data");
+        let bytes = serde_json::to_vec(self).expect("a record serializes to JSON");
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         io::Write::write_all(&mut file, &bytes)?;
         file.as_file().sync_all()?;

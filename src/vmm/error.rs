@@ -1,4 +1,4 @@
-//! The VMM's error: one variant per cause, each a sentence with the value that was wrong.
+//! The VMM's error: one variant per cause, with the invalid value in the message.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,16 +17,16 @@ use crate::virtio::vsock::VsockError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the machine's configuration is wrong: {0}")]
+    #[error("invalid machine configuration: {0}")]
     Config(#[from] ConfigError),
-    #[error("/dev/kvm cannot be opened: {0}")]
+    #[error("cannot open /dev/kvm: {0}")]
     OpenKvm(#[source] io::Error),
     /// Another hypervisor may use the CPU's extensions.
-    #[error("KVM refused to create a virtual machine: {0}")]
+    #[error("KVM failed to create a virtual machine: {0}")]
     CreateVm(#[source] kvm_ioctls::Error),
-    #[error("KVM refused to {what}: {source}")]
+    #[error("KVM failed to {what}: {source}")]
     Kvm { what: &'static str, source: kvm_ioctls::Error },
-    #[error("this host's KVM lacks {0}; `wisp doctor` lists what is needed")]
+    #[error("this host's KVM does not support {0}; run `wisp doctor` for details")]
     Capability(&'static str),
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -48,10 +48,10 @@ pub enum Error {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Console(#[from] ConsoleSocketError),
-    #[error("{} cannot be written: {source}", path.display())]
+    #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// The process is at one of its limits.
-    #[error("the host refused {what}: {source}")]
+    /// Usually a resource limit of the process.
+    #[error("cannot {what}: {source}")]
     Host { what: &'static str, source: io::Error },
 }
 

@@ -1,6 +1,6 @@
 //! The event loop of the VMM's main thread: waits for the machine's end and serves clients.
 //!
-//! The loop never polls. Requests about disks run on this thread, so other clients wait meanwhile.
+//! The loop never busy-waits. Disk requests run on this thread, so other clients wait for them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ use super::signals::read_from_descriptor;
 use super::usage::{Reading, Recorder};
 use super::wiring::Devices;
 
-const AT_ITS_END: &str = "the machine has come to its end";
+const AT_ITS_END: &str = "the machine is already stopping";
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 pub(super) struct EventLoop<'a> {
@@ -51,7 +51,7 @@ impl<'a> EventLoop<'a> {
         ready: &'a EventFd,
         recorder: Option<Recorder>,
     ) -> Result<EventLoop<'a>, Error> {
-        let what = "to wait for the machine's end";
+        let what = "set up the event loop";
         let epoll = Epoll::new().map_err(Error::host(what))?;
         let signals = read_from_descriptor(&END_SIGNALS).map_err(Error::host(what))?;
         let mut watched = vec![
@@ -98,7 +98,7 @@ impl<'a> EventLoop<'a> {
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return End::Killed { by: format!("an error of the host's: {error}") },
+                Err(error) => return End::Killed { by: format!("a host error: {error}") },
             };
             for event in &events[..count] {
                 if let Some(end) = self.handle(event.fd(), event.event_set(), status, freezer) {
@@ -111,7 +111,7 @@ impl<'a> EventLoop<'a> {
     fn take_end(&self) -> Option<End> {
         match self.ends.take()? {
             End::Reboot if self.ends_at_reboot.is_some() => {
-                Some(End::Killed { by: "a stop, at the guest's reboot".into() })
+                Some(End::Killed { by: "a stop request, when the guest rebooted".into() })
             }
             end => Some(end),
         }
@@ -129,9 +129,9 @@ impl<'a> EventLoop<'a> {
             let _ = self.ready.read();
             self.was_ready = true;
             self.control.broadcast(&Message::Ready);
-            // Usage from now on does not belong to the boot.
+            // Separates usage during boot from later usage.
             self.record(status);
-            // Start-up is over, so this thread has time for it.
+            // Start-up is over, so this thread has time to release pages.
             memory::program::release_start_up();
         } else if self.recorder.as_ref().is_some_and(|recorder| fd == recorder.expirations()) {
             self.recorder.iter().for_each(Recorder::take_expirations);
@@ -139,7 +139,7 @@ impl<'a> EventLoop<'a> {
         } else if fd == self.control.listener() {
             match self.control.accept() {
                 Ok(client) => self.watch_or_log(client),
-                Err(error) => log::warn!("a control client was turned away: {error}"),
+                Err(error) => log::warn!("cannot accept a control client: {error}"),
             }
         } else if fd == self.devices.serial_room.as_raw_fd() {
             let _ = self.devices.serial_room.read();
@@ -148,7 +148,7 @@ impl<'a> EventLoop<'a> {
         } else if fd == self.console.listener() {
             match self.console.accept() {
                 Ok(terminal) => terminal.into_iter().for_each(|fd| self.watch_or_log(fd)),
-                Err(error) => log::warn!("a console's terminal was turned away: {error}"),
+                Err(error) => log::warn!("cannot accept a console client: {error}"),
             }
         } else if self.console.terminal() == Some(fd) {
             let serial = Arc::clone(&self.devices.serial);
@@ -213,11 +213,11 @@ impl<'a> EventLoop<'a> {
                 ControlRequest::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
                         true => {
-                            // Running vCPUs still have time slices by the previous setting.
+                            // Running vCPUs still have time slices from the previous setting.
                             freezer.vcpus.iter().for_each(VcpuHandle::kick);
                             Message::Done
                         }
-                        false => Message::Failed { why: "the machine's CPU time is not limited".into() },
+                        false => Message::Failed { why: "the machine has no CPU limit".into() },
                     };
                     self.control.send(fd, &answer);
                 }
@@ -254,7 +254,7 @@ impl<'a> EventLoop<'a> {
         if i8042.press_ctrl_alt_del() {
             Message::Done
         } else {
-            Message::Failed { why: "the guest has no keyboard driver that listens for ctrl-alt-del".into() }
+            Message::Failed { why: "the guest has no keyboard driver for Ctrl-Alt-Del".into() }
         }
     }
 
@@ -266,7 +266,7 @@ impl<'a> EventLoop<'a> {
     fn wait_for(&self, wait: Wait) {
         let Wait::For(fd, events) = wait else { return };
         if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, fd as u64)) {
-            log::warn!("the console's terminal cannot be waited on: {error}");
+            log::warn!("polling the console client failed: {error}");
         }
     }
 
@@ -276,7 +276,7 @@ impl<'a> EventLoop<'a> {
 
     fn watch_or_log(&self, fd: i32) {
         if let Err(error) = self.watch(fd) {
-            log::warn!("a control client cannot be waited on: {error}");
+            log::warn!("polling a client failed: {error}");
         }
     }
 }

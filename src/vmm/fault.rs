@@ -48,7 +48,7 @@ impl GuestFaults {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let mut schedule = self.schedule.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if schedule.is_due(Instant::now()) {
-            log::warn!("{}: the guest's driver is at fault: {fault} ({count} faults so far)", self.device);
+            log::warn!("{}: guest driver error: {fault} ({count} errors so far)", self.device);
         }
     }
 
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(lines[..6], [0, 1, 3, 7, 15, 31]);
         let gaps = lines.windows(2).map(|pair| pair[1] - pair[0]);
         assert_eq!(gaps.max(), Some(LAST_INTERVAL.as_secs()));
-        // 12 lines until the longest interval is reached, and one an hour from then on.
+        // 12 lines until the longest interval is reached, then one line an hour.
         assert!(lines.len() < 12 + 24, "{}", lines.len());
         assert!(schedule.is_due(start + Duration::from_secs(10 * day)));
     }

@@ -42,18 +42,18 @@ impl Freezer<'_> {
             .map_err(Error::from)
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
-            // The machine resumes and changes its disks: its state file must not be used.
+            // The machine resumes and changes its disks, so its state file must not be used.
             let _ = std::fs::remove_file(dir.join(snapshot::STATE));
             self.resume();
         }
         saved.map(|()| true)
     }
 
-    /// Saves the machine into `dir` at one instant, from which on its disks write to the overlays `layers`.
+    /// Saves the machine into `dir` at one instant. From then on, its disks write to the overlays `layers`.
     /// Returns the duration of the pause; none if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
-        // Most of the write-back happens here, while the guest runs.
+        // Most of the write-back happens here, while the guest is running.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
@@ -99,8 +99,8 @@ impl Freezer<'_> {
             differences,
             vcpus: self.context.gate.save()?,
             interrupt_controllers: save_controllers(self.vm)?,
-            timer: self.vm.get_pit2().map_err(Error::kvm("give the timer's state"))?,
-            clock: self.vm.get_clock().map_err(Error::kvm("give the guest's clock"))?,
+            timer: self.vm.get_pit2().map_err(Error::kvm("read the timer state"))?,
+            clock: self.vm.get_clock().map_err(Error::kvm("read the guest's clock"))?,
             serial: lock(&devices.serial).state(),
             i8042: lock(&devices.i8042).state(),
             rtc: lock(&devices.rtc).state(),
@@ -115,7 +115,7 @@ impl Freezer<'_> {
 fn save_controllers(vm: &VmFd) -> Result<Vec<kvm_irqchip>, Error> {
     let save = |chip_id| {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-        vm.get_irqchip(&mut chip).map_err(Error::kvm("give an interrupt controller's state"))?;
+        vm.get_irqchip(&mut chip).map_err(Error::kvm("read the state of an interrupt controller"))?;
         Ok(chip)
     };
     [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].into_iter().map(save).collect()
@@ -124,11 +124,11 @@ fn save_controllers(vm: &VmFd) -> Result<Vec<kvm_irqchip>, Error> {
 /// Restores the interrupt controllers, timer and clock of a new machine, and its PC devices except the serial port.
 pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Result<(), Error> {
     for chip in &state.interrupt_controllers {
-        vm.set_irqchip(chip).map_err(Error::kvm("take an interrupt controller's state"))?;
+        vm.set_irqchip(chip).map_err(Error::kvm("set the state of an interrupt controller"))?;
     }
-    vm.set_pit2(&state.timer).map_err(Error::kvm("take the timer's state"))?;
+    vm.set_pit2(&state.timer).map_err(Error::kvm("set the timer state"))?;
     let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
-    vm.set_clock(&clock).map_err(Error::kvm("take the guest's clock"))?;
+    vm.set_clock(&clock).map_err(Error::kvm("set the guest's clock"))?;
     lock(&devices.serial).repeat_interrupt();
     lock(&devices.i8042).restore(&state.i8042);
     lock(&devices.rtc).restore(&state.rtc);

@@ -17,20 +17,20 @@ use super::error::Error;
 use super::memory::{self, GuestMemory};
 
 const CAPABILITIES: &[(Cap, &str)] = &[
-    (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
-    (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+    (Cap::Irqchip, "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"),
+    (Cap::Pit2, "an in-kernel timer (KVM_CAP_PIT2)"),
     (Cap::Irqfd, "interrupts through eventfds (KVM_CAP_IRQFD)"),
     (Cap::Ioeventfd, "notifications through eventfds (KVM_CAP_IOEVENTFD)"),
-    (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),
+    (Cap::UserMemory, "user-space guest memory (KVM_CAP_USER_MEMORY)"),
     (Cap::ImmediateExit, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"),
-    (Cap::ExtCpuid, "CPUID settings (KVM_CAP_EXT_CPUID)"),
-    (Cap::SetTssAddr, "a place for its task state (KVM_CAP_SET_TSS_ADDR)"),
+    (Cap::ExtCpuid, "setting CPUID (KVM_CAP_EXT_CPUID)"),
+    (Cap::SetTssAddr, "setting the TSS address (KVM_CAP_SET_TSS_ADDR)"),
 ];
 
 #[derive(Debug)]
 pub struct VirtualMachine {
     pub kvm: Kvm,
-    /// Dropping it destroys the guest, so it lives as long as any part of the machine.
+    /// Dropping it destroys the guest, so it is kept until the machine ends.
     pub vm: VmFd,
 }
 
@@ -42,7 +42,7 @@ impl VirtualMachine {
         let kvm = open_kvm()?;
         let make = move || create_vm(&kvm).map(|vm| VirtualMachine { kvm, vm });
         let thread = thread::Builder::new().name("kvm".into()).spawn(make);
-        thread.map(PendingVm).map_err(Error::host("a thread"))
+        thread.map(PendingVm).map_err(Error::host("start a thread"))
     }
 
     pub fn register(&self, memory: &GuestMemory) -> Result<(), Error> {
@@ -78,7 +78,7 @@ fn open_kvm() -> Result<Kvm, Error> {
 fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(Error::CreateVm)?;
     let tss = memory::KVM_TSS_ADDRESS as usize;
-    vm.set_tss_address(tss).map_err(Error::kvm("place its task state segment"))?;
+    vm.set_tss_address(tss).map_err(Error::kvm("set the TSS address"))?;
     disable_pmu(kvm, &vm)?;
     vm.create_irq_chip().map_err(Error::kvm("create an interrupt controller"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -94,5 +94,5 @@ fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<(), Error> {
     }
     let mut off = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
     off.args[0] = KVM_PMU_CAP_DISABLE.into();
-    vm.enable_cap(&off).map_err(Error::kvm("take the guest's performance counters away"))
+    vm.enable_cap(&off).map_err(Error::kvm("disable the guest's performance counters"))
 }

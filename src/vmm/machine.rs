@@ -50,13 +50,13 @@ use super::virtio::net::NetControl;
 use super::virtio::vsock::{self, Vsock};
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 
-/// Resources of the host that a machine takes over.
+/// Host resources that a machine owns.
 #[derive(Debug)]
 pub struct VmmInputs {
     /// Directory for the sockets, console log, overlays and snapshots.
     pub dir: PathBuf,
     pub kvm: PendingVm,
-    /// The process id outside the sandbox's PID namespace.
+    /// The process ID outside the sandbox's PID namespace.
     pub pid: u32,
     pub launcher: Launcher,
     /// A terminal to attach to the serial port.
@@ -136,7 +136,7 @@ impl Machine {
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
-        // Loading the kernel takes as long as the steps before its result is needed, and they are independent.
+        // A thread loads the kernel, because this takes as long as the independent steps below.
         let loading = match &saved {
             Some(_) => None,
             None => Some(spawn_loader(&memory, &config, &slots, software_kvm)?),
@@ -150,20 +150,20 @@ impl Machine {
         }
         timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
-        let (end_sender, ends) = end_channel().map_err(Error::host("an eventfd"))?;
+        let (end_sender, ends) = end_channel().map_err(Error::host("create an eventfd"))?;
         let ready = new_eventfd()?;
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let console = new_console(&inputs.dir, &timeline)?;
         let mut console_socket = ConsoleSocket::bind(&inputs.dir.join(console_socket::SOCKET), console.clone())?;
         if let Some(terminal) = inputs.console {
-            console_socket.attach(terminal).map_err(Error::host("a terminal for the console"))?;
+            console_socket.attach(terminal).map_err(Error::host("attach the terminal to the console"))?;
         }
         let resume_message = saved
             .as_ref()
             .map(|state| ResumeMessage::of(&config, &memory, state.generation, link.as_ref()))
             .transpose()?;
         let released = resume_message.as_ref().map(|message| message.release.try_clone()).transpose();
-        let released = released.map_err(Error::host("an eventfd"))?;
+        let released = released.map_err(Error::host("create an eventfd"))?;
         let saved_ports = saved.as_ref().zip(resume_message);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
@@ -176,7 +176,7 @@ impl Machine {
         wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &inputs.dir)?;
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("tell which CPU features it supports"))?;
+            .map_err(Error::kvm("list its supported CPU features"))?;
         let (vcpus, identity) = create_vcpus(&kvm, &vm, &supported, &config, saved.as_ref())?;
         if let Some(loading) = loading {
             let boot = loading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -233,7 +233,7 @@ impl Machine {
         })
     }
 
-    /// Runs the guest. Calls `conclude` after all threads ended and the disks are flushed, then notifies subscribers.
+    /// Runs the guest. Calls `conclude` once all threads have ended and the disks are flushed, then tells subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         // The usage of an ephemeral machine is not read after its end.
@@ -299,7 +299,7 @@ impl Drop for Running<'_> {
 /// Reads a snapshot's state, and checks that its vCPUs and memory match `config`.
 fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(dir)?;
-    let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB", cpus.count);
+    let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB of memory", cpus.count);
     let count = config.cpus.count as usize;
     if (state.cpus, state.memory_mib) != (config.cpus, config.memory_mib)
         || [state.vcpus.len(), state.identity.cpuid.len()] != [count; 2]
@@ -322,7 +322,7 @@ fn spawn_loader(
         log::info!("kernel command line: {cmdline}");
         Ok(boot::load(&memory, &config, &slots, &cmdline)?)
     };
-    thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("a thread"))
+    thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("start a thread"))
 }
 
 /// Creates the vCPUs in the reset state. Restored vCPUs keep their saved CPUID and TSC frequency.
@@ -340,7 +340,7 @@ fn create_vcpus(
     for (id, entries) in (0..).zip(&cpuid) {
         let vcpu = vm.create_vcpu(id).map_err(Error::kvm("create a vCPU"))?;
         let entries = CpuId::from_entries(entries)
-            .map_err(|_| SnapshotError::Device(format!("{} entries of CPUID are too many", entries.len())))?;
+            .map_err(|_| SnapshotError::Device(format!("{} CPUID entries are too many", entries.len())))?;
         vcpu.set_cpuid2(&entries).map_err(Error::kvm("set a vCPU's CPUID"))?;
         vcpus.push(vcpu);
     }
@@ -348,7 +348,7 @@ fn create_vcpus(
     let tsc_khz = saved.and_then(|saved| saved.tsc_khz);
     let to_set = tsc_to_set(tsc_khz, here, kvm.check_extension(Cap::TscControl)).map_err(SnapshotError::Device)?;
     if let Some(khz) = to_set {
-        let set = |vcpu: &VcpuFd| vcpu.set_tsc_khz(khz).map_err(Error::kvm("set the frequency of a vCPU's counter"));
+        let set = |vcpu: &VcpuFd| vcpu.set_tsc_khz(khz).map_err(Error::kvm("set a vCPU's TSC frequency"));
         vcpus.iter().try_for_each(set)?;
     }
     let identity = CpuIdentity { processor: Processor::of_host(Some(kvm)), tsc_khz: tsc_khz.or(here), cpuid };
@@ -390,7 +390,7 @@ fn quota(config: &MachineConfig, dir: &Path) -> Option<Quota> {
     let mut budget = config.cpu_budget?;
     match KeptBalance::read(dir) {
         Ok(kept) => budget.balance = kept.map_or(budget.balance, |kept| kept.balance),
-        Err(error) => log::warn!("what was left of the CPU budget cannot be read: {error}"),
+        Err(error) => log::warn!("cannot read the saved CPU credit balance: {error}"),
     }
     Some(Quota::new(budget, config.cpus.count))
 }
@@ -398,7 +398,7 @@ fn quota(config: &MachineConfig, dir: &Path) -> Option<Quota> {
 fn keep_balance(context: &VcpuContext, dir: &Path) {
     let Some(record) = context.cpu_budget() else { return };
     if let Err(error) = KeptBalance::now(record.budget.balance).write(dir) {
-        log::error!("the CPU budget cannot be recorded: {error}");
+        log::error!("cannot save the CPU credit balance: {error}");
     }
 }
 

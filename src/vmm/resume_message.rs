@@ -20,7 +20,7 @@ pub(super) struct ResumeMessage {
 }
 
 impl ResumeMessage {
-    /// Prepares the message, and gives the guest a new VM generation id with new entropy.
+    /// Prepares the message, and gives the guest a new VM generation ID with new entropy.
     pub fn of(
         config: &MachineConfig,
         memory: &GuestMemory,
@@ -29,7 +29,8 @@ impl ResumeMessage {
     ) -> Result<ResumeMessage, Error> {
         let (mut number, mut entropy) = ([0; 8], [0; 32]);
         for bytes in [&mut number[..], &mut entropy] {
-            getrandom(bytes, GetRandomFlags::empty()).map_err(|errno| Error::host("random numbers")(errno.into()))?;
+            getrandom(bytes, GetRandomFlags::empty())
+                .map_err(|errno| Error::host("get random numbers")(errno.into()))?;
         }
         let is_taken = generation::renew(memory, generation, u64::from_le_bytes(number), entropy);
         let path = config.vsock.as_ref().and_then(|vsock| vsock.seed.clone());
@@ -39,7 +40,7 @@ impl ResumeMessage {
         };
         let instance_id = seed.as_ref().map(|seed| seed.instance_id.clone());
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        // The instance id, host name and network are in the message. The guest reads the seed only for the rest.
+        // The message has the instance ID, host name and network. The guest reads only the rest from the seed.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));

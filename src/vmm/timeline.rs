@@ -1,4 +1,4 @@
-//! The boot timeline and the exit counters, kept in atomics at no cost.
+//! The boot timeline and the exit counters, kept in atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +21,7 @@ pub enum Mark {
     FirstInstruction,
     /// The guest wrote its first byte to the serial port.
     FirstConsoleByte,
-    /// The guest's first process runs.
+    /// The guest's first process is running.
     InitStarted,
     AgentReady,
 }
@@ -43,14 +43,14 @@ impl Mark {
     pub fn phase(self) -> &'static str {
         match self {
             Mark::ProcessStart => "process start",
-            Mark::VmmStart => "start the VMM",
-            Mark::MemoryReady => "create the machine, map memory",
+            Mark::VmmStart => "start the VMM process",
+            Mark::MemoryReady => "create the VM, map memory",
             Mark::KernelLoaded => "attach devices, load the kernel",
-            Mark::StateRestored => "restore the saved state",
+            Mark::StateRestored => "restore the snapshot",
             Mark::FirstInstruction => "start vCPUs",
-            Mark::FirstConsoleByte => "kernel, to its first console byte",
+            Mark::FirstConsoleByte => "kernel, to the first console output",
             Mark::InitStarted => "kernel, to the first process",
-            Mark::AgentReady => "first process, to the agent's ready",
+            Mark::AgentReady => "first process, to agent ready",
         }
     }
 }

@@ -19,7 +19,7 @@ pub const RECORD_LIMIT: u64 = 1 << 20;
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(name_link)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(unexpected("is not a regular file")) }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(unexpected("not a regular file")) }
 }
 
 /// Reads a regular file. Fails if it is longer than `limit` bytes.
@@ -29,7 +29,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // A process may append to the file meanwhile.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(unexpected(&format!("has more than {limit} bytes")));
+        return Err(unexpected(&format!("longer than {limit} bytes")));
     }
     Ok(bytes)
 }
@@ -44,7 +44,7 @@ pub fn read_tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes the file or directory at `path`, if it exists. A link is removed itself, not its target.
+/// Removes the file or directory at `path`, if it exists. Removes a link itself, not its target.
 pub fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => ignore_not_found(fs::remove_dir_all(path)),
@@ -59,8 +59,8 @@ pub fn remove_in(dir: &Path, name: &str) -> io::Result<()> {
     ignore_not_found(unlink())
 }
 
-/// Moves regular files, in order, from a VMM's directory into a trusted directory on the same file system.
-/// Removes a file that is not regular, and fails. The files after it stay.
+/// Moves regular files from a VMM's directory into a trusted directory on the same file system, in order.
+/// If one is not a regular file, removes it and fails; later files are not moved.
 pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()> {
     let from = open_directory(from)?;
     let to = open_directory(to)?;
@@ -72,7 +72,7 @@ pub fn take(from: &Path, to: &Path, names: &[(&str, Presence)]) -> io::Result<()
         // The check comes after the move, because the VMM can no longer replace the file.
         if FileType::from_raw_mode(statat(&to, *name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) != FileType::RegularFile {
             let _ = rustix::fs::unlinkat(&to, *name, AtFlags::empty());
-            return Err(unexpected(&format!("has {name:?}, which is not a regular file")));
+            return Err(unexpected(&format!("{name:?} is not a regular file")));
         }
     }
     Ok(())
@@ -90,12 +90,12 @@ fn open_directory(path: &Path) -> io::Result<rustix::fd::OwnedFd> {
 }
 
 fn unexpected(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the VMM's directory {what} where one is expected"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected file in the VMM's directory: {what}"))
 }
 
 /// Replaces the kernel's error for a link, "too many levels of symbolic links".
 fn name_link(error: io::Error) -> io::Error {
-    if error.raw_os_error() == Some(libc::ELOOP) { unexpected("has a symbolic link") } else { error }
+    if error.raw_os_error() == Some(libc::ELOOP) { unexpected("a symbolic link") } else { error }
 }
 
 fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
@@ -152,7 +152,7 @@ mod tests {
         let path = bench.path("victim");
         assert_eq!(read(&path, 10).unwrap(), b"the user's");
         let error = read(&path, 9).unwrap_err().to_string();
-        assert!(error.contains("more than 9 bytes"), "{error}");
+        assert!(error.contains("longer than 9 bytes"), "{error}");
         // A sparse file costs its writer nothing.
         File::create(bench.path("own/sparse")).unwrap().set_len(1 << 40).unwrap();
         assert!(read(&bench.path("own/sparse"), 1 << 10).is_err());

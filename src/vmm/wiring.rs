@@ -66,13 +66,13 @@ pub(super) struct Devices {
 }
 
 pub(super) fn new_eventfd() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("an eventfd"))
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
 /// Creates an interrupt line for pin `gsi` of the I/O APIC.
 fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
-    let line = IrqLine::new().map_err(Error::host("an eventfd"))?;
-    vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("route an interrupt line"))?;
+    let line = IrqLine::new().map_err(Error::host("create an eventfd"))?;
+    vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("register an interrupt line"))?;
     Ok(line)
 }
 
@@ -87,7 +87,7 @@ pub(super) fn wire_ports(
     saved: Option<(&MachineState, ResumeMessage)>,
 ) -> Result<Devices, Error> {
     let serial_room = new_eventfd()?;
-    let room = serial_room.try_clone().map_err(Error::host("an eventfd"))?;
+    let room = serial_room.try_clone().map_err(Error::host("create an eventfd"))?;
     let irq = wire_irq(vm, serial::IRQ)?;
     let serial = match &saved {
         Some((state, _)) => Serial::restored(&state.serial, irq, console.writer(), room)?,
@@ -96,7 +96,7 @@ pub(super) fn wire_ports(
     let serial = Arc::new(Mutex::new(serial));
     let address = saved.as_ref().and_then(|(state, _)| state.generation);
     let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
-    let ready = ready.try_clone().map_err(Error::host("an eventfd"))?;
+    let ready = ready.try_clone().map_err(Error::host("create an eventfd"))?;
     let (message, release) = saved.map(|(_, resume)| (resume.message, resume.release)).unzip();
     let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
     let noted = Arc::clone(&resumed);
@@ -135,8 +135,8 @@ pub(super) fn connect(
     link: Option<NetstackConfig>,
     sockets: LinkSockets,
 ) -> Result<Net, Error> {
-    let backend = network.map_or(Ok(Backend::Disconnected), Backend::of).map_err(Error::host("the network"))?;
-    Net::new(config, backend, link, Some(sockets)).map_err(Error::host("the network"))
+    let backend = network.map_or(Ok(Backend::Disconnected), Backend::of).map_err(Error::host("set up the network"))?;
+    Net::new(config, backend, link, Some(sockets)).map_err(Error::host("set up the network"))
 }
 
 /// Returns the addresses and interrupts of the first `count` virtio devices, in the order of [`wire_virtio`].
@@ -184,11 +184,11 @@ pub(super) fn wire_virtio(
     for ((name, device), slot) in parts.into_iter().zip(slots) {
         let faults = Arc::new(GuestFaults::new(name.clone()));
         let line = wire_irq(vm, slot.irq)?;
-        let transport =
-            MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults)).map_err(Error::host("an eventfd"))?;
+        let transport = MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults))
+            .map_err(Error::host("create an eventfd"))?;
         let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
-            vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("route a queue's notifications"))?;
+            vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("register a queue notification"))?;
         }
         devices.clocks.push(Arc::clone(transport.clock()));
         let transport = Arc::new(Mutex::new(transport));

@@ -1,8 +1,8 @@
 //! ACPI tables (ACPI Specification 6.5): RSDP, XSDT, FADT, FACS, MADT, and DSDT with an `LNRO0005` object per device.
-//! Distributions' kernels have no MP table support, and find virtio-mmio devices only through ACPI.
+//! Distribution kernels lack MP table support and find virtio-mmio devices only through ACPI.
 //!
-//! The hardware is not "reduced": with reduced hardware, Linux ignores the 8259 and the timer, and with them the serial
-//! port's interrupt.
+//! The FADT does not set `HW_REDUCED_ACPI`: Linux would then ignore the 8259 and the timer, and the serial port would
+//! have no interrupt.
 
 use acpi_tables::aml::{Device, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope};
 use acpi_tables::facs::FACS;
@@ -57,7 +57,7 @@ struct Area {
 }
 
 impl Area {
-    /// Appends a table and returns its guest address. Only a FACS needs an alignment of 64 bytes.
+    /// Appends a table, aligned to 64 bytes as a FACS requires, and returns its guest address.
     fn add(&mut self, table: &[u8]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
         let address = ACPI_START + self.bytes.len() as u64;

@@ -22,31 +22,31 @@ const ALWAYS: &[&str] = &[
     "no_timer_check",
     // Patching thousands of lock prefixes for a single CPU costs more than the prefixes.
     "noreplace-smp",
-    // The VMM's seed and the CPU's random numbers are trustworthy, so the guest need not wait for entropy.
+    // Trusts the VMM's seed and the CPU's random numbers, so the guest need not wait for entropy.
     "random.trust_bootloader=on",
     "random.trust_cpu=on",
 ];
 
-/// For kernels other than the embedded one, which has no i8042 driver. The controller has no devices to probe.
+/// For kernels other than the embedded kernel, which has no i8042 driver. The controller has no devices to probe.
 const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
 
 /// Splitting page tables to protect kernel code is useless when the code is emulated.
 const SOFTWARE_KVM: &[&str] = &["rodata=off"];
 
-/// For a kernel that disables by itself what the emulator does not support.
+/// For a kernel that disables the features that the emulator does not support.
 const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
-    // Accounting for touched pages takes some thousand instructions for each started program.
+    // Memory accounting costs a few thousand instructions each time a program starts.
     "cgroup_disable=memory",
-    // Avoids wake-ups of an idle guest twice a second, which take some thousand instructions each.
+    // Avoids waking an idle guest twice a second, at a few thousand instructions each time.
     "sysctl.vm.compaction_proactiveness=0",
     "sysctl.vm.stat_interval=60",
-    // The counter advances while a guest is saved, which must not be reported as a stall.
+    // The TSC advances while a guest is saved. The kernel must not report this time as a stall.
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
-/// For a root file system with its own init, which is booted with an initial RAM disk. systemd's timeouts are too short
-/// for an emulated kernel, and it would kill slow services, including its journal and network.
+/// For a root file system with its own init, which is booted with an initramfs. systemd's timeouts are too short for an
+/// emulated kernel: systemd would kill slow services, including its journal and network.
 const SOFTWARE_KVM_SYSTEMD: &[&str] = &["systemd.default_timeout_start_sec=1800", "systemd.service_watchdogs=no"];
 
 /// For any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand rdseed
@@ -56,7 +56,7 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
     // Allocates the first per-CPU area in small pages. A huge page would be zeroed as a whole.
     "percpu_alloc=page",
-    // Interpreting ACPI tables takes minutes. The MP table has the same content; kernels without its support boot.
+    // Interpreting ACPI tables takes minutes. The MP table has the same content. Kernels boot without it, too.
     "acpi=off",
 ];
 
@@ -84,7 +84,7 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
-    // Shows errors before the console is ready. It prints earlier messages when it is enabled, so `quiet` precedes it.
+    // Shows errors before the console is ready. It also prints earlier messages, so `quiet` must precede it.
     options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
@@ -99,7 +99,7 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
 
 /// Returns Linux's name for the virtio disk with this index.
 pub fn disk_name(index: usize) -> String {
-    let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder of 26 fits"));
+    let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder is below 26"));
     format!("vd{letter}")
 }
 

@@ -20,7 +20,7 @@ const BZIMAGE_MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 /// `XLF_KERNEL_64` of `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
-/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd wherever it is, and `initrd_addr_max` does not count.
+/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd at any address and ignores `initrd_addr_max`.
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,13 +109,16 @@ fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File
     let bad = |reason: &str| bad_kernel(path, "an ELF kernel", &reason);
     let file_size = file.metadata().map_err(|source| read_error(path, source))?.len();
     let mut header = [0_u8; elf64::HEADER_SIZE];
-    file.read_exact_at(&mut header, 0).map_err(|_| bad("it ends within its header"))?;
+    file.read_exact_at(&mut header, 0).map_err(|_| bad("it is truncated within its header"))?;
     if header[elf64::CLASS] != elf64::CLASS_64 {
-        return Err(bad("it is a 32-bit ELF file, and only 64-bit kernels are booted"));
+        return Err(bad("it is a 32-bit ELF file; only 64-bit kernels are supported"));
     }
     let machine = u16::from_le_bytes([header[elf64::MACHINE], header[elf64::MACHINE + 1]]);
     if machine != elf64::MACHINE_X86_64 {
-        return Err(bad(&format!("it is for ELF machine {machine}, not for x86_64 ({})", elf64::MACHINE_X86_64)));
+        return Err(bad(&format!(
+            "it was built for ELF machine {machine}, not for x86_64 ({})",
+            elf64::MACHINE_X86_64
+        )));
     }
     let table = u64_at(&header, elf64::PHOFF);
     let count = u16::from_le_bytes([header[elf64::PHNUM], header[elf64::PHNUM + 1]]);
@@ -125,7 +128,7 @@ fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File
         let offset = table.checked_add(index * elf64::PROGRAM_HEADER_SIZE as u64);
         offset
             .and_then(|offset| file.read_exact_at(&mut segment, offset).ok())
-            .ok_or_else(|| bad("it is cut short within its program headers"))?;
+            .ok_or_else(|| bad("it is truncated within its program headers"))?;
         if u32::from_le_bytes([segment[0], segment[1], segment[2], segment[3]]) != elf64::TYPE_LOAD {
             continue;
         }
@@ -133,7 +136,7 @@ fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File
         let (in_file, in_memory) = (u64_at(&segment, 32), u64_at(&segment, 40));
         if offset.checked_add(in_file).is_none_or(|end| end > file_size) {
             return Err(bad(&format!(
-                "it is cut short: a segment ends at byte {}, the file at byte {file_size}",
+                "it is truncated: a segment ends at byte {}, but the file ends at byte {file_size}",
                 offset.saturating_add(in_file)
             )));
         }
@@ -141,7 +144,7 @@ fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File
         loadable += 1;
     }
     if loadable == 0 {
-        return Err(bad("it has nothing to load: is it an object file or a debug file?"));
+        return Err(bad("it has no loadable segments; it may be an object file or a debug file"));
     }
     Ok(())
 }
@@ -163,9 +166,9 @@ fn load_bzimage(
     if config.protocol == BootProtocol::Pvh {
         return Err(BootError::NoPvhNote(path.clone()));
     }
-    let header = read_setup_header(file).ok_or_else(|| bad("it ends within its setup header"))?;
+    let header = read_setup_header(file).ok_or_else(|| bad("it is truncated within its setup header"))?;
     if { header.version } < 0x020c || { header.xloadflags } & XLF_KERNEL_64 == 0 {
-        return Err(bad("it has no 64-bit entry (boot protocol 2.12 or newer, built for x86_64)"));
+        return Err(bad("it has no 64-bit entry point; it must be an x86_64 kernel with boot protocol 2.12 or later"));
     }
     let file_size = file.metadata().map_err(|source| read_error(path, source))?.len();
     let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
@@ -173,7 +176,7 @@ fn load_bzimage(
     let expected = (setup_sectors + 1) * 512 + image_size;
     // `syssize` is rounded up to 16 bytes; a signature may follow.
     if file_size + 16 <= expected {
-        return Err(bad(&format!("it is cut short: {file_size} bytes of {expected}")));
+        return Err(bad(&format!("it is truncated: it has only {file_size} of {expected} bytes")));
     }
     let start = { header.code32_start }.into();
     let needed = u64::from(header.init_size).max(image_size);
@@ -182,7 +185,8 @@ fn load_bzimage(
     check_range(memory, path, memory_mib, start, end)?;
     let loaded = BzImage::load(memory, None, file, Some(GuestAddress(HIGH_MEMORY_START)))
         .map_err(|error| bad_kernel(path, "a bzImage", &error))?;
-    let entry = loaded.kernel_load.checked_add(BZIMAGE_ENTRY_64).ok_or_else(|| bad("its entry overflows"))?;
+    let entry =
+        loaded.kernel_load.checked_add(BZIMAGE_ENTRY_64).ok_or_else(|| bad("its entry point is out of range"))?;
     finish(memory, path, memory_mib, &loaded, EntryPoint::Linux64(entry), end)
 }
 

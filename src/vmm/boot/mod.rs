@@ -35,14 +35,14 @@ const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error(
-        "{} is not a kernel that can be booted: it begins with neither ELF's magic number nor a bzImage's boot sector",
+        "{} is not a kernel: it starts with neither an ELF header nor a bzImage boot sector",
         .0.display()
     )]
     NotAKernel(PathBuf),
-    #[error("{} cannot be loaded as {format}: {reason}", path.display())]
+    #[error("cannot load {} as {format}: {reason}", path.display())]
     BadKernel {
         path: PathBuf,
         /// `an ELF kernel` or `a bzImage`.
@@ -50,7 +50,8 @@ pub enum BootError {
         reason: String,
     },
     #[error(
-        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB; give it more, or use a smaller kernel",
+        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has only {memory_mib} MiB; increase its \
+         memory or use a smaller kernel",
         path.display()
     )]
     OutsideMemory {
@@ -62,13 +63,16 @@ pub enum BootError {
     },
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
-    #[error("the initrd {} ({size} bytes) does not fit beside the kernel into {memory_mib} MiB of guest memory", path.display())]
+    #[error(
+        "the initrd {} ({size} bytes) and the kernel do not fit into {memory_mib} MiB of guest memory",
+        path.display()
+    )]
     InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },
-    #[error("the kernel command line has {length} bytes, and the kernel reads {limit} at most: shorten it")]
+    #[error("the kernel command line is {length} bytes long; it must not be longer than {limit} bytes")]
     CommandLineTooLong { length: usize, limit: usize },
-    #[error("the kernel command line has a NUL or a line break at byte {0}")]
+    #[error("the kernel command line must not contain a NUL or a line break, but has one at byte {0}")]
     CommandLineByte(usize),
-    #[error("guest memory has no room for the {0}")]
+    #[error("no space in guest memory for the {0}")]
     Table(&'static str),
 }
 
@@ -79,7 +83,7 @@ pub struct BootState {
     pub params: GuestAddress,
 }
 
-/// Loads everything into `memory`. `cmdline` is the complete command line, see [`cmdline::assemble`].
+/// Loads everything into `memory`. `cmdline` is the complete command line from [`cmdline::assemble`].
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,
@@ -138,7 +142,7 @@ fn place_initrd(size: u64, start: u64, end: u64) -> Option<u64> {
 fn open(path: &Path) -> Result<File, BootError> {
     let file = File::open(path).map_err(|source| read_error(path, source))?;
     let kind = file.metadata().map_err(|source| read_error(path, source))?;
-    if kind.is_file() { Ok(file) } else { Err(read_error(path, io::Error::other("it is not a regular file"))) }
+    if kind.is_file() { Ok(file) } else { Err(read_error(path, io::Error::other("it must be a regular file"))) }
 }
 
 fn read_error(path: &Path, source: io::Error) -> BootError {

@@ -1,6 +1,6 @@
 //! The MP table for kernels without ACPI (Intel MultiProcessor Specification 1.4, chapter 4).
 //!
-//! It has an ISA bus, and an I/O APIC whose pins are the lines of the same numbers. vCPU n has local APIC id n.
+//! It has an ISA bus and an I/O APIC. ISA line n is connected to pin n. vCPU n has local APIC ID n.
 
 use vm_memory::{Bytes, GuestAddress};
 

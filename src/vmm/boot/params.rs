@@ -1,6 +1,6 @@
 //! Boot parameters: the zero page, or PVH's start information.
 //!
-//! The zero page also carries a seed for the kernel's random generator (`SETUP_RNG_SEED`). Without it, a kernel
+//! The zero page also carries a seed for the kernel's random number generator (`SETUP_RNG_SEED`). Without it, a kernel
 //! without usable RDRAND reseeds for each random number until it has gathered enough entropy.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -70,7 +70,7 @@ fn write_random_seed(memory: &GuestMemory) -> Result<GuestAddress, BootError> {
     let mut element = [0; 16 + SEED_LENGTH];
     element[8..12].copy_from_slice(&SETUP_RNG_SEED.to_le_bytes());
     element[12..16].copy_from_slice(&(SEED_LENGTH as u32).to_le_bytes());
-    // Fails only before the host's generator is seeded, which no process observes. Zeroes are harmless then.
+    // Fails only before the host's random number generator is seeded, long before wisp can run.
     let _ = getrandom(&mut element[16..], GetRandomFlags::empty());
     memory.write_slice(&element, SETUP_DATA).map_err(|_| BootError::Table("random seed"))?;
     Ok(SETUP_DATA)

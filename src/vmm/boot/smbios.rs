@@ -1,5 +1,5 @@
 //! SMBIOS tables (System Management BIOS Reference Specification 3.6). Linux shows them in `/sys/class/dmi/id`, and
-//! programs detect a cloud by them.
+//! programs use them to detect a cloud.
 //!
 //! There is a 64-bit entry point, and one structure each for the firmware, the system, its board and its chassis.
 
@@ -24,7 +24,7 @@ const CHARACTERISTICS_NOT_SUPPORTED: u64 = 1 << 3;
 const VIRTUAL_MACHINE: u8 = 1 << 4;
 /// The wake-up type (7.2.2): power switch.
 const POWER_SWITCH: u8 = 6;
-/// The board is replaceable and a hosting board (7.3.1), and a motherboard (7.3.2).
+/// Board features (7.3.1): hosting board. Board type (7.3.2): motherboard.
 const HOSTING: u8 = 1 << 0;
 const MOTHERBOARD: u8 = 0x0a;
 /// Chassis type and states (7.4.1 to 7.4.3): other.
@@ -137,7 +137,7 @@ impl Structure {
         tables.extend(u16::from(self.kind).to_le_bytes());
         tables.extend(&self.fields);
         tables.extend(&self.texts);
-        // The strings end with an empty one; two zeroes if there are none.
+        // An empty string ends the list. A structure without strings ends with two NULs.
         tables.extend(if self.texts.is_empty() { &[0, 0][..] } else { &[0] });
     }
 }

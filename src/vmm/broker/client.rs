@@ -47,7 +47,7 @@ impl PortsClient {
         PortsClient(Mutex::new(channel))
     }
 
-    /// Makes the broker read its configuration again, and returns all ports. Needs no timeout: a VMM cannot outlive it.
+    /// Makes the broker reload its configuration and returns all ports. Needs no timeout: the VMM ends with the broker.
     pub fn request(&self) -> io::Result<Vec<(Forward, HostPort)>> {
         // Responses arrive in the order of requests, so one request is in flight at a time.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,7 +75,7 @@ impl PortsClient {
 }
 
 fn no_descriptor() -> HostPort {
-    HostPort::Failed("the VMM has no descriptor left for a published port".into())
+    HostPort::Failed("the VMM has no file descriptor left for the published port".into())
 }
 
 fn receive(channel: impl AsFd, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
@@ -118,7 +118,7 @@ impl DatagramChannel {
         Some((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]), payload))
     }
 
-    /// The reply may be lost.
+    /// Sends a reply, which may be lost.
     pub fn send(&self, peer: u16, payload: &[u8]) {
         let number: [u8; FROM_VMM] = peer.to_le_bytes();
         let _ = rustix::io::writev(&self.0, &[IoSlice::new(&number), IoSlice::new(payload)]);
@@ -140,7 +140,7 @@ impl VsockConnector {
         VsockConnector(channel)
     }
 
-    /// Duplicates the descriptor for a device that is set up again.
+    /// Duplicates the descriptor, because the guest may reset and set up the device again.
     pub fn try_clone(&self) -> io::Result<VsockConnector> {
         self.0.try_clone().map(VsockConnector)
     }

@@ -3,11 +3,11 @@
 //! A VMM has an empty network namespace, and none of its threads may call socket, bind, listen or connect
 //! (`vmm/sandbox/calls.rs`). Three pairs of SOCK_SEQPACKET sockets connect it to the broker:
 //!
-//! - *Ports*: the broker opens and closes ports by the netstack's configuration, and passes TCP listeners as
+//! - *Ports*: the broker opens and closes ports according to the netstack's configuration, and passes TCP listeners as
 //!   descriptors. accept(2) does not depend on the caller's network namespace.
 //! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. The broker relays
 //!   datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
-//! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker makes and passes ([`vsock`]).
+//! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker opens and passes ([`vsock`]).
 //!
 //! The VMM is not trusted. It only decides when the configuration is read, which known peer gets a datagram, and which
 //! vsock port is connected to. The broker never waits for the VMM: it drops a message that the VMM does not receive.
@@ -31,10 +31,10 @@ pub use client::{BrokerClient, DatagramChannel, HostPort, LinkSockets, PortsClie
 use ports::Ports;
 use relay::Relay;
 
-/// Lets users other than root listen on the well-known ports of servers.
+/// Lets users other than root listen on ports from 22 up.
 pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
 
-/// Below the kernel's limit for descriptors (`SCM_MAX_FD`), and the text fits into [`MESSAGE_LIMIT`].
+/// Ports per message: below the kernel's descriptor limit (`SCM_MAX_FD`), and the text fits into [`MESSAGE_LIMIT`].
 const PORTS_AT_A_TIME: usize = 50;
 const MESSAGE_LIMIT: usize = 64 << 10;
 
@@ -46,7 +46,7 @@ pub struct Broker {
     relay: Relay,
     vsock: Option<PathBuf>,
     vsock_channel: OwnedFd,
-    /// The number of channels whose other end is closed, without the relay's.
+    /// The number of channels whose other end is closed, not counting the relay's.
     closed: usize,
 }
 

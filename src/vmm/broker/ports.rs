@@ -18,7 +18,7 @@ use crate::netstack::{Forward, NetstackConfig, Transport};
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PortsMessage {
     pub ports: Vec<PortRecord>,
-    /// Set if the configuration cannot be read. No port has changed then.
+    /// Set if the configuration cannot be read. The ports are then unchanged.
     pub failed: Option<String>,
     pub is_last: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct PortRecord {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum PortState {
-    /// The listener comes with this message.
+    /// The message carries the listener.
     Passed,
     /// The listener was passed before, or the datagrams are relayed.
     Open,
@@ -52,9 +52,10 @@ impl Ports {
 
     /// Opens and closes ports according to the current configuration, and sends the VMM their states.
     pub fn answer(&mut self, channel: impl AsFd, relay: &mut Relay) {
-        let config = self.link.as_ref().map(|path| {
-            NetstackConfig::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
-        });
+        let config = self
+            .link
+            .as_ref()
+            .map(|path| NetstackConfig::read(path).map_err(|error| format!("cannot read {}: {error}", path.display())));
         let records = match config {
             Some(Ok(config)) => self.set(&config.forwards, relay),
             None => Vec::new(),
@@ -106,17 +107,17 @@ impl Ports {
 
     /// Sends a message with the listeners that it passes.
     fn send(&self, channel: impl AsFd, message: &PortsMessage) {
-        let text = serde_json::to_vec(message).expect("ports are plain data");
+        let text = serde_json::to_vec(message).expect("ports serialize to JSON");
         let passed = message.ports.iter().filter(|record| record.state == PortState::Passed);
         let listeners: Vec<BorrowedFd> =
             passed.filter_map(|record| self.listeners.get(&record.forward)).map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PORTS_AT_A_TIME))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fits = listeners.is_empty() || control.push(SendAncillaryMessage::ScmRights(&listeners));
-        debug_assert!(fits, "there is room for as many as are passed at a time");
+        debug_assert!(fits, "the buffer has space for PORTS_AT_A_TIME descriptors");
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         if let Err(error) = sendmsg(channel, &[IoSlice::new(&text)], &mut control, flags) {
-            log::warn!("the VMM does not take its ports: {error}");
+            log::warn!("cannot send the published ports to the VMM: {error}");
         }
     }
 }
@@ -130,11 +131,8 @@ fn listen(forward: Forward) -> io::Result<TcpListener> {
 fn problem(forward: Forward, error: &io::Error) -> String {
     let protocol = if forward.transport == Transport::Tcp { "TCP" } else { "UDP" };
     let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => format!("; `{ALLOW_LOW_PORTS}` allows it"),
+        io::ErrorKind::PermissionDenied => format!("; to allow it, run `{ALLOW_LOW_PORTS}`"),
         _ => String::new(),
     };
-    format!(
-        "{protocol} port {} cannot be forwarded to guest port {}: {error}{advice}",
-        forward.host, forward.guest_port
-    )
+    format!("cannot forward {protocol} port {} to guest port {}: {error}{advice}", forward.host, forward.guest_port)
 }

@@ -1,7 +1,7 @@
 //! Relays datagrams between the host's UDP ports and the VMM.
 //!
-//! The VMM knows a peer by a number, which is also the router's port at which the guest sees the peer. The VMM can
-//! reply to a known peer, from the port that the peer has sent to, and reach nothing else.
+//! The VMM identifies a peer by a number, and the guest sees the peer at that port of the router. The VMM can only
+//! reply to known peers, from the port that they sent to.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,9 +31,9 @@ pub(super) const FROM_VMM: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Relay {
-    /// Contains the channel and `clients`.
+    /// Watches the channel and `clients`.
     epoll: Epoll,
-    /// Contains the sockets.
+    /// Watches the sockets.
     clients: Epoll,
     channel: OwnedFd,
     sockets: HashMap<Forward, UdpSocket>,
@@ -127,7 +127,7 @@ impl Relay {
         }
     }
 
-    /// Sends a message, or drops it, as a full network would.
+    /// Sends a message, or drops it if the channel is full.
     fn send_to_vmm(&mut self, message: &[u8]) {
         if send(&self.channel, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Err(Errno::AGAIN) {
             self.wait_for_vmm(true);
@@ -143,12 +143,12 @@ impl Relay {
         };
         for (fd, interest) in [(self.channel.as_raw_fd(), channel), (self.clients.as_raw_fd(), clients)] {
             if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(interest, fd as u64)) {
-                log::warn!("the datagrams of published ports cannot be waited for: {error}");
+                log::warn!("polling the UDP sockets of published ports failed: {error}");
             }
         }
     }
 
-    /// Returns the sender's number, a new one for a new peer; none if too many peers are active.
+    /// Returns the sender's number. A new peer gets a new number, or none if too many peers are active.
     fn number_of(&mut self, forward: Forward, address: SocketAddr, now: Instant) -> Option<u16> {
         let is_it = |peer: &Peer| peer.forward == forward && peer.address == address;
         if let Some((number, peer)) = self.peers.iter_mut().find(|(_, peer)| is_it(peer)) {

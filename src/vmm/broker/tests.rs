@@ -13,7 +13,7 @@ use crate::netstack::{Forward, NetstackConfig, Transport};
 const DEADLINE: Duration = Duration::from_secs(20);
 const GUEST_PORT: u16 = 53;
 
-/// Returns an address that no other test uses: each test process has its own in the loopback network.
+/// Returns an address that no other test uses: each test process has its own loopback address.
 fn forward(transport: Transport) -> Forward {
     static NEXT: AtomicU16 = AtomicU16::new(20000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
@@ -141,7 +141,7 @@ fn unreadable_configuration_is_an_error_and_closes_nothing() {
     let _listener = client.link.ports.request().unwrap();
     std::fs::write(file.path(), "not a link").unwrap();
     let error = client.link.ports.request().unwrap_err();
-    assert!(error.to_string().contains("cannot be read"), "{error}");
+    assert!(error.to_string().contains("cannot read"), "{error}");
     TcpStream::connect(tcp.host).unwrap();
 }
 
@@ -165,7 +165,7 @@ fn datagrams_are_relayed_both_ways() {
         datagrams.send(*peer, &peer.to_le_bytes());
         assert_eq!(heard(client), (peer.to_le_bytes().to_vec(), udp.host.into()));
     }
-    // An empty reply is sent, one that is too long is dropped.
+    // An empty reply is sent. A reply that is too long is dropped.
     datagrams.send(peers[0], &[]);
     assert_eq!(heard(&clients[0]).0, b"");
     datagrams.send(peers[0], &[0; 65508]);

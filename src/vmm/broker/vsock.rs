@@ -12,7 +12,7 @@ use rustix::net::{
     connect as connect_to, sendmsg, socket_with,
 };
 
-/// The response codes. With `CONNECTED`, the connection comes with the message.
+/// Response codes. A `CONNECTED` message carries the connection.
 pub(super) const CONNECTED: u8 = 1;
 pub(super) const REFUSED: u8 = 0;
 
@@ -32,7 +32,7 @@ pub(super) fn answer(channel: impl AsFd, path: Option<PathBuf>) {
     let code = [if fits && !passed.is_empty() { CONNECTED } else { REFUSED }];
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     if let Err(error) = sendmsg(channel, &[IoSlice::new(&code)], &mut control, flags) {
-        log::warn!("the VMM does not take a vsock connection: {error}");
+        log::warn!("cannot pass a vsock connection to the VMM: {error}");
     }
 }
 
@@ -47,7 +47,7 @@ fn connect(path: &Path) -> io::Result<OwnedFd> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Connects to the checked file, even if another file has its name by now.
+    // Connects to the checked file, even if its name now refers to another file.
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     connect_to(&socket, &address)?;
     Ok(socket)

@@ -1,4 +1,4 @@
-//! The client's end of a control socket.
+//! The client side of a control socket.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -22,18 +22,18 @@ pub struct ControlClient {
     received: Vec<u8>,
 }
 
-/// In bytes. The status of a machine with all devices takes a few thousand.
+/// In bytes. The status of a machine with all devices is a few thousand bytes long.
 const MESSAGE_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("the machine's control socket failed: {0}")]
+    #[error("the VMM's control socket failed: {0}")]
     Io(#[from] io::Error),
-    #[error("the machine's process ended without saying why; its vmm.log may tell")]
+    #[error("the VMM process exited unexpectedly; see its vmm.log")]
     Gone,
-    #[error("the machine's process sent a message of more than {MESSAGE_LIMIT} bytes; `wisp stop --force` ends it")]
+    #[error("the VMM process sent a message longer than {MESSAGE_LIMIT} bytes; stop it with `wisp stop --force`")]
     TooLong,
-    #[error("the machine said something that this version of wisp does not understand: {0}")]
+    #[error("the VMM process sent a message that this version of wisp does not understand: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
@@ -88,7 +88,7 @@ impl ControlClient {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_A_TIME))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fits = control.push(SendAncillaryMessage::ScmRights(&files));
-        assert!(fits, "there is room for as many as are sent at a time");
+        assert!(fits, "the buffer has space for FILES_AT_A_TIME descriptors");
         let pieces = [IoSlice::new(&line)];
         let sent = loop {
             match sendmsg(&self.stream, &pieces, &mut control, SendFlags::NOSIGNAL) {
@@ -99,7 +99,7 @@ impl ControlClient {
         Ok(self.stream.write_all(&line[sent..])?)
     }
 
-    /// Returns the next message. Waits for at most `timeout`, or without a limit if there is none.
+    /// Returns the next message. Waits for at most `timeout`, or forever if there is none.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Message, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut searched = 0;

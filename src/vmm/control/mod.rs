@@ -1,6 +1,6 @@
 //! The control protocol of a running machine: lines of JSON over the Unix socket `control.sock`.
 //!
-//! A client sends [`ControlRequest`]s and reads one [`Message`] for each, in order. Subscribers also get event messages.
+//! A client sends [`ControlRequest`]s and reads a [`Message`] for each, in order. Subscribers also get event messages.
 //! The process that started a machine may be its *owner*: the machine ends when the owner disconnects.
 
 mod client;
@@ -28,7 +28,7 @@ pub const SOCKET: &str = "control.sock";
 /// In bytes. A client that sends a longer line is disconnected.
 const LINE_LIMIT: usize = 64 << 10;
 
-/// Files that come with one line. Below the kernel's `SCM_MAX_FD`, and their paths fit into the line.
+/// Files per line: below the kernel's `SCM_MAX_FD`, and their paths fit into the line.
 const FILES_AT_A_TIME: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,11 +40,11 @@ pub enum ControlRequest {
     Subscribe,
     /// Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
-    /// End the machine at a guest reboot while this client, which stops it, is connected. Response: [`Message::Done`].
+    /// While this client is connected, end the machine when the guest reboots. Response: [`Message::Done`].
     EndAtReboot,
     /// Attach to the first free slot, which the guest must then bind its driver to. Response: [`Message::Attached`].
     AttachDisk {
-        /// Its id must not be in use.
+        /// Its ID must not be in use.
         disk: DiskConfig,
     },
     /// Response: [`Message::Done`], once everything is written to the file and the file is unlocked.
@@ -74,7 +74,7 @@ pub enum ControlRequest {
         id: String,
         /// A qcow2 file whose backing file is the disk's current file.
         layer: PathBuf,
-        /// Topmost first. Passed as open files, and not named: the machine knows the files of its disks.
+        /// Topmost first. Passed only as open files: the VMM knows the names of its disks' files.
         #[serde(skip)]
         backing: Vec<BackingFile>,
     },
@@ -87,19 +87,19 @@ pub enum ControlRequest {
     },
     /// Pass open files for the next request, in this order. There is no response.
     Files { files: Vec<PassedFile> },
-    /// Save into an existing directory in the VMM's own, and end. After [`Message::Failed`], the machine still runs.
+    /// Save into an existing directory inside the VMM's own, then end. After [`Message::Failed`], it keeps running.
     Save { dir: PathBuf },
-    /// Save into an existing directory inside the VMM's own while the machine runs, with a pause of milliseconds.
+    /// Save into an existing directory inside the VMM's own while the machine is running. It pauses for milliseconds.
     /// Response: [`Message::Saved`], once everything is written.
     Fork {
         dir: PathBuf,
-        /// New overlays, as with [`ControlRequest::SwitchDisk`], that the disks use from then on. Their backing files are
-        /// the snapshot's. After [`Message::Failed`], some of them may be in use.
+        /// New overlays, as in [`ControlRequest::SwitchDisk`], that the disks use from then on. Their backing files
+        /// belong to the snapshot. After [`Message::Failed`], some of the overlays may be in use.
         layers: Vec<NewOverlay>,
     },
     /// End the machine now. Subscribers get [`Message::Ended`].
     Kill {
-        /// The requester in a few words, for the machine's [`End`].
+        /// A short description of the requester, for the machine's [`End`].
         by: String,
     },
 }
@@ -130,7 +130,7 @@ impl ControlRequest {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewOverlay {
-    /// The disk's id.
+    /// The disk's ID.
     pub disk: String,
     /// A qcow2 file whose backing file is the disk's current file.
     pub path: PathBuf,
@@ -173,7 +173,7 @@ pub enum Message {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmStatus {
-    /// Process id of the VMM's supervisor. The VMM ends with it.
+    /// Process ID of the VMM's supervisor. The VMM ends when its supervisor ends.
     pub pid: u32,
     #[serde(default)]
     pub moment: SampleTime,
@@ -185,7 +185,7 @@ pub struct VmmStatus {
     pub software_kvm: bool,
     pub timeline: TimelineRecord,
     pub exits: Vec<ExitRecord>,
-    /// Of all vCPUs.
+    /// CPU time of all vCPUs.
     #[serde(default)]
     pub cpu_time_ns: u64,
     #[serde(default)]
@@ -205,7 +205,7 @@ pub struct VmmStatus {
     pub link_problems: Vec<String>,
     pub guest_faults: Vec<GuestFaultRecord>,
     pub guest_resident_bytes: u64,
-    /// Without guest memory.
+    /// Resident memory of the VMM, without guest memory.
     pub vmm_resident_bytes: u64,
 }
 
@@ -224,7 +224,7 @@ pub struct DiskRecord {
     pub writes: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
-    /// Requests that failed on the host. `reads` and `writes` do not count them.
+    /// Requests that failed on the host. `reads` and `writes` do not include them.
     pub errors: u64,
     pub last_error: Option<String>,
     /// Throttled time.
@@ -237,16 +237,16 @@ pub struct DiskRecord {
     pub burst_percent: Option<u64>,
 }
 
-/// Sends a message without a server, when a machine could not be built. Ignores errors: the client may be gone.
+/// Sends a message without a server, for a machine that could not be built. Ignores errors: the client may be gone.
 pub fn send_once(mut stream: &UnixStream, message: &Message) {
-    let mut line = serde_json::to_vec(message).expect("messages are plain data");
+    let mut line = serde_json::to_vec(message).expect("a message serializes to JSON");
     line.push(b'\n');
     let _ = stream.write_all(&line);
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    #[error("the control socket {} cannot be made: {source}", path.display())]
+    #[error("cannot create the control socket {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
 }
 

@@ -1,6 +1,6 @@
 //! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! Nothing here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
+//! No function here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::passed_files::FdTable;
 use crate::unix_socket;
 
 const MAX_CLIENTS: usize = 64;
-/// Covers all files of a machine's disks, open for reading, and the topmost also for writing.
+/// Enough for all files of a machine's disks, open for reading, and the topmost also for writing.
 const FILES_LIMIT: usize = 1024;
 
 #[derive(Debug)]
@@ -40,7 +40,7 @@ struct Client {
 
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    /// Complete requests in order, with their files. Invalid lines have been responded to already.
+    /// Complete requests in order, with their files. Invalid lines have already been answered.
     pub requests: Vec<(ControlRequest, FdTable)>,
     /// The client has closed the connection or must be disconnected.
     pub closed: bool,
@@ -101,11 +101,11 @@ impl ControlServer {
                 Err(_) => break true,
             }
             if client.line.len() > LINE_LIMIT {
-                log::warn!("a control client was dropped: its request is longer than {LINE_LIMIT} bytes");
+                log::warn!("disconnected a control client: its request is longer than {LINE_LIMIT} bytes");
                 break true;
             }
             if client.descriptors.len() + client.files.count() > FILES_LIMIT {
-                log::warn!("a control client was dropped: it passes more than {FILES_LIMIT} files");
+                log::warn!("disconnected a control client: it passed more than {FILES_LIMIT} files");
                 break true;
             }
         };
@@ -125,7 +125,7 @@ impl ControlServer {
                     client.files.extend(files.into_iter().zip(open));
                 }
                 Ok(request) => requests.push((request, std::mem::take(&mut client.files))),
-                Err(error) => self.send(fd, &Message::Failed { why: format!("not a request: {error}") }),
+                Err(error) => self.send(fd, &Message::Failed { why: format!("invalid request: {error}") }),
             }
         }
         requests
@@ -139,7 +139,7 @@ impl ControlServer {
 
     pub fn send(&mut self, fd: i32, message: &Message) {
         let Some(client) = self.clients.get_mut(&fd) else { return };
-        let mut line = serde_json::to_vec(message).expect("messages are plain data");
+        let mut line = serde_json::to_vec(message).expect("a message serializes to JSON");
         line.push(b'\n');
         if client.stream.write_all(&line).is_err() {
             // The client does not read, or is gone. The shutdown makes the event loop remove it.
@@ -209,7 +209,7 @@ mod tests {
         let mut bytes = Vec::new();
         incoming.requests[0].1.open(&path, true).unwrap().read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [7; 512]);
-        assert!(incoming.requests[1].1.open(&path, true).is_err(), "it was for the first request only");
+        assert!(incoming.requests[1].1.open(&path, true).is_err(), "the file belongs to the first request");
     }
 
     fn server() -> (ControlServer, tempfile::TempDir) {
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(requests(&server.read(fd)), [&ControlRequest::Status]);
         let mut answer = [0; 512];
         let count = client.read(&mut answer).unwrap();
-        assert!(std::str::from_utf8(&answer[..count]).unwrap().contains("not a request"));
+        assert!(std::str::from_utf8(&answer[..count]).unwrap().contains("invalid request"));
     }
 
     #[test]

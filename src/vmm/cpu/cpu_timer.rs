@@ -28,7 +28,7 @@ impl CpuTimer {
         // SAFETY: the call has no arguments and cannot fail.
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer = ptr::null_mut();
-        // SAFETY: the kernel only reads the event and writes the timer's id.
+        // SAFETY: the kernel only reads the event and writes the timer's ID.
         match unsafe { libc::timer_create(clock, &raw mut event, &raw mut timer) } {
             0 => Ok(CpuTimer { timer }),
             _ => Err(io::Error::last_os_error()),

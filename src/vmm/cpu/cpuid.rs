@@ -1,6 +1,6 @@
 //! The guest's CPUID: the features that KVM supports on this host, with the machine's topology.
 //!
-//! There is one socket. vCPU n has local APIC id n, and the threads of a core have neighboring ids. Sources: Intel SDM
+//! There is one socket. vCPU n has local APIC ID n, and the threads of a core have adjacent IDs. Sources: Intel SDM
 //! volume 2A, "CPUID"; AMD APM volume 3, appendix E.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
@@ -92,11 +92,11 @@ pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
             }
         }
         if function == 0xd && index >= 2 && had[0] != 0 && had[..3] != has[..3] {
-            return Some(format!("leaf {function:#x}.{index}, an extended state laid out as {had:x?}, here {has:x?}"));
+            return Some(format!("leaf {function:#x}.{index}, extended state layout {had:x?}, on this host {has:x?}"));
         }
         let width = |[eax, ..]: [u32; 4]| eax & 0xff;
         if function == 0x8000_0008 && width(had) > width(has) {
-            return Some(format!("physical addresses of {} bits, here {}", width(had), width(has)));
+            return Some(format!("physical addresses of {} bits, on this host {}", width(had), width(has)));
         }
     }
     None
@@ -161,20 +161,20 @@ impl Topology {
                 entry.ecx |= TSC_DEADLINE | HYPERVISOR;
                 entry.edx = if self.count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
-            // Intel's cache leaf: threads sharing the cache (25:14), core ids in the package (31:26).
+            // Intel's cache leaf: threads sharing the cache (25:14), core IDs in the package (31:26).
             0x4 if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 let cores = 1 << (self.package_bits - self.thread_bits);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14) | ((cores - 1) << 26);
             }
-            // AMD: threads in the package, and the width of its ids. The register is reserved on Intel.
+            // AMD: threads in the package, and the width of its IDs. The register is reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.count - 1) | (self.package_bits << 12),
             // AMD's cache leaf: threads sharing the cache (25:14).
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14);
             }
-            // AMD: APIC id, core id with threads per core, one node.
+            // AMD: APIC ID, core ID with threads per core, one node.
             0x8000_001e => {
                 entry.eax = self.apic_id;
                 entry.ebx = ((self.threads_per_core - 1) << 8) | (self.apic_id >> self.thread_bits);

@@ -26,7 +26,7 @@ pub fn is_software_kvm() -> bool {
     !vmx && !svm
 }
 
-/// Performs the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
+/// Emulates the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
 pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
     let bytes = instruction_bytes(vcpu, memory, &regs, failure);
@@ -71,15 +71,15 @@ pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, f
 }
 
 pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
-    let instruction = disassemble(rip, bytes).unwrap_or_else(|| "an instruction that cannot be read".to_string());
+    let instruction =
+        disassemble(rip, bytes).map_or_else(|| "an unreadable instruction".to_string(), |text| format!("`{text}`"));
     let advice = if software_kvm {
-        "This host has KVM without VMX or SVM, which emulates guest kernels and lacks this instruction: use the \
-         embedded kernel (leave --kernel out) or one built with its configuration, or a host with hardware KVM, \
-         where this kernel needs no change"
+        "This host has software KVM (no VMX or SVM), which does not support this instruction in a guest kernel. Use \
+         the embedded kernel (omit --kernel), a kernel built with its configuration, or a host with hardware KVM"
     } else {
-        "The guest ran code that KVM has to emulate (device memory, or a damaged instruction pointer) and cannot"
+        "The guest accessed device memory with an unsupported instruction, or its instruction pointer is corrupt"
     };
-    format!("the host could not emulate `{instruction}` at {rip:#x}. {advice}")
+    format!("KVM could not emulate {instruction} at {rip:#x}. {advice}")
 }
 
 /// Disassembles the first instruction in Intel syntax.
@@ -109,6 +109,6 @@ mod tests {
     #[test]
     fn message_without_bytes_says_unreadable() {
         let sentence = describe(0x10, &[], false);
-        assert!(sentence.contains("cannot be read"), "{sentence}");
+        assert!(sentence.contains("an unreadable instruction at 0x10"), "{sentence}");
     }
 }

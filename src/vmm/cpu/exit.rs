@@ -12,7 +12,7 @@ use kvm_ioctls::VcpuFd;
 
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads `data.len() / size` times from a port, several times for a string instruction.
+    /// The guest reads from a port `data.len() / size` times; more than once for a string instruction.
     PortRead {
         port: u16,
         /// In bytes: 1, 2 or 4.
@@ -50,7 +50,7 @@ pub enum Exit<'a> {
     EntryFailure {
         reason: u64,
     },
-    /// An exit that this machine cannot cause.
+    /// An exit that is not expected from this machine.
     Unexpected {
         reason: u32,
     },

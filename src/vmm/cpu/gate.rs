@@ -1,7 +1,7 @@
 //! The gate at which vCPU threads wait while the machine is paused, and save their state.
 //!
 //! A vCPU thread checks the gate before it enters the guest. `pause` closes the gate, kicks the vCPUs and waits until
-//! each has arrived; then the guest does not run anywhere.
+//! all are at the gate. No guest code runs from then on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ pub struct Gate {
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
-    /// One entry per vCPU: whether it waits, and its state once saved.
+    /// One entry per vCPU: whether the vCPU waits, and its state once saved.
     places: Vec<VcpuPosition>,
     /// vCPU threads that have ended.
     left: usize,

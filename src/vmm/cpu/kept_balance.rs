@@ -1,4 +1,4 @@
-//! The CPU budget's balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
+//! The CPU credit balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
 
 use std::io;
 use std::path::Path;
@@ -25,7 +25,7 @@ impl KeptBalance {
         KeptBalance { balance, at }
     }
 
-    /// Reads the last machine's balance; none if the machine had no budget or was killed.
+    /// Reads the last machine's balance. Returns none if the machine had no CPU budget or was killed.
     pub fn read(dir: &Path) -> io::Result<Option<KeptBalance>> {
         match untrusted::read(&dir.join(FILE), untrusted::RECORD_LIMIT) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -37,7 +37,7 @@ impl KeptBalance {
     /// Writes the file atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance is plain data"))?;
+        io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance serializes to JSON"))?;
         file.persist(dir.join(FILE)).map(drop).map_err(|error| error.error)
     }
 

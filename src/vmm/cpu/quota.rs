@@ -22,7 +22,7 @@ use crate::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub struct Quota {
     account: Mutex<Account>,
     vcpus: u32,
-    /// Counts configuration changes. Throttled vCPUs check their conditions again after each.
+    /// Counts configuration changes. After each change, throttled vCPUs check their conditions again.
     changes: AtomicU64,
 }
 
@@ -48,12 +48,12 @@ impl Quota {
         Quota { account: Mutex::new(account), vcpus, changes: AtomicU64::new(0) }
     }
 
-    /// Must be called on a vCPU thread. If the host refuses a timer, the vCPU runs unthrottled but is charged.
+    /// Must be called on a vCPU thread. If the timer cannot be created, the vCPU is charged but not throttled.
     pub fn allow_this_thread<'a>(&'a self, cpu_time: &'a CpuTime) -> Option<Allowance<'a>> {
         match CpuTimer::of_thread(kick_signal()) {
             Ok(timer) => Some(Allowance { quota: self, cpu_time, timer }),
             Err(error) => {
-                log::error!("a vCPU's CPU time cannot be limited, for the host refused a timer: {error}");
+                log::error!("cannot create a CPU timer, so a vCPU is not throttled: {error}");
                 None
             }
         }
@@ -98,7 +98,7 @@ impl Allowance<'_> {
         };
         if wait == 0 {
             if let Err(error) = self.timer.set(slice) {
-                log::error!("a vCPU's CPU time cannot be limited: {error}");
+                log::error!("cannot set a CPU timer, so a vCPU is not throttled: {error}");
             }
             return true;
         }

@@ -223,11 +223,10 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
         entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE),
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
     ];
-    let refused =
-        set_each(&entries, |msrs| vcpu.set_msrs(msrs)).map_err(Error::kvm("set a vCPU's model-specific registers"))?;
+    let refused = set_each(&entries, |msrs| vcpu.set_msrs(msrs)).map_err(Error::kvm("set a vCPU's MSRs"))?;
     if let [first, others @ ..] = refused.as_slice() {
         let (index, more) = (first.index, others.len());
-        log::warn!("KVM does not take the model-specific register {index:#x} and {more} more; the guest boots without");
+        log::warn!("KVM rejected MSR {index:#x} and {more} more; the guest boots without them");
     }
     Ok(())
 }

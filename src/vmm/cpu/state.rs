@@ -27,11 +27,9 @@ pub struct VcpuState {
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StateError {
-    #[error("KVM would not {what}: {source}")]
+    #[error("KVM failed to {what}: {source}")]
     Request { what: &'static str, source: kvm_ioctls::Error },
-    #[error(
-        "KVM would not set the model-specific register {index:#x} to {value:#x}, which it was when the machine was saved"
-    )]
+    #[error("KVM rejected the saved value {value:#x} of MSR {index:#x}")]
     Register { index: u32, value: u64 },
 }
 
@@ -39,11 +37,11 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Request { what, source }
 }
 
-/// KVM lets user space read but not write these. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
+/// KVM lets user space read but not write these MSRs. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
 const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
-    Ok(kvm.get_msr_index_list().map_err(failed("list the registers that it saves"))?.as_slice().to_vec())
+    Ok(kvm.get_msr_index_list().map_err(failed("list its MSRs"))?.as_slice().to_vec())
 }
 
 impl VcpuState {
@@ -51,32 +49,32 @@ impl VcpuState {
     pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, StateError> {
         Ok(VcpuState {
             // Must be first: it processes pending events of the local APIC.
-            mp_state: vcpu.get_mp_state().map_err(failed("give a vCPU's state of running"))?,
-            regs: vcpu.get_regs().map_err(failed("give a vCPU's registers"))?,
-            sregs: vcpu.get_sregs().map_err(failed("give a vCPU's system registers"))?,
-            xcrs: vcpu.get_xcrs().map_err(failed("give a vCPU's extended control registers"))?,
-            xsave: vcpu.get_xsave().map_err(failed("give a vCPU's extended states"))?,
-            debug_registers: vcpu.get_debug_regs().map_err(failed("give a vCPU's debug registers"))?,
-            local_apic: vcpu.get_lapic().map_err(failed("give a local APIC's registers"))?,
+            mp_state: vcpu.get_mp_state().map_err(failed("read a vCPU's MP state"))?,
+            regs: vcpu.get_regs().map_err(failed("read a vCPU's registers"))?,
+            sregs: vcpu.get_sregs().map_err(failed("read a vCPU's system registers"))?,
+            xcrs: vcpu.get_xcrs().map_err(failed("read a vCPU's extended control registers"))?,
+            xsave: vcpu.get_xsave().map_err(failed("read a vCPU's extended state"))?,
+            debug_registers: vcpu.get_debug_regs().map_err(failed("read a vCPU's debug registers"))?,
+            local_apic: vcpu.get_lapic().map_err(failed("read a local APIC's registers"))?,
             msrs: save_msrs(vcpu, msrs)?,
-            events: vcpu.get_vcpu_events().map_err(failed("give a vCPU's pending events"))?,
+            events: vcpu.get_vcpu_events().map_err(failed("read a vCPU's pending events"))?,
         })
     }
 
     /// Restores the state into a new vCPU whose CPUID is set.
     pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
-        vcpu.set_mp_state(self.mp_state).map_err(failed("take a vCPU's state of running"))?;
-        vcpu.set_regs(&self.regs).map_err(failed("take a vCPU's registers"))?;
-        vcpu.set_sregs(&self.sregs).map_err(failed("take a vCPU's system registers"))?;
+        vcpu.set_mp_state(self.mp_state).map_err(failed("set a vCPU's MP state"))?;
+        vcpu.set_regs(&self.regs).map_err(failed("set a vCPU's registers"))?;
+        vcpu.set_sregs(&self.sregs).map_err(failed("set a vCPU's system registers"))?;
         // SAFETY: KVM reads no more than the 4096 bytes of `kvm_xsave`, because no larger states (AMX) were permitted
         // to guests of this process (api.rst, "KVM_SET_XSAVE").
-        unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("take a vCPU's extended states"))?;
-        vcpu.set_xcrs(&self.xcrs).map_err(failed("take a vCPU's extended control registers"))?;
-        vcpu.set_debug_regs(&self.debug_registers).map_err(failed("take a vCPU's debug registers"))?;
+        unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("set a vCPU's extended state"))?;
+        vcpu.set_xcrs(&self.xcrs).map_err(failed("set a vCPU's extended control registers"))?;
+        vcpu.set_debug_regs(&self.debug_registers).map_err(failed("set a vCPU's debug registers"))?;
         // Must precede the registers of the APIC's timer.
-        vcpu.set_lapic(&self.local_apic).map_err(failed("take a local APIC's registers"))?;
+        vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
-        vcpu.set_vcpu_events(&self.events).map_err(failed("take a vCPU's pending events"))?;
+        vcpu.set_vcpu_events(&self.events).map_err(failed("set a vCPU's pending events"))?;
         notify_of_pause(vcpu);
         Ok(())
     }
@@ -88,18 +86,18 @@ pub(super) fn notify_of_pause(vcpu: &VcpuFd) {
     if let Err(error) = vcpu.kvmclock_ctrl()
         && error.errno() != libc::EINVAL
     {
-        log::debug!("KVM would not tell the guest of a pause: {error}");
+        log::debug!("KVM could not notify the guest of the pause: {error}");
     }
 }
 
-/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain some.
+/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain such registers.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
     while !left.is_empty() {
         let entries: Vec<_> = left.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
         let mut msrs = Msrs::from_entries(&entries).expect("KVM's own list is within its limit");
-        let count = vcpu.get_msrs(&mut msrs).map_err(failed("give a vCPU's model-specific registers"))?;
+        let count = vcpu.get_msrs(&mut msrs).map_err(failed("read a vCPU's MSRs"))?;
         saved.extend_from_slice(&msrs.as_slice()[..count]);
         left = &left[(count + 1).min(left.len())..];
     }
@@ -108,11 +106,11 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
 }
 
 /// Rearms the TSC-deadline timer if it reads as off. It may have expired without its interrupt in the saved local APIC,
-/// and the guest would wait forever. It gets an extra interrupt instead, which timer code must expect anyway.
+/// and the guest would wait forever. The guest may get an extra interrupt, which timer code must expect anyway.
 fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
     let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
-    // The deadline refers to the TSC, so it must be restored after it.
+    // The deadline is a TSC value, so it must be restored after the TSC.
     msrs.retain(|msr| msr.index != MSR_IA32_TSC_DEADLINE);
     let data = if deadline == 0 { now } else { deadline };
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
@@ -120,8 +118,7 @@ fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
 
 /// Restores the registers. A refused register is accepted if it has its saved value, because KVM sets it by itself.
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
-    let refused =
-        set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("take a vCPU's model-specific registers"))?;
+    let refused = set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("set a vCPU's MSRs"))?;
     let value = |index| {
         let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }]).ok()?;
         (vcpu.get_msrs(&mut msrs).ok()? == 1).then(|| msrs.as_slice()[0].data)
@@ -135,7 +132,7 @@ fn check_refused(refused: &[kvm_msr_entry], value: impl Fn(u32) -> Option<u64>) 
         if !REFUSED_MSRS.contains(&index) && value(index) != Some(data) {
             return Err(StateError::Register { index, value: data });
         }
-        log::debug!("KVM does not take the model-specific register {index:#x}");
+        log::debug!("KVM rejected MSR {index:#x}");
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ impl ThreadClock {
     /// Counts the calling thread until the returned value is dropped. Returns none if the host has no clock for it.
     pub fn count_this_thread(&self) -> Option<CountedThread<'_>> {
         let mut clock = 0;
-        // SAFETY: the id of the calling thread is valid; the call only writes to `clock`.
+        // SAFETY: the ID of the calling thread is valid; the call only writes to `clock`.
         let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
         if error != 0 {
             return None;
@@ -51,7 +51,7 @@ impl Counted {
     fn ns(&self) -> u64 {
         let Some(clock) = self.running else { return self.ended_ns };
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the call only writes to `time`. The clock's thread still runs: it clears `running` before it ends.
+        // SAFETY: the call only writes to `time`. The clock's thread has not ended: it clears `running` before it ends.
         match unsafe { libc::clock_gettime(clock, &raw mut time) } {
             0 => self.ended_ns + time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64,
             _ => self.ended_ns,

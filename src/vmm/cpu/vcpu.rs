@@ -88,26 +88,26 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// Must be called once per process, before any vCPU runs.
 pub fn install_kick_handler() -> Result<(), Error> {
     vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
-        .map_err(|error| Error::Host { what: "a signal handler", source: error.into() })
+        .map_err(|error| Error::Host { what: "install a signal handler", source: error.into() })
 }
 
 impl VcpuHandle {
     pub fn spawn(id: u32, fd: VcpuFd, context: Arc<VcpuContext>) -> Result<VcpuHandle, Error> {
         let run = move || Vcpu { id, fd, context }.run();
         let thread =
-            threads::spawn(format!("vcpu{id}"), ThreadKind::Vcpu, run).map_err(Error::host("a thread for a vCPU"))?;
+            threads::spawn(format!("vcpu{id}"), ThreadKind::Vcpu, run).map_err(Error::host("start a vCPU thread"))?;
         Ok(VcpuHandle { thread })
     }
 
     /// Interrupts the guest, so that the vCPU checks [`VcpuContext::gate`].
     pub fn kick(&self) {
-        // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
+        // SAFETY: the thread has not been joined, so its ID is valid; the signal has a handler.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
     }
 
     pub fn join(self) {
         if self.thread.join().is_err() {
-            log::error!("a vCPU's thread panicked");
+            log::error!("a vCPU thread panicked");
         }
     }
 }
@@ -225,16 +225,16 @@ impl Vcpu {
             Exit::SystemEvent(SystemEvent::Reset) => Next::Leave(Some(End::Reboot)),
             Exit::SystemEvent(SystemEvent::Shutdown) => Next::Leave(Some(End::PowerOff)),
             Exit::SystemEvent(SystemEvent::Other(kind)) => {
-                self.fail(format!("KVM reported the system event {kind}, which no guest of this kind has"), &[])
+                self.fail(format!("KVM reported unexpected system event {kind}"), &[])
             }
             Exit::EmulationFailure(failure) => self.emulation_failure(&failure),
             Exit::InternalError { suberror, data } => {
-                self.fail(format!("KVM reported its internal error {suberror} with {data:x?}"), &[])
+                self.fail(format!("KVM internal error {suberror}, data {data:x?}"), &[])
             }
             Exit::EntryFailure { reason } => {
-                self.fail(format!("the processor refused to enter the guest, reason {reason:#x}"), &[])
+                self.fail(format!("VM entry failed with hardware reason {reason:#x}"), &[])
             }
-            Exit::Unexpected { reason } => self.fail(format!("KVM came back with the unexpected exit {reason}"), &[]),
+            Exit::Unexpected { reason } => self.fail(format!("unexpected KVM exit reason {reason}"), &[]),
         }
     }
 
@@ -261,7 +261,10 @@ impl Vcpu {
             match emulation::assist(&self.fd, &context.memory, failure) {
                 Ok(true) => return Next::Run,
                 Ok(false) => {}
-                Err(error) => return self.fail(format!("KVM would not step over an instruction: {error}"), &[]),
+                Err(error) => {
+                    let message = format!("cannot step past an instruction that KVM could not emulate: {error}");
+                    return self.fail(message, &[]);
+                }
             }
         }
         let (rip, bytes) = match self.fd.get_regs() {
@@ -274,7 +277,7 @@ impl Vcpu {
     fn fail(&self, message: String, bytes: &[u8]) -> Next {
         let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
             (Ok(regs), Ok(sregs)) => registers::describe(&regs, &sregs),
-            (Err(error), _) | (_, Err(error)) => format!("unreadable: {error}"),
+            (Err(error), _) | (_, Err(error)) => format!("cannot read the registers: {error}"),
         };
         let instruction_bytes = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
         Next::Leave(Some(End::KvmError(KvmFailure { vcpu: self.id, message, instruction_bytes, registers })))

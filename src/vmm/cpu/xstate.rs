@@ -1,8 +1,8 @@
 //! Extended states of guest tasks (x87, SSE, AVX, AVX-512) on software KVM.
 //!
-//! There, guest programs run natively with the features of the host's XCR0, whatever the guest's CPUID and XCR0 say.
+//! Guest programs run natively there, with the features of the host's XCR0, whatever the guest's CPUID and XCR0 say.
 //! The emulator lacks XSAVE and XRSTOR, so the guest's kernel cannot save these states on a context switch. Three ports
-//! do it on the kernel's behalf (`images/kernel/patches/0008-*`):
+//! save and restore them for the kernel (`images/kernel/patches/0008-*`):
 //!
 //! - a read of [`FEATURES_PORT`] returns the saved state components, as in XCR0;
 //! - a write of an XSAVE area's physical address, in units of 64 bytes, to [`SAVE_PORT`] or [`RESTORE_PORT`] copies
@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
-/// Returns the saved components. All three ports are 32 bits wide.
+/// Reads return the saved components. All three ports are 32 bits wide.
 pub const FEATURES_PORT: u16 = 0x6e4;
 pub const SAVE_PORT: u16 = 0x6e8;
 pub const RESTORE_PORT: u16 = 0x6ec;
@@ -44,10 +44,10 @@ const X87_CONTROL_INITIAL: u32 = 0x37f;
 
 #[derive(Debug, thiserror::Error)]
 pub enum XstateError {
-    #[error("an XSAVE area at {0:#x} is not in memory")]
+    #[error("the XSAVE area at {0:#x} is outside guest memory")]
     Address(u64),
     /// `EINVAL` means that the area's content is invalid.
-    #[error("KVM did not take or give the states of the XSAVE area at {0:#x}: {1}")]
+    #[error("KVM failed to save or restore the XSAVE area at {0:#x}: {1}")]
     Kvm(u64, #[source] kvm_ioctls::Error),
 }
 
@@ -111,7 +111,7 @@ impl Xstate {
 }
 
 /// Writes the initial x87 and SSE states where the header marks them as not present. XRSTOR always loads MXCSR from
-/// the area (Intel SDM volume 1, section 13.8.1); KVM does so only with a component that it belongs to.
+/// the area (Intel SDM volume 1, section 13.8.1); KVM loads it only with a component that uses it.
 fn write_out_legacy(region: &mut [u32; 1024]) {
     if region[XSTATE_BV] & X87 == 0 {
         region[X87_CONTROL] = X87_CONTROL_INITIAL;

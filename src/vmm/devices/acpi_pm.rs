@@ -63,7 +63,7 @@ impl AcpiPm {
 impl BusDevice for AcpiPm {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
-            // No event ever occurs: the status register is zero.
+            // Events never occur, so the status register is zero.
             *byte = self.register(at).map_or(0, |register| *register);
         }
     }

@@ -1,6 +1,6 @@
 //! The output side of the serial console: a bounded log file, and an attached client.
 //!
-//! Nothing here blocks a vCPU: a client that reads too slowly loses bytes.
+//! No function here blocks a vCPU: a client that reads too slowly loses bytes.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -97,7 +97,7 @@ impl Log {
         match self.file.write(bytes) {
             Ok(_) => self.failed = false,
             Err(error) if !self.failed => {
-                log::warn!("{} cannot be written: {error}; console output is lost", self.file.path().display());
+                log::warn!("cannot write {}: {error}; console output is lost", self.file.path().display());
                 self.failed = true;
             }
             Err(_) => {}

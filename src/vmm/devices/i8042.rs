@@ -1,4 +1,4 @@
-//! The i8042 keyboard controller without a keyboard: the reset line, by which kernels reboot, and ctrl-alt-del.
+//! The i8042 keyboard controller without a keyboard: the reset line, by which kernels reboot, and Ctrl-Alt-Del.
 //!
 //! It implements what Linux's driver needs to detect it, start its first port and read scan codes (set 1, translated).
 //! Source: IBM PC/AT technical reference, "Keyboard Controller"; the driver's command names.
@@ -52,9 +52,9 @@ const KEYBOARD_RESET: u8 = 0xff;
 const KEYBOARD_IDENTIFY: u8 = 0xf2;
 const KEYBOARD_ID: [u8; 2] = [0xab, 0x83];
 
-/// Press and release ctrl, alt and (extended) delete, in scan code set 1.
+/// Press and release Ctrl, Alt and (extended) Delete, in scan code set 1.
 const CTRL_ALT_DEL: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
-/// Bounds the output for a guest that does not read.
+/// Limits the output for a guest that does not read.
 const BUFFER_SIZE: usize = 16;
 
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl I8042 {
         self.signal();
     }
 
-    /// Presses ctrl-alt-del. Returns true if the guest's driver listens for keys.
+    /// Presses Ctrl-Alt-Del. Returns true if the guest's driver listens for keys.
     pub fn press_ctrl_alt_del(&mut self) -> bool {
         let listens = self.control & CONTROL_KEYBOARD_INTERRUPT != 0 && self.control & CONTROL_KEYBOARD_DISABLED == 0;
         if listens {

@@ -1,5 +1,5 @@
-//! The ports on which a restored guest reads its new identity: [`wisp_agent::resumed`]. They read as empty in a booted
-//! guest, and after they have been read.
+//! The ports on which a restored guest reads its new identity: [`wisp_agent::resumed`]. The ports are empty in a booted
+//! guest, and after the guest has read them.
 
 use std::time::SystemTime;
 

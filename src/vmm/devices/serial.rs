@@ -108,7 +108,7 @@ impl Serial {
             in_buffer: state.received.clone(),
         };
         let registers = Registers::from_state(&registers, irq, events, output)
-            .map_err(|error| SnapshotError::Device(format!("the serial port's registers: {error:?}")))?;
+            .map_err(|error| SnapshotError::Device(format!("serial port registers: {error:?}")))?;
         let waiting = state.waiting.iter().copied().take(INPUT_LIMIT).collect();
         Ok(Serial { registers, waiting, emptied, room })
     }
@@ -160,7 +160,7 @@ impl BusDevice for Serial {
             let was_full = self.input_room() == 0;
             self.feed();
             if was_full {
-                // The counter cannot overflow: one is added each time that the buffer was full.
+                // The counter cannot overflow: it grows by one each time the buffer was full.
                 let _ = self.room.write(1);
             }
         }

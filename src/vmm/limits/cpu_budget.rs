@@ -1,11 +1,11 @@
-//! A budget of CPU time: earned at a constant rate, saved up to a cap, spent by running. Time is passed in.
+//! A budget of CPU time: earned at a constant rate, saved up to a cap, spent by running. Callers pass the time.
 //!
 //! Unless surplus is allowed, CPU time beyond the balance is overdrawn: the vCPUs must wait for [`CpuBudget::wait_ns`].
 
 use serde::{Deserialize, Serialize};
 
 const PPM: u128 = 1_000_000;
-/// A vCPU with a share of 5 % runs five times a second. The kernel checks CPU timers once per tick, 4 ms at 250 Hz.
+/// A vCPU with a share of 5% runs five times a second. The kernel checks CPU timers once per tick, 4 ms at 250 Hz.
 const MIN_SLICE_NS: u64 = 10_000_000;
 /// The balance is settled at least once per slice.
 const MAX_SLICE_NS: u64 = 1_000_000_000;
@@ -59,7 +59,7 @@ pub struct CpuBudget {
 }
 
 impl CpuBudgetConfig {
-    /// Returns true if the rate is valid and not zero, and sums do not overflow.
+    /// Returns true if the rate is valid and not zero, and no sum can overflow.
     pub fn is_sound(&self) -> bool {
         const MOST: u64 = 1 << 60;
         let CpuBalance { saved_ns, extra_ns, owed_ns, overdrawn_ns, charged_ns } = self.balance;
@@ -95,7 +95,7 @@ impl CpuBudget {
             *debt -= paid;
             earned -= paid;
         }
-        // A balance above the cap, saved under a higher one, is kept.
+        // A balance above the cap is kept: it was saved when the cap was higher.
         let room = cap_ns.saturating_sub(balance.saved_ns);
         balance.saved_ns += earned.min(room);
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use cpu_budget::{CpuBalance, CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub use rate_limiter::{DiskLimiter, RateLimiter};
 
-/// Sums over centuries fit 64 bits.
+/// Keeps sums over centuries within 64 bits.
 const MAX_RATE: u64 = 1 << 50;
 
 /// A rate limit per second.
@@ -20,7 +20,7 @@ const MAX_RATE: u64 = 1 << 50;
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     pub baseline: u64,
-    /// The burst rate, at least the sustained rate.
+    /// The burst rate, at least the baseline rate.
     pub peak: u64,
     /// The size of the burst bucket, which is full at the start.
     pub savings: u64,
@@ -44,7 +44,7 @@ pub struct DiskLimits {
     pub bytes: Option<Rate>,
     #[serde(default)]
     pub operations: Option<Rate>,
-    /// The maximum size of one operation; a larger request counts as several. With 0, each request counts as one.
+    /// The maximum size of an operation: a larger request is charged as several operations. 0 means no maximum.
     #[serde(default)]
     pub operation_bytes: u64,
 }
@@ -55,7 +55,7 @@ impl DiskLimits {
     }
 }
 
-/// Applies to each direction.
+/// Network limits, applied to each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetLimits {

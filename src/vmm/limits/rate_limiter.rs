@@ -1,4 +1,4 @@
-//! Rate limiters for a [`Rate`] and for a disk's rates. Time is passed in; nothing here waits.
+//! Rate limiters for a [`Rate`] and for a disk's rates. Callers pass the time and do the waiting.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(limiter.burst_percent(5 * SECOND), 49);
         passes(&mut limiter, 1, (5 * SECOND, 12 * SECOND), 0);
         let later = passes(&mut limiter, 1, (20 * SECOND, 30 * SECOND), 0);
-        // Plus the tokens accrued during eight idle seconds.
+        // Includes the tokens accrued during eight idle seconds.
         assert!((1790..=1810).contains(&later), "{later}");
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let operations = Some(Rate::constant(100));
         let limits = DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 };
         let mut limiter = DiskLimiter::new(limits, 0);
-        // Five may pass at once.
+        // Five requests may pass at once.
         for _ in 0..4 {
             limiter.take(4096, 0);
         }

@@ -1,4 +1,4 @@
-//! A token bucket that fills at a constant rate up to its capacity. Time is passed in.
+//! A token bucket that fills at a constant rate up to its capacity. Callers pass the time.
 //!
 //! A request passes while there is at least one token and takes its whole cost, so the bucket can go into debt. Nothing
 //! passes until the debt is paid. Hence no capacity is too small for one large request.

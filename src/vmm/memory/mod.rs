@@ -59,13 +59,13 @@ const HUGE_PAGE: u64 = 2 * MIB;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    #[error("{0} MiB of guest memory are more than an address space holds")]
+    #[error("{0} MiB of guest memory do not fit into an address space")]
     TooLarge(u64),
-    #[error("{mib} MiB of guest memory cannot be mapped: {source}")]
+    #[error("cannot map {mib} MiB of guest memory: {source}")]
     Map { mib: u64, source: MmapRegionError },
-    #[error("a saved machine's memory cannot be mapped: {0}")]
+    #[error("cannot map the snapshot's memory: {0}")]
     File(#[source] io::Error),
-    #[error("the host would not let guest memory be lazily mapped: {0}")]
+    #[error("cannot set up lazy mapping of guest memory: {0}")]
     Advise(#[source] io::Error),
 }
 
@@ -105,7 +105,7 @@ pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>)
     for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
         let length = file.metadata().map_err(MemoryError::File)?.len();
         if length != memory_mib * MIB {
-            let what = format!("its file has {length} bytes, and the machine {memory_mib} MiB");
+            let what = format!("its file is {length} bytes long, but the machine has {memory_mib} MiB");
             return Err(MemoryError::File(io::Error::other(what)));
         }
     }

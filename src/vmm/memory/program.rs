@@ -14,7 +14,7 @@ pub fn release_start_up() {
     unsafe { libc::dl_iterate_phdr(Some(release), std::ptr::null_mut()) };
 }
 
-/// Unmaps the pages of one object. Relocated, then write-protected data is in a writable segment and is not affected.
+/// Unmaps the pages of one object, except those of writable segments, which contain relocated data.
 unsafe extern "C" fn release(object: *mut dl_phdr_info, _size: size_t, _data: *mut c_void) -> c_int {
     // SAFETY: dl_iterate_phdr passes a valid object, whose program headers are mapped for as long as the object is.
     let (base, headers) = unsafe {
@@ -62,7 +62,7 @@ mod tests {
         let all = present();
         assert_eq!(all, TABLE.len() / PAGE - 1);
         release_start_up();
-        // A page next to one that was used is mapped with it.
+        // The kernel also maps the pages next to a used page.
         let after = present();
         assert!(after < all / 4, "{after} of {all} pages");
         assert_eq!(sum(), expected);

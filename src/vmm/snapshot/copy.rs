@@ -1,4 +1,4 @@
-//! Writes guest memory while the guest runs.
+//! Writes guest memory while the guest is running.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::memory::{Content, create};
 use super::{MEMORY, SnapshotError};
 
-/// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest runs.
+/// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
 pub struct Copy {
@@ -41,7 +41,7 @@ impl Copy {
 
     /// Waits until everything is written and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
-        let failed = SnapshotError::file(&self.path, "written");
+        let failed = SnapshotError::file(&self.path, "write");
         match self.wait() {
             0 => self.file.sync_all().map_err(failed),
             code => Err(failed(io::Error::from_raw_os_error(code))),

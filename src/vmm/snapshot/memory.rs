@@ -14,10 +14,10 @@ use crate::sparse::write_blocks;
 
 /// Bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;
-/// More threads do not increase the disk's throughput.
+/// More threads do not increase disk throughput.
 const THREADS: usize = 4;
 
-/// The part of a paused machine's memory to write.
+/// The part of a paused machine's memory to be written.
 #[derive(Debug)]
 pub struct Content {
     pub(super) pieces: Vec<MemoryExtent>,

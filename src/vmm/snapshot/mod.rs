@@ -1,7 +1,7 @@
 //! A snapshot of a machine: one file for its state, and one or two files for its memory.
 //!
 //! The state file has the magic number, format version, payload length and SHA-256, and the typed state of each device.
-//! A damaged file, or one of another version or processor, is rejected before anything is built. An unfinished snapshot
+//! A damaged file, or a file from another version or CPU, is rejected before anything is built. An unfinished snapshot
 //! has no state file.
 
 pub mod copy;
@@ -39,10 +39,10 @@ pub const MEMORY: &str = "memory";
 pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
-/// Changes with every change of the format.
+/// Incremented with every change to the format.
 const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// 64 vCPUs take about 10 KiB each.
+/// In bytes. 64 vCPUs take about 10 KiB each.
 const LIMIT: u64 = 64 << 20;
 
 /// A machine's state without its memory.
@@ -68,9 +68,9 @@ pub struct MachineState {
     pub i8042: I8042State,
     pub rtc: RtcState,
     pub acpi_pm: AcpiPmState,
-    /// The guest address of the VM generation id, if the guest uses it.
+    /// The guest address of the VM generation ID, if the guest uses it.
     pub generation: Option<u64>,
-    /// The id of the disk in each slot.
+    /// The ID of the disk in each slot.
     pub disks: Vec<Option<String>>,
     /// The virtio devices in slot order: disks, entropy, vsock, network.
     pub virtio: Vec<TransportState>,
@@ -78,22 +78,22 @@ pub struct MachineState {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    #[error("{} cannot be {action}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", path.display())]
     File {
         path: PathBuf,
-        /// A participle, such as `written`.
+        /// A verb, such as `write`.
         action: &'static str,
         source: io::Error,
     },
-    #[error("{} is no snapshot that can be used: {reason}", path.display())]
+    #[error("{} is not a usable snapshot: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
-    #[error("the snapshot's state is not a device's: {0}")]
+    #[error("the snapshot has an invalid device state: {0}")]
     Device(String),
-    #[error("the saved machine had a disk {0:?}, which this one lacks")]
+    #[error("the snapshot has a disk {0:?}, but this machine does not")]
     NoDisk(String),
-    #[error("the saved machine had no disk {0:?}; it can be attached when the machine runs")]
+    #[error("the snapshot has no disk {0:?}; attach it when the machine is running")]
     NewDisk(String),
-    #[error("the snapshot is of a machine with {saved}; this one has {wanted}")]
+    #[error("the snapshot was taken of a machine with {saved}, but this machine has {wanted}")]
     OtherMachine { saved: String, wanted: String },
 }
 
@@ -109,7 +109,7 @@ impl MachineState {
     pub fn write(mut self, dir: &Path) -> Result<(), SnapshotError> {
         self.memory_written = Some(file_written(&dir.join(MEMORY))?);
         let path = dir.join(STATE);
-        let failed = SnapshotError::file(&path, "written");
+        let failed = SnapshotError::file(&path, "write");
         let payload = postcard::to_allocvec(&self).map_err(|error| failed(io::Error::other(error)))?;
         let mut content = Vec::with_capacity(HEADER + payload.len());
         content.extend(MAGIC);
@@ -140,15 +140,15 @@ impl MachineState {
         // Without software KVM, KVM gives the guest a counter that continues from its saved value.
         if emulation::is_software_kvm() && counter() < state.counter {
             return Err(unusable(
-                "the host was restarted since, and its KVM (software KVM) gives guests the host's own time-stamp counter, \
-                 which would run backwards for this one"
+                "the host has rebooted since it was taken. Guests on software KVM use the host's time-stamp counter, \
+                 which would run backwards for this guest"
                     .into(),
             ));
         }
         let base = state.differences.as_ref().map(|differences| (BASE, Some(differences.base_written)));
         for (name, written) in [(MEMORY, state.memory_written)].into_iter().chain(base) {
             if written != Some(file_written(&dir.join(name))?) {
-                return Err(unusable(format!("the memory beside it, {name}, was written since")));
+                return Err(unusable(format!("its memory file, {name}, has been modified since it was taken")));
             }
         }
         Ok(state)
@@ -162,10 +162,12 @@ impl MachineState {
         }
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(|error| unusable(format!("KVM does not tell which CPU features it supports: {error}")))?;
+            .map_err(|error| unusable(format!("cannot list the CPU features that KVM supports: {error}")))?;
         for (id, saved) in (0..).zip(&self.identity.cpuid) {
             if let Some(feature) = cpuid::missing(saved, &cpuid::for_vcpu(&supported, id, self.cpus)) {
-                return Err(unusable(format!("its guest has a CPU feature that KVM does not give here: {feature}")));
+                return Err(unusable(format!(
+                    "this host's KVM does not support a CPU feature of its guest: {feature}"
+                )));
             }
         }
         Ok(())
@@ -196,7 +198,7 @@ pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
         let (memory, base) = (dir.join(MEMORY), dir.join(BASE));
         if base.exists() { fs::remove_file(memory) } else { fs::rename(memory, base) }
     };
-    consume().map_err(SnapshotError::file(dir, "changed"))
+    consume().map_err(SnapshotError::file(dir, "modify"))
 }
 
 /// Moves a snapshot to a trusted directory on the same file system, so that the VMM cannot replace its files by links.
@@ -226,23 +228,23 @@ fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
 
 fn parse(content: &[u8]) -> Result<MachineState, String> {
     let Some((header, payload)) = content.split_at_checked(HEADER) else {
-        return Err(format!("it ends after {} bytes", content.len()));
+        return Err(format!("it is truncated to {} bytes", content.len()));
     };
     if header[..8] != MAGIC {
-        return Err("it does not begin as one".into());
+        return Err("it has the wrong magic number".into());
     }
     let version = u32::from_le_bytes(header[8..12].try_into().expect("four bytes"));
     if version != VERSION {
         return Err(format!(
-            "another version of wisp saved it (the format's version is {version}, and this wisp reads version {VERSION})"
+            "a different version of wisp saved it (its format version is {version}, this wisp reads {VERSION})"
         ));
     }
     let length = u64::from_le_bytes(header[12..20].try_into().expect("eight bytes"));
     if length != payload.len() as u64 {
-        return Err(format!("it has {} bytes where {length} belong", payload.len()));
+        return Err(format!("its payload is {} bytes long instead of {length}", payload.len()));
     }
     if header[20..] != Sha256::digest(payload)[..] {
-        return Err("its SHA-256 is another: it was altered".into());
+        return Err("its SHA-256 does not match; the file was modified".into());
     }
     postcard::from_bytes(payload).map_err(|error| error.to_string())
 }
@@ -269,18 +271,18 @@ mod tests {
     fn damaged_or_foreign_state_is_refused_with_reason() {
         let whole = content(VERSION, b"a state");
         for length in 0..HEADER {
-            assert_eq!(refused(&whole[..length]), format!("it ends after {length} bytes"));
+            assert_eq!(refused(&whole[..length]), format!("it is truncated to {length} bytes"));
         }
-        assert_eq!(refused(&whole[..whole.len() - 1]), "it has 6 bytes where 7 belong");
+        assert_eq!(refused(&whole[..whole.len() - 1]), "its payload is 6 bytes long instead of 7");
         let mut altered = whole.clone();
         altered[HEADER] ^= 1;
-        assert_eq!(refused(&altered), "its SHA-256 is another: it was altered");
+        assert_eq!(refused(&altered), "its SHA-256 does not match; the file was modified");
         altered[0] ^= 1;
-        assert_eq!(refused(&altered), "it does not begin as one");
+        assert_eq!(refused(&altered), "it has the wrong magic number");
         assert_eq!(
             refused(&content(VERSION - 1, b"")),
-            "another version of wisp saved it (the format's version is 2, and this wisp reads version 3)"
+            "a different version of wisp saved it (its format version is 2, this wisp reads 3)"
         );
-        assert!(!refused(&content(VERSION, b"")).is_empty(), "no state is that short");
+        assert!(!refused(&content(VERSION, b"")).is_empty(), "a state is never empty");
     }
 }

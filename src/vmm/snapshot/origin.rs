@@ -1,5 +1,5 @@
-//! The snapshot memory that a machine was restored from. A new snapshot has only the pages changed since, and a link to
-//! the file with the others.
+//! The snapshot memory that a machine was restored from. A new snapshot contains only the pages changed since then, and
+//! a link to the file with the other pages.
 //!
 //! Guest memory is a private mapping of the file, so unchanged pages are still the file's. Writes need no tracking.
 
@@ -44,7 +44,7 @@ pub fn keep(saved: &Path, own: &Path) {
     let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);
     let kept = base.map_or(Ok(()), |base| fs::hard_link(base, own.join(KEPT)));
     if let Err(error) = kept {
-        log::info!("all of the machine's memory will be saved, if it is, not only what has changed: {error}");
+        log::info!("cannot keep the base snapshot, so the next snapshot will be full, not differential: {error}");
     }
 }
 
@@ -91,7 +91,7 @@ impl Origin {
             Ok(Some(Differences { base_written: written(&base), runs }))
         };
         find().unwrap_or_else(|error| {
-            log::info!("all of the memory is saved, not only what has changed: {error}");
+            log::info!("saving all memory, not only the changed pages: {error}");
             None
         })
     }
@@ -104,7 +104,7 @@ impl Origin {
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}
         }
-        // This fails if the file has no name left.
+        // Fails if all names of the file have been removed.
         let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
         Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
     }

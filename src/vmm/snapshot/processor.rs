@@ -1,4 +1,4 @@
-//! The host's CPU in a snapshot. A guest can only be restored on a CPU that looks the same to it.
+//! The host's CPU in a snapshot. A guest can only be restored on a CPU with the same model and features.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
@@ -13,7 +13,7 @@ const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// The bits of a leaf to compare: not those that differ between CPUs of a host or that the operating system changes.
+/// The bits of a leaf to compare. Excludes bits that differ between a host's CPUs or that its operating system changes.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,
@@ -65,7 +65,7 @@ pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Res
     match (saved, here) {
         (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
         (Some(saved), Some(here)) if saved.abs_diff(here) > saved / TSC_TOLERANCE => Err(format!(
-            "its time-stamp counter ran at {saved} kHz, this host's runs at {here} kHz, and this processor cannot scale it"
+            "its TSC ran at {saved} kHz, but this host's runs at {here} kHz, and this CPU cannot scale the frequency"
         )),
         _ => Ok(None),
     }
@@ -105,25 +105,26 @@ impl Processor {
     /// Returns the first difference between this CPU, on which the snapshot was taken, and the CPU `here`.
     pub fn difference(&self, here: &Processor) -> Option<String> {
         if self.brand != here.brand {
-            return Some(format!("it was taken on another processor, {:?}, and this is {:?}", self.brand, here.brand));
+            let (saved, now) = (&self.brand, &here.brand);
+            return Some(format!("it was taken on a different CPU model, {saved:?}; this host has {now:?}"));
         }
         if self.leaves.len() != here.leaves.len() {
-            return Some("it does not say which processor it was taken on".into());
+            return Some("it does not record the CPU on which it was taken".into());
         }
         for (Compared { function, index, .. }, (saved, now)) in
             COMPARED.iter().zip(self.leaves.iter().zip(&here.leaves))
         {
             if saved != now {
                 return Some(format!(
-                    "it was taken when this processor's features were others: leaf {function:#x}.{index} of CPUID was \
-                     {saved:#x?}, and is {now:#x?}"
+                    "this host's CPU features have changed since it was taken: CPUID leaf {function:#x}.{index} was \
+                     {saved:#x?} and is now {now:#x?}"
                 ));
             }
         }
         match (self.microcode, here.microcode) {
-            (Some(saved), Some(now)) if saved != now => Some(format!(
-                "it was taken with revision {saved:#x} of the processor's microcode, and this host has {now:#x}"
-            )),
+            (Some(saved), Some(now)) if saved != now => {
+                Some(format!("it was taken with microcode revision {saved:#x}, but this host has {now:#x}"))
+            }
             _ => None,
         }
     }
@@ -161,7 +162,7 @@ mod tests {
         }
         let mut saved = here.clone();
         saved.brand.push('!');
-        assert!(saved.difference(&here).unwrap().contains("another processor"));
+        assert!(saved.difference(&here).unwrap().contains("different CPU model"));
         saved = Processor { leaves: Vec::new(), ..here.clone() };
         assert!(saved.difference(&here).is_some());
     }

@@ -25,7 +25,7 @@ pub fn read(dir: &Path) -> io::Result<Vec<Reading>> {
     Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// Returns no bytes for a missing file.
+/// Reads a file; a missing file is empty.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     match untrusted::read(path, MOST_BYTES) {
         Ok(bytes) => Ok(bytes),
@@ -48,7 +48,7 @@ impl ReadingsFile {
         let path = dir.join(FILE);
         // A file that cannot be read is discarded.
         let text = bytes(&path).or_else(|error| {
-            log::warn!("what was used before is forgotten: {}: {error}", path.display());
+            log::warn!("discarded the earlier usage readings, because {} cannot be read: {error}", path.display());
             untrusted::remove(&path).map(|()| Vec::new())
         })?;
         let lines = text.iter().filter(|byte| **byte == b'\n').count();
@@ -71,7 +71,7 @@ impl ReadingsFile {
         Ok(())
     }
 
-    /// Replaces the file by one with half as many readings.
+    /// Rewrites the file with half as many readings.
     fn thin(&mut self) -> io::Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let kept = thinned(read(dir)?, MOST_LINES / 2);

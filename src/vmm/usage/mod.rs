@@ -3,7 +3,7 @@
 //! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`recorder.rs`), and at the
 //! end. An idle machine is one long interval between two readings and costs nothing.
 //!
-//! A reading holds sums since the start, so one that is lost, through a kill or a full disk, only loses detail.
+//! A reading holds sums since the start, so a reading lost through a kill or a full disk only costs detail.
 
 mod file;
 mod recorder;
@@ -19,7 +19,7 @@ use super::virtio::net::NetRecord;
 pub use file::{FILE, read};
 pub(super) use recorder::Recorder;
 
-/// The time after which a machine without an agent counts as booted.
+/// The time after which a machine without an agent is considered booted.
 const UP_AFTER_MS: u64 = 10 * 60 * 1000;
 
 /// A point in time, in a machine's life and in wall-clock time.
@@ -51,7 +51,7 @@ impl Clock {
     }
 }
 
-/// A clock before 1970 was never set.
+/// Returns zero for a clock before 1970, which was never set.
 fn since_1970() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -15,7 +15,7 @@ use crate::signals::read_from_descriptor;
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// Failures are logged: a machine does not end because of its statistics.
+/// Logs failures, because a machine must not end for lack of statistics.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     file: ReadingsFile,
@@ -37,7 +37,7 @@ impl Recorder {
             timer.set_each(QUANTUM_NS.saturating_mul(vcpus.into()))?;
             Ok(Recorder { file, expirations, _timer: ManuallyDrop::new(timer), is_keeping: true })
         };
-        begin().inspect_err(|error: &io::Error| log::error!("what the machine uses is not recorded: {error}")).ok()
+        begin().inspect_err(|error: &io::Error| log::error!("the machine's usage is not recorded: {error}")).ok()
     }
 
     /// Becomes readable when a reading is due.
@@ -55,7 +55,7 @@ impl Recorder {
         if let Err(error) = &result
             && self.is_keeping
         {
-            log::error!("the machine's usage cannot be recorded in {FILE}: {error}");
+            log::error!("cannot record the machine's usage in {FILE}: {error}");
         }
         self.is_keeping = result.is_ok();
     }
