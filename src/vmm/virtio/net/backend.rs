@@ -39,7 +39,7 @@ pub enum Received {
     },
     /// A frame was rejected, after part of it was written to the target.
     Refused {
-        /// Without the header.
+        /// Excludes the header.
         written: usize,
     },
     Nothing,
@@ -52,7 +52,7 @@ impl Backend {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),
             FileType::CharacterDevice => Ok(Backend::Tap(Tap::new(fd)?)),
-            other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a network cannot be {other:?}"))),
+            other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other:?} is not a network backend"))),
         }
     }
 

@@ -41,8 +41,8 @@ mod tests {
         let header = |flags, gso_type, size| [flags, gso_type, 54, 0, size, 0, 34, 0, 16, 0, 0, 0];
         assert!(is_offered(&header(NEEDS_CSUM, GSO_NONE, 0)));
         assert!(is_offered(&header(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN, 200)));
-        assert!(!is_offered(&header(NEEDS_CSUM, GSO_TCPV4, 0)), "segments of nothing");
-        assert!(!is_offered(&header(0, GSO_TCPV4, 200)), "segments need checksums");
+        assert!(!is_offered(&header(NEEDS_CSUM, GSO_TCPV4, 0)), "segment size of 0");
+        assert!(!is_offered(&header(0, GSO_TCPV4, 200)), "segmentation without checksum offload");
         assert!(!is_offered(&header(NEEDS_CSUM, 4, 200)), "IPv6");
         assert!(!is_offered(&header(4, GSO_NONE, 0)));
     }

@@ -31,7 +31,7 @@ use crate::vmm::broker::VsockConnector;
 use crate::vmm::config::VsockConfig;
 use service::VsockService;
 
-/// In the VMM's directory. The guest reaches the host at `<socket>_<port>`.
+/// Name in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
 pub const SOCKET: &str = "vsock.sock";
 
 const DEVICE_TYPE: u32 = 19;
@@ -40,7 +40,7 @@ const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    #[error("the vsock socket {} cannot be made: {source}", path.display())]
+    #[error("cannot create the vsock socket {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
 }
 
