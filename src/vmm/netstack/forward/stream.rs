@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::config::{Forward, NetstackConfig};
 use super::super::stack::Stack;
 
-/// For each direction, in bytes.
+/// Buffer size per direction in bytes.
 const BUFFER: usize = 64 << 10;
 /// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
