@@ -11,11 +11,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
-/// The Ethernet address of all peers. The guest's network is routed, so no frame carries an address of another device.
+/// The MAC address of all peers. The guest's network is routed, so no frame contains an address of another device.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// An Ethernet address in the text form `06:1f:2a:00:00:01`.
+/// A MAC address, written as `06:1f:2a:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
@@ -135,11 +135,11 @@ pub enum FilterProtocol {
 pub struct MetadataConfig {
     /// `HttpEndpoint`.
     pub enabled: bool,
-    /// Requests need a token (`HttpTokens`).
+    /// Requests require a token (`HttpTokens`).
     pub tokens_required: bool,
     /// The hop limit of responses with a token, 1 to 64.
     pub hop_limit: u8,
-    /// The values under `meta-data/`, by path: `placement/availability-zone`.
+    /// The values under `meta-data/`, by path, such as `placement/availability-zone`.
     pub tree: BTreeMap<String, String>,
     pub identity_document: String,
     /// Base64-encoded.

@@ -40,7 +40,7 @@ pub enum Direction {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// The start of a flow, which the rules judge even if a flow with these ports exists.
+    /// The start of a flow. The rules apply to it even if a flow with these ports exists.
     Begin,
     /// From the initiator.
     Request,
@@ -74,7 +74,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // A later fragment could carry missing flags. TCP never fragments that short (RFC 1858).
+            // A later fragment could contain missing flags. TCP never sends such short fragments (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }

@@ -57,7 +57,7 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     pub protocol: u8,
     pub identification: u16,
-    /// In units of 8 bytes.
+    /// Offset in units of 8 bytes.
     pub fragment_offset: u16,
     pub has_more_fragments: bool,
     pub payload: &'a [u8],

@@ -214,7 +214,7 @@ const VCPU: &[Call] = &[
     any(libc::SYS_timer_delete),
 ];
 
-/// The main thread: attached disks and overlays, locks, snapshots, and the end record.
+/// The main thread's calls: attached disks and overlays, locks, snapshots, and the end record.
 const MACHINE: &[Call] = &[
     any(libc::SYS_openat),
     any(libc::SYS_flock),
@@ -236,7 +236,7 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_mincore),
     // The state of the interrupt controllers, the timer and the clock, for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
-    // A fork: a copy of this process with the same filter writes guest memory.
+    // Fork: a copy of this process with the same filter writes the guest memory to a file.
     one_of(libc::SYS_clone, 0, &[FORK]),
     any(libc::SYS_close_range),
     any(libc::SYS_wait4),

@@ -28,8 +28,8 @@ pub struct Grant {
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
-    /// Returns the grants of the machine of `config`, whose VMM writes into the directory `own`. The rest of the
-    /// instance's directory, such as configuration and locks, belongs to the supervisor and the commands.
+    /// Returns the grants of a VMM that runs `config` and writes to the directory `own`. The rest of the instance's
+    /// directory, such as configuration and locks, belongs to the supervisor and the commands.
     pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
             // Information about the process itself, such as the resident pages of its memory.

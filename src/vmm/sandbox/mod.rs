@@ -140,7 +140,7 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Filters system calls, right before the guest runs. Called by the main thread; [`threads::spawn`] starts later ones.
+/// Filters system calls, right before the guest runs. Must be called by the main thread.
 pub fn seal() -> Result<(), SandboxError> {
     let failed = cannot("filter system calls");
     seccomp::prepare().map_err(&failed)?;

@@ -17,10 +17,10 @@ use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_si
 
 #[derive(Debug)]
 pub enum Side {
-    /// The original process. The VMM is its child and ends when the supervisor ends.
+    /// The original process. The VMM is its child and exits when the supervisor exits.
     Supervisor {
         child: Pid,
-        /// Closed when the supervisor ends, which the VMM can detect.
+        /// Closed when the supervisor exits, which the VMM can detect.
         alive: OwnedFd,
     },
     Child(SandboxedChild),

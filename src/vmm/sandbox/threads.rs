@@ -1,7 +1,7 @@
 //! The thread that starts the machine's other threads.
 //!
-//! A new thread inherits its parent's filter. A guest's driver starts device threads from a vCPU thread, which would
-//! need the calls of all devices, and those that start threads. The starter handles no guest data.
+//! A new thread inherits its parent's filter. Without the starter, vCPU threads would start device threads, so their
+//! filter would have to allow the calls of all devices and the creation of threads. The starter handles no guest data.
 
 use std::io;
 use std::sync::OnceLock;

@@ -21,9 +21,9 @@ use crate::vmm::fault::GuestFaults;
 use crate::vmm::irq::IrqLine;
 use crate::vmm::memory::GuestMemory;
 
-/// Exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
+/// Memory size. It exceeds the 64 KiB that an input can write to, so some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
-/// The size of each queue, whose available ring is at offset 0x100 and used ring at 0x200.
+/// The size of each queue. Its available ring is at offset 0x100, and its used ring at 0x200.
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 

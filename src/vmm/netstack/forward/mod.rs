@@ -137,7 +137,7 @@ impl Forwards {
                     Err(_) => break,
                 }
             }
-            // Closes one connection above the limit, because epoll would report it until it is accepted.
+            // A connection above the limit is accepted and closed, because epoll would report it until then.
             if self.connections.len() + accepted.len() >= limit {
                 let _ = listener.accept();
             }

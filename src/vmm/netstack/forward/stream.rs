@@ -19,7 +19,7 @@ const BUFFER: usize = 64 << 10;
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
 
-/// A client on the host.
+/// The host's end of a forwarded connection.
 #[derive(Debug)]
 pub struct ForwardedConnection {
     forward: Forward,
@@ -31,7 +31,7 @@ pub struct ForwardedConnection {
     is_read: bool,
     /// The guest has closed its sending side, and the client's socket is shut down accordingly.
     is_written: bool,
-    /// The client's reset ends the connection even if data for the guest is left.
+    /// The client has reset the connection, which ends it even if data for the guest is left.
     is_reset: bool,
 }
 

@@ -27,7 +27,7 @@ pub struct FileExtent {
     /// Valid for as long as the disk is open.
     pub fd: RawFd,
     pub offset: u64,
-    /// In bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn requests(data: &[u8]) {
     assert_eq!(length, SECTORS * SECTOR, "the guest changed the size of its disk");
 }
 
-/// Inspects an untrusted qcow2 file, uses it under an overlay like an image's root disk, and repairs its refcounts.
+/// Inspects an untrusted qcow2 file, uses it as the backing file of an overlay, and repairs its refcounts.
 pub(crate) fn images(data: &[u8]) {
     let dir = tempfile::tempdir().expect("cannot create a directory");
     let path = dir.path().join("disk");

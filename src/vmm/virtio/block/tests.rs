@@ -228,7 +228,7 @@ proptest! {
 #[test]
 fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
-    // At one byte a second, the first request passes. The next would have to wait for a quarter of an hour.
+    // At one byte per second, the first request passes. The next one would have to wait for 15 minutes.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
     let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
     shared_disk.hold().limit(Some(DiskLimits::default()));
@@ -317,7 +317,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     device.pause();
     assert_eq!(memory.read_obj::<u16>(used).unwrap(), 1, "the write did not complete");
     assert_eq!(memory.read_obj::<u8>(GuestAddress(STATUS_AT)).unwrap(), 0);
-    // The file as a power cut would leave it now.
+    // The copy has the state that a power cut would leave.
     std::fs::copy(&path, &copy).unwrap();
     let image = open_to_read(&copy, DiskFormat::Qcow2, &[]).unwrap();
     let mut bytes = vec![0; 512];

@@ -47,7 +47,7 @@ pub enum Received {
 }
 
 impl Backend {
-    /// Takes a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
+    /// Wraps a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
     pub fn of(fd: OwnedFd) -> io::Result<Backend> {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),

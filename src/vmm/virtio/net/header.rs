@@ -14,7 +14,7 @@ const GSO_ECN: u8 = 0x80;
 
 pub type Header = [u8; LENGTH];
 
-/// For a plain Ethernet frame in one buffer.
+/// Header of a plain Ethernet frame in one buffer.
 pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// Returns true if the header uses only offered offloads. Consumers must validate its fields against the frame.

@@ -104,7 +104,7 @@ impl Counters {
     }
 }
 
-/// Survives resets by the driver.
+/// State that survives resets by the driver.
 #[derive(Debug)]
 struct Port {
     backend: Backend,

@@ -22,7 +22,7 @@ use crate::vmm::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::vmm::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::vmm::virtio::{Activation, QueueState};
 
-/// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
+/// Maximum number of frames in one direction before serving the other direction and checking for a pause.
 const BATCH: usize = 64;
 
 const KICK: u64 = 0;
@@ -41,7 +41,7 @@ pub struct NetService {
     transmit: Virtqueue,
     /// If empty, the backend is not in the epoll set: epoll would report a hangup forever.
     watched: EventSet,
-    /// The backend had no room for a frame, which is still in the ring, or took only part of one.
+    /// Set if the backend has no room: a frame is still in the ring, or only part of it was sent.
     is_full: bool,
     is_starved: bool,
     /// Time until throttled frames may pass, to the guest and from the guest.

@@ -324,7 +324,7 @@ proptest! {
 
 #[test]
 fn throttled_frames_wait_without_blocking_pause() {
-    // At one byte a second, one frame passes each way. The next would have to wait for minutes.
+    // At one byte per second, one frame passes each way. The next frame would have to wait for minutes.
     let limits = Some(NetLimits { bytes: Rate::constant(1) });
     let buffers = [(0x30_0000, 512, WRITE, 0), (0x31_0000, 512, WRITE, 0)];
     let frames = [(0x10_0000, with_header(&frame(100))), (0x20_0000, with_header(&frame(200)))];

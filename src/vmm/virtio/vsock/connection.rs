@@ -208,7 +208,7 @@ impl VsockConnection {
         }
     }
 
-    /// Number of bytes that the guest can take.
+    /// Returns the number of bytes that the guest can receive.
     fn credit(&self) -> u32 {
         let in_flight = (self.sent - self.peer_forwarded).0;
         self.peer_buffer.saturating_sub(in_flight)

@@ -51,7 +51,7 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<VsockService>>,
-    /// Set for a restored guest, which still knows connections from before. Written when its agent is ready.
+    /// Set for a restored guest, which still has connections from before. Written when its agent is ready.
     released: Option<EventFd>,
 }
 

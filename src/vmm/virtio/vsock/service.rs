@@ -41,7 +41,7 @@ const EVENT_KICK: u64 = 3;
 const RELEASED: u64 = 4;
 const FIRST_SOCKET: u64 = 16;
 
-/// First port for the host's ends of connections. Lower ports are those that a guest can connect to.
+/// First port for the host's ends of connections. Guests connect to lower ports.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Maximum number of connections, and of clients that have not requested a port yet.
 const MAX_CONNECTIONS: usize = 1024;
@@ -103,7 +103,7 @@ struct ResumeGate {
     has_reset: bool,
     /// Set once the guest's agent has reported that it is ready.
     is_released: bool,
-    /// For guests without an agent.
+    /// Deadline for guests without an agent.
     deadline: Instant,
 }
 
@@ -324,7 +324,7 @@ impl VsockService {
         }
     }
 
-    /// Takes at most the rest of the batch. Returns true if there were any packets.
+    /// Receives packets from the guest, at most the rest of the batch. Returns true if there were any.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -430,7 +430,7 @@ impl VsockService {
         }
     }
 
-    /// Gives at most the rest of the batch. Returns true if there were any packets.
+    /// Sends packets to the guest, at most the rest of the batch. Returns true if there were any.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
