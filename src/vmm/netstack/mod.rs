@@ -48,7 +48,7 @@ const WAITING: usize = 256;
 pub enum Route {
     Forward,
     Drop,
-    /// [`Services::accept`], which takes the whole frame.
+    /// The whole frame goes to [`Services::accept`].
     Services,
 }
 

@@ -1,7 +1,7 @@
 //! Virtqueues: the guest's rings as validated descriptor chains (specification, section 2.7).
 //!
 //! virtio-queue reads the rings. This module validates a whole chain before a device sees it: buffers lie in guest
-//! memory, none is empty, the readable ones come first, and the chain ends. After a violation ([`QueueError`]), the
+//! memory, no buffer is empty, readable buffers come first, and the chain ends. After a violation ([`QueueError`]), the
 //! device needs a reset, because it and the driver no longer agree about the ring.
 
 use std::sync::Arc;

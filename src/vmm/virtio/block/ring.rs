@@ -3,9 +3,9 @@
 //! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently to vectored
 //! reads and `fsync` without flags. Nothing can be registered with it.
 //!
-//! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
-//! two pages. Files are not registered: the kernel would release them, with a disk's lock, only after the process has
-//! ended.
+//! The ring is created before the sandbox denies `io_uring_setup` and locked memory, to which newer kernels charge two
+//! pages. Files are not registered, because the kernel would release them, and a disk's lock, only after the process
+//! has exited.
 
 use std::fmt;
 use std::io;

@@ -230,7 +230,7 @@ impl NetService {
         if self.is_starved { self.receiver.queue().enable_notifications() } else { Ok(false) }
     }
 
-    /// Delivers one frame: the waiting one, else one from the services, else one from the backend.
+    /// Delivers one frame: the waiting frame, else a frame from the services, else a frame from the backend.
     fn receive(&mut self, port: &mut Port, now: Instant) -> Result<Step, QueueError> {
         if self.receiver.is_waiting() {
             return self.receiver.deliver_waiting(&self.memory);
