@@ -1,6 +1,6 @@
-//! Measures the block device without a guest (`scripts/bench --device`). This process is the driver: like Linux's, it
+//! Measures the block device without a guest (`scripts/bench --device`). This process is the driver. Like Linux, it
 //! notifies the device on request (`EVENT_IDX`), waits for interrupts when idle, and keeps the queue full. Runs
-//! alternate between a device with io_uring and one without, which serves one request at a time.
+//! alternate between a device with io_uring and a device without it, which serves one request at a time.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -44,7 +44,7 @@ const QUEUE_SIZE: u16 = 256;
 /// Descriptor flags (specification, section 2.7.5).
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
-/// BlockRequest types (section 5.2.6).
+/// Request types (section 5.2.6).
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
@@ -61,16 +61,16 @@ struct Options {
     /// Duration of each run in seconds
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// Number of runs of each measurement; the median counts
+    /// Number of runs per measurement; the table shows the median
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Run only the measurements whose name contains this text
+    /// Run only measurements with this text in their name
     #[arg(long, default_value = "")]
     only: String,
     /// Also write the figures to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Option that cargo passes to every benchmark
+    /// Ignored; cargo passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -135,11 +135,11 @@ struct Figures {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let dir = tempfile::tempdir_in(&options.dir).context("no directory for the disks")?;
+    let dir = tempfile::tempdir_in(&options.dir).context("cannot create a directory for the disks")?;
     let disks = disks(dir.path(), options.size)?;
     let mut figures = serde_json::Map::new();
     println!("{:62} {:^31} {:^31}", "", "with io_uring", "one request at a time");
-    let heads = format!("{:>11} {:>9} {:>9}", "a second", "median,µs", "p99,µs");
+    let heads = format!("{:>11} {:>9} {:>9}", "per second", "median,µs", "p99,µs");
     println!("{:62} {heads} {heads}", "");
     for disk in &disks {
         for measure in Measure::all() {
@@ -151,7 +151,7 @@ fn main() -> Result<()> {
             for _ in 0..options.runs {
                 runs[0].push(disk.measure(
                     &measure,
-                    Some(Ring::new().context("this host gives no io_uring")?),
+                    Some(Ring::new().context("io_uring is not available")?),
                     &options,
                 )?);
                 runs[1].push(disk.measure(&measure, None, &options)?);
@@ -189,7 +189,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// The first file is the one to open.
+/// Its first file is the image to open. The others are its backing files.
 struct TestDisk {
     name: &'static str,
     files: Vec<PathBuf>,
@@ -213,7 +213,7 @@ fn disks(dir: &Path, size_mib: u64) -> Result<Vec<TestDisk>> {
     Ok(vec![
         TestDisk { name: "raw", files: vec![raw], format: DiskFormat::Raw },
         TestDisk { name: "qcow2", files: vec![whole], format: DiskFormat::Qcow2 },
-        TestDisk { name: "qcow2 layer over raw", files: vec![layer, base], format: DiskFormat::Qcow2 },
+        TestDisk { name: "qcow2 overlay on raw", files: vec![layer, base], format: DiskFormat::Qcow2 },
     ])
 }
 
@@ -393,14 +393,14 @@ impl Driver {
                 let head: u32 = self.memory.read_obj(GuestAddress(place))?;
                 let slot = (head / 3) as u16;
                 let status: u8 = self.memory.read_obj(GuestAddress(STATUSES + u64::from(slot)))?;
-                ensure!(status == 0, "a request failed: {status}");
+                ensure!(status == 0, "a request failed with status {status}");
                 slots.push(slot);
                 self.used = self.used.wrapping_add(1);
             }
             if !slots.is_empty() {
                 return Ok(slots);
             }
-            // BlockRequest an interrupt for the next completion, then check again: it may have happened already.
+            // Request an interrupt for the next completion, then check again: it may have happened already.
             self.memory.store(self.used, GuestAddress(AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE)), Ordering::Relaxed)?;
             fence(Ordering::SeqCst);
             if self.memory.load::<u16>(GuestAddress(USED + 2), Ordering::Acquire)? == self.used {
@@ -414,7 +414,7 @@ impl Driver {
     }
 }
 
-/// A xorshift generator: its numbers have no pattern that a disk could exploit.
+/// A xorshift generator, whose numbers have no pattern that a disk could exploit.
 struct Random(u64);
 
 impl Random {

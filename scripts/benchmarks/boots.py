@@ -50,14 +50,14 @@ def wisp_boot(env):
         "wisp: process start to init, ms": since("init-started"),
         "wisp: process start to agent ready, ms": since("agent-ready"),
         "wisp: VMM memory beyond the guest's, MiB": report["vmm_resident_bytes"] / 2**20,
-        "wisp: exits until the end": sum(exit["count"] for exit in report["exits"]),
+        "wisp: VM exits, total": sum(exit["count"] for exit in report["exits"]),
     }
 
 
 def wisp_command(env):
     began = time.monotonic()
     wisp(env, "run", "--", "true")
-    return {"wisp: `wisp run -- true`, start to end, ms": (time.monotonic() - began) * 1e3}
+    return {"wisp: `wisp run -- true`, elapsed time, ms": (time.monotonic() - began) * 1e3}
 
 
 def wisp_block(env, directory):
@@ -72,7 +72,7 @@ def wisp_block(env, directory):
         base = os.path.join(directory, "base.img")
         shutil.copy(raw, base)
         subprocess.run(["qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", base, layer], **quiet)
-        disks |= {"qcow2": whole, "qcow2 layer": f"{layer},backing={base}"}
+        disks |= {"qcow2": whole, "qcow2 overlay": f"{layer},backing={base}"}
     script = """
         t() { read up _ < /proc/uptime; echo $up; }
         for disk in %s; do

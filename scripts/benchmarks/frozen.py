@@ -17,7 +17,7 @@ SMALL = ("--vcpus", "1", "--memory", "128M")
 
 
 def frozen(env, size):
-    """Measures one save and restore, in milliseconds."""
+    """Measures one snapshot and restore, in milliseconds."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
     marks = lambda id: {
         mark["mark"]: mark["at_ns"]
@@ -25,7 +25,7 @@ def frozen(env, size):
     }
     output, warm = timed("launch", *size, "--hibernation")
     id = output.decode().strip()
-    figures = {"warm launch to ready, end to end": warm}
+    figures = {"warm launch to ready": warm}
     figures["restore: VMM start to resumed"] = (
         (at := marks(id))["first-instruction"] - at["vmm-start"]) / 1e6
     figures["save 256 MiB and stop (`stop --hibernate`)"] = timed("stop", id, "--hibernate")[1]
@@ -33,7 +33,7 @@ def frozen(env, size):
     wisp(env, "start", id)
     figures["restore (`start`) to resumed"] = (marks(id)["first-instruction"] - began) / 1e6
     wisp(env, "exec", id, "--", "true")
-    figures["restore (`start`) to the first exec answered"] = (time.monotonic_ns() - began) / 1e6
+    figures["restore (`start`) to the end of the first exec"] = (time.monotonic_ns() - began) / 1e6
     wisp(env, "terminate", id)
     return figures
 
@@ -51,12 +51,12 @@ def forks(env, size, count):
     pause = float(number) * {b"ms": 1, "µs".encode(): 1e-3, b"s": 1e3}[unit]
     wisp(env, "terminate", id, *forked.stdout.decode().split())
     figures = {
-        f"{count} forks at once, all ready": took,
-        f"{count} forks at once: pause of the original": pause,
-        f"{count} forks at once: memory of each that is not shared, MiB": private,
+        f"{count} concurrent forks, until all are ready": took,
+        f"{count} concurrent forks: pause of the original": pause,
+        f"{count} concurrent forks: private memory per fork, MiB": private,
     }
-    if count >= 10:  # for fewer, other activity of the host outweighs the forks
-        figures[f"{count} forks at once: what the host has less for each, MiB"] = memory
+    if count >= 10:  # with fewer forks, other activity on the host dominates
+        figures[f"{count} concurrent forks: decrease of MemAvailable per fork, MiB"] = memory
     return figures
 
 
@@ -65,7 +65,7 @@ def launches(env, count):
     launched = wisp(env, "launch", *SMALL, "--count", str(count), "--overcommit").decode().split()
     took = (time.monotonic() - began) * 1e3
     wisp(env, "terminate", *launched)
-    return {f"{count} of 128 MiB launched at once, all ready": took}
+    return {f"{count} concurrent launches (128 MiB), until all are ready": took}
 
 
 def private_mib(env, id):
@@ -87,9 +87,9 @@ def bench(args):
         for number, measure in enumerate(measures):
             for name, value in measure().items():
                 samples.setdefault(name, []).append(value)
-            print(f"measure {number + 1} of {len(measures)}", file=sys.stderr)
+            print(f"measurement {number + 1} of {len(measures)}", file=sys.stderr)
     figures = {}
-    print(f"{host()}; 1 vCPU, {MEMORY_MIB} MiB, in ms where nothing else is said\n")
+    print(f"{host()}; 1 vCPU, {MEMORY_MIB} MiB, in ms unless noted\n")
     print(f"{'':66} {'runs':>5} {'min':>9} {'median':>9} {'p99':>9}")
     for name, values in samples.items():
         p99 = sorted(values)[max(0, -(-99 * len(values) // 100) - 1)]

@@ -19,10 +19,10 @@ PAGE_MIB = 8
 STREAM_MIB = 4 if software_kvm() else 512
 # The program's arguments, and the names of its figures.
 MEASURES = {
-    ("send", f"{STREAM_MIB}"): ["TCP, there, MiB/s"],
-    ("receive", f"{STREAM_MIB}"): ["TCP, back, MiB/s"],
-    ("packets", "2"): ["UDP datagrams sent, a second", "UDP datagrams arrived, a second"],
-    ("round-trips", "100"): ["round trip, median, ms", "round trip, p99, ms", "round trip, longest, ms"],
+    ("send", f"{STREAM_MIB}"): ["TCP, send, MiB/s"],
+    ("receive", f"{STREAM_MIB}"): ["TCP, receive, MiB/s"],
+    ("packets", "2"): ["UDP datagrams sent per second", "UDP datagrams received per second"],
+    ("round-trips", "100"): ["round trip, median, ms", "round trip, p99, ms", "round trip, max, ms"],
 }
 
 
@@ -45,7 +45,7 @@ def bench(args):
                 note(figures("QEMU microvm, guest to guest", words, texts))
     shown = tabulate(samples, args.runs)
     if not outside:
-        print("What goes through passt was not measured: it is not installed, or this host has no address but loopback.")
+        print("passt was not measured: it is not installed, or this host has only loopback addresses.")
     if not shutil.which(QEMU):
         print(f"{QEMU} is not installed and was not measured.")
     return shown
@@ -88,7 +88,7 @@ def in_a_vpc(env, program, runs, note):
 
 
 def through_passt(env, runs, note):
-    """Returns true if the outside world was reachable."""
+    """Returns true if the host's non-loopback address was reachable from the guest."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     id = wisp(env, "launch", *SIZE, "-p", f"{port}:{PORT}").decode().strip()
@@ -117,7 +117,7 @@ def over_vsock(env, runs, note):
             began = time.monotonic()
             wisp(env, "exec", id, "--", "true")
             note({
-                "vsock: `wisp exec` of true, start to end, ms": (time.monotonic() - began) * 1e3,
+                "vsock: `wisp exec` of `true`, elapsed time, ms": (time.monotonic() - began) * 1e3,
                 "vsock: host to guest, MiB/s": rate("cat > /dev/null", input=bytes(PAGE_MIB << 20)),
                 "vsock: guest to host, MiB/s": rate(f"head -c {PAGE_MIB << 20} /dev/zero"),
             })
@@ -140,18 +140,18 @@ def pages(port, outside, exec_in):
         figures[name] = scale(time.monotonic() - began, value)
 
     rate = lambda seconds, _: PAGE_MIB / seconds
-    timed("guest to host, a published port, MiB/s", fetch, rate)
+    timed("guest to host, published port, MiB/s", fetch, rate)
     if outside:
         address = f"http://{outside[0]}:{outside[1]}/"
         timed("host to guest, through passt, MiB/s", lambda: exec_in(f"wget -q -O /dev/null {address}"), rate)
     many = 20
     script = f"for i in $(seq {many}); do wget -q -O /dev/null http://169.254.169.254/latest/meta-data/ami-id; done"
-    timed("a wget of metadata, start to end, ms", lambda: exec_in(script), lambda seconds, _: seconds / many * 1e3)
+    timed("wget of metadata, elapsed time, ms", lambda: exec_in(script), lambda seconds, _: seconds / many * 1e3)
     return figures
 
 
 def serve_outside():
-    """Starts a server at the host's non-loopback address, if there is one, that sends PAGE_MIB of zeros."""
+    """Starts a server that sends PAGE_MIB of zeros, at the host's non-loopback address if it has one."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("198.51.100.1", 9))

@@ -77,6 +77,6 @@ def between_guests(image, directory, program, port, measures, runs):
     words = list(measures)
     found = re.findall(rb"figure (\d+) ([\d. ]+)", ended.stdout)
     if len(found) != len(words) * runs:
-        sys.exit(f"QEMU's guests did not measure all: {ended.stdout.decode(errors='replace')[-2000:]}")
+        sys.exit(f"QEMU's guests printed only some of the figures: {ended.stdout.decode(errors='replace')[-2000:]}")
     for number, text in found:
         yield words[int(number)], text.decode()

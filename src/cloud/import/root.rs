@@ -717,12 +717,12 @@ mod tests {
 
         disk_image::create_layer(&layer, &qcow2, DiskFormat::Qcow2, None).unwrap();
         let error = fixture.import(&layer).unwrap_err();
-        assert!(error.contains("\"qcow2\"") && error.contains("stand alone"), "{error}");
+        assert!(error.contains("\"qcow2\"") && error.contains("standalone"), "{error}");
 
         let external = fixture.path("external");
         let data = format!("data_file={}", fixture.path("data").display());
         run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, external.to_str().unwrap(), "8M"]);
-        assert!(fixture.import(&external).unwrap_err().contains("another file"));
+        assert!(fixture.import(&external).unwrap_err().contains("external file"));
     }
 
     #[test]

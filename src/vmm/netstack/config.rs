@@ -11,11 +11,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
-/// The Ethernet address of all peers. The guest's network is routed, so no frame carries an address of another device.
+/// The MAC address of all peers. The guest's network is routed, so no frame contains an address of another device.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// An Ethernet address in the text form `06:1f:2a:00:00:01`.
+/// A MAC address, written as `06:1f:2a:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
@@ -45,16 +45,16 @@ pub struct NetstackConfig {
     pub dns: Vec<Ipv4Addr>,
     /// The size of the largest IP packet in bytes.
     pub mtu: u16,
-    /// Such as `ip-172-31-5-9`.
+    /// For example, `ip-172-31-5-9`.
     pub hostname: String,
-    /// Such as `ec2.internal`.
+    /// For example, `ec2.internal`.
     pub domain: String,
     #[serde(default)]
     pub forwards: Vec<Forward>,
-    /// None passes everything.
+    /// `None` passes all packets.
     #[serde(default)]
     pub filter: Option<Filter>,
-    /// None disables the service.
+    /// `None` disables the service.
     #[serde(default)]
     pub metadata: Option<MetadataConfig>,
 }
@@ -119,13 +119,13 @@ pub enum FilterProtocol {
         to: u16,
     },
     Icmp {
-        /// None matches all types.
+        /// `None` matches all types.
         kind: Option<u8>,
-        /// None matches all codes.
+        /// `None` matches all codes.
         code: Option<u8>,
     },
     Other {
-        /// IANA's assigned protocol number.
+        /// Protocol number assigned by IANA.
         number: u8,
     },
 }
@@ -135,14 +135,14 @@ pub enum FilterProtocol {
 pub struct MetadataConfig {
     /// `HttpEndpoint`.
     pub enabled: bool,
-    /// Requests need a token (`HttpTokens`).
+    /// Requests require a token (`HttpTokens`).
     pub tokens_required: bool,
     /// The hop limit of responses with a token, 1 to 64.
     pub hop_limit: u8,
-    /// The values under `meta-data/`, by path: `placement/availability-zone`.
+    /// The values under `meta-data/`, by path, such as `placement/availability-zone`.
     pub tree: BTreeMap<String, String>,
     pub identity_document: String,
-    /// In base64.
+    /// Base64-encoded.
     pub user_data: Option<String>,
 }
 
@@ -160,7 +160,7 @@ impl FromStr for MacAddress {
         let digits = |pair: &str| if pair.len() == 2 { u8::from_str_radix(pair, 16).ok() } else { None };
         let bytes: Option<Vec<u8>> = text.split(':').map(digits).collect();
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
-        bytes.map(MacAddress).ok_or_else(|| ParseError { given: text.into(), what: "an Ethernet address" })
+        bytes.map(MacAddress).ok_or_else(|| ParseError { given: text.into(), what: "a MAC address" })
     }
 }
 
@@ -193,7 +193,7 @@ impl FromStr for Cidr {
             text.split_once('/').and_then(|(address, length)| Some((address.parse().ok()?, length.parse().ok()?)));
         let cidr = parts.map(|(address, prefix_length)| Cidr { address, prefix_length });
         let sound = cidr.filter(|cidr| cidr.prefix_length <= 32 && cidr.address.to_bits() & !cidr.mask() == 0);
-        sound.ok_or_else(|| ParseError { given: text.into(), what: "a range of addresses, such as 10.0.0.0/8" })
+        sound.ok_or_else(|| ParseError { given: text.into(), what: "an address range, such as 10.0.0.0/8" })
     }
 }
 

@@ -52,7 +52,7 @@ impl<'a> Message<'a> {
     fn parse(bytes: &'a [u8]) -> Option<Message<'a>> {
         let (fixed, rest) = bytes.split_first_chunk::<FIXED>()?;
         let mut options = rest.strip_prefix(&COOKIE)?;
-        // A request over Ethernet.
+        // Only requests over Ethernet are answered.
         if fixed[..3] != [1, 1, 6] {
             return None;
         }
@@ -111,12 +111,12 @@ pub fn answer(guest: MacAddress, config: &NetstackConfig, bytes: &[u8]) -> Optio
 fn reply(config: &NetstackConfig, message: &Message, kind: u8) -> Vec<u8> {
     let mut bytes = vec![0; FIXED];
     bytes[..3].copy_from_slice(&[2, 1, 6]);
-    // Transaction id and flags.
+    // Transaction ID and flags.
     bytes[4..8].copy_from_slice(&message.fixed[4..8]);
     bytes[10..12].copy_from_slice(&message.fixed[10..12]);
     let mut options = COOKIE.to_vec();
     let mut put = |code: u8, value: &[u8]| {
-        // A host name that is too long for an option is omitted; no other value can be.
+        // Only a host name can be too long for an option. It is then omitted.
         if let Ok(length) = u8::try_from(value.len()) {
             options.extend([code, length]);
             options.extend(value);

@@ -25,7 +25,7 @@ fn idle_limit(protocol: u8) -> Duration {
 
 const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
-/// ICMP error messages about another packet: unreachable, time exceeded, parameter problem.
+/// ICMP error messages about a packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
 /// The TCP offset of a fragment that would overwrite the flags of the first one (RFC 3128).
 const OVER_THE_FLAGS: u16 = 1;
@@ -40,7 +40,7 @@ pub enum Direction {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// The start of a flow, which the rules judge even if a flow with these ports exists.
+    /// The start of a flow. The rules apply to it even if a flow with these ports exists.
     Begin,
     /// From the initiator.
     Request,
@@ -74,7 +74,7 @@ fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // A later fragment could carry missing flags. TCP never fragments that short (RFC 1858).
+            // A later fragment could contain missing flags. TCP never sends such short fragments (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -336,7 +336,7 @@ mod tests {
         assert!(bench.passes(&udp((PEER, 9), (GUEST, 80)), Ingress));
         assert!(!bench.passes(&udp((PEER, 9), (GUEST, 91)), Ingress));
         assert!(!bench.passes(&udp((Ipv4Addr::new(10, 0, 1, 9), 9), (GUEST, 80)), Ingress));
-        assert!(bench.passes(&udp((GUEST, 80), (PEER, 9)), Egress), "the answer");
+        assert!(bench.passes(&udp((GUEST, 80), (PEER, 9)), Egress), "the reply");
     }
 
     #[test]
@@ -395,7 +395,7 @@ mod tests {
         }
         assert!(bench.passes(&udp((PEER, 100), (GUEST, 80)), Ingress));
         assert!(bench.tracker.flows.len() <= 8);
-        assert!(bench.passes(&udp((GUEST, 80), (PEER, 7)), Egress), "the latest is still there");
+        assert!(bench.passes(&udp((GUEST, 80), (PEER, 7)), Egress), "the latest connection is kept");
     }
 
     fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Vec<u8> {
@@ -413,10 +413,10 @@ mod tests {
         let (syn, segment) = (tcp((PEER, 9), (GUEST, 80), 2), tcp((PEER, 9), (GUEST, 80), 0x10));
         assert!(bench.passes(&syn, Ingress));
         bench.tracker.set_rules(Some(Filter::default()));
-        assert!(bench.passes(&segment, Ingress), "what was begun goes on");
+        assert!(bench.passes(&segment, Ingress), "established connections stay open");
         assert!(bench.passes(&tcp((GUEST, 80), (PEER, 9), 0x12), Egress));
-        assert!(!bench.passes(&syn, Ingress), "its successor was not");
-        assert!(!bench.passes(&tcp((GUEST, 80), (PEER, 9), 2), Egress), "nor one the other way");
+        assert!(!bench.passes(&syn, Ingress), "a new connection is rejected");
+        assert!(!bench.passes(&tcp((GUEST, 80), (PEER, 9), 2), Egress), "a new outbound connection is rejected");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Fuzzing entry points for the netstack: no frame of the guest or the network may end it.
+//! Fuzz targets for the netstack: no frame from the guest or the network may crash it.
 //!
 //! A fuzzer cannot guess sequence numbers, so one action of an input is a TCP segment with plausible numbers.
 
@@ -75,7 +75,7 @@ pub fn http(data: &[u8]) {
     loop {
         match http::parse(requests) {
             http::Parsed::HttpRequest(request, length) => {
-                assert!(length > 0 && length <= requests.len(), "a request is of what was given");
+                assert!(length > 0 && length <= requests.len(), "the request is longer than the input");
                 let _ = metadata.hop_limit(&request);
                 let answer = metadata.answer(&request, now);
                 let _ = answer.encode(request.keeps_alive, request.method == "HEAD");
@@ -176,12 +176,12 @@ impl Guest {
             let Some(frame) = self.services.next_frame() else { break };
             self.note(&frame);
         }
-        assert!(self.services.frames.len() <= WAITING, "what waits is bounded");
+        assert!(self.services.frames.len() <= WAITING, "too many frames are queued");
         let _ = self.services.timeout(self.now);
     }
 
     fn note(&mut self, frame: &[u8]) {
-        let ethernet = Ethernet::parse(frame).expect("what is sent is a frame");
+        let ethernet = Ethernet::parse(frame).expect("the netstack sent an invalid frame");
         let Some(packet) = Ipv4::parse(ethernet.payload).filter(|packet| packet.protocol == TCP) else { return };
         let Some(header) = packet.payload.first_chunk::<20>() else { return };
         let (port, number) = (u16::from_be_bytes([header[2], header[3]]), &header[4..8]);

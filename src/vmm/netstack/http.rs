@@ -1,9 +1,9 @@
 //! The subset of HTTP/1.1 (RFC 9112) that the metadata service needs: requests with headers, responses with a length.
 
-/// For the request line with the headers.
+/// Maximum size of the request line and headers in bytes.
 pub const HEAD_LIMIT: usize = 8 << 10;
 const HEADERS: usize = 64;
-/// The body is ignored.
+/// Maximum size of a body in bytes. The body is ignored.
 const BODY_LIMIT: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl HttpRequest {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// With its size in bytes.
+    /// The request and its size in bytes.
     HttpRequest(HttpRequest, usize),
     Incomplete,
     /// The connection cannot be used further.

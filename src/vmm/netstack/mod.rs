@@ -4,8 +4,8 @@
 //! metadata, and has the router's address, from which forwarded ports reach the guest. Other frames pass if they are
 //! from the guest's own address (EC2's source/destination check), go to the gateway, and match the [`filter`].
 //!
-//! All but IPv4 unicast is dropped, as are packets to addresses with a special meaning on the host: a backend process
-//! would connect to the host's own loopback address.
+//! The netstack drops everything except IPv4 unicast. It also drops packets to addresses with a special meaning on the
+//! host, because a backend process would, for example, connect to the host's own loopback address.
 
 mod arp;
 mod config;
@@ -48,7 +48,7 @@ const WAITING: usize = 256;
 pub enum Route {
     Forward,
     Drop,
-    /// [`Services::accept`], which takes the whole frame.
+    /// The whole frame goes to [`Services::accept`].
     Services,
 }
 
@@ -74,7 +74,7 @@ impl Services {
         Services::with_seed(mac, config, u64::from_le_bytes(seed), datagrams)
     }
 
-    /// As [`Services::new`], with a seed for TCP sequence numbers.
+    /// Like [`Services::new`], with a seed for TCP sequence numbers.
     fn with_seed(
         mac: MacAddress,
         config: NetstackConfig,
@@ -94,7 +94,7 @@ impl Services {
         self.forwards.set(ports, &mut self.stack);
     }
 
-    /// Does not replace ports, the guest's address and its router. Connections that are still allowed stay open.
+    /// Applies all but the ports, the guest's address and its router. Connections that are still allowed stay open.
     pub fn reload(&mut self, config: NetstackConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
@@ -157,7 +157,7 @@ impl Services {
         if packet.destination == METADATA_ADDRESS {
             let is_service = packet.ports().is_some_and(|(_, to)| Server::is_for(to)) && self.metadata.is_some();
             let begins = packet.begins_connection() == Some(true);
-            // A connection above the limit is not refused: the guest retransmits, and gets in later.
+            // A connection above the limit is not refused: the guest retransmits, and connects later.
             if is_service && begins && !self.server.expect(&mut self.stack) {
                 return;
             }
@@ -170,7 +170,7 @@ impl Services {
         self.stack.arrive(ethernet.payload.to_vec(), now);
     }
 
-    /// Replies to the guest's frame that its destination is unreachable, so that programs fail at once.
+    /// Answers the guest's frame with an ICMP "unreachable" message, so that programs fail immediately.
     pub fn refuse(&mut self, head: &[u8]) {
         let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
         if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
@@ -220,13 +220,13 @@ impl Services {
         self.forwards.events()
     }
 
-    /// Returns true for packets to this network's DHCP server. Those of other networks are ordinary hosts.
+    /// Returns true for packets to this network's DHCP server. Servers of other networks are ordinary hosts.
     fn is_dhcp(&self, packet: &Ipv4) -> bool {
         let is_here = packet.destination.is_broadcast() || packet.destination == self.config.router;
         is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
     }
 
-    /// Returns true for addresses of a single other machine. Link-local ones must be configured name servers.
+    /// Returns true for addresses of a single other machine. Link-local addresses must be configured name servers.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
         let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };

@@ -18,7 +18,7 @@ pub const TYPE_ARP: u16 = 0x0806;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// Next to the fragment offset.
+/// Flag in the same field as the fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// The offset of the flags in a TCP header, and two flags.
 const TCP_FLAGS: usize = 13;
@@ -57,7 +57,7 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     pub protocol: u8,
     pub identification: u16,
-    /// In units of 8 bytes.
+    /// Offset in units of 8 bytes.
     pub fragment_offset: u16,
     pub has_more_fragments: bool,
     pub payload: &'a [u8],

@@ -12,7 +12,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::config::{METADATA_ADDRESS, NetstackConfig};
 
-/// The number of packets queued for the guest. smoltcp retransmits what does not fit.
+/// The number of packets queued for the guest. smoltcp retransmits packets that do not fit.
 const WAITING: usize = 64;
 /// The limit including immediate replies; beyond it, packets from the guest are dropped.
 const WAITING_WITH_ANSWERS: usize = 2 * WAITING;
@@ -53,7 +53,7 @@ impl Stack {
             // smoltcp accepts no other addresses for an interface.
             let is_sound = |address: &Ipv4Addr| !address.is_multicast() && !address.is_broadcast();
             for address in [METADATA_ADDRESS, router].into_iter().filter(is_sound) {
-                // There is space for two (smoltcp's `IFACE_MAX_ADDR_COUNT`).
+                // There is room for two addresses (smoltcp's `IFACE_MAX_ADDR_COUNT`).
                 let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 32));
             }
         });

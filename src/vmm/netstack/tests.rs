@@ -42,7 +42,7 @@ struct Bench {
     began: Instant,
     /// The time to live of the last packet from the metadata service.
     ttl: u8,
-    /// The maximum of packets with a payload.
+    /// The maximum time to live of packets with a payload.
     ttl_of_data: u8,
 }
 
@@ -146,7 +146,7 @@ impl Bench {
 
 fn get(path: &str, token: Option<&str>) -> String {
     let token = token.map_or(String::new(), |token| format!("X-aws-ec2-metadata-token: {token}\r\n"));
-    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{token}ForwardedConnection: close\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{token}Connection: close\r\n\r\n")
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn guest_gets_token_and_metadata() {
     let answer = bench.ask(5000, put);
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("X-aws-ec2-metadata-token-ttl-seconds: 60\r\n"), "{answer}");
-    assert_eq!(bench.ttl, 3, "what has the token goes so many hops");
+    assert_eq!(bench.ttl, 3, "the response with the token has the configured hop limit");
     let token = answer.lines().last().unwrap().to_string();
     let answer = bench.ask(5001, &get("/latest/meta-data/instance-id", Some(&token)));
     assert!(answer.ends_with("\r\n\r\ni-1"), "{answer}");
@@ -179,7 +179,7 @@ fn sequential_connections_leave_no_sockets() {
     }
     bench.turn();
     let open = format!("{:?}", bench.services.server).matches("Connection {").count();
-    assert!(open <= 2, "{open} connections are kept");
+    assert!(open <= 2, "{open} connections are still open");
 }
 
 fn free_address(transport: Transport) -> SocketAddrV4 {
@@ -219,7 +219,7 @@ fn tcp_forward_carries_both_directions() {
     });
     // The guest echoes everything, and closes when the client has closed.
     let mut held: VecDeque<u8> = VecDeque::new();
-    bench.until("all is sent back", |bench| {
+    bench.until("all bytes are echoed", |bench| {
         let socket = bench.socket(listener);
         held.extend(socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap_or_default());
         let (front, _) = held.as_slices();
@@ -231,8 +231,8 @@ fn tcp_forward_carries_both_directions() {
         client.is_finished().then_some(())
     });
     let (sent, back) = client.join().unwrap();
-    assert!(sent == back, "{} bytes came back of {}", back.len(), sent.len());
-    bench.until("nothing of it is left", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
+    assert!(sent == back, "{} bytes came back, {} were sent", back.len(), sent.len());
+    bench.until("all sockets are removed", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn tcp_forward_to_closed_guest_port_is_reset() {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.read(&mut [0])
     });
-    bench.until("the client has its answer", |_| client.is_finished().then_some(()));
+    bench.until("the client finishes", |_| client.is_finished().then_some(()));
     let error = client.join().unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
@@ -255,23 +255,23 @@ fn stalled_client_does_not_block_other_connections() {
     let mut bench = bench(config);
     let listeners = [bench.listen(82), bench.listen(82)];
     let stalled = TcpStream::connect(host).unwrap();
-    bench.until("it is connected", |bench| bench.socket(listeners[0]).can_send().then_some(()));
+    bench.until("the client is connected", |bench| bench.socket(listeners[0]).can_send().then_some(()));
     let filler = vec![7; 65536];
     let mut turns_without = 0;
-    bench.until("its buffers are full", |bench| {
+    bench.until("the buffers are full", |bench| {
         let taken = bench.socket(listeners[0]).send_slice(&filler).unwrap_or(0);
         turns_without = if taken == 0 { turns_without + 1 } else { 0 };
         (turns_without > 500).then_some(())
     });
     let mut other = TcpStream::connect(host).unwrap();
     other.set_read_timeout(Some(DEADLINE)).unwrap();
-    bench.until("the other is connected", |bench| bench.socket(listeners[1]).can_send().then_some(()));
+    bench.until("the other client is connected", |bench| bench.socket(listeners[1]).can_send().then_some(()));
     bench.socket(listeners[1]).send_slice(b"hello").unwrap();
     let client = std::thread::spawn(move || {
         let mut bytes = [0; 5];
         other.read_exact(&mut bytes).map(|()| bytes)
     });
-    bench.until("the other is served", |_| client.is_finished().then_some(()));
+    bench.until("the other client is served", |_| client.is_finished().then_some(()));
     assert_eq!(&client.join().unwrap().unwrap(), b"hello");
     drop(stalled);
 }
@@ -289,7 +289,7 @@ fn udp_forward_carries_query_and_answer() {
         if let Some(frame) = bench.services.next_frame() {
             break frame;
         }
-        assert!(Instant::now() < deadline, "the guest gets nothing");
+        assert!(Instant::now() < deadline, "the guest received no datagram");
     };
     let ethernet = Ethernet::parse(&frame).unwrap();
     let packet = Ipv4::parse(ethernet.payload).unwrap();
@@ -434,7 +434,7 @@ fn long_datagram_is_fragmented_to_mtu() {
     let mut whole: Vec<u8> = Vec::new();
     let mut has_more = true;
     while has_more {
-        assert!(Instant::now() < deadline, "{} bytes came", whole.len());
+        assert!(Instant::now() < deadline, "only {} bytes arrived", whole.len());
         bench.services.poll(Instant::now());
         while let Some(frame) = bench.services.next_frame() {
             assert!(frame.len() <= usize::from(mtu) + packet::ETHERNET);
@@ -454,7 +454,7 @@ fn closed_client_is_removed_while_guest_stalls() {
     let mut bench = bench(config);
     let listener = bench.listen(83);
     let mut client = TcpStream::connect(host).unwrap();
-    bench.until("it is connected", |bench| bench.socket(listener).can_send().then_some(()));
+    bench.until("the client is connected", |bench| bench.socket(listener).can_send().then_some(()));
     client.set_nonblocking(true).unwrap();
     let filler = vec![7; 65536];
     let mut turns_without = 0;
@@ -468,7 +468,7 @@ fn closed_client_is_removed_while_guest_stalls() {
         bench.turn();
     }
     drop(client);
-    bench.until("it is forgotten", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
+    bench.until("the connection is removed", |bench| (bench.services.stack.sockets.iter().count() == 0).then_some(()));
 }
 
 #[test]
@@ -581,13 +581,13 @@ proptest! {
         let handle = bench.add_socket();
         let to = IpEndpoint { addr: IpAddress::Ipv4(METADATA_ADDRESS), port: 80 };
         bench.sockets.get_mut::<tcp::Socket>(handle).connect(bench.interface.context(), to, 5000).unwrap();
-        bench.until("it is connected", |bench| bench.socket(handle).can_send().then_some(()));
+        bench.until("the client is connected", |bench| bench.socket(handle).can_send().then_some(()));
         for piece in pieces {
             let _ = bench.socket(handle).send_slice(&piece);
             bench.turn();
         }
         bench.socket(handle).close();
-        bench.until("it ends", |bench| {
+        bench.until("the connection ends", |bench| {
             let socket = bench.socket(handle);
             let _ = socket.recv(|bytes| (bytes.len(), ()));
             (!socket.may_recv()).then_some(())

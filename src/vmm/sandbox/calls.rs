@@ -1,8 +1,8 @@
 //! The system calls that the threads of a running VMM may make. This file is the whole list, with reasons.
 //!
-//! A thread may make the calls of [`EVERY`] thread and those of its [`ThreadKind`]; any other call ends the process. No group
-//! has calls that gain access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl, io_uring_setup,
-//! io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
+//! A thread may make the calls in [`EVERY`] and those of its [`ThreadKind`]. Any other call ends the process. No list
+//! contains a call that gains access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl,
+//! io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
 //!
 //! A thread inherits the filter of the thread that starts it. Device threads are therefore started by a separate thread
 //! ([`super::threads`]), and a vCPU thread may not start any.
@@ -33,7 +33,7 @@ pub struct Call {
 #[derive(Debug)]
 pub enum Arguments {
     Any,
-    /// The argument with this index is the VMM's process id.
+    /// The argument with this index is the VMM's process ID.
     OwnProcess(u8),
     /// The argument with this index is one of these values.
     OneOf(u8, &'static [u64]),
@@ -79,7 +79,7 @@ macro_rules! socket_option {
 }
 
 const EVERY: &[Call] = &[
-    // Waiting.
+    // Waiting and polling.
     any(libc::SYS_futex),
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_pwait),
@@ -214,7 +214,7 @@ const VCPU: &[Call] = &[
     any(libc::SYS_timer_delete),
 ];
 
-/// The main thread: attached disks and overlays, locks, snapshots, and the end record.
+/// The main thread's calls: attached disks and overlays, locks, snapshots, and the end record.
 const MACHINE: &[Call] = &[
     any(libc::SYS_openat),
     any(libc::SYS_flock),
@@ -236,7 +236,7 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_mincore),
     // The state of the interrupt controllers, the timer and the clock, for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
-    // A fork: a copy of this process with the same filter writes guest memory.
+    // Fork: a copy of this process with the same filter writes the guest memory to a file.
     one_of(libc::SYS_clone, 0, &[FORK]),
     any(libc::SYS_close_range),
     any(libc::SYS_wait4),
@@ -272,16 +272,16 @@ impl ThreadKind {
         ThreadKind::Net,
     ];
 
-    /// Returns the name of the thread in the log.
+    /// Returns the thread's name for messages.
     pub fn as_str(self) -> &'static str {
         match self {
-            ThreadKind::Main => "the machine's own thread",
-            ThreadKind::Starter => "the thread that starts others",
-            ThreadKind::Vcpu => "a vCPU's thread",
-            ThreadKind::Block => "a disk's thread",
-            ThreadKind::Rng => "the entropy device's thread",
-            ThreadKind::Vsock => "the vsock device's thread",
-            ThreadKind::Net => "the network device's thread",
+            ThreadKind::Main => "the main thread",
+            ThreadKind::Starter => "the starter thread",
+            ThreadKind::Vcpu => "a vCPU thread",
+            ThreadKind::Block => "a disk thread",
+            ThreadKind::Rng => "the entropy device thread",
+            ThreadKind::Vsock => "the vsock device thread",
+            ThreadKind::Net => "the network device thread",
         }
     }
 

@@ -1,7 +1,7 @@
 //! The files that a machine may open once its VMM is in the sandbox.
 //!
-//! `/dev/kvm` and the disks' files are opened before. Other disks and overlays are passed as open descriptors (see
-//! [`control`](crate::control)). The VMM can open none of them again, nor write to a shared backing file.
+//! `/dev/kvm` and the disks' files are opened before that. Other disks and overlays are passed as open descriptors (see
+//! [`control`](crate::control)). The VMM cannot open any of them again, or write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,9 @@ use crate::machine::Restore;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everything except execution, for the directory and its content.
+    /// Everything except execution, for a directory and its content.
     Own,
-    /// Reading the file, or the directory and its content.
+    /// Reading a file, or a directory and its content.
     Read,
     Write,
 }
@@ -28,11 +28,11 @@ pub struct Grant {
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
-    /// Returns the grants of the machine of `config`, whose VMM writes into the directory `own`. The rest of the
-    /// instance's directory, such as configuration and locks, belongs to the supervisor and the commands.
+    /// Returns the grants of a VMM that runs `config` and writes to the directory `own`. The rest of the instance's
+    /// directory, such as configuration and locks, belongs to the supervisor and the commands.
     pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
-            // Information on the process itself, such as which pages of its memory are resident.
+            // Information about the process itself, such as the resident pages of its memory.
             Grant { path: "/proc/self".into(), access: Access::Read },
             Grant { path: own.to_path_buf(), access: Access::Own },
         ];

@@ -1,6 +1,6 @@
 //! Landlock (landlock(7)): permanently restricts the files that can be opened, whatever the user's permissions are.
 //!
-//! Newer kernels also forbid TCP connections, binding TCP ports, other processes' abstract Unix sockets, and signals.
+//! Newer kernels also deny TCP connections, binding TCP ports, other processes' abstract Unix sockets, and signals.
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,

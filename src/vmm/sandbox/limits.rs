@@ -12,7 +12,7 @@ const DESCRIPTORS: u64 = 4096;
 /// Dropping a capability that the kernel does not know has no effect.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// Keeps the standard streams, too.
+/// Closes all descriptors except `kept` and the standard streams.
 pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
@@ -60,7 +60,7 @@ pub fn resources() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits processes and threads. Only useful in a user namespace; elsewhere all processes of the user count.
+/// Limits processes and threads. Useful only in a user namespace: elsewhere, the limit includes all of the user's.
 pub fn processes(count: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(count), maximum: Some(count) })?)
 }

@@ -1,11 +1,11 @@
-//! The VMM's sandbox: a guest that takes over its VMM gains access to nothing else. `docs/security.md` describes it.
+//! The VMM's sandbox: a guest that compromises its VMM gains no further access. `docs/security.md` describes it.
 //!
 //! Before the VMM builds the machine, it closes inherited descriptors, enters namespaces ([`namespaces`]) and its own
 //! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]), in this
 //! order. Right before the guest's first instruction, it restricts the system calls of each thread ([`calls`],
 //! [`seccomp`], [`threads`]).
 //!
-//! Only namespaces and Landlock are optional: the VMM reports if the host lacks them.
+//! Only namespaces and Landlock are optional: if the host lacks them, the VMM reports that.
 
 pub mod calls;
 pub mod files;
@@ -34,7 +34,7 @@ pub enum SandboxLayer {
     Seccomp,
     /// Resource limits are set and capabilities dropped.
     Limits,
-    /// User, process, IPC and host name namespaces.
+    /// User, PID, IPC and UTS namespaces.
     Namespaces,
     NetworkNamespace,
     /// A root directory with only the machine's files.
@@ -50,7 +50,7 @@ impl fmt::Display for SandboxLayer {
             SandboxLayer::Limits => "limits",
             SandboxLayer::Namespaces => "namespaces",
             SandboxLayer::NetworkNamespace => "network namespace",
-            SandboxLayer::Files => "own files only",
+            SandboxLayer::Files => "file system",
             SandboxLayer::Landlock => "Landlock",
         })
     }
@@ -58,7 +58,7 @@ impl fmt::Display for SandboxLayer {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// The VMM's process id on the host. The machine's [`VmmStatus`](super::control::VmmStatus) has that of its supervisor.
+    /// The VMM's process ID on the host. [`VmmStatus`](super::control::VmmStatus) has its supervisor's.
     pub pid: u32,
     pub layers: Vec<SandboxLayer>,
     /// Error messages about missing layers.
@@ -67,13 +67,13 @@ pub struct SandboxRecord {
 
 /// The VMM does not run without the sandbox.
 #[derive(Debug, thiserror::Error)]
-#[error("the VMM cannot give up {what}, and does not run with it: {source}")]
+#[error("the VMM does not run without its sandbox: cannot {what}: {source}")]
 pub struct SandboxError {
     what: &'static str,
     source: io::Error,
 }
 
-fn keeps(what: &'static str) -> impl Fn(io::Error) -> SandboxError {
+fn cannot(what: &'static str) -> impl Fn(io::Error) -> SandboxError {
     move |source| SandboxError { what, source }
 }
 
@@ -90,25 +90,25 @@ pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) 
         layers: vec![SandboxLayer::NoNewPrivileges, SandboxLayer::Seccomp],
         missing: vec![],
     };
-    limits::resources().map_err(keeps("its limits"))?;
+    limits::resources().map_err(cannot("set resource limits"))?;
     record.layers.push(SandboxLayer::Limits);
     match &child.refused {
-        Some(error) => record.missing.push(format!("no namespaces of its own: {error}")),
+        Some(error) => record.missing.push(format!("no namespaces: {error}")),
         None => enter_namespaces(child, grants, threads, &mut record)?,
     }
     match landlock::enter(grants) {
         Ok(Some(is_whole)) => {
             record.layers.push(SandboxLayer::Landlock);
             if !is_whole {
-                record.missing.push("Landlock without what this kernel's lacks".into());
+                record.missing.push("the kernel supports only some of the Landlock rules".into());
             }
         }
-        Ok(None) => record.missing.push("no Landlock: the kernel has none, or it is switched off".into()),
+        Ok(None) => record.missing.push("no Landlock: the kernel does not support it, or it is disabled".into()),
         Err(error) => record.missing.push(format!("no Landlock: {error}")),
     }
-    limits::only_capabilities(CapabilitySet::empty()).map_err(keeps("its capabilities"))?;
-    limits::no_new_privileges().map_err(keeps("the privileges of what it could execute"))?;
-    child.end_with_supervisor().map_err(keeps("its life when its supervisor ends"))?;
+    limits::only_capabilities(CapabilitySet::empty()).map_err(cannot("drop capabilities"))?;
+    limits::no_new_privileges().map_err(cannot("set no_new_privs"))?;
+    child.end_with_supervisor().map_err(cannot("tie the VMM to its supervisor"))?;
     if record.missing.is_empty() {
         log::info!("sandbox: {record}");
     } else {
@@ -127,22 +127,22 @@ fn enter_namespaces(
     record.layers.push(SandboxLayer::Namespaces);
     match &child.network_refused {
         None => record.layers.push(SandboxLayer::NetworkNamespace),
-        Some(error) => record.missing.push(format!("no network namespace of its own: {error}")),
+        Some(error) => record.missing.push(format!("no network namespace: {error}")),
     }
-    // On older kernels, all processes of the user count.
+    // On older kernels, the limit includes all processes of the user.
     if kernel_is_at_least(5, 14) {
-        limits::processes(threads).map_err(keeps("its number of processes"))?;
+        limits::processes(threads).map_err(cannot("limit the number of processes"))?;
     }
     match root::enter(grants) {
         Ok(()) => record.layers.push(SandboxLayer::Files),
-        Err(error) => record.missing.push(format!("the host's files can be seen: {error}")),
+        Err(error) => record.missing.push(format!("the host's files are visible: {error}")),
     }
     Ok(())
 }
 
-/// Filters system calls, right before the guest runs. Called by the main thread; [`threads::spawn`] starts later ones.
+/// Filters system calls, right before the guest runs. Must be called by the main thread.
 pub fn seal() -> Result<(), SandboxError> {
-    let failed = keeps("its system calls");
+    let failed = cannot("filter system calls");
     seccomp::prepare().map_err(&failed)?;
     threads::begin().map_err(&failed)?;
     seccomp::enter(ThreadKind::Main).map_err(failed)
@@ -162,7 +162,7 @@ impl fmt::Display for SandboxRecord {
     }
 }
 
-/// Returns this process's id in the host's `/proc`, even inside a process namespace.
+/// Returns this process's ID in the host's `/proc`, even inside a PID namespace.
 fn own_pid() -> u32 {
     let link = std::fs::read_link("/proc/self").ok();
     link.and_then(|link| link.to_str()?.parse().ok()).unwrap_or_else(std::process::id)

@@ -1,11 +1,11 @@
 //! Namespaces for the VMM process (namespaces(7), user_namespaces(7)).
 //!
 //! Creating a user namespace needs no privilege: root in the namespace is not root on the host, and the host root's
-//! resources stay out of reach. The VMM is the first process of its process namespace, so it cannot see or signal
+//! resources stay out of reach. The VMM is the first process of its PID namespace, so it cannot see or signal
 //! others. The user is mapped to itself, so that file ownership is unchanged. The network namespace is empty; the
 //! supervisor's [broker](crate::broker) opens the published ports on the host.
 //!
-//! Only children can be created in a process namespace. Hence there are two processes, the VMM and its supervisor.
+//! Only a child can enter a new PID namespace, so there are two processes: the VMM and its supervisor.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_si
 
 #[derive(Debug)]
 pub enum Side {
-    /// The original process. The VMM is its child and ends when the supervisor ends.
+    /// The original process. The VMM is its child and exits when the supervisor exits.
     Supervisor {
         child: Pid,
-        /// Closed when the supervisor ends, which the VMM can detect.
+        /// Closed when the supervisor exits, which the VMM can detect.
         alive: OwnedFd,
     },
     Child(SandboxedChild),
@@ -30,7 +30,7 @@ pub enum Side {
 pub struct SandboxedChild {
     /// The reason why the process is not in namespaces.
     pub refused: Option<io::Error>,
-    /// The reason why it is in the host's network namespace but has the others.
+    /// The reason why it has all namespaces except a network namespace.
     pub network_refused: Option<io::Error>,
     supervisor: OwnedFd,
 }
@@ -38,8 +38,8 @@ pub struct SandboxedChild {
 /// The exit code of a child whose user cannot be mapped.
 const NOT_MAPPED: i32 = 200;
 
-/// The child has no network namespace, or none at all, if the host does not allow them. The process must have a single
-/// thread.
+/// Forks a child into new namespaces. If the host does not allow it, the child has no network namespace, or no
+/// namespaces at all. The process must have a single thread.
 pub fn split() -> io::Result<Side> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let error = match attempt(flags | libc::CLONE_NEWNET) {
@@ -81,7 +81,7 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
         }
         child => {
             drop((supervisor, is_mapped));
-            let child = Pid::from_raw(child as i32).expect("a child has a process id");
+            let child = Pid::from_raw(child as i32).expect("the child has no process ID");
             if rustix::io::read(&mapped, &mut [0; 1])? == 1 {
                 return Ok(Side::Supervisor { child, alive });
             }
@@ -108,7 +108,7 @@ impl SandboxedChild {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match poll(&mut supervisor, Some(&now))? {
             0 => Ok(()),
-            _ => Err(io::Error::other("the VMM's supervisor is gone")),
+            _ => Err(io::Error::other("the VMM's supervisor exited")),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::files::{Access, Grant, Grants};
 /// The mount point for building the new root: a directory that exists on every host and contains no file of a machine.
 const PLACE: &str = "/sys";
 
-/// Needs a mount namespace of its own. After an error the root is unchanged, unless the last steps fail.
+/// Requires a private mount namespace. After an error the root is unchanged, unless the last steps fail.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -59,7 +59,7 @@ fn show(grant: &Grant) -> Result<(), Errno> {
     if metadata.is_dir() || metadata.is_file() {
         flags |= MountFlags::NODEV;
     }
-    // Flags of a mount may be locked, and the remount fails. Landlock and the seccomp filters enforce the same.
+    // The remount fails if the mount's flags are locked. Landlock and the seccomp filters enforce the same rules.
     let _ = mount_remount(&place, flags, c"");
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::calls::{Arguments, Call, ThreadKind};
 pub const VIOLATION: i32 = 159;
 
 /// Prefix of the log line that names the call.
-pub const SAYS: &str = "the VMM ends: ";
+pub const SAYS: &str = "seccomp violation: ";
 
 /// True if threads of this process get filters.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -78,7 +78,7 @@ fn programs(kind: ThreadKind) -> [&'static BpfProgram; 2] {
 fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfProgram {
     SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
-        .expect("the lists are constant, and a test compiles them all")
+        .expect("a test compiles all lists")
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -101,7 +101,7 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
     let rule = |argument, operator, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
-            .expect("calls have six arguments, and the lists name those")
+            .expect("system calls have six arguments")
     };
     match call.arguments {
         Arguments::Any => Vec::new(),
@@ -116,7 +116,7 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
                 SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(*mask), *value)
             };
             let conditions = bits.iter().map(condition).collect::<Result<_, _>>();
-            vec![conditions.and_then(SeccompRule::new).expect("calls have six arguments, and the lists name those")]
+            vec![conditions.and_then(SeccompRule::new).expect("system calls have six arguments")]
         }
     }
 }
@@ -135,7 +135,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     line.push_number(number as u32);
     line.push(" (");
     line.push(name);
-    line.push("), or gave it arguments, that src/vmm/sandbox/calls.rs does not list for it\n");
+    line.push("); src/vmm/sandbox/calls.rs does not allow the call or its arguments\n");
     // SAFETY: `length` bytes of the line are initialized; descriptor 2 is the log, or closed.
     unsafe {
         libc::write(2, line.bytes.as_ptr().cast(), line.length);
@@ -184,9 +184,9 @@ mod tests {
         for kind in [ThreadKind::Vcpu, ThreadKind::Block, ThreadKind::Rng, ThreadKind::Vsock, ThreadKind::Net] {
             for (number, wanted) in rules(kind) {
                 let name = syscalls::Sysno::new(number as usize).map_or("?", |call| call.name());
-                let there = starter.get(&number).unwrap_or_else(|| panic!("{kind:?} makes the call {name}"));
+                let there = starter.get(&number).unwrap_or_else(|| panic!("the starter lacks {name} of {kind:?}"));
                 let all = there.is_empty() || !wanted.is_empty() && wanted.iter().all(|rule| there.contains(rule));
-                assert!(all, "{kind:?} gives {name} other arguments");
+                assert!(all, "the starter's list lacks arguments of {name} of {kind:?}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The thread that starts the machine's other threads.
 //!
-//! A new thread inherits its parent's filter. A guest's driver starts device threads from a vCPU thread, which would
-//! need the calls of all devices, and those that start threads. The starter handles no guest data.
+//! A new thread inherits its parent's filter. Without the starter, vCPU threads would start device threads, so their
+//! filter would have to allow the calls of all devices and the creation of threads. The starter handles no guest data.
 
 use std::io;
 use std::sync::OnceLock;
@@ -24,7 +24,7 @@ pub fn begin() -> io::Result<()> {
     let (started, is_started) = mpsc::sync_channel(1);
     Builder::new().name("starter".into()).stack_size(STACK).spawn(move || serve(&jobs, &started))?;
     is_started.recv().map_err(|_| gone())??;
-    STARTER.set(sender).map_err(|_| io::Error::other("threads are started by a thread already"))
+    STARTER.set(sender).map_err(|_| io::Error::other("the starter thread already exists"))
 }
 
 fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
@@ -45,7 +45,7 @@ pub fn spawn<T: Send + 'static>(
     let start = move || {
         let filtered = move || {
             if let Err(error) = seccomp::enter(kind) {
-                log::error!("{} gets no filter, and the VMM ends: {error}", kind.as_str());
+                log::error!("the VMM exits: cannot install the seccomp filter of {}: {error}", kind.as_str());
                 std::process::exit(seccomp::VIOLATION);
             }
             run()
@@ -59,5 +59,5 @@ pub fn spawn<T: Send + 'static>(
 }
 
 fn gone() -> io::Error {
-    io::Error::other("the thread that starts others is gone")
+    io::Error::other("the starter thread exited")
 }

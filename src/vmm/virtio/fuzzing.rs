@@ -1,7 +1,7 @@
 //! Fuzz targets for virtio devices: a driver that writes arbitrary data into rings, buffers and registers.
 //!
-//! A device's thread serves its queues at least once on every resume, and has finished on every pause, so inputs are
-//! deterministic.
+//! A device's thread serves its queues at least once after every resume, and is idle after every pause, so each input
+//! has a deterministic result.
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::GuestMemory;
 
-/// Exceeds the 64 KiB that an input can write to, so that some buffers are never inspected.
+/// Memory size. It exceeds the 64 KiB that an input can write to, so some buffers are never inspected.
 const MEMORY: usize = 1 << 20;
-/// The size of each queue, whose available ring is at offset 0x100 and used ring at 0x200.
+/// The size of each queue. Its available ring is at offset 0x100, and its used ring at 0x200.
 const SIZE: u16 = 16;
 const RINGS: u64 = 0x400;
 
@@ -72,16 +72,16 @@ pub fn restore(state: &TransportState) {
 }
 
 fn transport(device: Box<dyn VirtioDevice>, memory: &GuestMemory) -> MmioTransport {
-    let line = IrqLine::new().expect("there are descriptors left");
+    let line = IrqLine::new().expect("out of file descriptors");
     let faults = Arc::new(GuestFaults::new("fuzzed"));
-    MmioTransport::new(device, memory.clone(), line, faults).expect("there are descriptors left")
+    MmioTransport::new(device, memory.clone(), line, faults).expect("out of file descriptors")
 }
 
 fn memory() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("one range does not overlap")
+    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("cannot map guest memory")
 }
 
-/// Drives a device as `data` says: write to memory, serve, call `host` for the host's side, or reset.
+/// Executes the actions in `data`: write to memory, serve, call `host` for the host's side, or reset.
 pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn FnMut(&[u8])) {
     let mut input = Unstructured::new(data);
     let mut driver = Driver { memory: memory(), taken: input.arbitrary().unwrap_or(0), device };
@@ -126,7 +126,7 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     fn activate(&mut self) -> Arc<Interrupt> {
-        let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("there are descriptors left")));
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().expect("out of file descriptors")));
         let mut features = self.device.features();
         for (bit, feature) in [(1, EVENT_IDX), (2, INDIRECT_DESC), (4, 1 << 15)] {
             features &= if self.taken & bit == 0 { !feature } else { u64::MAX };
@@ -143,8 +143,8 @@ impl Driver<'_> {
                 used_ring: start + 0x200,
                 ..QueueState::default()
             };
-            let queue = Queue::try_from(state).expect("the state is a queue's");
-            let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("there are descriptors left");
+            let queue = Queue::try_from(state).expect("the queue state is invalid");
+            let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("out of file descriptors");
             Virtqueue::new(index, queue, self.memory.clone(), Arc::clone(&interrupt), Arc::new(kick))
         };
         let activation = Activation {
@@ -155,19 +155,19 @@ impl Driver<'_> {
             faults: Arc::new(GuestFaults::new("fuzzed")),
             clock: Arc::default(),
         };
-        self.device.activate(activation).expect("there are threads and descriptors left");
+        self.device.activate(activation).expect("out of threads or file descriptors");
         interrupt
     }
 
     fn serve(&mut self, interrupt: &mut Arc<Interrupt>) {
         assert!(!self.device.pause().is_empty(), "the device's thread panicked");
-        self.device.resume().expect("there are threads left");
+        self.device.resume().expect("out of threads");
         assert!(!self.device.pause().is_empty(), "the device's thread panicked");
         if interrupt.device_status() & status::DEVICE_NEEDS_RESET != 0 {
             self.device.reset();
             *interrupt = self.activate();
         } else {
-            self.device.resume().expect("there are threads left");
+            self.device.resume().expect("out of threads");
         }
     }
 }

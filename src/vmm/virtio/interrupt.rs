@@ -1,4 +1,4 @@
-//! Interrupts and status of a device (specification, sections 2.1, 2.9 and 4.2.2), shared by vCPUs and its thread.
+//! Interrupts and status of a device (sections 2.1, 2.9 and 4.2.2), shared by the vCPUs and the device's thread.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -39,8 +39,8 @@ impl Interrupt {
         self.signal(USED_BUFFER);
     }
 
-    /// Notifies an active driver. The generation changes before and after `change` (section 2.5.1), so that no driver
-    /// mistakes a mix of two configurations for one.
+    /// Notifies an active driver. The generation changes before and after `change` (section 2.5.1), so that the driver
+    /// detects a read that mixes two configurations.
     pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         let result = change();

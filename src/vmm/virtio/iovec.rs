@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 /// `IOV_MAX`.
 const MAX: usize = 1024;
 
-/// IoVecs of memory, valid for as long as their sources are borrowed.
+/// I/O vectors, valid for as long as their sources are borrowed.
 #[derive(Debug, Default)]
 pub struct IoVecs<'a> {
     pieces: Vec<libc::iovec>,
@@ -17,7 +17,7 @@ pub struct IoVecs<'a> {
 }
 
 impl<'a> IoVecs<'a> {
-    /// The bytes must not be written through these pieces.
+    /// Appends bytes of the host that must only be read through the vectors.
     pub fn push_source(&mut self, bytes: &'a [u8]) {
         self.push(bytes.as_ptr().cast_mut(), bytes.len());
     }
@@ -26,7 +26,7 @@ impl<'a> IoVecs<'a> {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    /// The guest may change this memory at any time.
+    /// Appends guest memory, which the guest may change at any time.
     pub fn extend_guest(&mut self, slices: &[VolatileSlice<'a>]) {
         for slice in slices {
             self.push(slice.ptr_guard_mut().as_ptr(), slice.len());

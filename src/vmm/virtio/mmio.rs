@@ -31,7 +31,7 @@ const VERSION: u32 = 2;
 /// "WISP" in ASCII. Drivers only print it.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
 
-/// Every device here requires it.
+/// Every device requires the driver to accept it.
 pub const VERSION_1: u64 = 1 << 32;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -158,11 +158,18 @@ impl MmioTransport {
     /// Restores the state of a paused device into a new one. Fails with a message for the user if the device differs.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
-            return Err(format!("there was a device of type {} and is one of another", state.device_type));
+            return Err(format!(
+                "the snapshot has a device of type {} where this machine has another",
+                state.device_type
+            ));
         }
         for (queue, SavedQueue(saved)) in self.queues.iter_mut().zip(&state.queues) {
             if saved.max_size != queue.max_size() {
-                return Err(format!("a queue of {} is one of {} now", saved.max_size, queue.max_size()));
+                return Err(format!(
+                    "the snapshot has a queue of size {} instead of {}",
+                    saved.max_size,
+                    queue.max_size()
+                ));
             }
             *queue = Queue::try_from(*saved).map_err(|error| error.to_string())?;
         }
@@ -200,7 +207,7 @@ impl MmioTransport {
             register::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
             register::STATUS => self.status(),
             register::CONFIG_GENERATION => self.interrupt.config_generation.load(Ordering::Acquire),
-            // No such region: its length and base read as -1 (section 4.2.2).
+            // There is no shared memory region: length and base read as -1 (section 4.2.2).
             register::SHM_SEL..=0xbc => u32::MAX,
             _ => 0,
         }
@@ -224,7 +231,7 @@ impl MmioTransport {
 
     fn take_features(&mut self, value: u32) {
         if self.status() & (status::FEATURES_OK | status::DRIVER) != status::DRIVER {
-            return self.faults.record(&"features written outside of their negotiation");
+            return self.faults.record(&"feature bits were written outside of feature negotiation");
         }
         match self.driver_features_select {
             0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
@@ -236,13 +243,13 @@ impl MmioTransport {
     /// Configures the selected queue between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), until the queue is ready.
     fn set_up_queue(&mut self, offset: u64, value: u32) {
         if self.status() & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
-            return self.faults.record(&"a queue was changed outside of the device's set-up");
+            return self.faults.record(&"a queue register was written outside of device initialization");
         }
         let Some(queue) = self.queues.get_mut(self.queue_select) else {
-            return self.faults.record(&"a queue was set up that the device does not have");
+            return self.faults.record(&"a register of a nonexistent queue was written");
         };
         if queue.ready() && offset != register::QUEUE_READY {
-            return self.faults.record(&"a queue was changed while it was ready");
+            return self.faults.record(&"a register of a ready queue was written");
         }
         match offset {
             register::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
@@ -263,7 +270,7 @@ impl MmioTransport {
             return;
         }
         if let Some(kick) = self.kicks.get(queue) {
-            // The write fails only if the counter is full. The thread is then due to wake anyway.
+            // The write fails only if the counter is full. The thread then wakes anyway.
             let _ = kick.write(1);
         }
     }
@@ -281,7 +288,7 @@ impl MmioTransport {
         let added = after & !before;
         if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
             // The driver reads the status back and sees that the bit is not set (section 3.1.1, step 6).
-            self.faults.record(&"the driver took features that are not offered, or not VIRTIO_F_VERSION_1");
+            self.faults.record(&"the driver accepted features that were not offered, or not VIRTIO_F_VERSION_1");
             after &= !status::FEATURES_OK;
         }
         self.interrupt.device_status.fetch_or(after, Ordering::AcqRel);
@@ -300,10 +307,10 @@ impl MmioTransport {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             queue.set_event_idx(event_idx);
             if queue.ready() && !queue.is_valid(&self.memory) {
-                self.faults.record(&format!("queue {index} has rings that overlap or lie outside guest memory"));
+                self.faults.record(&format!("the rings of queue {index} overlap or are outside guest memory"));
                 return self.interrupt.need_reset();
             }
-            let own = Queue::try_from(queue.state()).expect("the state of a queue makes a queue");
+            let own = Queue::try_from(queue.state()).expect("the state of a valid queue is valid");
             let interrupt = Arc::clone(&self.interrupt);
             queues.push(Virtqueue::new(index, own, self.memory.clone(), interrupt, Arc::clone(&self.kicks[index])));
         }
@@ -330,7 +337,7 @@ impl MmioTransport {
         }
         self.activated = false;
         self.queues.iter_mut().for_each(QueueT::reset);
-        // Discard notifications from before the reset, which are not for the new queues.
+        // Discard notifications from before the reset: they are not for the new queues.
         self.kicks.iter().for_each(|kick| drop(kick.read()));
         self.device_features_select = 0;
         self.driver_features_select = 0;
@@ -358,7 +365,7 @@ impl BusDevice for MmioTransport {
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         } else {
-            self.faults.record(&"a register was read with the wrong width");
+            self.faults.record(&"a register was read with the wrong access width");
             data.fill(0);
         }
     }
@@ -369,7 +376,7 @@ impl BusDevice for MmioTransport {
         } else if let (Ok(bytes), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
             self.write_register(offset, u32::from_le_bytes(bytes));
         } else {
-            self.faults.record(&"a register was written with the wrong width");
+            self.faults.record(&"a register was written with the wrong access width");
         }
     }
 }

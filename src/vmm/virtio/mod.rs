@@ -78,7 +78,7 @@ impl Activation {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{device} could not be activated: {source}")]
+#[error("cannot activate the {device} device: {source}")]
 pub struct ActivateError {
     pub device: &'static str,
     pub source: std::io::Error,

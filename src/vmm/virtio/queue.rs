@@ -1,7 +1,7 @@
 //! Virtqueues: the guest's rings as validated descriptor chains (specification, section 2.7).
 //!
 //! virtio-queue reads the rings. This module validates a whole chain before a device sees it: buffers lie in guest
-//! memory, none is empty, the readable ones come first, and the chain ends. After a violation ([`QueueError`]), the
+//! memory, no buffer is empty, readable buffers come first, and the chain ends. After a violation ([`QueueError`]), the
 //! device needs a reset, because it and the driver no longer agree about the ring.
 
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::memory::GuestMemory;
 /// A driver's violation of the ring protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
-    #[error("queue {queue}: the ring is not sound: {reason}")]
+    #[error("queue {queue}: invalid ring: {reason}")]
     Ring { queue: usize, reason: String },
     /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
-    #[error("queue {queue}: the chain at descriptor {head} has no end (a loop, a bad index, or a bad indirect table)")]
+    #[error("queue {queue}: the chain at descriptor {head} does not end (loop, bad index, or bad indirect table)")]
     Endless { queue: usize, head: u16 },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty { queue: usize, head: u16 },
-    #[error("queue {queue}: a buffer at {address:#x} has no length")]
+    #[error("queue {queue}: the buffer at {address:#x} is empty")]
     ZeroLength { queue: usize, address: u64 },
-    #[error("queue {queue}: a buffer at {address:#x}, {length} bytes long, is outside guest memory")]
+    #[error("queue {queue}: the buffer at {address:#x} with {length} bytes is outside guest memory")]
     OutsideMemory { queue: usize, address: u64, length: u32 },
     /// A device-readable buffer after a device-writable one, or a buffer of the wrong direction for this queue.
-    #[error("queue {queue}: a buffer at {address:#x} has the wrong direction")]
+    #[error("queue {queue}: the buffer at {address:#x} has the wrong direction")]
     WrongDirection { queue: usize, address: u64 },
-    #[error("queue {queue}: a chain has {length} bytes where {needed} are needed")]
+    #[error("queue {queue}: a chain has {length} bytes, but must have at least {needed}")]
     TooShort { queue: usize, length: u64, needed: u64 },
 }
 
@@ -42,7 +42,7 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Set after a batch of used elements, of which virtio-queue has counted only the last.
+    /// Set after a batch of used elements, because virtio-queue counts only the last one.
     added_before: bool,
 }
 

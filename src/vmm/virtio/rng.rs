@@ -15,7 +15,7 @@ use crate::sandbox::calls::ThreadKind;
 
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: &[u16] = &[64];
-/// In bytes. A driver that wants more submits another request.
+/// Maximum number of bytes per request. A driver that needs more submits another request.
 const REQUEST_LIMIT: usize = 4096;
 /// Number of requests to serve before checking for a pause.
 const BATCH: usize = 64;

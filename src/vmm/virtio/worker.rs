@@ -71,7 +71,7 @@ impl<S: Serve> Worker<S> {
             let _ = self.wakeups.pause.write(1);
             match thread.join() {
                 Ok(service) => self.state = State::Paused(service),
-                Err(_) => log::error!("the device's thread {} panicked", self.name),
+                Err(_) => log::error!("the device thread {} panicked", self.name),
             }
         }
         match &self.state {
@@ -121,7 +121,7 @@ impl<S> Drop for Worker<S> {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
             let _ = self.wakeups.pause.write(1);
             if thread.join().is_err() {
-                log::error!("the device's thread {} panicked", self.name);
+                log::error!("the device thread {} panicked", self.name);
             }
         }
     }
@@ -164,7 +164,7 @@ impl Wakeups {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
             Err(error) => {
-                log::error!("a device's thread cannot wait: {error}");
+                log::error!("polling in a device thread failed: {error}");
                 return false;
             }
         };

@@ -1,4 +1,4 @@
-//! Port forwarding: passes connections to published ports of the host on to the guest, from its router's address.
+//! Port forwarding: forwards connections from published ports on the host to the guest, from its router's address.
 //!
 //! The supervisor's [broker](crate::broker) passes TCP listeners as descriptors. A channel carries UDP datagrams,
 //! each with its peer's number: the router's port at which the guest sees the peer.
@@ -19,9 +19,9 @@ use super::stack::Stack;
 use crate::broker::{DatagramChannel, HostPort};
 use stream::ForwardedConnection;
 
-/// The maximum, including connections that only the guest has yet to close.
+/// Maximum number of connections, including those that only the guest has yet to close.
 const CONNECTIONS: usize = 256;
-/// The maximum number of datagrams, and of bytes, that are handled at a time.
+/// Maximum number of datagrams to handle at a time. [`BATCH_BYTES`] limits their size.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
@@ -70,7 +70,7 @@ impl Forwards {
         &self.problems
     }
 
-    /// Connections to ports that stay are kept.
+    /// Replaces the published ports. Connections to ports that stay published are kept.
     pub fn set(&mut self, ports: Vec<(Forward, HostPort)>, stack: &mut Stack) {
         self.problems.clear();
         let wanted: HashSet<Forward> = ports.iter().map(|(forward, _)| *forward).collect();
@@ -88,7 +88,7 @@ impl Forwards {
             match port {
                 HostPort::Passed(listener) => match self.watch(&listener) {
                     Ok(()) => drop(self.listeners.insert(forward, listener)),
-                    Err(error) => self.problems.push(format!("{} cannot be waited for: {error}", forward.host)),
+                    Err(error) => self.problems.push(format!("polling {} failed: {error}", forward.host)),
                 },
                 HostPort::Open => {}
                 HostPort::Failed(why) => self.problems.push(why),
@@ -137,7 +137,7 @@ impl Forwards {
                     Err(_) => break,
                 }
             }
-            // Closes one connection above the limit, because epoll would report it until it is accepted.
+            // A connection above the limit is accepted and closed, because epoll would report it until then.
             if self.connections.len() + accepted.len() >= limit {
                 let _ = listener.accept();
             }
@@ -154,7 +154,7 @@ impl Forwards {
                         stack.sockets.remove(handle);
                     }
                 }
-                Err(error) => log::warn!("a connection cannot be passed on to the guest: {error}"),
+                Err(error) => log::warn!("cannot forward a connection to the guest: {error}"),
             }
         }
     }

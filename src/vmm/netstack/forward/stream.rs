@@ -13,13 +13,13 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::config::{Forward, NetstackConfig};
 use super::super::stack::Stack;
 
-/// For each direction, in bytes.
+/// Buffer size per direction in bytes.
 const BUFFER: usize = 64 << 10;
 /// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
 
-/// A client on the host.
+/// The host's end of a forwarded connection.
 #[derive(Debug)]
 pub struct ForwardedConnection {
     forward: Forward,
@@ -31,7 +31,7 @@ pub struct ForwardedConnection {
     is_read: bool,
     /// The guest has closed its sending side, and the client's socket is shut down accordingly.
     is_written: bool,
-    /// The client's reset ends the connection even if data for the guest is left.
+    /// The client has reset the connection, which ends it even if data for the guest is left.
     is_reset: bool,
 }
 

@@ -48,7 +48,7 @@ const VERSIONS: [&str; 28] = [
 const LATEST: &str = "latest";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-/// In seconds, up to six hours.
+/// Valid lifetimes of a token in seconds, up to six hours.
 const TOKEN_SECONDS: std::ops::RangeInclusive<u64> = 1..=21600;
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Metadata {
         self.config = config;
     }
 
-    /// `None` is unlimited.
+    /// Returns the hop limit of the response. `None` means no limit.
     pub fn hop_limit(&self, request: &HttpRequest) -> Option<u8> {
         (request.method == "PUT").then_some(self.config.hop_limit.max(1))
     }
@@ -102,7 +102,7 @@ impl Metadata {
         if !is_token_path(segments) {
             return Answer::error(405);
         }
-        // Like EC2, refuses tokens to requests through a proxy, which may come from outside the instance.
+        // Like EC2, refuses token requests through a proxy, because they may come from outside the instance.
         if request.header("x-forwarded-for").is_some() {
             return Answer::error(403);
         }

@@ -14,9 +14,9 @@ use crate::netstack::http::{self, HEAD_LIMIT, Parsed};
 use crate::netstack::stack::Stack;
 
 const PORT: u16 = 80;
-/// The maximum number of connections; a further one waits for a retransmission.
+/// Maximum number of connections. Further clients retransmit until a connection closes.
 const CONNECTIONS: usize = 16;
-/// In bytes.
+/// Size in bytes.
 const RECEIVE_BUFFER: usize = 4 << 10;
 const SEND_BUFFER: usize = 8 << 10;
 const IDLE: Duration = Duration::from_secs(60);
@@ -121,7 +121,7 @@ impl MetadataConnection {
                     self.request.extend(received);
                 }
             }
-            debug_assert!(self.request.len() <= 10 * HEAD_LIMIT + RECEIVE_BUFFER, "a request is bounded");
+            debug_assert!(self.request.len() <= 10 * HEAD_LIMIT + RECEIVE_BUFFER, "the request is too long");
         }
     }
 

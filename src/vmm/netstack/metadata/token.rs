@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Makes 56 characters, as in EC2.
+/// Encoded as 56 characters, as in EC2.
 const BYTES: usize = 42;
 /// The oldest tokens are removed first.
 const LIMIT: usize = 1024;
@@ -42,7 +42,7 @@ impl Tokens {
         Some(URL_SAFE.encode(bytes))
     }
 
-    /// Takes constant time.
+    /// Checks a token in constant time.
     pub fn is_good(&self, text: &str, now: Instant) -> bool {
         let Ok(presented) = URL_SAFE.decode(text) else { return false };
         let Ok(presented) = <[u8; BYTES]>::try_from(presented) else { return false };

@@ -27,7 +27,7 @@ pub struct FileExtent {
     /// Valid for as long as the disk is open.
     pub fd: RawFd,
     pub offset: u64,
-    /// In bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 
@@ -95,7 +95,7 @@ impl Disk {
         &self.counters
     }
 
-    /// The caller that executes requests must enforce them.
+    /// Returns the rate limits. The caller must enforce them.
     pub fn limits(&self) -> Option<DiskLimits> {
         self.limits
     }
@@ -119,8 +119,8 @@ impl Disk {
         self.counters.read(length, self.image.access.readv(vector, offset))
     }
 
-    /// Returns the file ranges that hold `length` bytes from `offset` on, until the next write to the disk. Returns
-    /// `None` if some of the bytes are in no file, or are not stored verbatim.
+    /// Returns the file ranges that hold `length` bytes from `offset` on. They are valid until the next write to the
+    /// disk. Returns `None` if some of the bytes are not in a file, or not stored verbatim.
     pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<FileExtent>> {
         let (mut pieces, mut done) = (Vec::with_capacity(1), 0);
         while done < length {
@@ -139,7 +139,7 @@ impl Disk {
         self.counters.read(length, Ok(()))
     }
 
-    /// Returns true if a write could free clusters for reuse: in compressed images and those with shared clusters.
+    /// Returns true if a write could free clusters for reuse, as in images with compressed or shared clusters.
     pub fn write_frees(&self, offset: u64, length: u64) -> bool {
         let mut done = 0;
         while done < length {
@@ -191,17 +191,17 @@ impl Disk {
     /// Makes a range read as zeroes. With `unmap`, its space is freed if possible.
     pub fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let image = &mut self.image.access;
-        // imago 0.2.6 zeroes everything or panics on a disk smaller than one full cluster.
+        // On a disk smaller than one full cluster, imago 0.2.6 zeroes everything or panics.
         if image.size() < LARGEST_CLUSTER {
             let result = image.write(vec![0; length as usize].as_slice(), offset);
-            return self.counters.other("write of zeroes", result);
+            return self.counters.other("write-zeroes request", result);
         }
         let result = if unmap { image.discard_to_zero(offset, length) } else { image.write_zeroes(offset, length) };
-        self.counters.other("write of zeroes", result)
+        self.counters.other("write-zeroes request", result)
     }
 
-    /// Grows the disk durably by bytes that read as zeroes. Fails if `size` is smaller than the disk or ends within a
-    /// sector, or if the disk is read-only.
+    /// Grows the disk durably. The new bytes read as zeroes. Fails if `size` is smaller than the disk or not a multiple
+    /// of the sector size, or if the disk is read-only.
     pub fn grow(&mut self, size: u64) -> Result<(), BlockError> {
         let present = self.image.access.size();
         if self.is_read_only() {
@@ -222,18 +222,18 @@ impl Disk {
         self.image.file.try_clone()
     }
 
-    /// Switches to `layer`, a qcow2 overlay over the present file. Does nothing if the disk already uses it, because a
-    /// killed client may retry. After an error the disk is unchanged.
+    /// Switches to `layer`, a qcow2 overlay over the current file. Does nothing if the disk already uses it, because a
+    /// client that was killed may retry. After an error the disk is unchanged.
     ///
-    /// The present file is flushed and stays open read-only, because other VMs may share it from now on.
+    /// The current file is flushed and stays open read-only, because other VMs may share it from now on.
     pub fn switch(&mut self, layer: &Path, files: &FdTable) -> Result<(), BlockError> {
         if layer == self.path {
             return Ok(());
         }
         if self.access != DiskAccess::ReadWrite {
-            return Err(BlockError::NotWritten(self.id.clone(), "continue in a layer"));
+            return Err(BlockError::NotWritten(self.id.clone(), "switch to an overlay"));
         }
-        let host = |source| BlockError::Host { id: self.id.clone(), what: "be written out", source };
+        let host = |source| BlockError::Host { id: self.id.clone(), what: "flush", source };
         self.flush().map_err(host)?;
         let present = BackingFile { path: self.path.clone(), format: self.format };
         let backing: Vec<BackingFile> = std::iter::once(present).chain(self.backing.iter().cloned()).collect();
@@ -261,7 +261,7 @@ impl Disk {
     }
 }
 
-/// Refuses an empty or oversized image, and a writable one that ends within a sector.
+/// Rejects an empty or oversized image, and a writable one that ends within a sector.
 fn check_size(config: &DiskConfig, size: u64) -> Result<(), BlockError> {
     let path = config.path.clone();
     if size == 0 {
@@ -272,7 +272,7 @@ fn check_size(config: &DiskConfig, size: u64) -> Result<(), BlockError> {
         _ if rounded == size => Ok(()),
         DiskAccess::ReadWrite => Err(BlockError::PartialDisk { path, size, rounded }),
         DiskAccess::ReadOnly | DiskAccess::Ephemeral => {
-            log::warn!("{}: its {size} bytes end within a sector, which is filled with zeroes", path.display());
+            log::warn!("{}: padding the last sector with zeroes: the file ends at byte {size}", path.display());
             Ok(())
         }
     }

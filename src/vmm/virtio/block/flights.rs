@@ -1,5 +1,5 @@
-//! Requests in flight: an io_uring executes reads that map directly to files, and the `fsync` of a flush. None is in
-//! flight when the thread releases the disk. A failed or short read is repeated synchronously for the exact error.
+//! Requests in flight: an io_uring executes reads that map directly to files, and the `fsync` of a flush. All are
+//! complete when the thread releases the disk. A failed or short read is retried synchronously to get the exact error.
 
 use std::io;
 

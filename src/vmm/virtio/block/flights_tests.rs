@@ -164,7 +164,7 @@ impl Driver {
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.used() != self.available {
-            assert!(Instant::now() < deadline, "{} of {} requests were done", self.used(), self.available);
+            assert!(Instant::now() < deadline, "only {} of {} requests completed", self.used(), self.available);
             std::thread::yield_now();
         }
     }
@@ -177,7 +177,7 @@ impl Driver {
     fn block(&self, slot: u64) -> u64 {
         let mut bytes = vec![0; LENGTH as usize];
         self.memory.read_slice(&mut bytes, GuestAddress(DATA + slot * LENGTH)).unwrap();
-        assert!(bytes.chunks(2).all(|chunk| chunk == &bytes[..2]), "slot {slot} has data of several blocks");
+        assert!(bytes.chunks(2).all(|chunk| chunk == &bytes[..2]), "slot {slot} has data from several blocks");
         u64::from(u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 }
@@ -205,7 +205,7 @@ fn pause_with_requests_in_flight_loses_none() {
             let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
             driver.put(&requests);
             // The position of the pause varies, but all requests taken must be complete.
-            let [state] = driver.device.pause()[..] else { panic!("the device is gone") };
+            let [state] = driver.device.pause()[..] else { panic!("the device is not active") };
             assert_eq!(driver.used(), state.next_avail);
             driver.device.resume().unwrap();
             driver.wait();
@@ -296,7 +296,7 @@ fn buffers(slot: u64) -> Vec<Buffer> {
 
 #[test]
 fn completed_requests_return_out_of_order() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     let mut bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -318,7 +318,7 @@ fn completed_requests_return_out_of_order() {
 
 #[test]
 fn drop_waits_for_requests_in_flight() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     let bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -333,7 +333,7 @@ fn drop_waits_for_requests_in_flight() {
 
 #[test]
 fn failed_read_is_repeated_and_failed_flush_is_reported() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
     let (no_file, half) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
@@ -353,7 +353,7 @@ fn failed_read_is_repeated_and_failed_flush_is_reported() {
 
 #[test]
 fn flush_error_reaches_concurrent_and_next_flush() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     // The kernel may complete the second flush first, and then it was not in flight when the first one failed.
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
@@ -387,7 +387,7 @@ fn flush_errors_are_shared(ring: &mut Ring) -> bool {
 
 #[test]
 fn read_beyond_ring_depth_is_refused() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
     let piece = bench.disk.pieces(0, SECTOR).unwrap()[0];

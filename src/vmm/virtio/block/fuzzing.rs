@@ -13,23 +13,23 @@ use crate::virtio::fuzzing::drive;
 
 const SECTORS: u64 = 64;
 
-pub fn requests(data: &[u8]) {
-    let dir = tempfile::tempdir().expect("a directory");
+pub(crate) fn requests(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("cannot create a directory");
     let path = dir.path().join("disk");
-    fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("a file");
+    fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("cannot write the disk");
     let access =
         if data.first().is_some_and(|first| first & 0x80 != 0) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let disk = Disk::open(&config(&path, DiskFormat::Raw, access), dir.path()).expect("a disk");
+    let disk = Disk::open(&config(&path, DiskFormat::Raw, access), dir.path()).expect("cannot open the disk");
     drive(&mut Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
-    let length = fs::metadata(&path).expect("the disk's file").len();
-    assert_eq!(length, SECTORS * SECTOR, "a guest's requests do not change its disk's size");
+    let length = fs::metadata(&path).expect("cannot inspect the disk").len();
+    assert_eq!(length, SECTORS * SECTOR, "the guest changed the size of its disk");
 }
 
-/// Inspects an untrusted qcow2 file, uses it under an overlay like an image's root disk, and repairs its refcounts.
-pub fn images(data: &[u8]) {
-    let dir = tempfile::tempdir().expect("a directory");
+/// Inspects an untrusted qcow2 file, uses it as the backing file of an overlay, and repairs its refcounts.
+pub(crate) fn images(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("cannot create a directory");
     let path = dir.path().join("disk");
-    fs::write(&path, data).expect("a file");
+    fs::write(&path, data).expect("cannot write the disk");
     let _ = (backing(&path), virtual_size(&path, DiskFormat::Qcow2));
     if open_alone(&path).is_ok()
         && let Ok(mut disk) = Disk::open(&config(&path, DiskFormat::Qcow2, DiskAccess::Ephemeral), dir.path())

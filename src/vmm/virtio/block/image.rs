@@ -27,65 +27,68 @@ pub const MAX_LAYERS: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    #[error("the disk image {} cannot be opened: {source}", path.display())]
+    #[error("cannot open the disk image {}: {source}", path.display())]
     Open { path: PathBuf, source: io::Error },
     /// Another program has the file open, and at least one of the two writes to it.
     #[error(
-        "the disk image {} is in use by another program, such as a running guest or qemu-nbd, which has to end first",
+        "the disk image {} is in use by another program, such as a running VM or qemu-nbd. Stop that program first",
         .0.display()
     )]
     InUse(PathBuf),
     #[error("{} is neither a regular file nor a block device", .0.display())]
     NotADisk(PathBuf),
-    #[error("{} is not a sound {format} image: {source}", path.display())]
+    #[error("{} is not a valid {format} image: {source}", path.display())]
     Format { path: PathBuf, format: &'static str, source: io::Error },
-    #[error("no copy-on-write layer for {} can be made in {}: {source}", path.display(), dir.display())]
+    #[error("cannot create a copy-on-write overlay for {} in {}: {source}", path.display(), dir.display())]
     Layer { path: PathBuf, dir: PathBuf, source: io::Error },
-    #[error("the disk image {} is empty: a disk has at least one sector of {SECTOR} bytes", .0.display())]
+    #[error("the disk image {} is empty. It must have at least one sector of {SECTOR} bytes", .0.display())]
     Empty(PathBuf),
-    #[error("the disk image {} keeps its data in another file, which is not supported", .0.display())]
+    #[error("the disk image {} stores its data in an external file, which is not supported", .0.display())]
     DataFile(PathBuf),
-    /// The header names no format for the backing file, or an unknown one.
-    #[error("the disk image {} names a backing file of the format {format:?}; it must be \"raw\" or \"qcow2\"", path.display())]
+    /// The header specifies no format for the backing file, or an unsupported one.
+    #[error(
+        "the backing file of the disk image {} has the format {format:?}; it must be \"raw\" or \"qcow2\"",
+        path.display()
+    )]
     BackingFormat {
         path: PathBuf,
-        /// Empty if the header names none.
+        /// Empty if the header specifies none.
         format: String,
     },
     #[error(
-        "{} is a layer over another file, {backing:?}, without which it is worth nothing; only images that stand alone \
-         are taken. Join them with `qemu-img convert -O qcow2 {} whole.qcow2`", path.display(), path.display()
+        "{} depends on the backing file {backing:?}, but only standalone images are supported. \
+         To merge the two files, run `qemu-img convert -O qcow2 {} whole.qcow2`", path.display(), path.display()
     )]
     HasBacking {
         path: PathBuf,
-        /// The backing file, as the header names it.
+        /// Name of the backing file in the header.
         backing: String,
     },
     #[error(
-        "the header of the disk image {} names {} as its backing file, but {} is expected. Nothing was opened: \
-         a process that can write to the image may have changed the header", path.display(), quoted(found), quoted(expected)
+        "the header of the disk image {} names {} as its backing file, but {} was expected. The image was not opened, \
+         because its header may have been tampered with", path.display(), quoted(found), quoted(expected)
     )]
     OtherBacking { path: PathBuf, found: Option<String>, expected: Option<String> },
     #[error("the raw disk image {} cannot have a backing file", .0.display())]
     RawBacking(PathBuf),
-    #[error("the disk image {} has more than {MAX_LAYERS} backing files", .0.display())]
+    #[error("the disk image {} has too many backing files. The maximum is {MAX_LAYERS}", .0.display())]
     TooManyLayers(PathBuf),
-    #[error("the layer {} is not over {}, which is what the disk has now", layer.display(), present.display())]
+    #[error("the overlay {} is not based on {}, the disk's current file", layer.display(), present.display())]
     NotOver { layer: PathBuf, present: PathBuf },
-    #[error("the layer {} has {size} bytes, fewer than the {present} of the disk", layer.display())]
+    #[error("the overlay {} has {size} bytes, but the disk has {present}. It must not be smaller", layer.display())]
     SmallLayer { layer: PathBuf, size: u64, present: u64 },
-    #[error("the disk {0:?} does not write to its file, so that there is nothing to {1}")]
+    #[error("the disk {0:?} does not write to its file, so it cannot {1}")]
     NotWritten(String, &'static str),
-    #[error("the disk {id:?} has {present} bytes and cannot shrink to {size}")]
+    #[error("the disk {id:?} has {present} bytes and cannot be shrunk to {size}")]
     Shrink { id: String, size: u64, present: u64 },
     #[error(
-        "the disk image {} has {size} bytes, which is not a whole number of sectors of {SECTOR} bytes: the last bytes \
-         could not be written. `truncate -s {rounded}` extends it, or attach it read-only", path.display()
+        "the size of the disk image {}, {size} bytes, is not a multiple of the sector size, {SECTOR} bytes. \
+         Extend the image with `truncate -s {rounded}`, or attach it read-only", path.display()
     )]
     PartialDisk { path: PathBuf, size: u64, rounded: u64 },
-    #[error("{0} bytes are not a whole number of sectors of {SECTOR} bytes")]
+    #[error("the disk size {0} is not valid: it must be a multiple of {SECTOR} bytes")]
     PartialSector(u64),
-    #[error("the disk {id:?} could not {what}: {source}")]
+    #[error("cannot {what} the disk {id:?}: {source}")]
     Host { id: String, what: &'static str, source: io::Error },
 }
 
@@ -98,14 +101,14 @@ pub(super) struct Image {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// Untrusted.
+    /// From the untrusted header.
     pub path: PathBuf,
     /// If relative, it is relative to the overlay's directory.
     pub name: String,
     pub format: DiskFormat,
 }
 
-/// Opens and locks an image and its `backing` files, the topmost first.
+/// Opens and locks an image and its `backing` files, topmost first.
 pub(super) fn open(
     path: &Path,
     format: DiskFormat,
@@ -146,7 +149,7 @@ pub(super) fn open_layer(
     Ok(Image { access: FormatAccess::new(layer), file })
 }
 
-/// Creates an unnamed qcow2 overlay over `base`. It takes all writes and disappears with the process.
+/// Creates an unnamed qcow2 overlay over `base`. All writes go to the overlay, which disappears with the process.
 pub(super) fn unnamed_layer(base: Image, dir: &Path) -> io::Result<Image> {
     let file = tempfile::tempfile_in(dir)?;
     let size = base.access.size().next_multiple_of(SECTOR);
@@ -210,7 +213,7 @@ fn open_file(path: &Path, writable: bool, files: &FdTable) -> Result<File, Block
     Ok(file)
 }
 
-/// Reads the image in `file`, and opens its `backing` files, the topmost first.
+/// Reads the image in `file`, and opens its `backing` files, topmost first.
 fn image(
     file: File,
     path: &Path,
@@ -247,7 +250,7 @@ fn check_depth(path: &Path, backing: &[BackingFile]) -> Result<(), BlockError> {
     if backing.len() > MAX_LAYERS { Err(BlockError::TooManyLayers(path.to_path_buf())) } else { Ok(()) }
 }
 
-/// Refuses an image whose header names anything but the `configured` backing file.
+/// Rejects an image whose header names a backing file other than the `configured` one.
 fn check_backing(image: &Qcow2<ImageFile>, path: &Path, configured: Option<&BackingFile>) -> Result<(), BlockError> {
     let found = backing_of(image, path)?;
     let is_configured = match (&found, configured) {
@@ -291,7 +294,7 @@ fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, B
     if writable {
         let repaired = refcounts::fix(file).map_err(bad)?;
         if repaired > 0 {
-            log::warn!("{}: {repaired} clusters in use were not counted; its last writer was killed", path.display());
+            log::warn!("{}: repaired {repaired} refcounts, because the last writer was killed", path.display());
         }
     }
     let image = Qcow2::open_image(storage(file, path, writable)?, writable).map_err(bad)?;
@@ -371,7 +374,7 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [base, secret, top, alone] = ["base", "secret", "top", "alone"].map(|name| dir.path().join(name));
         std::fs::write(&base, vec![7; 1 << 20]).unwrap();
-        // Opening this one would block until it has a writer.
+        // Opening a FIFO would block until it has a writer.
         rustix::fs::mkfifoat(rustix::fs::CWD, &secret, rustix::fs::Mode::RUSR).unwrap();
         let file = ImageFile::try_from(File::create_new(&alone).unwrap()).unwrap();
         Qcow2::<ImageFile>::create_builder(file).size(1 << 20).create().unwrap();
@@ -385,7 +388,7 @@ pub(super) mod tests {
         }
         let expected = open_qcow2(&alone, &[raw(&base)], false);
         assert!(matches!(expected, Err(BlockError::OtherBacking { found: None, .. })), "{expected:?}");
-        // The right file with the wrong format.
+        // The backing file is right, but its format is wrong.
         std::fs::remove_file(&top).unwrap();
         layer(&top, "base", "qcow2");
         assert!(matches!(open_qcow2(&top, &[raw(&base)], false), Err(BlockError::OtherBacking { .. })));

@@ -1,4 +1,4 @@
-//! imago's file of an image with its descriptor, so that ranges mapped directly to a file can be read without imago.
+//! Pairs imago's image file with its descriptor, so that ranges mapped directly to the file can be read without imago.
 
 use std::fmt;
 use std::fs::File;

@@ -1,12 +1,12 @@
 //! Locks image files against other Wisp processes and against QEMU.
 //!
-//! A writer's file is locked against all other users, a reader's against writers. Each open file has two kinds of
-//! locks, which its last descriptor releases. Both belong to the inode, so the file's name makes no difference.
+//! A writer locks its file against all other users; a reader locks it against writers. Each open file has two kinds of
+//! locks, released when its last descriptor is closed. Both belong to the inode, so the file's name does not matter.
 //!
 //! - `flock(2)` excludes other Wisp processes.
 //! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU's programs
-//!   (`block/file-posix.c`). A shared lock on a byte from 100 on announces a kind of access of its owner; one on a byte
-//!   from 200 on forbids a kind of access to others.
+//!   (`block/file-posix.c`). A shared lock on a byte from 100 up announces that its owner uses a kind of access. A
+//!   shared lock on a byte from 200 up denies a kind of access to others.
 
 use std::fs::File;
 use std::io;
@@ -37,16 +37,16 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     match lock_ranges(file, writable) {
         Ok(true) => Ok(()),
         Ok(false) => Err(in_use()),
-        // The file system has no such locks. QEMU runs without them there, too.
+        // The file system does not support these locks. QEMU also runs without them.
         Err(error) => {
-            log::debug!("{} has no byte-range locks: {error}", path.display());
+            log::debug!("{} does not support byte-range locks: {error}", path.display());
             Ok(())
         }
     }
 }
 
-/// Takes QEMU's locks, then checks for conflicting ones and returns true if there are none. In this order, like in
-/// QEMU, at most one of two concurrent processes succeeds.
+/// Takes QEMU's locks, then returns true if no other process holds a conflicting lock. As in QEMU, this order ensures
+/// that at most one of two concurrent processes succeeds.
 fn lock_ranges(file: &File, writable: bool) -> io::Result<bool> {
     let does: &[i64] = if writable { &[READ, WRITE, RESIZE] } else { &[READ] };
     for byte in does {
@@ -106,7 +106,7 @@ mod tests {
 
     fn run(program: &str, arguments: &[&str], path: &Path) -> Output {
         Command::new(program).args(arguments).arg(path).output().unwrap_or_else(|error| {
-            panic!("{program}, of Debian's qemu-utils, is needed to check locks against and cannot be run: {error}")
+            panic!("cannot run {program}, which this test needs (install Debian's qemu-utils): {error}")
         })
     }
 
@@ -119,12 +119,12 @@ mod tests {
         fn open(arguments: &[&str], path: &Path) -> QemuIo {
             let mut command = Command::new("qemu-io");
             command.args(arguments).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut child = command.spawn().expect("qemu-io, of Debian's qemu-utils, can be run");
+            let mut child = command.spawn().expect("cannot run qemu-io (install Debian's qemu-utils)");
             let mut input = child.stdin.take().unwrap();
             input.write_all(b"length\n").unwrap();
             let mut answer = String::new();
             BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
-            assert!(answer.contains("MiB"), "qemu-io has not opened the image: {answer}");
+            assert!(answer.contains("MiB"), "qemu-io did not open the image: {answer}");
             QemuIo { child, input: Some(input) }
         }
     }

@@ -1,8 +1,8 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
-//! Each device has its own thread, so a slow disk stalls no other device. The thread executes most requests one after
-//! the other. Flushes, and reads that map directly to files, are in flight together ([`flights`]) if the host supports
-//! io_uring ([`ring`]). An I/O error becomes the request's error; an invalid queue sets `DEVICE_NEEDS_RESET`.
+//! Each device has its own thread, so a slow disk does not stall other devices. The thread executes most requests one
+//! at a time. If the host supports io_uring ([`ring`]), it executes flushes, and reads that map directly to files,
+//! concurrently ([`flights`]). An I/O error fails the request; an invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
 //! The disk is in a disk slot ([`SharedDisk`]). A device without a disk is a placeholder, which drivers skip (section
 //! 4.2.2.2). If a disk is detached under an active driver, requests fail until the driver releases the device.
@@ -43,11 +43,11 @@ pub use shared_disk::{Label, SharedDisk};
 
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: &[u16] = &[256];
-/// Maximum number of data buffers per request: the queue size less header and status.
+/// Maximum number of data buffers per request: the queue size minus header and status.
 const SEGMENTS_MAX: u32 = 254;
 
-/// Number of bytes to serve before checking for a pause. It bounds disk reads into the ring, which can create requests
-/// endlessly. Each request counts as at least [`LEAST_REQUEST`].
+/// Number of bytes to serve before checking for a pause. Without a limit, reads into the guest's ring could create
+/// requests endlessly. A smaller request is charged as [`LEAST_REQUEST`].
 const BATCH: u64 = 16 << 20;
 const LEAST_REQUEST: u64 = 64 << 10;
 
@@ -85,13 +85,13 @@ const PLACEHOLDER: u32 = 0;
 pub struct Block {
     shared_disk: Arc<SharedDisk>,
     thread_name: String,
-    /// Locked by the device's thread while it serves.
+    /// Locked by the device's thread while it serves requests.
     ring: Option<Arc<Mutex<Ring>>>,
     worker: Option<Worker<BlockService>>,
 }
 
 impl Block {
-    /// `shared_disk` may be empty. `index` names the thread. Uses an io_uring if this process can create one.
+    /// `shared_disk` may be empty. `index` is part of the thread's name. Uses an io_uring if it can create one.
     pub fn new(shared_disk: Arc<SharedDisk>, index: usize) -> Block {
         Block::with_ring(shared_disk, index, Ring::new())
     }
@@ -166,9 +166,9 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.worker = None;
-        // Writes without a flush must be in the host's page cache by now.
+        // On return, all writes must be in the host's page cache, even without a flush by the driver.
         if let Some(disk) = self.shared_disk.hold().disk() {
-            // The disk counts and logs its errors, and there is no request to fail.
+            // The disk counts and logs the error. There is no request to fail.
             let _ = disk.flush();
         }
     }
@@ -182,7 +182,7 @@ struct BlockService {
     wakeups: Arc<Wakeups>,
 }
 
-/// Requests in flight, and the disk, which is held while there are any.
+/// The requests in flight, and the disk, which is held until they are complete.
 #[derive(Debug)]
 struct BatchContext<'a> {
     // Dropped before the disk is released.
@@ -306,7 +306,7 @@ impl BlockService {
                     }
                     Submit::Not => {}
                 }
-                // Submit first, so that the kernel works on them while this thread is busy.
+                // Submit first, so that the kernel works on earlier requests while this thread executes this one.
                 flights.submit();
                 if !flights.is_empty() && request.frees(disk) {
                     flights.drain(Some(disk), queue)?;

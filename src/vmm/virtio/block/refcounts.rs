@@ -1,8 +1,8 @@
 //! Repairs the refcounts of a qcow2 file whose writer was killed, before the file is written again.
 //!
-//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. After a kill in between,
-//! the file refers to clusters that it counts as free, which further writes would allocate and destroy. Every writable
-//! open therefore counts all referenced clusters as used. This reads one table of 64 KiB for each 512 MiB of disk.
+//! imago keeps refcounts in memory until a flush, but links a new table in the file at once. If the process is killed
+//! in between, the file refers to clusters that it counts as free. Later writes would allocate and overwrite them.
+//! Every writable open therefore marks all referenced clusters as used: it reads a 64 KiB table per 512 MiB of disk.
 //!
 //! Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt` specifies the format.
 
@@ -53,7 +53,7 @@ struct Header {
 }
 
 impl Header {
-    /// Returns `None` for an image that cannot be repaired, for which imago reports the error.
+    /// Returns `None` for an image that cannot be repaired: imago reports the error when it opens the image.
     fn read(file: &File) -> io::Result<Option<Header>> {
         let mut bytes = [0; 104];
         let read = file.read_at(&mut bytes, 0)?;
@@ -105,7 +105,7 @@ struct Refcounts<'a> {
     repaired: u64,
 }
 
-/// One cluster long.
+/// A refcount block, one cluster long.
 struct Block {
     offset: u64,
     counts: Vec<u8>,
@@ -126,7 +126,7 @@ impl<'a> Refcounts<'a> {
         if length == 0 {
             return Ok(());
         }
-        let end = offset.checked_add(length - 1).ok_or_else(|| unsound("it names what lies behind any file"))?;
+        let end = offset.checked_add(length - 1).ok_or_else(|| unsound("it refers beyond the end of any file"))?;
         (offset >> self.cluster_bits..=end >> self.cluster_bits).try_for_each(|cluster| self.mark_cluster(cluster))
     }
 
@@ -139,7 +139,7 @@ impl<'a> Refcounts<'a> {
                 let offset = usize::try_from(number).ok().and_then(|number| self.table.get(number));
                 let offset = offset.map_or(0, |offset| offset & OFFSET);
                 if offset == 0 {
-                    return Err(unsound("it names a cluster that it has no count for"));
+                    return Err(unsound("it refers to a cluster without a refcount"));
                 }
                 let mut counts = vec![0; 1 << self.cluster_bits];
                 self.file.read_exact_at(&mut counts, offset)?;
@@ -167,7 +167,7 @@ impl<'a> Refcounts<'a> {
     }
 }
 
-/// The words are big-endian.
+/// Reads big-endian words.
 fn words(file: &File, offset: u64, length: u64) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, offset)?;

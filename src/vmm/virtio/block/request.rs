@@ -37,7 +37,7 @@ pub enum RequestStatus {
 }
 
 impl RequestStatus {
-    /// The disk itself counts its errors.
+    /// Does not count the error, because the disk has already counted it.
     pub fn of(result: &std::io::Result<()>) -> RequestStatus {
         if result.is_ok() { RequestStatus::Ok } else { RequestStatus::IoError }
     }
@@ -122,7 +122,7 @@ impl<'a> BlockRequest<'a> {
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
-                // Above the limit for drivers, and possibly above the kernel's limit for one call.
+                // The driver exceeds the device's limit, and possibly the kernel's limit for one call.
                 if buffers.len() > SEGMENTS_MAX as usize {
                     return Submit::Not;
                 }
@@ -216,7 +216,7 @@ impl<'a> BlockRequest<'a> {
         let offset = self.offset_on(disk, length);
         if offset.is_none() {
             faults.record(&format!(
-                "{length} bytes at sector {} of a disk with {} sectors",
+                "a request for {length} bytes at sector {} of a disk with {} sectors",
                 self.sector,
                 disk.sectors()
             ));
@@ -234,11 +234,11 @@ impl<'a> BlockRequest<'a> {
         let buffers = self.data_in();
         let length = queue::total_length(&buffers);
         if disk.is_read_only() {
-            faults.record(&"a discard on a read-only disk");
+            faults.record(&"a discard or write-zeroes request for a read-only disk");
             return RequestStatus::IoError;
         }
         if length == 0 || !length.is_multiple_of(RANGE) || length / RANGE > u64::from(MAX_RANGES) {
-            faults.record(&format!("a list of ranges with {length} bytes"));
+            faults.record(&format!("a range list with the invalid length {length}"));
             return RequestStatus::IoError;
         }
         let mut bytes = vec![0; length as usize];
@@ -257,7 +257,7 @@ impl<'a> BlockRequest<'a> {
         let (sector, count, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
         let end = sector.checked_add(u64::from(count));
         if count > MAX_RANGE_SECTORS || end.is_none_or(|end| end > disk.sectors()) {
-            faults.record(&format!("a range of {count} sectors at sector {sector}"));
+            faults.record(&format!("an invalid range of {count} sectors at sector {sector}"));
             return RequestStatus::IoError;
         }
         let (offset, length) = (sector * SECTOR, u64::from(count) * SECTOR);

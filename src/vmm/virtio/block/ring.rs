@@ -3,9 +3,9 @@
 //! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently to vectored
 //! reads and `fsync` without flags. Nothing can be registered with it.
 //!
-//! The ring is created before the process gives up `io_uring_setup` and locked memory, to which newer kernels charge
-//! two pages. Files are not registered: the kernel would release them, with a disk's lock, only after the process has
-//! ended.
+//! The ring is created before the sandbox denies `io_uring_setup` and locked memory, to which newer kernels charge two
+//! pages. Files are not registered, because the kernel would release them, and a disk's lock, only after the process
+//! has exited.
 
 use std::fmt;
 use std::io;
@@ -31,7 +31,7 @@ impl Ring {
     pub fn new() -> Option<Ring> {
         static SAID: Once = Once::new();
         let refused = |error| {
-            SAID.call_once(|| log::info!("disks serve one request at a time: the host gives no io_uring: {error}"));
+            SAID.call_once(|| log::info!("disks serve one request at a time: io_uring is not available: {error}"));
         };
         Ring::try_new().map_err(refused).ok()
     }
@@ -75,7 +75,7 @@ impl Ring {
     /// The buffers of `entry` must stay valid until it completes.
     unsafe fn push(&mut self, entry: io_uring::squeue::Entry) {
         // SAFETY: by this function's contract.
-        unsafe { self.ring.submission().push(&entry) }.expect("there is room for what is not in flight");
+        unsafe { self.ring.submission().push(&entry) }.expect("the submission queue is never full");
         self.in_flight += 1;
     }
 
@@ -95,11 +95,11 @@ impl Ring {
             // Retry after signals and when memory is short: the kernel may already use the buffers.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
-            Err(error) => panic!("a ring that is set up takes what it is restricted to: error {error:?}"),
+            Err(error) => panic!("io_uring_enter failed: error {error:?}"),
         }
     }
 
-    /// Takes a completion: its token, and its result or negated error number.
+    /// Removes a completion, and returns its token and its result or negated error number.
     pub(super) fn completed(&mut self) -> Option<(u64, i32)> {
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
@@ -108,7 +108,7 @@ impl Ring {
 }
 
 impl AsRawFd for Ring {
-    /// Readable when there is a completion.
+    /// Returns a descriptor that is readable when there is a completion.
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
@@ -126,7 +126,7 @@ mod tests {
 
     fn result(entry: io_uring::squeue::Entry) -> Option<i32> {
         let Some(mut ring) = Ring::new() else {
-            eprintln!("not tested: this host has no io_uring");
+            eprintln!("skipped: io_uring is not available");
             return None;
         };
         // SAFETY: the tests only use entries without buffers, or entries that the ring refuses to execute.
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn ring_refuses_registrations() {
-        let Some(ring) = Ring::new() else { return eprintln!("not tested: this host has no io_uring") };
+        let Some(ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
         let submitter = ring.ring.submitter();
         let refused = [
             submitter.register_files(&[0]).unwrap_err(),

@@ -1,5 +1,5 @@
-//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks. Requests run while
-//! the slot is held, until none is in flight, so another holder never sees a partly completed request.
+//! A disk slot, shared between a device, its thread, and the code that attaches and detaches disks. The thread holds
+//! the slot until no request is in flight, so another holder never sees a partly completed request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 

@@ -189,9 +189,9 @@ fn disk_read_into_its_ring_can_be_paused() {
     let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     for _ in 0..4 {
-        let [state] = device.pause()[..] else { panic!("the device is gone") };
+        let [state] = device.pause()[..] else { panic!("the device is not active") };
         let index: u16 = memory.read_obj(GuestAddress(RING_AT + 2)).unwrap();
-        assert_eq!(index, state.next_avail.wrapping_add(1), "there is always one more");
+        assert_eq!(index, state.next_avail.wrapping_add(1), "each request makes one more available");
         device.resume().unwrap();
     }
 }
@@ -228,7 +228,7 @@ proptest! {
 #[test]
 fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
-    // At one byte a second, the first request passes. The next would have to wait for a quarter of an hour.
+    // At one byte per second, the first request passes. The next one would have to wait for 15 minutes.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
     let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
     shared_disk.hold().limit(Some(DiskLimits::default()));
@@ -243,7 +243,7 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let wait_for = |count: u16| {
         let deadline = Instant::now() + Duration::from_secs(20);
         while memory.read_obj::<u16>(used).unwrap() != count {
-            assert!(Instant::now() < deadline, "request {count} was not carried out");
+            assert!(Instant::now() < deadline, "request {count} did not complete");
             std::thread::yield_now();
         }
     };
@@ -255,10 +255,10 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let mut device = Block::new(Arc::clone(&shared_disk), 0);
     device.activate(activation).unwrap();
     wait_for(1);
-    assert_eq!(device.pause()[0].next_avail, 1, "the second was taken");
+    assert_eq!(device.pause()[0].next_avail, 1, "the throttled request was taken from the queue");
     assert!(shared_disk.wait_ns() > 900_000_000_000);
     device.resume().unwrap();
-    assert_eq!(device.pause()[0].next_avail, 1, "it was taken when the device went on");
+    assert_eq!(device.pause()[0].next_avail, 1, "resume took the throttled request from the queue");
     device.reset();
 
     // A disk's own limit throttles it like the VM's limit, until the limit is changed.
@@ -315,9 +315,9 @@ fn file_after_write(features: u64) -> Vec<u8> {
     device.activate(activation).unwrap();
     // The device's thread serves its queue at least once before it pauses.
     device.pause();
-    assert_eq!(memory.read_obj::<u16>(used).unwrap(), 1, "the write is not answered");
+    assert_eq!(memory.read_obj::<u16>(used).unwrap(), 1, "the write did not complete");
     assert_eq!(memory.read_obj::<u8>(GuestAddress(STATUS_AT)).unwrap(), 0);
-    // The file as a power cut would leave it now.
+    // The copy has the state that a power cut would leave.
     std::fs::copy(&path, &copy).unwrap();
     let image = open_to_read(&copy, DiskFormat::Qcow2, &[]).unwrap();
     let mut bytes = vec![0; 512];

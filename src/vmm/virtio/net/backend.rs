@@ -39,7 +39,7 @@ pub enum Received {
     },
     /// A frame was rejected, after part of it was written to the target.
     Refused {
-        /// Without the header.
+        /// Excludes the header.
         written: usize,
     },
     Nothing,
@@ -47,12 +47,12 @@ pub enum Received {
 }
 
 impl Backend {
-    /// Takes a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
+    /// Wraps a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
     pub fn of(fd: OwnedFd) -> io::Result<Backend> {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),
             FileType::CharacterDevice => Ok(Backend::Tap(Tap::new(fd)?)),
-            other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a network cannot be {other:?}"))),
+            other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other:?} is not a network backend"))),
         }
     }
 

@@ -9,14 +9,14 @@ use crate::config::NetConfig;
 use crate::netstack;
 use crate::virtio::fuzzing::drive;
 
-pub fn frames(data: &[u8]) {
-    let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
-    far.set_nonblocking(true).expect("a socket");
+pub(crate) fn frames(data: &[u8]) {
+    let (near, mut far) = UnixStream::pair().expect("cannot create a socket pair");
+    far.set_nonblocking(true).expect("cannot make the socket nonblocking");
     let bits = data.first().copied().unwrap_or(0);
     let services = (bits & 8 == 0).then(|| netstack::fuzzing::config(bits >> 4 & 7));
-    let backend = Backend::of(OwnedFd::from(near)).expect("a socket is a backend");
+    let backend = Backend::of(OwnedFd::from(near)).expect("cannot use the socket as a backend");
     let config = NetConfig { mac: netstack::fuzzing::GUEST, mtu: 1500, link: None, limits: None };
-    let mut net = Net::new(&config, backend, services, None).expect("there are descriptors left");
+    let mut net = Net::new(&config, backend, services, None).expect("out of file descriptors");
     let mut sink = [0; 4096];
     drive(&mut net, data, &mut |bytes| {
         while far.read(&mut sink).is_ok_and(|count| count > 0) {}

@@ -14,7 +14,7 @@ const GSO_ECN: u8 = 0x80;
 
 pub type Header = [u8; LENGTH];
 
-/// For a plain Ethernet frame in one buffer.
+/// Header of a plain Ethernet frame in one buffer.
 pub const PLAIN: Header = [0, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// Returns true if the header uses only offered offloads. Consumers must validate its fields against the frame.
@@ -41,8 +41,8 @@ mod tests {
         let header = |flags, gso_type, size| [flags, gso_type, 54, 0, size, 0, 34, 0, 16, 0, 0, 0];
         assert!(is_offered(&header(NEEDS_CSUM, GSO_NONE, 0)));
         assert!(is_offered(&header(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN, 200)));
-        assert!(!is_offered(&header(NEEDS_CSUM, GSO_TCPV4, 0)), "segments of nothing");
-        assert!(!is_offered(&header(0, GSO_TCPV4, 200)), "segments need checksums");
+        assert!(!is_offered(&header(NEEDS_CSUM, GSO_TCPV4, 0)), "segment size of 0");
+        assert!(!is_offered(&header(0, GSO_TCPV4, 200)), "segmentation without checksum offload");
         assert!(!is_offered(&header(NEEDS_CSUM, 4, 200)), "IPv6");
         assert!(!is_offered(&header(4, GSO_NONE, 0)));
     }

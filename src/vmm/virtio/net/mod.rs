@@ -64,10 +64,10 @@ pub struct NetRecord {
     /// Delivered to the guest.
     pub received_frames: u64,
     pub received_bytes: u64,
-    /// Including frames that the netstack consumed.
+    /// Includes frames that the netstack consumed.
     pub sent_frames: u64,
     pub sent_bytes: u64,
-    /// Frames of both directions: rejected, or without room.
+    /// Frames in both directions that were rejected or did not fit.
     pub dropped_frames: u64,
     /// Time that frames of either direction were throttled, in nanoseconds.
     #[serde(default)]
@@ -104,12 +104,12 @@ impl Counters {
     }
 }
 
-/// Survives resets by the driver.
+/// State that survives resets by the driver.
 #[derive(Debug)]
 struct Port {
     backend: Backend,
     services: Option<Services>,
-    /// To the guest, and from the guest.
+    /// One limiter for frames to the guest, and one for frames from the guest.
     limits: Option<[RateLimiter; 2]>,
 }
 
@@ -157,10 +157,10 @@ impl NetControl {
     /// Applies the configuration in the file `link`, which `files` may hold open, to the netstack's services. Returns
     /// messages about the parts that were not applied, or a single message if nothing was applied.
     pub fn reload(&self, link: &Path, files: &FdTable) -> Result<Vec<String>, String> {
-        let none = || "the machine has no link that could be changed".to_string();
+        let none = || "the network device has no netstack".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
-        let ports = ports.map_err(|error| format!("its published ports cannot be opened: {error}"))?;
-        let failed = |error| format!("{} cannot be read: {error}", link.display());
+        let ports = ports.map_err(|error| format!("cannot open the published ports: {error}"))?;
+        let failed = |error| format!("cannot read {}: {error}", link.display());
         let config = files.open(link, false).and_then(NetstackConfig::read_from).map_err(failed)?;
         let mut port = self.shared.port();
         let services = port.services.as_mut().ok_or_else(none)?;
@@ -175,7 +175,7 @@ impl NetControl {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.shared.port().services.as_ref().map(Services::problems).unwrap_or_default();
         if self.shared.is_cut_off.load(Ordering::Acquire) {
-            problems.push("what its network led to has ended: it reaches nothing outside".into());
+            problems.push("the network backend exited: no outbound connectivity".into());
         }
         problems
     }

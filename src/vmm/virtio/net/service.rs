@@ -22,7 +22,7 @@ use crate::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::virtio::{Activation, QueueState};
 
-/// Maximum number of frames in one direction before the other direction is served and a pause is checked for.
+/// Maximum number of frames in one direction before serving the other direction and checking for a pause.
 const BATCH: usize = 64;
 
 const KICK: u64 = 0;
@@ -39,9 +39,9 @@ pub struct NetService {
     wakeups: Arc<Wakeups>,
     receiver: Receiver,
     transmit: Virtqueue,
-    /// If empty, the backend is not in the epoll set, which would report a hangup forever.
+    /// If empty, the backend is not in the epoll set: epoll would report a hangup forever.
     watched: EventSet,
-    /// The backend had no room for a frame, which is still in the ring, or took only part of one.
+    /// Set if the backend has no room: a frame is still in the ring, or only part of it was sent.
     is_full: bool,
     is_starved: bool,
     /// Time until throttled frames may pass, to the guest and from the guest.
@@ -53,7 +53,7 @@ impl NetService {
         let Activation { memory, queues, interrupt, features, faults, .. } = activation;
         let mut queues = queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
-            return Err(io::Error::other("a network device has two queues"));
+            return Err(io::Error::other("a network device must have two queues"));
         };
         debug_assert!(receive.index() == RECEIVE && transmit.index() == TRANSMIT);
         let has = |bit| features & bit != 0;
@@ -154,7 +154,7 @@ impl NetService {
         // At least an Ethernet header must follow the virtio header.
         let frame_length = total.saturating_sub(header::LENGTH as u64);
         if frame_length < 14 || frame_length > MAX_FRAME as u64 {
-            self.faults.record(&format!("a frame of {frame_length} bytes"));
+            self.faults.record(&format!("a frame with the invalid length {frame_length}"));
             shared.counters.dropped();
             return Ok(Sent::Refused);
         }
@@ -230,7 +230,7 @@ impl NetService {
         if self.is_starved { self.receiver.queue().enable_notifications() } else { Ok(false) }
     }
 
-    /// Delivers one frame: the waiting one, else one from the services, else one from the backend.
+    /// Delivers one frame: the waiting frame, else a frame from the services, else a frame from the backend.
     fn receive(&mut self, port: &mut Port, now: Instant) -> Result<Step, QueueError> {
         if self.receiver.is_waiting() {
             return self.receiver.deliver_waiting(&self.memory);
@@ -248,7 +248,7 @@ impl NetService {
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 
-    /// The link goes down, unless the services keep it up.
+    /// Takes the link down, unless the services keep it up.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Disconnected;
         shared.is_cut_off.store(true, Ordering::Release);
@@ -270,7 +270,7 @@ impl NetService {
         };
         match changed {
             Ok(()) => self.watched = wanted,
-            Err(error) => log::warn!("the network's backend cannot be waited on: {error}"),
+            Err(error) => log::warn!("polling the network backend failed: {error}"),
         }
     }
 

@@ -1,5 +1,5 @@
-//! The socket protocol of a user-mode network, as passt and QEMU speak it: each frame follows its length, 4 bytes in
-//! network order. If the socket takes only part of a frame, the rest is sent before the next frame.
+//! The socket protocol of a user-mode network (passt, QEMU): each frame follows its length, 4 bytes in network order.
+//! If the socket takes only part of a frame, the rest is sent before the next frame.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -86,7 +86,7 @@ impl Stream {
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
-            log::warn!("the user-mode network sent a frame of {length} bytes, and is not listened to any more");
+            log::warn!("disconnecting the user-mode network: it sent a frame with the invalid length {length}");
             self.is_closed = true;
             return None;
         }
@@ -127,14 +127,14 @@ impl Stream {
             (self.start, self.end) = (0, self.end - self.start);
             match recv(&self.fd, &mut self.buffer[self.end..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => {
-                    log::warn!("the user-mode network is gone");
+                    log::warn!("the user-mode network closed the connection");
                     self.is_closed = true;
                 }
                 Ok((count, _)) => self.end += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Received::Nothing,
                 Err(error) => {
-                    log::warn!("the user-mode network cannot be read: {error}");
+                    log::warn!("reading from the user-mode network failed: {error}");
                     self.is_closed = true;
                 }
             }
@@ -185,7 +185,7 @@ impl Drop for Stream {
         if (!self.unsent.is_empty() || self.start < self.end)
             && let Err(error) = self.settle()
         {
-            log::warn!("frames of the user-mode network were cut off: {error}");
+            log::warn!("completing partial frames of the user-mode network failed: {error}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Tap {
     /// Sets the offloads that the kernel may leave to the guest.
     pub fn set_offloads(&self, checksum: bool, segmentation: bool, ecn: bool) -> io::Result<()> {
         let choose = |wanted: bool, flag| if wanted { flag } else { 0 };
-        // Segmentation requires checksums.
+        // The kernel accepts TSO only together with checksum offload.
         let flags = choose(checksum, TUN_F_CSUM)
             | choose(checksum && segmentation, TUN_F_TSO4)
             | choose(checksum && segmentation && ecn, TUN_F_TSO_ECN);
@@ -60,7 +60,7 @@ impl Tap {
         // SAFETY: the pieces are valid for the call, as `IoVecs` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match count {
-            // The kernel refuses a header that does not match the frame. The interface may also be down.
+            // The kernel rejects a header that does not match the frame. The interface may also be down.
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Sent::Full,
             -1 => Sent::Refused,
             _ => Sent::Done,
@@ -81,7 +81,7 @@ impl Tap {
             Err(_) => match io::Error::last_os_error() {
                 error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Received::Nothing,
                 error => {
-                    log::warn!("the network's interface is gone: {error}");
+                    log::warn!("reading from the tap device failed: {error}");
                     Received::Closed
                 }
             },

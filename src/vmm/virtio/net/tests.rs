@@ -149,33 +149,33 @@ fn frame_uses_only_the_buffers_it_needs() {
     let mut bench = bench((&buffers, &[3, 1, 2, 0, 4, 5, 6, 7]), (&[], &[]), &[]);
     let long = frame(1200);
     bench.send(&long);
-    bench.wait("three are used", |bench| bench.used(RECEIVE) == [(3, 512), (1, 512), (2, 1212 - 1024)]);
+    bench.wait("three chains are used", |bench| bench.used(RECEIVE) == [(3, 512), (1, 512), (2, 1212 - 1024)]);
     let first = bench.bytes(0x10_3000, 512);
-    assert_eq!(first[10..12], [3, 0], "the number of buffers");
+    assert_eq!(first[10..12], [3, 0], "num_buffers");
     let body = [&first[12..], &bench.bytes(0x10_1000, 512), &bench.bytes(0x10_2000, 188)].concat();
     assert_eq!(body, long);
     bench.send(&frame(14));
-    bench.wait("one is used", |bench| bench.used(RECEIVE)[3..] == [(0, HEADER + 14)]);
+    bench.wait("one chain is used", |bench| bench.used(RECEIVE)[3..] == [(0, HEADER + 14)]);
     assert_eq!(bench.bytes(0x10_0000 + 12, 14), frame(14));
     // On pause, chains that were taken and not used return to the driver.
     let states = bench.net.pause();
     assert_eq!((states[RECEIVE].next_avail, states[RECEIVE].next_used), (4, 4));
     bench.net.resume().unwrap();
     bench.send(&frame(100));
-    bench.wait("it goes on with the next", |bench| bench.used(RECEIVE)[4..] == [(4, HEADER + 100)]);
+    bench.wait("the next chain is used", |bench| bench.used(RECEIVE)[4..] == [(4, HEADER + 100)]);
 }
 
 #[test]
 fn frame_waits_for_missing_buffers() {
     let mut bench = bench((&[(0x10_0000, 256, WRITE, 0), (0x10_1000, 2048, WRITE, 0)], &[0]), (&[], &[]), &[]);
     bench.send(&frame(1000));
-    bench.wait("it was taken", |bench| {
+    bench.wait("the frame was taken", |bench| {
         let port = bench.net.shared.port();
         matches!(&port.backend, Backend::Stream(stream) if !stream.has_frame())
     });
     assert_eq!(bench.used(RECEIVE), []);
     bench.offer(RECEIVE, 1, 1);
-    bench.wait("it is delivered", |bench| bench.used(RECEIVE) == [(0, 256), (1, 756)]);
+    bench.wait("the frame is delivered", |bench| bench.used(RECEIVE) == [(0, 256), (1, 756)]);
     let body = [bench.bytes(0x10_000c, 244), bench.bytes(0x10_1000, 756)].concat();
     assert_eq!(body, frame(1000));
     assert_eq!(bench.net.control().record().received_frames, 1);
@@ -189,7 +189,7 @@ fn invalid_transmit_frames_are_dropped() {
     let descriptors = [(0x10_0000, 72, 0, 0), (0x10_1000, 25, 0, 0), (0x10_2000, 26, 0, 0), (0x10_3000, 5, 0, 0)];
     let mut bench = bench((&[], &[]), (&descriptors, &[0, 1, 3, 2]), &frames);
     assert_eq!(bench.received(), frame(14));
-    bench.wait("all are used", |bench| bench.used(TRANSMIT).len() == 4);
+    bench.wait("all chains are used", |bench| bench.used(TRANSMIT).len() == 4);
     assert_eq!((bench.faults.count(), bench.net.control().record().dropped_frames), (3, 3));
     assert!(!bench.needs_reset());
 }
@@ -200,7 +200,7 @@ fn buffers_with_wrong_direction_need_reset() {
         let heads = |descriptors: &[Descriptor]| if descriptors.is_empty() { vec![] } else { vec![0] };
         let mut bench = bench((receive, &heads(receive)), (transmit, &heads(transmit)), &[]);
         bench.send(&frame(60));
-        bench.wait("it needs a reset", Bench::needs_reset);
+        bench.wait("the device needs a reset", Bench::needs_reset);
         assert_eq!(bench.faults.count(), 1);
         bench.net.reset();
     }
@@ -215,7 +215,7 @@ fn slow_backend_receives_every_frame() {
     let mut bench = bench((&[], &[]), (&descriptors, &heads), &[(0x10_0000, with_header(&sent))]);
     for number in 0..FRAMES {
         assert_eq!(bench.received(), sent, "frame {number}");
-        bench.wait("it is used", |bench| bench.used_count(TRANSMIT) > number);
+        bench.wait("the chain is used", |bench| bench.used_count(TRANSMIT) > number);
         if number + 16 < FRAMES {
             bench.offer(TRANSMIT, number + 16, number % 16);
         }
@@ -324,7 +324,7 @@ proptest! {
 
 #[test]
 fn throttled_frames_wait_without_blocking_pause() {
-    // At one byte a second, one frame passes each way. The next would have to wait for minutes.
+    // At one byte per second, one frame passes each way. The next frame would have to wait for minutes.
     let limits = Some(NetLimits { bytes: Rate::constant(1) });
     let buffers = [(0x30_0000, 512, WRITE, 0), (0x31_0000, 512, WRITE, 0)];
     let frames = [(0x10_0000, with_header(&frame(100))), (0x20_0000, with_header(&frame(200)))];
@@ -333,7 +333,7 @@ fn throttled_frames_wait_without_blocking_pause() {
     assert_eq!(bench.received(), frame(100));
     bench.send(&frame(300));
     bench.send(&frame(50));
-    bench.wait("one came", |bench| bench.used(RECEIVE) == [(0, HEADER + 300)]);
+    bench.wait("one frame arrived", |bench| bench.used(RECEIVE) == [(0, HEADER + 300)]);
     for _ in 0..2 {
         let states = bench.net.pause();
         assert_eq!((states[RECEIVE].next_avail, states[TRANSMIT].next_avail), (1, 1));

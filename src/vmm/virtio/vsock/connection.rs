@@ -49,7 +49,7 @@ pub struct VsockConnection {
 
     /// Bytes from the guest that the host's socket has not taken.
     outgoing: VecDeque<u8>,
-    /// Bytes received from the guest, and bytes that the host's socket has taken. They wrap, as the guest's do.
+    /// Bytes received from the guest, and bytes that the host's socket has taken. Both wrap, like the guest's counters.
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
     /// The value of `forwarded` in the last packet to the guest.
@@ -149,7 +149,7 @@ impl VsockConnection {
         self.state = State::Established;
         let answer = format!("OK {}\n", self.key.host_port);
         self.outgoing.extend(answer.as_bytes());
-        // The line comes from the device and not from the guest, so it must not count as the guest's data.
+        // The device sends this line, so it must not be counted as data from the guest.
         self.forwarded -= answer.len() as u32;
         self.forwarded_sent = Wrapping(0) - Wrapping(answer.len() as u32);
         self.flush();
@@ -183,7 +183,7 @@ impl VsockConnection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // The host's socket is closed. Bytes that it did not take are lost, and a reset tells the guest.
+                    // The host's socket is closed. Bytes that it did not take are lost, and a reset notifies the guest.
                     self.outgoing.clear();
                     self.state = State::Resetting;
                 }
@@ -208,7 +208,7 @@ impl VsockConnection {
         }
     }
 
-    /// Number of bytes that the guest can take.
+    /// Returns the number of bytes that the guest can receive.
     fn credit(&self) -> u32 {
         let in_flight = (self.sent - self.peer_forwarded).0;
         self.peer_buffer.saturating_sub(in_flight)

@@ -12,15 +12,15 @@ use crate::virtio::fuzzing::drive;
 /// The host port with a listener.
 const PORT: u32 = 80;
 
-pub fn packets(data: &[u8]) {
-    let dir = tempfile::tempdir().expect("a directory");
+pub(crate) fn packets(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("cannot create a directory");
     let (path, seed) = (dir.path().join("v"), dir.path().join("seed"));
-    fs::write(&seed, b"a seed").expect("a file");
-    let server = UnixListener::bind(dir.path().join(format!("v_{PORT}"))).expect("a socket");
-    server.set_nonblocking(true).expect("a socket");
+    fs::write(&seed, b"a seed").expect("cannot write the seed");
+    let server = UnixListener::bind(dir.path().join(format!("v_{PORT}"))).expect("cannot bind the socket");
+    server.set_nonblocking(true).expect("cannot make the socket nonblocking");
     let config = VsockConfig { cid: 3, seed: Some(seed) };
     let connector = broker::in_thread(None, Some(path.clone())).vsock;
-    let mut device = Vsock::new(&config, &path, connector, None).expect("a socket");
+    let mut device = Vsock::new(&config, &path, connector, None).expect("cannot create the device");
     let mut streams: Vec<UnixStream> = Vec::new();
     let mut sink = [0; 4096];
     drive(&mut device, data, &mut |bytes| {

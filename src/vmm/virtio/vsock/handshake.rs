@@ -16,7 +16,7 @@ pub struct Handshake {
 pub enum HandshakeProgress {
     Waiting(Handshake),
     Connect(UnixStream, u32),
-    /// The client left or sent an invalid line.
+    /// The client disconnected or sent an invalid line.
     Refused,
 }
 

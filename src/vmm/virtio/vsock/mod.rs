@@ -31,7 +31,7 @@ use crate::config::VsockConfig;
 use crate::unix_socket;
 use service::VsockService;
 
-/// In the VMM's directory. The guest reaches the host at `<socket>_<port>`.
+/// Name in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
 pub const SOCKET: &str = "vsock.sock";
 
 const DEVICE_TYPE: u32 = 19;
@@ -40,7 +40,7 @@ const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    #[error("the vsock socket {} cannot be made: {source}", path.display())]
+    #[error("cannot create the vsock socket {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
 }
 
@@ -51,7 +51,7 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<VsockService>>,
-    /// Set for a restored guest, which still knows connections from before. Written when its agent is ready.
+    /// Set for a restored guest, which still has connections from before. Written when its agent is ready.
     released: Option<EventFd>,
 }
 

@@ -1,8 +1,8 @@
 //! The header of a vsock packet (specification, section 5.10.6): 44 bytes, little-endian.
 
-/// In bytes.
+/// Size of a header in bytes.
 pub const HEADER_SIZE: usize = 44;
-/// In bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
+/// Maximum size of a payload in bytes (Linux's `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`).
 pub const MAX_DATA: u32 = 64 << 10;
 /// The host's context ID.
 pub const HOST_CID: u64 = 2;
@@ -34,7 +34,7 @@ pub struct Header {
     pub dst_cid: u64,
     pub src_port: u32,
     pub dst_port: u32,
-    /// Of the payload, in bytes.
+    /// Size of the payload in bytes.
     pub len: u32,
     pub kind: u16,
     /// One of [`op`].

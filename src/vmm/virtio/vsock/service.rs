@@ -41,7 +41,7 @@ const EVENT_KICK: u64 = 3;
 const RELEASED: u64 = 4;
 const FIRST_SOCKET: u64 = 16;
 
-/// First port for the host's ends of connections. Lower ports are those that a guest can connect to.
+/// First port for the host's ends of connections. Guests connect to lower ports.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Maximum number of connections, and of clients that have not requested a port yet.
 const MAX_CONNECTIONS: usize = 1024;
@@ -75,7 +75,7 @@ pub(super) struct VsockService {
     released: Option<EventFd>,
     /// The connection whose loss tells the guest's agent about a restore.
     sentinel: Option<Sentinel>,
-    /// Set once a refusal of the seed was logged.
+    /// Set once a refused request for the seed was logged.
     has_refused_seed: bool,
 }
 
@@ -103,7 +103,7 @@ struct ResumeGate {
     has_reset: bool,
     /// Set once the guest's agent has reported that it is ready.
     is_released: bool,
-    /// For guests without an agent.
+    /// Deadline for guests without an agent.
     deadline: Instant,
 }
 
@@ -174,7 +174,7 @@ impl VsockService {
         if resume_gate.has_reset && resume_gate.is_released || resume_gate.deadline <= Instant::now() {
             self.resume_gate = None;
             if let Err(error) = self.wakeups.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER) {
-                log::error!("the vsock socket cannot be waited on: {error}");
+                log::error!("polling the vsock socket failed: {error}");
             }
         }
         Ok(())
@@ -220,11 +220,11 @@ impl VsockService {
         }
     }
 
-    /// If there are more clients, the listener stays readable.
+    /// Accepts one client. The listener stays readable if more are waiting.
     fn accept(&mut self) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         if self.handshakes.len() >= MAX_HANDSHAKES || self.connections.len() >= MAX_CONNECTIONS {
-            log::warn!("a vsock client was turned away: there are too many already");
+            log::warn!("rejected a vsock client: too many connections");
             return;
         }
         if let Some(token) = self.watch(&stream) {
@@ -241,7 +241,7 @@ impl VsockService {
         match watched {
             Ok(()) => Some(token),
             Err(error) => {
-                log::warn!("a vsock client's socket cannot be waited on: {error}");
+                log::warn!("polling a vsock client's socket failed: {error}");
                 None
             }
         }
@@ -324,7 +324,7 @@ impl VsockService {
         }
     }
 
-    /// Takes at most the rest of the batch. Returns true if there were any packets.
+    /// Receives packets from the guest, at most the rest of the batch. Returns true if there were any.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -341,7 +341,7 @@ impl VsockService {
                 self.activation.queues[TRANSMIT].add_used(chain.head, 0)?;
             }
             self.activation.queues[TRANSMIT].notify()?;
-            // When the batch is used up, the thread comes back by itself and needs no notification.
+            // When the batch is used up, the thread serves the queue again without a notification.
             if *left == 0 || !self.activation.queues[TRANSMIT].enable_notifications()? {
                 return Ok(any);
             }
@@ -359,7 +359,7 @@ impl VsockService {
         let total = queue::total_length(buffers) - HEADER_SIZE as u64;
         let data_length = if header.op == op::RW { header.len } else { 0 };
         if data_length > MAX_DATA || u64::from(data_length) > total {
-            self.activation.faults.record(&format!("a vsock packet says that it has {} bytes of {total}", header.len));
+            self.activation.faults.record(&format!("a vsock packet of {} bytes in a chain of {total}", header.len));
             self.reset_stray(&header);
             return Ok(());
         }
@@ -391,14 +391,14 @@ impl VsockService {
         if self.connections.contains_key(&key) || self.connections.len() >= MAX_CONNECTIONS {
             return self.reset_stray(request);
         }
-        // The guest's kernel lets only privileged processes bind such a port.
+        // Only privileged processes in the guest can bind such a port.
         let is_privileged = PRIVILEGED_PORTS.contains(&key.guest_port);
         let stream = match &self.seed {
             Some(seed) if key.host_port == SEED_PORT && is_privileged => offer(seed),
             Some(_) if key.host_port == SEED_PORT => {
                 if !std::mem::replace(&mut self.has_refused_seed, true) {
                     log::warn!(
-                        "the guest's port {} is not privileged: it does not get the instance's key and user data. If that was \
+                        "refused the instance's key and user data to the guest's unprivileged port {}. If that was \
                          the agent, it is older than this wisp: import the image again",
                         key.guest_port
                     );
@@ -430,12 +430,12 @@ impl VsockService {
         }
     }
 
-    /// Gives at most the rest of the batch. Returns true if there were any packets.
+    /// Sends packets to the guest, at most the rest of the batch. Returns true if there were any.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
             let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
-                // No receive buffers: the driver's next notification brings the thread back here.
+                // No receive buffers: the thread continues at the driver's next notification.
                 if self.activation.queues[RECEIVE].enable_notifications()? {
                     continue;
                 }
@@ -577,7 +577,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut service = service(dir.path());
         for port in 0..5000 {
-            // Use privileged ports, as the agent's sentinel does.
+            // Use privileged ports, like the agent's sentinel.
             let port = 1 + port % 7;
             service.dispatch(&packet(op::REQUEST, port), &[]);
             assert_eq!(service.ready.len(), 1);
