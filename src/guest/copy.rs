@@ -360,7 +360,7 @@ mod tests {
         });
         let agent =
             Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None };
-        agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("it left");
+        agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("the agent exited");
         guest.join().expect("no panic");
     }
 
