@@ -61,7 +61,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "is not a socket"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a socket"));
     }
     // Connects to the checked file, even if another file has replaced it at the path.
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))

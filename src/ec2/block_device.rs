@@ -151,7 +151,7 @@ mod tests {
         assert!(name("/dev/sdf").same_place(&name("/dev/xvdf")));
         assert!(name("/dev/sda1").same_place(&name("/dev/xvda")));
         assert!(name("/dev/xvda").is_root() && !name("/dev/sdb").is_root());
-        let error = name("/dev/xvdf").unless_used(&[name("/dev/sdf")]).expect_err("it is used");
+        let error = name("/dev/xvdf").unless_used(&[name("/dev/sdf")]).expect_err("the slot is in use");
         assert!(error.to_string().starts_with("InvalidParameterValue: "), "{error}");
         assert_eq!(name("/dev/sdg").unless_used(&[name("/dev/sdf")]), Ok(name("/dev/sdg")));
     }

@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn overrides_replace_size_of_type() {
-        let micro = catalog::find("t3.micro").expect("it is there");
+        let micro = catalog::find("t3.micro").expect("a known type");
         let request = InstanceSize::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
         assert_eq!(request.to_string(), "1 vCPU and 256 MiB were requested");
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn unlaunchable_type_is_refused_even_with_overrides() {
-        let arm = catalog::find("t4g.micro").expect("it is there");
+        let arm = catalog::find("t4g.micro").expect("a known type");
         let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
         assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });

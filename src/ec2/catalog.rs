@@ -324,11 +324,11 @@ mod tests {
 
     #[test]
     fn known_types_have_published_figures() {
-        let row = find("i3.4xlarge").expect("it is there");
+        let row = find("i3.4xlarge").expect("a known type");
         assert_eq!((row.vcpus, row.memory_mib), (16, 124_928));
         let store = InstanceStore { disks: 2, disk_gb: 1900, kind: DiskKind::Ssd };
         assert_eq!(row.instance_store, Some(store));
-        let gpu = find("p3.8xlarge").expect("it is there").gpu.expect("it has some");
+        let gpu = find("p3.8xlarge").expect("a known type").gpu.expect("a GPU");
         assert_eq!(gpu.to_string(), "4 × NVIDIA V100");
         assert_eq!(gpu.memory_mib, 16_384);
     }

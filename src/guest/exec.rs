@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn null() -> File {
-        File::options().read(true).write(true).open("/dev/null").expect("there is one")
+        File::options().read(true).write(true).open("/dev/null").expect("opened")
     }
 
     fn run(script: &str, input: impl AsFd) -> (Result<ExitStatus, Error>, String, String) {
@@ -383,7 +383,7 @@ mod tests {
         let _turn = turn();
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
-        let tty = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let tty = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("the terminal side");
         let resize = |rows, columns| {
             tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("set");
         };

@@ -98,7 +98,7 @@ mod tests {
     fn raw_mode_ends_with_guard_or_panic() {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
-        let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("the terminal side");
         let echoes = || tcgetattr(&terminal).expect("modes").local_modes.contains(LocalModes::ECHO);
         assert!(echoes());
 

@@ -78,7 +78,7 @@ mod tests {
     fn change_usage_affects_only_series_of_instance() {
         let (mut store, _directory) = store();
         let [a, b]: [InstanceId; 2] =
-            ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an id"));
+            ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an ID"));
         let first = [point(1, 10), point(2, 20), point(10, 30)];
         let second = [point(1, 10), point(2, 25), point(11, 5)];
         let result = store.write::<_, StoreError>(|tx| {

@@ -328,7 +328,7 @@ mod tests {
             assert_eq!(volume_type.to_string().parse::<VolumeType>(), Ok(volume_type));
             assert_eq!(serde_json::to_string(&volume_type).expect("a string"), format!("\"{volume_type}\""));
         }
-        let error = "gp4".parse::<VolumeType>().expect_err("there is none");
+        let error = "gp4".parse::<VolumeType>().expect_err("unknown");
         assert_eq!(error.to_string(), "UnknownVolumeType: Unsupported volume type 'gp4' for volume creation.");
         assert_eq!(error.hint().as_deref(), Some("The volume types are gp3, gp2, io1, io2, st1, sc1, standard."));
     }
