@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::Wisp;
 use serde_json::Value;
 
-/// Two types of one size, which share a template, and one that does not fit on this host.
+/// Two types of the same size, which share a template, and a type that does not fit on this host.
 const TYPES: &str = "t3.nano,t3a.nano,m5.24xlarge";
 
 #[track_caller]
@@ -25,7 +25,7 @@ fn result<'a>(bench: &'a Value, measure: &str, instance_type: &str) -> &'a Value
 fn bench_compares_types_by_workloads_and_command() {
     let wisp = Wisp::warmable();
     measure_and_compare(&wisp);
-    // From now on there is a template.
+    // The template exists from here on.
     fail_a_command(&wisp);
     interrupt(&wisp);
     // The data directory keeps only the program for the next bench.
@@ -85,8 +85,8 @@ fn interrupt(wisp: &Wisp) {
     let mut running = wisp.start(&["bench", "--types", "t3.nano", "--command", "sleep 600", "--overcommit"]);
     let deadline = Instant::now() + common::DEADLINE;
     while !wisp.runs().iter().any(|dir| dir.join("vmm/control.sock").exists()) {
-        assert!(Instant::now() < deadline, "no guest came up");
-        assert!(!running.has_ended_within(Duration::from_millis(20)), "it ended");
+        assert!(Instant::now() < deadline, "no guest started");
+        assert!(!running.has_ended_within(Duration::from_millis(20)), "the bench ended early");
     }
     running.signal(libc::SIGINT);
     let outcome = running.wait().expect_code(130);

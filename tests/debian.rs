@@ -65,7 +65,7 @@ fn debian_boots_with_agent_service_and_detects_ec2() {
 
 fn assert_cloud_init_applies_user_data(wisp: &Wisp) {
     let mut waiting = wisp.start(&["exec", "bookworm", "--", "cloud-init", "status", "--long", "--wait"]);
-    assert!(waiting.has_ended_within(CLOUD_INIT_TIMEOUT), "cloud-init is still at it");
+    assert!(waiting.has_ended_within(CLOUD_INIT_TIMEOUT), "cloud-init is still running");
     let status = waiting.wait().expect_code(0);
     let said = String::from_utf8_lossy(&status.stdout);
     assert!(said.contains("status: done") && said.contains("DataSourceEc2"), "{said}");

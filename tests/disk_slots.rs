@@ -24,7 +24,7 @@ fn attached_disk_detaches_after_driver_unbinds() {
     let bench = bench(2);
     let mut driver = bench.driver(0);
     assert_eq!(driver.read(register::DEVICE_ID), 0);
-    assert!(!driver.bind(), "a placeholder was set up");
+    assert!(!driver.bind(), "the driver bound an empty slot");
 
     let disk = bench.disk("first", DiskFormat::Raw, MIB);
     assert_eq!(bench.slots.attach(&disk).unwrap(), 0);
@@ -37,7 +37,7 @@ fn attached_disk_detaches_after_driver_unbinds() {
     driver.unbind();
     bench.slots.detach("first", false).unwrap();
     assert_eq!((driver.read(register::DEVICE_ID), driver.sectors()), (0, 0));
-    assert!(!driver.bind(), "a placeholder was set up");
+    assert!(!driver.bind(), "the driver bound an empty slot");
     assert_eq!(fs::read(bench.path("first")).unwrap()[MIB as usize - 512..], [0xab; 512]);
     // The file is no longer locked.
     disk_image::grow(&bench.path("first"), DiskFormat::Raw, &[], 2 * MIB).unwrap();
@@ -98,7 +98,7 @@ fn resize_notifies_driver_of_new_capacity() {
         assert_ne!(driver.read(register::CONFIG_GENERATION), generation);
         assert_eq!(driver.sectors(), 4096);
         assert_eq!(driver.request(OUT, 4095, &mut [7; 512]), OK);
-        for (size, what) in [(MIB, "shrink"), (2 * MIB + 1, "a part of a sector")] {
+        for (size, what) in [(MIB, "shrink"), (2 * MIB + 1, "partial sector")] {
             assert!(matches!(bench.slots.resize(&name, size), Err(SlotError::Disk(_))), "{what}");
         }
         driver.unbind();
@@ -235,7 +235,7 @@ fn failed_switch_leaves_disk_unchanged() {
         assert!(matches!(bench.slots.switch("disk", &bench.path(layer)), Err(SlotError::Disk(_))), "{layer}");
         assert_eq!(driver.request(OUT, 8, &mut [8; 512]), OK);
         let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, &[], 2 * MIB);
-        assert!(grown.is_err(), "the disk's file is not locked any more");
+        assert!(grown.is_err(), "the disk's file is no longer locked");
     }
     // A client that was killed before it got the answer to a switch repeats the request.
     bench.slots.switch("disk", &bench.path("disk")).unwrap();

@@ -33,8 +33,8 @@ fn flushed_guest_writes_reach_disk_file() {
     let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
     assert_eq!(lines, ["disk0", "1", &sha256(&original), "0"], "{}", outcome.stderr);
     let written = fs::read(&writable).unwrap();
-    assert!(written[..MIB] == original[..MIB], "the disk's beginning differs");
-    assert!(written[MIB + 65_536..] == original[MIB + 65_536..], "the disk's end differs");
+    assert!(written[..MIB] == original[..MIB], "the start of the disk differs");
+    assert!(written[MIB + 65_536..] == original[MIB + 65_536..], "the end of the disk differs");
     assert!(fs::read(&read_only).unwrap() == original, "the read-only disk's file was changed");
 }
 
@@ -98,7 +98,7 @@ fn damaged_records_do_not_block_other_commands() {
 
     let listed = wisp.run(&["ls"]).expect_code(0);
     assert!(listed.text().contains(GOOD) && !listed.text().contains(DAMAGED), "{}", listed.text());
-    for damaged in [format!("damaged record of instances {DAMAGED}"), format!("damaged record of volumes {lost}")] {
+    for damaged in [format!("damaged record (instances {DAMAGED})"), format!("damaged record (volumes {lost})")] {
         assert_eq!(listed.stderr.matches(&damaged).count(), 1, "{damaged}: {}", listed.stderr);
     }
     wisp.run(&["show", GOOD]).expect_code(0);

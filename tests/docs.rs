@@ -1,10 +1,10 @@
 //! Runs the commands of README.md and docs/, and compares their output.
 //!
 //! A `console` block has commands after "$ " and their output, on standard output and standard error. A `sh` block has
-//! commands that must succeed. Each page runs from top to bottom in a data directory of its own. A comment
+//! commands that must succeed. Each page runs from top to bottom in its own data directory. A comment
 //! `<!-- run: COMMAND -->` is a command that readers do not see. Blocks marked `no-test` are not run; the marker says
-//! why. In a transcript, ids, addresses, dates, durations and hashes stand for any others, a line `...` stands for any
-//! lines, and lines that begin with "Next:" may be left out.
+//! why. In a transcript, IDs, addresses, dates, durations and hashes match any others, a line `...` matches any lines,
+//! and lines that start with "Next:" can be omitted.
 
 mod common;
 
@@ -50,7 +50,7 @@ struct Step {
     /// The line number in the page.
     line: usize,
     command: String,
-    /// The lines that it prints; none if they are not part of the page.
+    /// The lines that it prints; none if the page does not show them.
     output: Option<Vec<String>>,
 }
 
@@ -99,7 +99,7 @@ fn steps(page: &str, text: &str) -> Vec<Step> {
     steps
 }
 
-/// Replaces what differs from run to run.
+/// Replaces values that differ between runs.
 fn normalized(line: &str) -> String {
     const PATTERNS: [(&str, &str); 7] = [
         (r"\b(i|r|vol|snap|ami|vpc|subnet|sg|sgr|key|eipalloc)-[0-9a-f]{8,17}\b", "$1-ID"),
@@ -146,7 +146,7 @@ fn check(step: &Step, code: Option<i32>, printed: &str) -> Result<(), String> {
 fn run_page(page: &str) {
     let text = fs::read_to_string(root().join(page)).unwrap();
     let steps = steps(page, &text);
-    assert!(!steps.is_empty(), "{page} has no commands: is it to be in the list?");
+    assert!(!steps.is_empty(), "{page} has no commands: remove it from the list");
     let wisp = Wisp::warm();
     let dir = tempfile::tempdir().unwrap();
     let programs = dir.path().join("bin");

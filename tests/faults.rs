@@ -49,7 +49,7 @@ fn vmm_under_sigstop_resumes_or_is_killed() {
     let before: u64 = exec(&wisp, "still", "wc -l < /tmp/ticks").parse().unwrap();
     let deadline = Instant::now() + DEADLINE;
     while exec(&wisp, "still", "wc -l < /tmp/ticks").parse::<u64>().unwrap() <= before {
-        assert!(Instant::now() < deadline, "the guest's clock stands still");
+        assert!(Instant::now() < deadline, "the guest's clock has stopped");
     }
     assert_eq!(exec(&wisp, "still", "dmesg | grep -i 'soft lockup'; true"), "");
 
@@ -165,7 +165,10 @@ fn host_clock_jump_changes_only_guest_time() {
     let is_right = |days: i64| {
         let time = exec(&wisp, "it", "date -u +%s").parse::<i64>().unwrap();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-        assert!((time - now - days * DAY).abs() < DEADLINE.as_secs() as i64, "the guest says {time}, and it is {now}");
+        assert!(
+            (time - now - days * DAY).abs() < DEADLINE.as_secs() as i64,
+            "the guest's time is {time}, and the host's is {now}"
+        );
     };
     let launched = || json(&wisp, &["show", "it"])["Reservations"][0]["Instances"][0]["LaunchTime"].to_string();
     let size = ["launch", "--vcpus", "1", "--memory", "192M", "--network", "none", "--hibernation"];
@@ -198,7 +201,7 @@ fn unread_console_does_not_block_guest() {
     let log = dir(&wisp, "talker").join("vmm/console.log");
     let deadline = Instant::now() + DEADLINE;
     while !fs::read_to_string(&log).unwrap().contains("the-last-line") {
-        assert!(Instant::now() < deadline, "the console's output does not come");
+        assert!(Instant::now() < deadline, "the console log lacks the last line");
         std::thread::yield_now();
     }
     let text = fs::read_to_string(&log).unwrap();
@@ -253,7 +256,7 @@ fn bad_sectors_fail_only_requests_that_touch_them() {
     machine.shell(
         "dd if=/root/page of=/dev/vdc bs=4k conv=fsync 2> /dev/null; dd if=/dev/vdc of=/dev/null bs=64k count=64",
     );
-    assert_eq!(errors(&mut machine), failed, "what is beside it, and on the other disk, has no errors");
+    assert_eq!(errors(&mut machine), failed, "adjacent sectors and the other disk have no errors");
 
     let disk = &machine.status().disks[1];
     let said = disk.last_error.clone().unwrap();
@@ -306,7 +309,7 @@ fn oom_killed_vmm_is_reported_and_loses_no_synced_data() {
     launch(&wisp, &["--name", "other", "--network", "none"]).expect_code(0);
     let group = MemoryGroup::new(32 << 20).inspect_err(|error| {
         eprintln!(
-            "no control group can be made ({error}): this test kills in the kernel's place, and nobody tells why"
+            "cannot create a control group ({error}): the test kills the VMM itself, and the OOM report is not tested"
         );
     });
     let run = |words: &[&str]| match &group {

@@ -11,7 +11,7 @@ use common::instances::{exec, files, json, launch};
 const COUNTS_ON: &str =
     "c=$(cat /tmp/count); until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done";
 
-/// A machine id, an SSH host key and a random seed, as in images from elsewhere.
+/// A machine ID, an SSH host key and a random seed, as in images from elsewhere.
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
 const MAKE_IDENTITY: &str = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; mkdir -p /etc/dropbear \
@@ -42,11 +42,11 @@ fn forks_resume_from_original_and_are_independent() {
         let text = exec(&wisp, id, &script);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines[0], lines[1], lines[3], lines[4]), (&id[..10], boot.as_str(), "data", "before"), "{text}");
-        assert!(drawn.insert(lines[2].to_string()), "two of them drew the same random numbers");
+        assert!(drawn.insert(lines[2].to_string()), "two forks drew the same random numbers");
     }
     for id in [original, forks[0], forks[1]] {
         let text = exec(&wisp, id, "cat /root/file; read d < /dev/vdb; echo $d");
-        assert_eq!(text, format!("{id}\n{id}"), "what one writes is its own");
+        assert_eq!(text, format!("{id}\n{id}"), "the forks share their disks");
     }
 
     assert_eq!(exec(&wisp, original, IDENTITY), format!("{ID}\nkey\nseed"));
@@ -58,7 +58,7 @@ fn forks_resume_from_original_and_are_independent() {
     wisp.run(&["terminate", original, forks[1]]).expect_code(0);
     wisp.run(&["stop", forks[0]]).expect_code(0);
     wisp.run(&["start", forks[0]]).expect_code(0);
-    assert_eq!(exec(&wisp, forks[0], IDENTITY), before, "a stop and a start keep it");
+    assert_eq!(exec(&wisp, forks[0], IDENTITY), before, "the identity changed across a stop and a start");
     assert_eq!(exec(&wisp, forks[0], "cat /root/file; hostname"), format!("{}\n{}", forks[0], &forks[0][..10]));
     wisp.run(&["terminate", forks[0]]).expect_code(0);
     let listed = wisp.run(&["volume", "ls"]).expect_code(0).text();
@@ -102,8 +102,8 @@ fn forks_draw_distinct_random_numbers() {
         }
     }
     let shared = times.iter().filter(|(_, times)| times.len() > 1).count();
-    assert_eq!(shared, 0, "of {counts:?} numbers");
-    assert!(times.len() > counts[0], "the forks drew none of their own: {counts:?}");
+    assert_eq!(shared, 0, "guests drew the same numbers, of {counts:?}");
+    assert!(times.len() > counts[0], "the forks drew no numbers after the fork: {counts:?}");
     wisp.run(&[&["terminate", original.trim()], &forked.lines().collect::<Vec<_>>()[..]].concat()).expect_code(0);
 }
 

@@ -15,7 +15,7 @@ fn run_returns_stdout_stderr_and_exit_code() {
     assert_memory(&lines[3], 512);
     assert_eq!(lines[4..], ["virtio_rng.0", "8"], "the entropy device");
     assert_eq!(outcome.stderr, "to-errors\n");
-    assert!(wisp.runs().is_empty(), "something was left behind");
+    assert!(wisp.runs().is_empty(), "a run directory is left");
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn guest_sees_requested_vcpus_and_memory() {
     let args = ["run", "--vcpus", "2", "--memory", "1G", "--overcommit", "--", "sh", "-c", script];
     let outcome = Wisp::new().run(&args).expect_code(0);
     let lines: Vec<String> = outcome.text().lines().map(str::to_string).collect();
-    assert_eq!((lines[0].as_str(), lines[2].as_str()), ("2", "1"), "one thread a core");
+    assert_eq!((lines[0].as_str(), lines[2].as_str()), ("2", "1"), "one thread per core");
     assert_memory(&lines[1], 1024);
 }
 
@@ -43,7 +43,7 @@ fn assert_memory(line: &str, mib: u64) {
 }
 
 fn mem_total_kib(line: &str) -> u64 {
-    line.split_whitespace().nth(1).unwrap_or_else(|| panic!("{line:?} is no MemTotal")).parse().unwrap()
+    line.split_whitespace().nth(1).unwrap_or_else(|| panic!("{line:?} is not a MemTotal line")).parse().unwrap()
 }
 
 #[test]
@@ -51,8 +51,8 @@ fn vsock_carries_8_mib_unchanged_both_ways() {
     let data = noise(8 << 20);
     let script = "cat > /tmp/data; sha256sum /tmp/data >&2; cat /tmp/data";
     let outcome = Wisp::warm().run_with_input(&["run", "--", "sh", "-c", script], &data).expect_code(0);
-    assert_eq!(outcome.stderr.split_whitespace().next(), Some(sha256(&data).as_str()), "on the way in");
-    assert_eq!(sha256(&outcome.stdout), sha256(&data), "on the way out");
+    assert_eq!(outcome.stderr.split_whitespace().next(), Some(sha256(&data).as_str()), "input was corrupted");
+    assert_eq!(sha256(&outcome.stdout), sha256(&data), "output was corrupted");
 }
 
 #[test]

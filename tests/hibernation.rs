@@ -21,7 +21,7 @@ fn hibernated() -> (String, String) {
     ("stopped".into(), "Client.UserInitiatedHibernate".into())
 }
 
-/// Asserts that the guest still has the boot id `boot`, and that its process is running.
+/// Asserts that the guest still has the boot ID `boot`, and that its process is running.
 fn assert_resumed(wisp: &Wisp, boot: &str) {
     let script = "cat /proc/sys/kernel/random/boot_id; c=$(cat /tmp/count)
         until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done; date +%s";
@@ -29,10 +29,10 @@ fn assert_resumed(wisp: &Wisp, boot: &str) {
     let (id, time) = text.split_once('\n').unwrap();
     assert_eq!(id, boot);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock says {time}, and it is {now}");
+    assert!(now.abs_diff(time.parse().unwrap()) <= 3, "the guest's clock shows {time}, and the host's shows {now}");
 }
 
-/// Asserts that every VMM thread has a seccomp filter, also the device threads, which start before the guest.
+/// Asserts that every VMM thread has a seccomp filter, including the device threads, which start before the guest.
 fn assert_filtered(dir: &Path) {
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&ControlRequest::Status).unwrap();
@@ -69,10 +69,10 @@ fn hibernated_instance_resumes_with_its_memory() {
     refused(wisp.run(&["stop", "sleeper", "--hibernate"]), "IncorrectInstanceState");
     wisp.run(&["start", "sleeper"]).expect_code(0);
     assert_resumed(&wisp, &boot);
-    assert!(!dir.join("vmm/hibernated/state").exists(), "nothing can go on from it again");
+    assert!(!dir.join("vmm/hibernated/state").exists(), "the snapshot still exists after the restore");
     assert_filtered(&dir);
 
-    // If the command is killed, the VMM saves the memory, and the next command does the rest.
+    // If the command is killed, the VMM saves the memory, and the next command completes the stop.
     let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !dir.join("vmm/hibernated/memory").exists() {
@@ -135,7 +135,7 @@ fn restoring_vmm_pid(dir: &Path) -> u32 {
         if let Some(pid) = pids.into_iter().find(is_it) {
             return pid;
         }
-        assert!(Instant::now() < deadline, "no VMM came");
+        assert!(Instant::now() < deadline, "no restoring VMM was found");
     }
 }
 
@@ -226,11 +226,11 @@ fn busy_guest_survives_a_hundred_hibernations() {
         let mut stream = wisp.start(&["exec", "sleeper", "--", "/run/busy", "stream"]);
         stream.wait_for("99\n");
         wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
-        // The stream breaks off, but has lost nothing before that.
+        // The stream is cut off, but it has lost no data before that.
         let streamed = stream.wait();
         assert_ne!(streamed.code, Some(0));
         assert!(numbers.starts_with(&streamed.text()), "round {round}: {}", streamed.text());
-        assert_eq!(dir.join("base").exists(), round > 0, "only the first has all of the memory");
+        assert_eq!(dir.join("base").exists(), round > 0, "only the first snapshot contains the whole memory");
         if round == 1 {
             let (changed, all) = (allocated_bytes(&dir.join("memory")), allocated_bytes(&dir.join("base")));
             assert!(0 < changed && changed < all, "{changed} of {all} bytes have changed");

@@ -11,12 +11,12 @@ use std::process::Command;
 use common::{Running, Wisp, vmm_pid};
 
 const ROUNDS: u64 = 256;
-/// Has the same value in `tests/programs/hostile.rs`.
+/// Must match the value in `tests/programs/hostile.rs`.
 const ROUNDS_PER_REPORT: u64 = 64;
 /// Guest memory, all of which the guest may touch, and the limit of the VMM's own memory.
 const MEMORY_KIB: u64 = 64 << 10;
 const VMM_KIB: u64 = 48 << 10;
-/// The limit for additional descriptors. In longer runs, a leak of one per report exceeds the limit.
+/// The limit for additional descriptors. In longer runs, a leak of one descriptor per report exceeds the limit.
 const DESCRIPTORS: usize = 4;
 /// Each device may log one fault of its driver per second.
 const LOG_BYTES: u64 = 1 << 20;
@@ -61,7 +61,7 @@ fn hostile_kernel_harms_neither_vmm_nor_other_guest() {
         hostile.wait_for(&format!("hostile: {round} rounds"));
         let (memory, now) = (resident_kib(pid), descriptors(pid));
         assert!(memory < MEMORY_KIB + VMM_KIB, "seed {seed}, round {round}: the VMM has {memory} KiB");
-        assert!(now <= before + DESCRIPTORS, "seed {seed}, round {round}: {now} descriptors, and {before} at first");
+        assert!(now <= before + DESCRIPTORS, "seed {seed}, round {round}: {now} descriptors, up from {before}");
         let log = fs::metadata(dir.join("vmm.log")).unwrap().len();
         assert!(log < LOG_BYTES, "seed {seed}, round {round}: {log} bytes of log");
     }
@@ -76,7 +76,7 @@ fn hostile_kernel_harms_neither_vmm_nor_other_guest() {
 }
 
 fn number(name: &str, otherwise: u64) -> u64 {
-    let parse = |text: String| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number"));
+    let parse = |text: String| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number"));
     std::env::var(name).map_or(otherwise, parse)
 }
 

@@ -68,14 +68,14 @@ fn imported_root_keeps_its_init_and_gets_agent() {
     // The guest's init configures no network, and the image has no resolver configuration.
     assert!(text.ends_with("address 172.31.0.4\nnameserver 172.31.0.2\nno mark\n"), "{text}");
 
-    // Without an agent, ctrl-alt-del stops the guest: its init reboots, which counts as its end.
+    // Without an agent, Ctrl-Alt-Del stops the guest: its init reboots, which counts as a shutdown.
     wisp.run(&["launch", "bare", "--name", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
     let shown = wisp.run(&["show", "box", "--output", "json"]).expect_code(0).text();
     assert!(shown.contains("\"stopped\"") && shown.contains("Client.UserInitiatedShutdown"), "{shown}");
 
-    // A guest that also ignores ctrl-alt-del is stopped by force.
+    // A guest that also ignores Ctrl-Alt-Del is stopped by force.
     wisp.run(&["start", "box"]).expect_code(0);
     wisp.run(&["exec", "box", "--", "sh", "-c", "echo > /etc/inittab; kill -HUP 1; kill -9 $PPID"]);
     wisp.run(&["stop", "box"]).expect_code(0);
@@ -117,7 +117,11 @@ fn bundle_is_exported_imported_modified_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).expect_code(0);
-    assert_eq!(wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).code, Some(1), "it exists");
+    assert_eq!(
+        wisp.run(&["image", "export", "tiny", &path("tiny.tar.zst")]).code,
+        Some(1),
+        "an existing file was overwritten"
+    );
 
     let taken = wisp.run(&["image", "import", &path("tiny.tar.zst")]).expect_code(1);
     assert!(taken.stderr.contains("InvalidAMIName.Duplicate"), "{}", taken.stderr);
@@ -144,7 +148,7 @@ fn bundle_is_exported_imported_modified_and_removed() {
     assert!(refused.expect_code(1).stderr.contains("vmlinux"), "the damaged file is named");
 
     wisp.run(&["image", "rm", "other", "third"]).expect_code(0);
-    assert!(!kernel.exists(), "nobody uses it");
+    assert!(!kernel.exists(), "an unused image's files remain");
     let list = wisp.run(&["image", "ls"]).expect_code(0).text();
     assert!(list.contains("tiny") && !list.contains("third"), "{list}");
 }

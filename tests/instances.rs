@@ -171,13 +171,13 @@ fn unexpected_ends_have_distinct_state_reasons() {
     let names: Vec<String> = ids.iter().map(|id| exec(&wisp, id, "hostname")).collect();
     assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
 
-    // Synced data of the guest survive the end of the VMM.
+    // The guest's synced data survives a kill of the VMM.
     exec(&wisp, ids[0], "echo kept > /root/file; sync");
     kill_vmm(&wisp, ids[0]);
     let first = wisp.run(&["ls"]).expect_code(0);
     assert!(first.stderr.contains(ids[0]) && first.stderr.contains("was killed"), "{}", first.stderr);
     let second = wisp.run(&["ls"]).expect_code(0);
-    assert!(!second.stderr.contains("was killed"), "it is said once: {}", second.stderr);
+    assert!(!second.stderr.contains("was killed"), "the kill was reported twice: {}", second.stderr);
     assert_eq!(reason(&wisp, ids[0]), "Server.InternalError");
     wisp.run(&["start", ids[0]]).expect_code(0);
     assert_eq!(exec(&wisp, ids[0], "cat /root/file"), "kept");
@@ -195,13 +195,13 @@ fn unexpected_ends_have_distinct_state_reasons() {
     assert!(is_said("ended before it was rebooted") || is_said("before its agent was ready"), "{refused}");
     console.wait().expect_code(0);
 
-    // The VMM's lock outlives the VMM slightly. Here `start` runs before the release.
+    // The VMM's lock outlives the VMM slightly. Here, `start` runs before the lock is released.
     let dir = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--no-wait"]).expect_code(0);
     kill_vmm(&wisp, ids[0]);
     let lock = wisp::host::home::lock_file(&dir.join("lock")).unwrap();
     let mut starting = wisp.start(&["start", ids[0], "--no-wait"]);
-    assert!(!starting.has_ended_within(Duration::from_secs(1)), "it did not wait for the lock");
+    assert!(!starting.has_ended_within(Duration::from_secs(1)), "start did not wait for the lock");
     drop(lock);
     assert!(starting.wait().expect_code(0).text().contains("stopped → pending"));
     assert_eq!(state(&wisp, ids[0]), "running");
@@ -328,7 +328,7 @@ fn dry_run_changes_nothing_in_the_data_directory() {
     let before = contents(&wisp);
     let dry_run = |args: &[&str], code: &str| {
         refused(wisp.run(&[&["launch", "--dry-run"], args].concat()), code);
-        assert!(contents(&wisp) == before, "{args:?} changed something");
+        assert!(contents(&wisp) == before, "{args:?} changed the data directory");
     };
     dry_run(&[], "DryRunOperation");
     dry_run(&["tiny", "--count", "2", "--security-group", "default", "--client-token", "one"], "DryRunOperation");

@@ -1,6 +1,6 @@
 //! A lint for plain English: doc comments that start with a question word, and phrases that avoid a term of the field.
 //!
-//! Each area of the repository has a budget, which only ever falls. New text has none: rewrite a line instead of raising a number.
+//! The budget of each area of the repository may only decrease: rewrite a line instead of raising a number.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use vmm::control::{ControlClient, ControlRequest, Message};
 
 fn only_vmm_pid(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
-    let [dir] = runs.as_slice() else { panic!("not one machine: {runs:?}") };
+    let [dir] = runs.as_slice() else { panic!("expected one machine: {runs:?}") };
     vmm_pid(dir)
 }
 

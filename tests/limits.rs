@@ -67,7 +67,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let pid = machine.status().sandbox.pid;
     let (least, deadline) = (Duration::from_millis(30), Instant::now() + DEADLINE);
     while thread_cpu_time(pid, "block0") < least {
-        assert!(Instant::now() < deadline, "the disk's thread had {:?}", thread_cpu_time(pid, "block0"));
+        assert!(Instant::now() < deadline, "the disk's thread used {:?} of CPU time", thread_cpu_time(pid, "block0"));
         machine.shell("dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null");
     }
     let status = machine.status();
@@ -80,8 +80,8 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
     let request = ControlRequest::Fork { dir: saved, layers: Vec::new() };
-    let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("it was not saved") };
-    println!("saved while it was held: paused for {paused_ns} ns");
+    let Message::Saved { paused_ns } = machine.ask(&request) else { panic!("the machine was not saved") };
+    println!("saved while throttled: paused for {paused_ns} ns");
     assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: true }), Message::Done);
     let held = machine.status().cpu_budget.unwrap().throttled_ns;
     machine.shell(BUSY);
@@ -110,7 +110,7 @@ fn expect_within(
     act(machine);
     let passed = count(&machine.status()) - before;
     let took = began.elapsed();
-    println!("{passed} in {took:?}, of {rate} by the second");
+    println!("{passed} in {took:?}, with a limit of {rate} per second");
     let most = rate / 20 + largest + 1 + (took.as_secs_f64() * rate as f64) as u64;
     assert!(passed > 0 && passed <= most, "{passed} in {took:?} is more than {most}");
 }
@@ -251,7 +251,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
             machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
             let deadline = Instant::now() + DEADLINE;
             while machine.status().net.unwrap().sent_bytes < 100_000 {
-                assert!(Instant::now() < deadline, "what is held back does not come");
+                assert!(Instant::now() < deadline, "throttled packets do not arrive");
             }
         },
     );
@@ -265,12 +265,12 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
     let least = Duration::from_secs(3);
     while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
-        assert!(Instant::now() < deadline, "nothing is held back");
+        assert!(Instant::now() < deadline, "nothing is throttled");
     }
     for (name, before) in threads {
         let had = thread_cpu_time(pid, name) - before;
-        println!("{name} had {had:?} while it was held for {least:?} or more");
-        assert!(had < least / 4, "{name} had {had:?}");
+        println!("{name} used {had:?} of CPU time while throttled for {least:?} or more");
+        assert!(had < least / 4, "{name} used {had:?} of CPU time");
     }
 }
 
@@ -285,7 +285,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
     const IOPS: u64 = 100;
     const READS: u64 = 60;
     let wisp = Wisp::warm();
-    // The minimum for a volume, of a type without burst credits.
+    // The minimum IOPS of a volume, with a type that has no burst credits.
     let volume = ["--network", "none", "--overcommit", "--volume", "size=4,type=io1,iops=100"];
     let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
@@ -302,7 +302,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
             let (after, took) = (disk(), began.elapsed());
             let reads = after.reads - before.reads;
             println!(
-                "{name}: {reads} reads in {took:?} at {iops:?}, held for {} ns",
+                "{name}: {reads} reads in {took:?} at {iops:?}, throttled for {} ns",
                 after.throttled_ns - before.throttled_ns
             );
             assert!(reads >= READS);

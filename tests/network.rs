@@ -76,12 +76,12 @@ fn guest_network_works_outbound_and_inbound() {
     let sum = exec(&wisp, "web", &format!("wget -q -O /tmp/content http://{world}/; sha256sum < /tmp/content"));
     assert_eq!(sum.split(' ').next(), Some(hex(&Sha256::digest(&content)).as_str()));
     exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
-    assert!(serving.join().unwrap() == content[..UPLOAD], "what the guest sent arrived otherwise");
+    assert!(serving.join().unwrap() == content[..UPLOAD], "the guest's upload was corrupted");
 
     exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
     let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
     let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
-    assert!(answer[body..] == content, "{} bytes came", answer.len() - body);
+    assert!(answer[body..] == content, "received {} bytes", answer.len() - body);
 
     let shown = instance(&wisp, "web");
     let public: std::net::Ipv4Addr = shown["PublicIpAddress"].as_str().unwrap().parse().unwrap();

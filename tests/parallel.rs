@@ -1,4 +1,4 @@
-//! Concurrent commands on own and shared instances succeed or are refused, and leave a consistent state.
+//! Concurrent commands on separate and shared instances succeed or are refused, and leave a consistent state.
 
 mod common;
 
@@ -61,8 +61,8 @@ fn thousand_concurrent_commands_leave_consistent_state() {
     let ids: BTreeSet<_> = instances.iter().map(|it| it["InstanceId"].as_str().unwrap()).collect();
     let count = |name: &str| instances.iter().filter(|it| it["State"]["Name"] == name).count();
     assert_eq!((ids.len(), count("terminated"), count("stopped")), (101, 100, 1));
-    assert_eq!(files(&wisp, "instances").len(), 1, "only the shared one has a directory");
-    assert_eq!(files(&wisp, "volumes").len(), 1, "and a volume");
+    assert_eq!(files(&wisp, "instances").len(), 1, "only the shared instance has a directory");
+    assert_eq!(files(&wisp, "volumes").len(), 1, "only the shared instance has a volume");
     wisp.run(&["terminate", SHARED]).expect_code(0);
     common::await_no_processes_of(&wisp);
     assert!(files(&wisp, "instances").is_empty() && files(&wisp, "volumes").is_empty());

@@ -71,7 +71,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
     assert!((25.0..30.0).contains(&credits), "{credits} credits");
 
-    // A VMM that starts with a full file makes room, despite its sandbox.
+    // A VMM that starts with a full usage file makes room in it, despite its sandbox.
     let mut text = String::new();
     for number in 0..2100 {
         let moment = SampleTime { run: 1, up_ms: number * 1000, at_ms: last.moment.at_ms };

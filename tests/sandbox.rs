@@ -241,7 +241,7 @@ fn unlisted_syscall_kills_process_and_is_named() {
     });
 }
 
-/// A VMM without namespaces, on a kernel without Landlock, has only its filters.
+/// A VMM without namespaces, on a kernel without Landlock, has only its seccomp filters.
 #[test]
 fn socket_creation_is_refused_in_every_thread() {
     for kind in ThreadKind::ALL {

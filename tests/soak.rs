@@ -41,7 +41,7 @@ fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 /// Marsaglia's xorshift64.
@@ -88,7 +88,7 @@ impl Soak {
         match self.random.below(4) {
             0 => {
                 let other = self.command();
-                did = format!("{did}; at the same time {}", other.join(" "));
+                did = format!("{did}; concurrently {}", other.join(" "));
                 let other = self.start(&other);
                 finish(running);
                 finish(other);
@@ -181,7 +181,7 @@ impl Soak {
             state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
         let alive: BTreeSet<InstanceId> =
             common::vmm_processes(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
-        same("instances that run", &running, "VMMs", &alive)?;
+        same("running instances", &running, "VMMs", &alive)?;
         self.check_volumes(&state)?;
         self.check_files(&state)
     }
@@ -200,7 +200,7 @@ impl Soak {
             };
             match state.instances.iter().find(is_passing) {
                 Some(record) => {
-                    passing = format!("{} is {}, and no command is at it", record.id, record.state.as_str())
+                    passing = format!("{} is {}, but no command is working on it", record.id, record.state.as_str())
                 }
                 None => return Ok(state),
             }
@@ -221,7 +221,7 @@ impl Soak {
                 it.attachment.as_ref().map(|attachment| format!("{} at {}", it.id, attachment.instance_id))
             })
             .collect();
-        same("volumes that instances have", &of_instances, "attached volumes", &of_volumes)
+        same("volumes of instances", &of_instances, "attached volumes", &of_volumes)
     }
 
     /// Checks that every file has an owner, and that the files of each record exist and are sound.
@@ -233,7 +233,7 @@ impl Soak {
             .filter(|it| it.state != InstanceState::Terminated)
             .map(|it| it.id.to_string())
             .collect();
-        same("living instances", &living, "directories", &names(&home.join("instances")))?;
+        same("existing instances", &living, "directories", &names(&home.join("instances")))?;
         // The embedded image's directory is created on first use.
         let embedded = wisp::cloud::embedded::id().to_string();
         let without = |mut names: BTreeSet<String>| {
@@ -252,7 +252,7 @@ impl Soak {
             needed.extend(below.filter(|name| !needed.contains(name)));
             index += 1;
         }
-        same("files that are needed", &needed.into_iter().collect(), "files", &names(&volumes))
+        same("needed files", &needed.into_iter().collect(), "files", &names(&volumes))
     }
 
     fn clear(&self) -> Result<(), String> {
@@ -270,7 +270,7 @@ impl Soak {
         self.check()?;
         let left: Vec<String> =
             ["instances", "volumes", "runs"].iter().flat_map(|dir| names(&self.wisp.home().join(dir))).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
+        if left.is_empty() { Ok(()) } else { Err(format!("left over: {left:?}")) }
     }
 }
 
@@ -284,7 +284,7 @@ fn same<T: Ord + std::fmt::Debug>(what: &str, a: &BTreeSet<T>, other: &str, b: &
         return Ok(());
     }
     let (only_a, only_b): (Vec<_>, Vec<_>) = (a.difference(b).collect(), b.difference(a).collect());
-    Err(format!("only among {what}: {only_a:?}; only among {other}: {only_b:?}"))
+    Err(format!("only in {what}: {only_a:?}; only in {other}: {only_b:?}"))
 }
 
 fn names(dir: &Path) -> BTreeSet<String> {

@@ -26,7 +26,7 @@ fn unprivileged_user_runs_all_features_and_leaves_nothing() {
         return use_all_features(&Wisp::of(User::inside()));
     }
     let Some(user) = User::create() else {
-        eprintln!("Only root can make a user; the other tests show the same, run by one.");
+        eprintln!("Skipped: only root can create a user. Run as this user, the other tests cover the same features.");
         return;
     };
     // The check applies only if the device is not open to all users.
@@ -72,7 +72,7 @@ fn use_all_features(wisp: &Wisp) {
     assert_eq!(hello_from_the_world(wisp, "client"), "hello");
 
     let networks = std::fs::read_dir(wisp.home().join("networks")).unwrap().map(|entry| entry.unwrap().path());
-    let [dir] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("there is one VPC") };
+    let [dir] = &networks.filter(|path| path.is_dir()).collect::<Vec<_>>()[..] else { panic!("expected one VPC") };
     common::kill_router(dir.to_str().unwrap());
     assert_eq!(finding(wisp, "VPC router").unwrap()["Fixes"][0]["Command"], "wisp ls");
     let came = wisp.run(&["ls"]).expect_code(0);
@@ -166,10 +166,10 @@ fn assert_nothing_is_left(wisp: &Wisp) {
     }
     let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
     let links = String::from_utf8(links.stdout).unwrap();
-    assert_eq!(links.lines().count(), 3, "the host's own, and no other: {links}");
+    assert_eq!(links.lines().count(), 3, "expected only the host's own links: {links}");
     for path in tree(wisp.home()) {
         let metadata = path.symlink_metadata().unwrap();
-        assert_eq!(metadata.uid(), user.uid(), "{} is somebody else's", path.display());
+        assert_eq!(metadata.uid(), user.uid(), "{} belongs to another user", path.display());
         assert!(!metadata.file_type().is_socket(), "{} is left", path.display());
     }
     assert!(wisp.instances().is_empty());

@@ -115,9 +115,9 @@ fn instance_store_is_empty_after_each_start() {
     assert_eq!(exec(&wisp, "store", size), "927734375\n0", "475 GB of zeroes");
     exec(&wisp, "store", "echo something > /dev/vdb; sync");
     wisp.run(&["reboot", "store"]).expect_code(0);
-    assert_eq!(exec(&wisp, "store", "head -c 9 /dev/vdb"), "something", "a reboot keeps them");
+    assert_eq!(exec(&wisp, "store", "head -c 9 /dev/vdb"), "something", "a reboot keeps the data");
     wisp.run(&["stop", "store"]).expect_code(0);
-    assert!(!wisp.instances()[0].join("ephemeral0").exists(), "a stop does not");
+    assert!(!wisp.instances()[0].join("ephemeral0").exists(), "a stop deletes the data");
     wisp.run(&["start", "store"]).expect_code(0);
     assert_eq!(exec(&wisp, "store", size), "927734375\n0");
 }

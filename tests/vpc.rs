@@ -46,7 +46,7 @@ fn talk<'a>(wisp: &'a Wisp, server: &str, address: &str, client: &'a str) -> imp
     move || {
         let (before, deadline) = (ticks(), Instant::now() + DEADLINE);
         while ticks() <= before {
-            assert!(Instant::now() < deadline, "the connection is silent");
+            assert!(Instant::now() < deadline, "no data arrives on the connection");
         }
     }
 }
@@ -103,7 +103,7 @@ fn killed_router_restarts_and_keeps_connections() {
     assert!(pings("client") && reaches(&wisp, "client", &address));
     assert_eq!(hello_from_the_world(&wisp, "client"), "hello");
     let log = format!("{dir}/pasta.log");
-    assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "one uplink, and not the previous one");
+    assert_eq!(common::processes(&["--log-file", &log]).len(), 1, "only the new uplink is running");
 
     // Two concurrent commands, one of which launches. The new instance joins the others' network.
     kill_the_router();
@@ -220,7 +220,7 @@ fn vpcs_are_isolated_and_elastic_address_moves() {
     }
     let a = shown(&wisp, "a");
     assert_eq!((&a["PrivateIpAddress"], &a["SecurityGroups"][0]["GroupName"]), (&json!("10.0.1.10"), &json!("red")));
-    assert_eq!(a.get("PublicIpAddress"), None, "its subnet gives none");
+    assert_eq!(a.get("PublicIpAddress"), None, "the subnet assigns no public addresses");
     let network = format!("{METADATA}/network/interfaces/macs");
     let metadata =
         exec(&wisp, "a", &format!("mac=$({network}); {network}/${{mac}}subnet-id; echo; {network}/${{mac}}vpc-id"));

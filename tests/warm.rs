@@ -69,7 +69,7 @@ fn warm_launch_creates_independent_instances() {
     assert!(!is_warm(&wisp, "cold"));
     let deadline = std::time::Instant::now() + common::DEADLINE;
     while json(&wisp, &["image", "show", "tiny"])["Images"][0]["WarmSnapshots"].as_array().unwrap().is_empty() {
-        assert!(std::time::Instant::now() < deadline, "no template was made");
+        assert!(std::time::Instant::now() < deadline, "no template was created");
         std::thread::yield_now();
     }
     launch(&wisp, &["--name", "again", "--overcommit"]).expect_code(0);

@@ -17,7 +17,7 @@ use super::volume::VolumeError;
 pub struct DeviceName(String);
 
 impl DeviceName {
-    /// The name in most images. Amazon Linux uses `/dev/xvda`.
+    /// The root device's name in most images. Amazon Linux uses `/dev/xvda`.
     pub fn root() -> DeviceName {
         DeviceName("/dev/sda1".to_owned())
     }
@@ -30,7 +30,7 @@ impl DeviceName {
         self.slot() == "a"
     }
 
-    /// Two names can denote one slot, as `/dev/sdf` and `/dev/xvdf` do: the guest has links of both names to one disk.
+    /// Returns true if both names denote one slot: in the guest, `/dev/sdf` and `/dev/xvdf` are links to the same disk.
     pub fn same_place(&self, other: &DeviceName) -> bool {
         self.slot() == other.slot()
     }
@@ -151,7 +151,7 @@ mod tests {
         assert!(name("/dev/sdf").same_place(&name("/dev/xvdf")));
         assert!(name("/dev/sda1").same_place(&name("/dev/xvda")));
         assert!(name("/dev/xvda").is_root() && !name("/dev/sdb").is_root());
-        let error = name("/dev/xvdf").unless_used(&[name("/dev/sdf")]).expect_err("it is used");
+        let error = name("/dev/xvdf").unless_used(&[name("/dev/sdf")]).expect_err("the slot is in use");
         assert!(error.to_string().starts_with("InvalidParameterValue: "), "{error}");
         assert_eq!(name("/dev/sdg").unless_used(&[name("/dev/sdf")]), Ok(name("/dev/sdg")));
     }

@@ -9,7 +9,7 @@ use super::error::Ec2Error;
 use super::instance_type::InstanceType;
 use super::size::{MemorySize, approximate_mib};
 
-/// Maximum that the VMM gives a guest.
+/// Maximum number of vCPUs per guest.
 pub const MAX_VCPUS: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +23,9 @@ pub struct HostCapacity {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InstanceSize {
     pub instance_type: &'static InstanceType,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub vcpus: u32,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub memory_mib: u64,
 }
 
@@ -49,7 +49,7 @@ impl InstanceSize {
             return Err(Ec2Error::InvalidParameterValue {
                 parameter: "VCpus",
                 given: vcpus.to_string(),
-                rule: format!("a guest has 1 to {MAX_VCPUS} vCPUs."),
+                rule: format!("it must be between 1 and {MAX_VCPUS}."),
             });
         }
         let of_type = InstanceSize::of_type(instance_type);
@@ -72,7 +72,7 @@ impl fmt::Display for InstanceSize {
         if self.is_pure() {
             write!(f, "{} has {vcpus} and {memory}", self.instance_type.name)
         } else {
-            write!(f, "{vcpus} and {memory} were asked for")
+            write!(f, "{vcpus} and {memory} were requested")
         }
     }
 }
@@ -109,13 +109,13 @@ impl Shortage {
     pub fn hint(&self) -> String {
         let mut advice = match self.largest {
             Some(largest) => format!(
-                "The largest that fits{} is {} ({}, {}).",
-                if self.request.instance_type.family() == largest.family() { " of its family" } else { "" },
+                "The largest type{} that fits is {} ({}, {}).",
+                if self.request.instance_type.family() == largest.family() { " in this family" } else { "" },
                 largest.name,
                 count(largest.vcpus, "vCPU"),
                 approximate_mib(largest.memory_mib),
             ),
-            None => "No type fits: free some memory, or ask for less with --memory.".to_owned(),
+            None => "No type fits. Free some memory, or request less with --memory.".to_owned(),
         };
         if self.lacking == Lacking::Cpus {
             advice.push_str(" --overcommit lets vCPUs share the host's CPUs.");
@@ -128,7 +128,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; ", self.request)?;
         match self.lacking {
-            Lacking::Vmm => write!(f, "a guest has at most {MAX_VCPUS} vCPUs."),
+            Lacking::Vmm => write!(f, "a guest can have at most {MAX_VCPUS} vCPUs."),
             Lacking::Cpus | Lacking::Memory | Lacking::CpusAndMemory => write!(
                 f,
                 "this host has {} and {} free.",
@@ -201,7 +201,7 @@ mod tests {
     fn shortage(name: &str, host: HostCapacity, overcommit: bool) -> Shortage {
         match check(&of_type(name), host, overcommit) {
             Err(Ec2Error::InsufficientCapacity(shortage)) => *shortage,
-            other => panic!("{name}: {other:?} is no shortage"),
+            other => panic!("{name}: {other:?} is not a shortage"),
         }
     }
 
@@ -223,7 +223,8 @@ mod tests {
             "InsufficientInstanceCapacity: m5.4xlarge has 16 vCPUs and 64 GiB; \
              this host has 2 CPUs and 23.1 GiB free."
         );
-        assert_eq!(error.hint().as_deref(), Some("The largest that fits of its family is m5.large (2 vCPUs, 8 GiB)."));
+        let hint = "The largest type in this family that fits is m5.large (2 vCPUs, 8 GiB).";
+        assert_eq!(error.hint().as_deref(), Some(hint));
     }
 
     #[test]
@@ -247,14 +248,14 @@ mod tests {
         let shortage = shortage("c6i.24xlarge", huge, true);
         assert_eq!(shortage.lacking, Lacking::Vmm);
         assert_eq!(shortage.largest.map(|largest| largest.name), Some("c6i.16xlarge"));
-        assert!(shortage.to_string().ends_with("a guest has at most 64 vCPUs."));
+        assert!(shortage.to_string().ends_with("a guest can have at most 64 vCPUs."));
     }
 
     #[test]
     fn largest_type_of_another_family_is_suggested() {
         let shortage = shortage("i3.large", HostCapacity { cpus: 1, memory_mib: 1500 }, false);
         assert_eq!(shortage.largest.map(|largest| largest.name), Some("t2.micro"));
-        assert_eq!(shortage.hint(), "The largest that fits is t2.micro (1 vCPU, 1 GiB).");
+        assert_eq!(shortage.hint(), "The largest type that fits is t2.micro (1 vCPU, 1 GiB).");
     }
 
     #[test]
@@ -266,10 +267,10 @@ mod tests {
 
     #[test]
     fn overrides_replace_size_of_type() {
-        let micro = catalog::find("t3.micro").expect("it is there");
+        let micro = catalog::find("t3.micro").expect("a known type");
         let request = InstanceSize::new(micro, Some(1), MemorySize::from_mib(256)).expect("allowed");
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
-        assert_eq!(request.to_string(), "1 vCPU and 256 MiB were asked for");
+        assert_eq!(request.to_string(), "1 vCPU and 256 MiB were requested");
         assert_eq!(InstanceSize::new(micro, None, None), Ok(InstanceSize::of_type(micro)));
         for vcpus in [0, 65, u32::MAX] {
             let error = InstanceSize::new(micro, Some(vcpus), None).expect_err("not allowed");
@@ -279,14 +280,13 @@ mod tests {
 
     #[test]
     fn unlaunchable_type_is_refused_even_with_overrides() {
-        let arm = catalog::find("t4g.micro").expect("it is there");
+        let arm = catalog::find("t4g.micro").expect("a known type");
         let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
         let reason = NotLaunchable::Architecture;
         assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });
         assert_eq!(
             error.to_string(),
-            "Unsupported: t4g.micro cannot run here: its processors are Arm, \
-             and Wisp runs x86_64 guests."
+            "Unsupported: t4g.micro cannot run here: it has Arm processors, and Wisp runs only x86_64 guests."
         );
     }
 

@@ -39,7 +39,7 @@ const HEADER: [&str; 22] = [
 
 const SUGGESTIONS: usize = 3;
 
-static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test reads every row"));
+static CATALOGUE: LazyLock<Vec<InstanceType>> = LazyLock::new(|| parse(CSV).expect("a unit test parses every row"));
 
 /// Returns all types, ordered by category, family and size.
 pub fn all() -> &'static [InstanceType] {
@@ -114,9 +114,9 @@ fn edit_distance(a: &str, b: &str) -> usize {
 enum RowError {
     #[error("the header does not name the expected columns")]
     Header,
-    #[error("line {line} has {fields} fields")]
+    #[error("line {line} has the wrong number of fields: {fields}")]
     FieldCount { line: usize, fields: usize },
-    #[error("line {line}: {column} cannot be {value:?}")]
+    #[error("line {line}: invalid {column}: {value:?}")]
     Field { line: usize, column: &'static str, value: String },
 }
 
@@ -269,7 +269,7 @@ mod tests {
         let mut names = HashSet::new();
         for row in all() {
             let name = row.name;
-            assert!(names.insert(name), "{name} is there twice");
+            assert!(names.insert(name), "duplicate type {name}");
             assert!((1..=192).contains(&row.vcpus), "{name}");
             assert!(row.vcpus.is_multiple_of(row.threads_per_core), "{name}");
             assert!((512..=4 << 20).contains(&row.memory_mib), "{name}");
@@ -324,11 +324,11 @@ mod tests {
 
     #[test]
     fn known_types_have_published_figures() {
-        let row = find("i3.4xlarge").expect("it is there");
+        let row = find("i3.4xlarge").expect("a known type");
         assert_eq!((row.vcpus, row.memory_mib), (16, 124_928));
         let store = InstanceStore { disks: 2, disk_gb: 1900, kind: DiskKind::Ssd };
         assert_eq!(row.instance_store, Some(store));
-        let gpu = find("p3.8xlarge").expect("it is there").gpu.expect("it has some");
+        let gpu = find("p3.8xlarge").expect("a known type").gpu.expect("a GPU");
         assert_eq!(gpu.to_string(), "4 × NVIDIA V100");
         assert_eq!(gpu.memory_mib, 16_384);
     }
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
         match error {
             Ec2Error::UnknownInstanceType { closest, .. } => closest,
-            other => panic!("{other} is about something else"),
+            other => panic!("unexpected error: {other}"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! CPU credits of burstable instances: earning rate, accrual limit, and the effect of a launch, a stop and a start.
 //!
-//! A credit is one vCPU for one minute; this module counts in nanoseconds of CPU time. The VMM keeps the running
-//! account.
+//! One credit is one vCPU for one minute. This module counts in nanoseconds of CPU time. The VMM updates the balance
+//! while the instance is running.
 //!
 //! Source: EC2 User Guide, "Burstable performance instances".
 
@@ -21,13 +21,13 @@ const ACCRUAL_HOURS: u64 = 24;
 /// Seconds for which a stopped T3 instance keeps its credits.
 const KEPT_FOR: u64 = 7 * 24 * 3600;
 
-/// The behavior when an instance's credits are spent (`CreditSpecification`).
+/// The behavior when an instance has used up its credits (`CreditSpecification`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CreditMode {
     /// The instance is throttled to its baseline.
     Standard,
-    /// The instance spends surplus credits, which later earnings pay back or which are charged.
+    /// The instance spends surplus credits. Later earnings pay them back, or EC2 charges for them.
     Unlimited,
 }
 
@@ -54,13 +54,13 @@ impl FromStr for CreditMode {
             Ec2Error::InvalidParameterValue {
                 parameter: "CpuCredits",
                 given: text.to_owned(),
-                rule: "it is standard or unlimited.".to_owned(),
+                rule: "it must be standard or unlimited.".to_owned(),
             }
         })
     }
 }
 
-/// In nanoseconds of CPU time.
+/// A credit balance in nanoseconds of CPU time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditBalance {
     /// Earned and unspent credits.
@@ -129,8 +129,8 @@ impl CreditRules {
         CreditBalance { launch_ns, ..CreditBalance::default() }
     }
 
-    /// Returns a new instance's balance with the credits kept at the stop, unless they have expired. A smaller type has
-    /// a lower accrual limit.
+    /// Returns the balance at launch plus the credits kept at the stop, unless those have expired. A smaller type has a
+    /// lower accrual limit.
     pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
         let mut balance = self.at_launch(mode);
         let Some(kept) = kept else { return balance };

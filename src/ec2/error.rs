@@ -1,4 +1,4 @@
-//! Errors of requests, by cause, with EC2's code and advice for the user.
+//! Request errors by cause, with EC2's error code and a hint for the user.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use super::tag::TagError;
 use super::user_data::UserDataError;
 use super::volume::VolumeError;
 
-/// A request that EC2's rules refuse. Displays as `CODE: sentence`; [`Ec2Error::hint`] returns the advice.
+/// A request that violates EC2's rules. Displays as `CODE: sentence`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ec2Error {
     UnknownInstanceType {
         given: String,
-        /// The closest first.
+        /// The closest name first.
         closest: Vec<&'static str>,
     },
     /// The type exists in EC2, but cannot run here on any host.
@@ -52,10 +52,10 @@ pub enum Ec2Error {
     IncorrectInstanceState {
         instance: InstanceId,
         state: &'static str,
-        /// A participle, for example `started`.
+        /// A past participle, for example `started`.
         action: &'static str,
     },
-    /// A reason without a variant of its own.
+    /// Any other error.
     Refused {
         code: ErrorCode,
         /// The problem, as a sentence.
@@ -92,7 +92,7 @@ impl Ec2Error {
         }
     }
 
-    /// Returns one line of advice, or none if the message suffices.
+    /// Returns a one-line hint, or none if the message needs no hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             Ec2Error::UnknownInstanceType { closest, .. } => Some(match closest.as_slice() {
@@ -105,19 +105,19 @@ impl Ec2Error {
             Ec2Error::InsufficientCapacity(shortage) => Some(shortage.hint()),
             Ec2Error::InvalidParameterValue { .. } => None,
             Ec2Error::MalformedId { noun, prefix, .. } => Some(format!(
-                "The identifier of a {noun} is {prefix}- and {DIGITS} digits 0-9, a-f; \
-                 its beginning will do."
+                "The {noun} ID must be {prefix}- followed by {DIGITS} lowercase hexadecimal digits. A unique prefix is \
+                 enough."
             )),
             Ec2Error::NotFound { code, .. } => Some(match code {
                 ErrorCode::InvalidAmiIdNotFound => {
-                    "`tiny` is the image inside wisp; `wisp image ls` lists the others, and the directory of a bundle \
-                     is an image too."
+                    "`wisp image ls` lists the images. You can also specify `tiny`, the built-in image, or the \
+                     directory of a bundle."
                         .to_owned()
                 }
                 ErrorCode::InvalidVolumeNotFound => "`wisp volume ls` lists the volumes.".to_owned(),
                 ErrorCode::InvalidSnapshotNotFound => "`wisp snapshot ls` lists the snapshots.".to_owned(),
                 ErrorCode::InvalidKeyPairNotFound => {
-                    "`wisp key ls` lists the key pairs, `wisp key create` makes one.".to_owned()
+                    "`wisp key ls` lists the key pairs; `wisp key create` creates one.".to_owned()
                 }
                 ErrorCode::InvalidGroupNotFound => "`wisp sg ls` lists the security groups.".to_owned(),
                 ErrorCode::InvalidVpcIdNotFound => "`wisp vpc ls` lists the VPCs.".to_owned(),
@@ -125,9 +125,9 @@ impl Ec2Error {
                 ErrorCode::InvalidAllocationIdNotFound => "`wisp address ls` lists the elastic addresses.".to_owned(),
                 _ => "`wisp ls` lists the instances.".to_owned(),
             }),
-            Ec2Error::AmbiguousReference { matches, .. } => Some(format!("Write more of it: {}.", one_of(matches))),
+            Ec2Error::AmbiguousReference { matches, .. } => Some(format!("Specify {}.", one_of(matches))),
             Ec2Error::IncorrectInstanceState { instance, .. } => {
-                Some(format!("`wisp show {instance}` says more about its state."))
+                Some(format!("`wisp show {instance}` shows details about its state."))
             }
             Ec2Error::Refused { hint, .. } => hint.clone(),
 
@@ -154,16 +154,16 @@ impl fmt::Display for Ec2Error {
                 write!(f, "Invalid value '{given}' for {parameter}: {rule}")
             }
             Ec2Error::MalformedId { noun, given, .. } => {
-                write!(f, "Invalid {noun} id: '{given}'.")
+                write!(f, "Invalid {noun} ID: '{given}'.")
             }
             Ec2Error::NotFound { noun, given, .. } => {
                 write!(f, "The {noun} '{given}' does not exist.")
             }
             Ec2Error::AmbiguousReference { noun, given, matches } => {
-                write!(f, "'{given}' stands for {} {noun}s.", matches.len())
+                write!(f, "'{given}' matches {} {noun}s.", matches.len())
             }
             Ec2Error::IncorrectInstanceState { instance, state, action } => {
-                write!(f, "The instance '{instance}' is {state}, a state from which it cannot be {action}.")
+                write!(f, "The instance '{instance}' is {state}, so it cannot be {action}.")
             }
             Ec2Error::Refused { what, .. } => write!(f, "{what}"),
 
@@ -239,8 +239,8 @@ mod tests {
         assert_eq!(
             error.hint().as_deref(),
             Some(
-                "`tiny` is the image inside wisp; `wisp image ls` lists the others, and the directory of a bundle is an \
-                 image too."
+                "`wisp image ls` lists the images. You can also specify `tiny`, the built-in image, or the directory \
+                 of a bundle."
             )
         );
     }
@@ -254,8 +254,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "IncorrectInstanceState: The instance 'i-0123456789abcdef0' is terminated, \
-             a state from which it cannot be started."
+            "IncorrectInstanceState: The instance 'i-0123456789abcdef0' is terminated, so it cannot be started."
         );
     }
 }

@@ -32,7 +32,7 @@ pub enum ErrorCode {
     InvalidVolumeIdMalformed,
     /// A volume or snapshot is in a state that does not allow the action.
     IncorrectState,
-    /// The instance is protected against the action.
+    /// The resource is protected, for example by termination protection.
     OperationNotPermitted,
     VolumeInUse,
 
@@ -71,19 +71,19 @@ pub enum ErrorCode {
     InvalidSecurityGroupRuleIdNotFound,
     RulesPerSecurityGroupLimitExceeded,
 
-    // Volume figures, key pairs, user data and tags.
+    // Volumes, key pairs, user data and tags.
     AttachmentLimitExceeded,
     InvalidBlockDeviceMapping,
     InvalidKeyPairDuplicate,
     InvalidKeyPairFormat,
-    /// Also for a parameter that requires another one.
+    /// Also used if a parameter requires another one that is missing.
     InvalidParameterCombination,
     InvalidTagKeyMalformed,
     InvalidUserDataMalformed,
     MissingParameter,
     TagLimitExceeded,
     UnknownVolumeType,
-    /// The resource does not support the operation, or not in its current state.
+    /// The resource does not support the operation, at least in its current state.
     UnsupportedOperation,
     UnsupportedHibernationConfiguration,
 }

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the parsers of user input: sizes, ids, names and options.
+//! Entry points for fuzzing the parsers of user input: sizes, IDs, names and options.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -50,9 +50,9 @@ fn check_round_trip<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: 
     if let Ok(value) = text.parse::<T>() {
         let printed = value.to_string();
         assert_eq!(
-            printed.parse::<T>().expect("what is printed can be read"),
+            printed.parse::<T>().expect("a displayed value can be parsed"),
             value,
-            "{text:?} is printed {printed:?}"
+            "{text:?} is displayed as {printed:?}"
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Identifiers in EC2's format: a prefix, a dash and 17 lowercase hexadecimal digits.
 //!
-//! The kind of resource is part of the type, so an image id cannot be used as an instance id. The caller passes in the
+//! The kind of resource is part of the type, so an image ID cannot be used as an instance ID. The caller passes in the
 //! random bytes.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Ec2Error, ErrorCode};
 
 pub const DIGITS: usize = 17;
-/// Half of the first byte is not used.
+/// Only half of the first byte is used.
 pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
 
 const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
@@ -23,7 +23,7 @@ const OLD_DIGITS: usize = 8;
 pub trait ResourceKind: Copy + fmt::Debug + Ord + Hash + 'static {
     /// The text before the dash.
     const PREFIX: &'static str;
-    /// The resource's name in a sentence.
+    /// The resource's name in messages.
     const NOUN: &'static str;
     const MALFORMED: ErrorCode;
     const NOT_FOUND: ErrorCode;
@@ -32,7 +32,7 @@ pub trait ResourceKind: Copy + fmt::Debug + Ord + Hash + 'static {
 /// Defines the kinds, one per line: the kind, its identifier type, and the constants of [`ResourceKind`].
 macro_rules! kinds {
     ($($kind:ident, $id:ident: $prefix:literal, $noun:literal, $malformed:ident, $not_found:ident;)*) => {$(
-        #[doc = concat!("What has the identifiers `", $prefix, "-…`.")]
+        #[doc = concat!("The kind of resource with the identifiers `", $prefix, "-…`.")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $kind {}
 
@@ -43,7 +43,7 @@ macro_rules! kinds {
             const NOT_FOUND: ErrorCode = ErrorCode::$not_found;
         }
 
-        #[doc = concat!("The identifier of a ", $noun, ": `", $prefix, "-…`.")]
+        #[doc = concat!("An identifier `", $prefix, "-…` (", $noun, ").")]
         pub type $id = Id<$kind>;
     )*
 
@@ -64,7 +64,7 @@ kinds! {
     Vpc, VpcId: "vpc", "VPC", InvalidVpcIdMalformed, InvalidVpcIdNotFound;
     Subnet, SubnetId: "subnet", "subnet", InvalidSubnetIdMalformed, InvalidSubnetIdNotFound;
     Allocation, AllocationId: "eipalloc", "elastic address", InvalidAllocationIdMalformed, InvalidAllocationIdNotFound;
-    Association, AssociationId: "eipassoc", "association of an address",
+    Association, AssociationId: "eipassoc", "address association",
         InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
 }
 
@@ -82,7 +82,7 @@ impl<K: ResourceKind> Id<K> {
         Id { number: number & NUMBER_MASK, kind: PhantomData }
     }
 
-    /// Returns true for an identifier or a prefix of one; any other text can only be a name.
+    /// Returns true for an identifier or a prefix of one. Any other text can only be a name.
     pub fn looks_like(text: &str) -> bool {
         digits_after(K::PREFIX, text).is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && is_lower_hex(digits))
     }
@@ -91,7 +91,7 @@ impl<K: ResourceKind> Id<K> {
         self.to_string().starts_with(prefix)
     }
 
-    /// Finds the `known` identifier of which `reference` is an unambiguous prefix, or which it equals.
+    /// Finds the only identifier in `known` that starts with `reference`.
     pub fn find(reference: &str, known: impl IntoIterator<Item = Self>) -> Result<Self, Ec2Error> {
         if !Self::looks_like(reference) {
             return Err(Self::malformed(reference));
@@ -215,7 +215,7 @@ mod tests {
             let error = text.parse::<InstanceId>().expect_err(text);
             assert_eq!(error.code(), ErrorCode::InvalidInstanceIdMalformed, "{text}");
         }
-        let error = "i-0123456789abcdef0".parse::<ImageId>().expect_err("an instance's");
+        let error = "i-0123456789abcdef0".parse::<ImageId>().expect_err("an instance ID");
         assert_eq!(error.code(), ErrorCode::InvalidAmiIdMalformed);
     }
 

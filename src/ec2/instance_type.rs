@@ -1,4 +1,4 @@
-//! Instance types: the resources of each type, and the reasons why Wisp cannot run some.
+//! Instance types: the resources of each type, and the reasons why Wisp cannot run some types.
 
 use std::fmt;
 
@@ -16,14 +16,14 @@ pub struct InstanceType {
     pub memory_mib: u64,
     pub architectures: Vec<Architecture>,
     pub network: Network,
-    /// None if EC2 does not reserve any.
+    /// None if EC2 reserves no EBS bandwidth.
     pub ebs: Option<EbsBandwidth>,
     pub instance_store: Option<InstanceStore>,
     pub gpu: Option<Gpu>,
     /// None if the type is not burstable.
     pub credits: Option<CpuCredits>,
     pub hibernation: bool,
-    /// A whole machine without a hypervisor.
+    /// True for a physical machine without a hypervisor.
     pub bare_metal: bool,
 }
 
@@ -137,7 +137,7 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// CPU credits of a burstable type. One credit is one vCPU at 100 % for one minute.
+/// CPU credits of a burstable type. One credit is one vCPU at 100% for one minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuCredits {
     pub per_hour: f64,
@@ -147,14 +147,14 @@ pub struct CpuCredits {
     pub baseline_percent: f64,
 }
 
-/// The reason why a type that exists in EC2 cannot run here on any host.
+/// The reason why Wisp cannot run an EC2 type on any host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLaunchable {
-    #[error("it is bare metal, and Wisp runs virtual machines")]
+    #[error("it is a bare metal type, and Wisp runs only virtual machines")]
     BareMetal,
-    #[error("it has GPUs, and Wisp gives its guests none")]
+    #[error("it has GPUs, which Wisp does not support")]
     Gpu,
-    #[error("its processors are Arm, and Wisp runs x86_64 guests")]
+    #[error("it has Arm processors, and Wisp runs only x86_64 guests")]
     Architecture,
 }
 
@@ -197,7 +197,7 @@ impl InstanceType {
     pub fn ec2_hypervisor(&self) -> Option<&'static str> {
         match self.family() {
             _ if self.bare_metal => None,
-            // The catalog's last families from before the Nitro system.
+            // The catalog's only families from before the Nitro system.
             "t2" | "i3" | "p3" => Some("xen"),
             _ => Some("nitro"),
         }

@@ -27,11 +27,11 @@ pub enum KeyPairError {
     Name { given: String, rule: &'static str },
     #[error("The keypair '{name}' already exists.")]
     Duplicate { name: String },
-    #[error("Invalid value '{given}' for KeyType: it is rsa or ed25519.")]
+    #[error("Invalid value '{given}' for KeyType: it must be rsa or ed25519.")]
     Type { given: String },
-    #[error("Invalid value '{given}' for KeyFormat: it is pem or openssh.")]
+    #[error("Invalid value '{given}' for KeyFormat: it must be pem or openssh.")]
     Format { given: String },
-    /// Not a public key, or not of a type that EC2 supports.
+    /// Not a public key, or a public key of a type that EC2 does not support.
     #[error("Key is not in valid OpenSSH public key format: {what}.")]
     PublicKey { what: String },
     #[error("Key is not in valid OpenSSH public key format: it is a private key.")]
@@ -51,12 +51,12 @@ impl KeyPairError {
 
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            KeyPairError::Duplicate { .. } => "Choose another name; `wisp key ls` lists those that are taken.",
-            KeyPairError::Format { .. } => "For PuTTY, convert one of them with `puttygen`.",
+            KeyPairError::Duplicate { .. } => "Choose another name. `wisp key ls` lists the names in use.",
+            KeyPairError::Format { .. } => "For PuTTY, convert the private key with `puttygen`.",
             KeyPairError::PublicKey { .. } => {
-                "Give the public key, an RSA or ED25519 one: a file such as ~/.ssh/id_ed25519.pub."
+                "Specify the file of an RSA or ED25519 public key, such as ~/.ssh/id_ed25519.pub."
             }
-            KeyPairError::PrivateKey => "Keep it to yourself; `ssh-keygen -y -f FILE` prints its public key.",
+            KeyPairError::PrivateKey => "Never share a private key. `ssh-keygen -y -f FILE` prints its public key.",
             KeyPairError::Name { .. } | KeyPairError::Type { .. } => return None,
         };
         Some(hint.to_owned())
@@ -88,15 +88,15 @@ impl FromStr for KeyName {
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
         let rule = if text.is_empty() {
-            "it cannot be empty"
+            "it must not be empty"
         } else if !text.is_ascii() {
-            "its characters are ASCII"
+            "it must contain only ASCII characters"
         } else if text.len() > MAX_NAME {
-            "it has at most 255 characters"
+            "it must have at most 255 characters"
         } else if text.trim() != text {
-            "it neither begins nor ends with a space"
+            "it must not start or end with a space"
         } else if text.contains(|c: char| c.is_ascii_control()) {
-            "it has no control characters"
+            "it must not contain control characters"
         } else {
             return Ok(KeyName(text.to_owned()));
         };
@@ -127,7 +127,7 @@ impl fmt::Display for KeyName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyType {
-    /// RSA; EC2 generates keys of 2048 bits. The default of EC2's API.
+    /// RSA, the default of EC2's API. EC2 generates 2048-bit keys.
     #[default]
     Rsa,
     Ed25519,
@@ -164,7 +164,7 @@ pub enum KeyFormat {
     /// EC2's PEM format: PKCS #1 in PEM for RSA, OpenSSH's format for ED25519.
     #[default]
     Pem,
-    /// OpenSSH's format for both types, which is an extension of Wisp's.
+    /// OpenSSH's format for both types, a Wisp extension.
     OpenSsh,
 }
 
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!("pem".parse(), Ok(KeyFormat::Pem));
         assert_eq!("openssh".parse(), Ok(KeyFormat::OpenSsh));
         assert!("dsa".parse::<KeyType>().is_err());
-        let ppk = "ppk".parse::<KeyFormat>().expect_err("not here");
+        let ppk = "ppk".parse::<KeyFormat>().expect_err("not supported");
         assert!(ppk.hint().is_some_and(|hint| hint.contains("puttygen")));
     }
 

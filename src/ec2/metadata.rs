@@ -56,7 +56,7 @@ impl FromStr for ImdsSupport {
             _ => Err(Ec2Error::InvalidParameterValue {
                 parameter: "ImdsSupport",
                 given: text.to_string(),
-                rule: "v2.0 is the only version that an image can ask for.".to_string(),
+                rule: "it must be v2.0.".to_string(),
             }),
         }
     }
@@ -110,7 +110,7 @@ impl MetadataChange {
         }
     }
 
-    /// Uses EC2's names and values.
+    /// Returns the changes with EC2's names and values.
     pub fn named(self) -> Vec<(&'static str, String)> {
         let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_string();
         let tokens = |required: bool| if required { "required" } else { "optional" }.to_string();
@@ -160,7 +160,7 @@ impl FromStr for MetadataChange {
             let switch = |on: &str, off: &str| match value {
                 _ if value == on => Ok(Some(true)),
                 _ if value == off => Ok(Some(false)),
-                _ => Err(refused(&format!("{key} is {on} or {off}."))),
+                _ => Err(refused(&format!("{key} must be {on} or {off}."))),
             };
             match key.trim().to_ascii_lowercase().as_str() {
                 "httpendpoint" | "endpoint" => change.endpoint = switch("enabled", "disabled")?,
@@ -168,12 +168,12 @@ impl FromStr for MetadataChange {
                 "instancemetadatatags" | "tags" => change.tags = switch("enabled", "disabled")?,
                 "httpputresponsehoplimit" | "hop-limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=MAX_HOPS).contains(limit));
-                    change.hop_limit = Some(limit.ok_or_else(|| refused("the hop limit is 1 to 64."))?);
+                    change.hop_limit = Some(limit.ok_or_else(|| refused("the hop limit must be between 1 and 64."))?);
                 }
                 _ => {
                     return Err(refused(
-                        "it is KEY=VALUE with commas between them: HttpTokens, HttpEndpoint, \
-                         HttpPutResponseHopLimit, InstanceMetadataTags.",
+                        "it must be a comma-separated list of KEY=VALUE with the keys HttpTokens, HttpEndpoint, \
+                         HttpPutResponseHopLimit and InstanceMetadataTags.",
                     ));
                 }
             }

@@ -35,7 +35,7 @@ pub struct Speed {
     pub savings: u64,
 }
 
-/// The performance of a volume, or of the path to all volumes.
+/// Performance limits of a volume, or of an instance's EBS bandwidth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Performance {
     /// Bytes per second.

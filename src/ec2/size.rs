@@ -10,10 +10,10 @@ const MIB_PER_GIB: u64 = 1024;
 const MIB_PER_TIB: u64 = 1024 * MIB_PER_GIB;
 const BYTES_PER_MIB: u64 = 1024 * 1024;
 
-/// The maximum number of digits after the point. A MiB is 2^-20 TiB, which has twenty.
+/// Maximum number of digits after the decimal point: 1 MiB is 2^-20 TiB, which has twenty.
 const MAX_FRACTION_DIGITS: usize = 20;
 
-/// An amount of memory: a positive whole number of MiB, whose number of bytes fits 64 bits.
+/// An amount of memory: a positive whole number of MiB. The number of bytes fits in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemorySize(NonZero<u64>);
 
@@ -36,19 +36,19 @@ impl MemorySize {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    #[error("a memory size is missing: write one such as 256M or 1G")]
+    #[error("missing memory size: specify a size such as 256M or 1G")]
     Empty,
-    #[error("{0:?} is not a memory size: write a number and a unit, such as 256M or 1G")]
+    #[error("{0:?} is not a memory size: specify a number and a unit, such as 256M or 1G")]
     NotANumber(String),
-    #[error("{0:?} is negative: a guest needs some memory")]
+    #[error("{0:?} is negative: the memory size must be positive")]
     Negative(String),
-    #[error("{0:?} is no memory at all: a guest needs some")]
+    #[error("{0:?} is zero: the memory size must be positive")]
     Zero(String),
-    #[error("the unit {0:?} is not known: use M, MiB, G, GiB, T or TiB (without a unit: MiB)")]
+    #[error("unknown unit {0:?}: use M, MiB, G, GiB, T or TiB (default: MiB)")]
     UnknownUnit(String),
-    #[error("{0:?} is not a whole number of MiB: round it, and write it in M")]
+    #[error("{0:?} is not a whole number of MiB: round it, and use the unit M")]
     NotWholeMib(String),
-    #[error("{0:?} is more memory than a computer can address")]
+    #[error("{0:?} is too large: the number of bytes must fit in 64 bits")]
     TooLarge(String),
 }
 
@@ -77,7 +77,7 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Returns none without digits before the point, or with two points.
+/// Returns none if no digit precedes the decimal point, or if there are two points.
 fn split_number(number: &str) -> Option<(&str, &str)> {
     let (whole, fraction) = match number.split_once('.') {
         Some((_, "")) => return None,
@@ -122,7 +122,7 @@ fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result
 }
 
 impl fmt::Display for MemorySize {
-    /// Prints GiB where a multiple of a quarter GiB is exact, else MiB.
+    /// Uses GiB for multiples of 256 MiB from 1 GiB, and MiB otherwise.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.mib();
         if mib < MIB_PER_GIB || !mib.is_multiple_of(MIB_PER_GIB / 4) {

@@ -14,7 +14,7 @@ use super::id::InstanceId;
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
     Pending,
-    /// The VMM runs; the guest may still be booting.
+    /// The VMM is running. The guest may still be booting.
     Running,
     /// The instance is being terminated.
     ShuttingDown,
@@ -85,7 +85,7 @@ impl fmt::Display for InstanceState {
 pub enum Action {
     Start,
     Stop,
-    /// A fork, which is an extension of Wisp's.
+    /// A fork, a Wisp extension.
     Fork,
     /// `StopInstances` with `Hibernate`.
     Hibernate,
@@ -94,7 +94,7 @@ pub enum Action {
     /// `ModifyInstanceAttribute` of an attribute that requires a stopped instance.
     ModifyStopped,
     Modify,
-    /// An action that needs the guest: a command, its console, a copy.
+    /// An action that needs the guest, such as running a command or copying files.
     Reach,
     ChangeVolumes,
 }
@@ -102,7 +102,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
     Do,
-    /// The action is done or in progress already: EC2 returns success.
+    /// The action is already done or in progress, so EC2 returns success.
     Already,
 }
 
@@ -132,10 +132,10 @@ impl Action {
             Action::Hibernate => "hibernated",
             Action::Reboot => "rebooted",
             Action::Terminate => "terminated",
-            Action::ModifyStopped => "changed in this way: stop it first",
+            Action::ModifyStopped => "modified in this way. Stop it first",
             Action::Modify => "modified",
             Action::Reach => "reached",
-            Action::ChangeVolumes => "given other volumes",
+            Action::ChangeVolumes => "used to attach or detach volumes",
         }
     }
 }
@@ -145,7 +145,7 @@ impl Action {
 pub struct StateReason {
     /// For example `Client.UserInitiatedShutdown`.
     pub code: String,
-    /// The code and a sentence.
+    /// The code, followed by a sentence.
     pub message: String,
 }
 
@@ -214,7 +214,7 @@ impl FromStr for ShutdownBehavior {
             _ => Err(Ec2Error::InvalidParameterValue {
                 parameter: "InstanceInitiatedShutdownBehavior",
                 given: text.into(),
-                rule: "it is stop or terminate.".into(),
+                rule: "it must be stop or terminate.".into(),
             }),
         }
     }

@@ -4,7 +4,7 @@ use super::InstanceId;
 
 pub const MANUFACTURER: &str = "Amazon EC2";
 
-/// Returns `ec2`, followed by the instance id's digits.
+/// Returns `ec2`, followed by the digits of the instance ID.
 pub fn system_uuid(instance: InstanceId) -> [u8; 16] {
     let digits = instance.to_string();
     let own = digits.split_once('-').map_or("", |(_, own)| own);

@@ -22,7 +22,7 @@ const RESERVED: &str = "aws:";
 /// Converts to an [`Ec2Error`], which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
-    #[error("Invalid value '{given}' for tag: it is not KEY=VALUE.")]
+    #[error("Invalid value '{given}' for tag: it must be KEY=VALUE.")]
     NotKeyValue { given: String },
     #[error("Tag key cannot be empty.")]
     EmptyKey,
@@ -32,7 +32,7 @@ pub enum TagError {
         /// Maximum length in characters.
         length: usize,
     },
-    #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: that of '{key}' has {length}.")]
+    #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: the value of '{key}' has {length}.")]
     ValueTooLong {
         key: String,
         /// Maximum length in characters.
@@ -40,9 +40,9 @@ pub enum TagError {
     },
     #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
     Reserved { key: String },
-    #[error("Tag {key:?} has a control character.")]
+    #[error("Tag {key:?} contains a control character.")]
     ControlCharacter { key: String },
-    /// The metadata service cannot serve the key, although it serves the instance's tags.
+    /// The instance's tags are part of its metadata, but the metadata service cannot serve this key.
     #[error(
         "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
          reserved name ('.', '..', '_index')."
@@ -50,7 +50,7 @@ pub enum TagError {
     NotForMetadata { key: String },
     #[error("Duplicate tag key '{key}' specified.")]
     Duplicate { key: String },
-    #[error("The maximum number of tags is {MAX_TAGS}, and the resource would have {count}.")]
+    #[error("The maximum number of tags is {MAX_TAGS}, but the resource would have {count}.")]
     TooMany { count: usize },
 }
 
@@ -70,14 +70,14 @@ impl TagError {
 
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            TagError::NotKeyValue { .. } => "Write KEY=VALUE; `KEY=` for a tag without a value.",
+            TagError::NotKeyValue { .. } => "Write KEY=VALUE, or `KEY=` for a tag without a value.",
             TagError::EmptyKey => "Write KEY=VALUE, such as Name=web.",
-            TagError::Reserved { .. } => "Choose a key that does not begin with aws:.",
+            TagError::Reserved { .. } => "Choose a key that does not start with aws:.",
             TagError::NotForMetadata { .. } => {
-                "Choose another key, or leave tags out of the metadata: InstanceMetadataTags=disabled."
+                "Choose another key, or exclude tags from the metadata with InstanceMetadataTags=disabled."
             }
-            TagError::TooMany { .. } => "Remove some of its tags first.",
-            TagError::Duplicate { .. } => "A key has one value; give it once.",
+            TagError::TooMany { .. } => "Remove some of the resource's tags first.",
+            TagError::Duplicate { .. } => "Specify each key only once.",
             _ => return None,
         };
         Some(hint.to_owned())
@@ -222,7 +222,7 @@ mod tests {
         let error = refused(&format!("key={value}ö"));
         assert_eq!(
             error.to_string(),
-            "InvalidParameterValue: Tag value exceeds the maximum length of 256 characters: that of 'key' has 257."
+            "InvalidParameterValue: Tag value exceeds the maximum length of 256 characters: the value of 'key' has 257."
         );
     }
 

@@ -12,7 +12,7 @@ pub enum Category {
 }
 
 impl Category {
-    /// A series is the first letters of a name.
+    /// `series` is the letters at the start of a type name.
     pub fn of_series(series: &str) -> Option<Self> {
         Some(match series {
             "t" => Category::Burstable,
@@ -38,10 +38,10 @@ impl Category {
 
     pub fn explanation(self) -> &'static str {
         match self {
-            Category::Burstable => "saves CPU credits while idle, spends them when busy",
-            Category::GeneralPurpose => "CPU and memory in balance, for everyday work",
-            Category::ComputeOptimized => "more CPU for the memory: builds, batch work, web",
-            Category::MemoryOptimized => "more memory for the CPU: databases, caches",
+            Category::Burstable => "earns CPU credits when idle, spends them when busy",
+            Category::GeneralPurpose => "balanced CPU and memory for everyday workloads",
+            Category::ComputeOptimized => "more CPU per GiB of memory: builds, batch, web",
+            Category::MemoryOptimized => "more memory per vCPU: databases, caches",
             Category::StorageOptimized => "large or fast local disks: search, analytics",
             Category::Accelerated => "GPUs: machine learning, graphics, video",
         }
@@ -90,7 +90,7 @@ impl<'a> TypeName<'a> {
     pub fn reading(&self) -> Vec<NamePart<'a>> {
         let attributes_start = self.family.len() - self.attributes.len();
         let generation = &self.family[self.series.len()..attributes_start];
-        let category = Category::of_series(self.series).map_or("a family of its own", Category::title);
+        let category = Category::of_series(self.series).map_or("other series", Category::title);
 
         let mut parts = vec![
             NamePart { text: self.series, meaning: category.to_owned() },
@@ -131,15 +131,15 @@ fn attribute_meaning(letter: &str) -> &'static str {
         "i" => "Intel",
         "n" => "network",
         "z" => "high frequency",
-        _ => "an option of its own",
+        _ => "other attribute",
     }
 }
 
 fn size_meaning(size: &str) -> String {
     if let Some(rest) = size.strip_prefix("metal") {
         return match rest.strip_prefix('-').and_then(|size| size.strip_suffix("xl")) {
-            Some(times) => format!("size: a whole machine, as large as a {times}xlarge"),
-            None => "size: a whole machine, without a hypervisor".to_owned(),
+            Some(times) => format!("size: bare metal, equivalent to {times}xlarge"),
+            None => "size: bare metal, without a hypervisor".to_owned(),
         };
     }
     match (size, size.strip_suffix("xlarge")) {
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn size_meaning_compares_with_other_sizes() {
         assert_eq!(size_meaning("micro"), "size: twice a nano");
-        assert_eq!(size_meaning("metal"), "size: a whole machine, without a hypervisor");
-        assert_eq!(size_meaning("metal-24xl"), "size: a whole machine, as large as a 24xlarge");
+        assert_eq!(size_meaning("metal"), "size: bare metal, without a hypervisor");
+        assert_eq!(size_meaning("metal-24xl"), "size: bare metal, equivalent to 24xlarge");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Usage of an instance over time, as CloudWatch records it: a bounded series of datapoints, finer where it is recent.
+//! Usage of an instance over time, as CloudWatch records it: a bounded series of datapoints, finer for recent hours.
 //!
 //! A datapoint's period is the measured interval, which may be an idle hour. Short datapoints are merged to one minute
 //! within the last three hours, and to five minutes before that, for fourteen days.
@@ -17,7 +17,7 @@ const MOST: usize = 5000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapoint {
-    /// The position in the series, which the store keeps in a column of its own.
+    /// The position in the series. The store keeps it in a separate column.
     #[serde(skip)]
     pub number: u64,
     /// Identifies one run of the VMM, from a start to the guest's reboot.
@@ -61,7 +61,7 @@ pub struct DiskUse {
     pub throttled_ns: u64,
 }
 
-/// Directions are the guest's.
+/// Network usage, with directions as seen by the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkUse {
     pub received_bytes: u64,

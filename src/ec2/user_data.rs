@@ -11,7 +11,7 @@ use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BAS
 
 use super::error::ErrorCode;
 
-/// Maximum raw size in bytes; compressed user data counts in compressed form.
+/// Maximum raw size in bytes. For compressed user data, this is the compressed size.
 pub const MAX_BYTES: usize = 16_384;
 
 /// Maximum uncompressed size in bytes for the agent of an image without cloud-init.
@@ -26,7 +26,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The magic number of gzip (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// Maximum length of text that is tried as base64: 16 KiB with each digit on its own line.
+/// Maximum length of base64 input: that of 16 KiB with each digit on its own line.
 const MAX_BASE64: usize = 4 * MAX_BYTES;
 
 /// The format of user data for cloud-init, detected by its first bytes.
@@ -109,9 +109,9 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
 /// Converts to an [`Ec2Error`](super::Ec2Error), which prints it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
-    #[error("User data is limited to {MAX_BYTES} bytes, and this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
+    #[error("User data is limited to {MAX_BYTES} bytes; this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
     TooLarge { bytes: usize, kind: UserDataKind },
-    #[error("User data is limited to {MAX_UNPACKED} bytes when it is uncompressed, and this has more.")]
+    #[error("User data is limited to {MAX_UNPACKED} bytes after decompression.")]
     UnpacksTooLarge,
     #[error("Invalid BASE64 encoding of user data.")]
     NotBase64,
@@ -135,15 +135,17 @@ impl UserDataError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserDataError::TooLarge { kind: UserDataKind::Gzip, .. } => {
-                "It is compressed already: let it fetch the rest, for instance from a volume.".to_owned()
+                "It is already compressed. Have it load the rest from elsewhere, for example from a volume.".to_owned()
             }
             UserDataError::TooLarge { .. } => {
-                "Compress it with gzip, which cloud-init unpacks, or let it fetch the rest.".to_owned()
+                "Compress it with gzip, which cloud-init decompresses, or have it load the rest from elsewhere."
+                    .to_owned()
             }
             UserDataError::UnpacksTooLarge => {
-                "Let it fetch the rest, for instance from a volume, or use an image with cloud-init.".to_owned()
+                "Have it load the rest from elsewhere, for example from a volume, or use an image with cloud-init."
+                    .to_owned()
             }
-            UserDataError::NotBase64 => "Encode it with `base64`, or give it as it is.".to_owned(),
+            UserDataError::NotBase64 => "Encode it with `base64`, or specify it unencoded.".to_owned(),
         })
     }
 }
@@ -157,9 +159,9 @@ pub struct UserData {
 impl UserData {
     /// Reads the input of `--user-data` or a file: the user data itself, or its base64.
     ///
-    /// Decodes the input if all of it, ignoring white space, is base64 of a known format: cloud-init's, gzip or text.
-    /// Text counts only in padded or long base64, so a word such as `hello123` is kept. Accepting both forms means that
-    /// input encoded for EC2's API works here too. Fails if the user data is too large.
+    /// Decodes input that, apart from white space, is entirely base64 of a cloud-init format, gzip or text. Text is
+    /// decoded only from padded or long base64, so that a word such as `hello123` is kept. Input that is encoded for
+    /// EC2's API therefore works here too. Fails if the user data is too large.
     pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
         let given = without_mark(given);
         let decoded = (given.len() <= MAX_BASE64).then(|| decode_known(given)).flatten();
@@ -231,7 +233,7 @@ fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
         .filter(|decoded| UserDataKind::of(decoded) != UserDataKind::Other || is_deliberate && is_text(decoded))
 }
 
-/// Digits from which unpadded base64 may be text: no word or password of this length decodes to text by chance.
+/// Minimum digits of unpadded base64 of text: no word or password this long decodes to text by chance.
 const LONG_BASE64: usize = 32;
 
 fn is_text(bytes: &[u8]) -> bool {
@@ -378,7 +380,7 @@ mod tests {
         assert_eq!(read(BASE64.encode(&script).as_bytes()).bytes(), script);
         script.push(b'x');
         let error = Ec2Error::from(UserData::read(&script).expect_err("one too many"));
-        let expected = "InvalidParameterValue: User data is limited to 16384 bytes, and this script has 16385.";
+        let expected = "InvalidParameterValue: User data is limited to 16384 bytes; this script has 16385.";
         assert_eq!(error.to_string(), expected);
         assert!(error.hint().is_some_and(|hint| hint.contains("gzip")));
         let encoded = BASE64.encode(&script);

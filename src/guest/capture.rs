@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn missing_command_is_an_error() {
         let request = ExecRequest { argv: vec!["/no/such".into()], ..ExecRequest::default() };
-        let error = agent().capture(request, 10, |_| ()).expect_err("there is none");
+        let error = agent().capture(request, 10, |_| ()).expect_err("unknown");
         assert!(matches!(error, Error::CommandNotFound(_)), "{error}");
     }
 }

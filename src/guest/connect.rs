@@ -16,16 +16,16 @@ use wisp_agent::protocol::{AgentConnection, ToGuest};
 use super::Error;
 use vmm::unix_socket;
 
-/// Limit above the length of any valid answer, such as `OK 4294967295\n`.
+/// Longer than any valid answer, such as `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;
 
 /// A connection to a guest's agent, for one operation.
 #[derive(Debug)]
 pub struct Agent {
     pub(super) connection: AgentConnection,
-    /// Limit of the wait for the agent's greeting.
+    /// Timeout for the agent's greeting.
     pub(super) patience: Duration,
-    /// Limit of each wait for the guest during the operation.
+    /// Timeout for each wait for the guest during the operation.
     pub(super) silence: Option<Duration>,
 }
 
@@ -33,7 +33,7 @@ impl Agent {
     /// Connects to a guest's agent through the VMM's `socket` within `timeout`, which applies again to the agent's
     /// greeting.
     ///
-    /// Fails with [`Error::NotListening`] if the guest does not run an agent (yet), or [`Error::TimedOut`].
+    /// Fails with [`Error::NotListening`] if no agent is running in the guest (yet), or [`Error::TimedOut`].
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
         Self::connect_to_port(socket, AGENT_PORT, timeout)
     }
@@ -73,7 +73,7 @@ impl Agent {
         let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
         for direction in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(self.connection.reader.as_fd(), direction, timeout)
-                .map_err(Error::local("set a time-out"))?;
+                .map_err(Error::local("set a timeout"))?;
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             let (home, victim) = (dir.path().join("home"), dir.path().join("victim"));
             for path in [&home, &victim] {
-                fs::create_dir(path).expect("made");
+                fs::create_dir(path).expect("created");
             }
             Self { _directory: dir, home, victim }
         }
@@ -252,7 +252,7 @@ mod tests {
         copy_from_hostile("/srv/data", &host.home, first).expect("copied");
         assert_eq!(fs::read_link(data.join("sub")).expect("a link"), host.victim, "links are kept as such");
 
-        // Once through the tree, and once through the user's path to a place in it.
+        // Neither a link in the received tree nor a link in the user's path to it is followed.
         let again = vec![directory("data"), directory("sub"), file("x"), TreeEntry::EndOfFile];
         let error = copy_from_hostile("/srv/data", &host.home, again).expect_err("refused");
         assert!(matches!(error, Error::Copy(TreeError::LinkInTree(_))), "{error}");
@@ -263,7 +263,7 @@ mod tests {
         }
         host.assert_victim_is_untouched();
 
-        // The link does not lead a copy into the guest to another file either.
+        // A copy into the guest does not follow the link either.
         fs::write(host.victim.join("secret"), "x").expect("written");
         let error = agent()
             .copy_to_guest(&data.join("sub/secret"), "x".as_ref(), Holes::Keep, &mut |_| {})
@@ -275,7 +275,7 @@ mod tests {
     fn copy_from_guest_follows_the_users_own_links_to_the_destination() {
         let host = Host::new();
         let place = host.home.join("place");
-        fs::create_dir(&place).expect("made");
+        fs::create_dir(&place).expect("created");
         symlink("place", host.home.join("own")).expect("linked");
         for (destination, created) in [("own", "motd"), ("own/", "motd"), ("own/new", "new")] {
             let answer = vec![file("motd"), TreeEntry::EndOfFile, TreeEntry::End];
@@ -315,7 +315,7 @@ mod tests {
         const LENGTH: u64 = 1 << 30;
         let home = tempfile::tempdir().expect("a directory");
         let path = |name: &str| home.path().join(name);
-        fs::File::create(path("a")).and_then(|file| file.set_len(LENGTH)).expect("made");
+        fs::File::create(path("a")).and_then(|file| file.set_len(LENGTH)).expect("created");
         let holes = agent().ping(Duration::from_secs(60)).expect("answered").holes();
         assert_eq!(holes, Holes::Keep);
         let no_data = &mut |bytes| assert_eq!(bytes, 0, "a hole was sent as data");
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(older.holes(), Holes::Fill);
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("sparse");
-        fs::File::create(&path).and_then(|file| file.set_len(200_000)).expect("made");
+        fs::File::create(&path).and_then(|file| file.set_len(200_000)).expect("created");
 
         let (host, guest) = UnixStream::pair().expect("a socket pair");
         let guest = thread::spawn(move || {
@@ -368,7 +368,7 @@ mod tests {
         });
         let agent =
             Agent { connection: AgentConnection::new(host.into()), patience: Duration::from_secs(60), silence: None };
-        agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("it left");
+        agent.copy_from_guest("/x".as_ref(), home.path(), older.holes(), &mut |_| {}).expect_err("the agent exited");
         guest.join().expect("no panic");
     }
 
@@ -388,7 +388,7 @@ mod tests {
     fn copy_to_guest_and_back_keeps_content() {
         let home = tempfile::tempdir().expect("a directory");
         let path = |name: &str| home.path().join(name);
-        std::fs::create_dir(path("a")).expect("made");
+        std::fs::create_dir(path("a")).expect("created");
         std::fs::write(path("a/f"), vec![b'x'; 200_000]).expect("written");
         let mut sent = 0;
         let summary = agent().copy_to_guest(&path("a"), path("b").as_os_str(), Holes::Keep, &mut |bytes| sent += bytes);
@@ -400,11 +400,11 @@ mod tests {
 
         let error = agent()
             .copy_to_guest(&path("a"), path("no/such").as_os_str(), Holes::Keep, &mut |_| {})
-            .expect_err("no place");
+            .expect_err("no such directory");
         assert!(matches!(&error, Error::Guest(message) if message.contains("/no: cannot open")), "{error}");
         let error = agent()
             .copy_to_guest(Path::new("/no/such"), "x".as_ref(), Holes::Keep, &mut |_| {})
-            .expect_err("no source");
+            .expect_err("no such file");
         assert!(matches!(error, Error::Copy(_)), "{error}");
     }
 }

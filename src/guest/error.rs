@@ -12,7 +12,7 @@ use wisp_agent::tree::TreeError;
 pub enum Error {
     #[error("cannot connect to the guest's socket {}: {source}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
-    #[error("nothing in the guest listens on vsock port {port}: it is still booting, or has no agent")]
+    #[error("nothing in the guest is listening on vsock port {port}: the guest is still booting or has no agent")]
     NotListening { port: u32 },
     #[error("the guest's socket answered {answer:?} instead of OK and a port")]
     BadAnswer { answer: String },
@@ -22,7 +22,7 @@ pub enum Error {
     #[error("the guest's agent: {0}")]
     Protocol(ProtocolError),
     /// The connection ended before the operation: the guest was stopped, or its agent exited.
-    #[error("the guest closed the connection: it was stopped, or its agent has ended")]
+    #[error("the guest closed the connection: it was stopped, or its agent exited")]
     GuestGone,
     #[error("the guest: {0}")]
     Guest(String),
@@ -36,7 +36,7 @@ pub enum Error {
     #[error("cannot {action}: {source}")]
     Local { action: &'static str, source: io::Error },
     /// A signal to this process ended a terminal session, and the guest hung up the command.
-    #[error("ended by signal {0}")]
+    #[error("interrupted by signal {0}")]
     Interrupted(i32),
 }
 

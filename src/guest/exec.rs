@@ -58,7 +58,7 @@ impl Agent {
     pub fn exec(mut self, request: ExecRequest, streams: Streams<'_>) -> Result<ExitStatus, Error> {
         let has_terminal = request.terminal.is_some();
         let wanted: &[i32] = if has_terminal { &WITH_TERMINAL } else { &FORWARDED };
-        let signals = Signals::take(wanted).map_err(|source| Error::Local { action: "take over signals", source })?;
+        let signals = Signals::take(wanted).map_err(|source| Error::Local { action: "handle signals", source })?;
         let raw_mode = (has_terminal && isatty(streams.input)).then(|| RawMode::enter(streams.input)).transpose();
         let _raw_mode = raw_mode.map_err(|source| Error::Local { action: "put the terminal into raw mode", source })?;
         let shared = Shared::new(has_terminal)?;
@@ -106,8 +106,8 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(has_terminal: bool) -> Result<Self, Error> {
-        let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(Error::local("make an event counter"))?;
+        let changed =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::local("create an eventfd"))?;
         Ok(Self {
             has_terminal,
             credit: AtomicUsize::new(0),
@@ -189,7 +189,7 @@ impl Sender<'_> {
     fn run(mut self) {
         if let Err(error) = self.send() {
             // The receiving thread gets the same error and reports it.
-            log::debug!("no more input to the guest: {error}");
+            log::debug!("stopped sending input to the guest: {error}");
         }
     }
 
@@ -255,7 +255,7 @@ impl Sender<'_> {
         buffer.resize(self.window.min(MAX_DATA), 0);
         match rustix::io::read(self.streams.input, &mut buffer[..]) {
             Err(Errno::INTR | Errno::AGAIN) => Ok(()),
-            // Input that cannot be read, for example from a closed terminal, counts as ended.
+            // Input that cannot be read, for example from a closed terminal, is treated as ended.
             Ok(0) | Err(_) => {
                 self.input_ended = true;
                 self.writer.queue(&ToGuest::StdinEnd)
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn null() -> File {
-        File::options().read(true).write(true).open("/dev/null").expect("there is one")
+        File::options().read(true).write(true).open("/dev/null").expect("opened")
     }
 
     fn run(script: &str, input: impl AsFd) -> (Result<ExitStatus, Error>, String, String) {
@@ -383,7 +383,7 @@ mod tests {
         let _turn = turn();
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
-        let tty = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let tty = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("the terminal side");
         let resize = |rows, columns| {
             tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("set");
         };
@@ -414,6 +414,6 @@ mod tests {
             agent().exec(request, Streams { input: tty.as_fd(), output: tty.as_fd(), error: tty.as_fd() })
         });
         assert_eq!(status.expect("ran"), ExitStatus::Exited(0));
-        assert!(echoes(), "the terminal has its modes back");
+        assert!(echoes(), "the terminal's modes were not restored");
     }
 }

@@ -70,8 +70,8 @@ fn connection_to_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     Some((host, guest))
 }
 
-/// Only the copy of `/etc` may appear, whatever the guest sends. Links are in the way: one of the user's leads back to
-/// the destination's directory, another leads outside.
+/// Checks that only the copy of `/etc` appears, whatever the guest sends. One of the user's links points back to the
+/// destination's directory, and another one points outside.
 fn copy(agent: Agent, destination: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let (inside, outside) = (dir.path().join("inside"), dir.path().join("outside"));
@@ -85,12 +85,12 @@ fn copy(agent: Agent, destination: &str) {
         fs::read_dir(dir).expect("a directory").flatten().map(|entry| entry.file_name()).collect()
     };
     let only = |names: &[&str]| names.iter().map(OsString::from).collect::<BTreeSet<_>>();
-    assert_eq!(names(dir.path()), only(&["inside", "outside"]), "a guest writes nothing outside");
-    assert_eq!(names(&outside), only(&[]), "a guest writes nothing through a link");
+    assert_eq!(names(dir.path()), only(&["inside", "outside"]), "the guest wrote outside the destination");
+    assert_eq!(names(&outside), only(&[]), "the guest wrote through a link");
     let copied = names(&inside);
     let wanted = if destination == "new" { only(&["etc", "link", "new"]) } else { only(&["etc", "link"]) };
-    assert!(copied.is_subset(&wanted), "a guest writes nothing beside the copy: {copied:?}");
-    assert!(copied.contains(OsStr::new("link")), "a guest removes nothing");
+    assert!(copied.is_subset(&wanted), "the guest wrote next to the copy: {copied:?}");
+    assert!(copied.contains(OsStr::new("link")), "the guest removed a link");
 }
 
 fn output(mut agent: Agent) {

@@ -26,7 +26,7 @@ impl Signals {
     pub fn take(signals: &[i32]) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         if PIPE.compare_exchange(-1, writer.as_raw_fd(), Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return Err(io::Error::other("another command of this process takes the signals"));
+            return Err(io::Error::other("another command in this process already handles signals"));
         }
         let mut taken = Self { reader, _writer: writer, previous: Vec::new() };
         for &signal in signals {

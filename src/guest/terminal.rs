@@ -28,7 +28,7 @@ pub fn window_size(fd: impl AsFd) -> Option<WindowSize> {
     (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// The terminal in raw mode, of which there is at most one.
+/// The terminal in raw mode, if any.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 struct Saved {
@@ -44,7 +44,7 @@ pub struct RawMode(());
 
 impl RawMode {
     /// Puts the terminal into raw mode, so that every key reaches the guest, including Ctrl-C. Fails if a terminal is
-    /// in raw mode already.
+    /// already in raw mode.
     pub fn enter(fd: BorrowedFd<'_>) -> io::Result<Self> {
         static PANIC_HOOK: Once = Once::new();
         PANIC_HOOK.call_once(|| {
@@ -59,7 +59,7 @@ impl RawMode {
         raw.make_raw();
         let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
         if saved.is_some() {
-            return Err(io::Error::other("a terminal is in raw mode already"));
+            return Err(io::Error::other("a terminal is already in raw mode"));
         }
         *saved = Some(Saved { terminal: fd.try_clone_to_owned()?, modes });
         drop(saved);
@@ -98,7 +98,7 @@ mod tests {
     fn raw_mode_ends_with_guard_or_panic() {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         unlockpt(&master).expect("unlocked");
-        let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("its other end");
+        let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("the terminal side");
         let echoes = || tcgetattr(&terminal).expect("modes").local_modes.contains(LocalModes::ECHO);
         assert!(echoes());
 
@@ -109,7 +109,7 @@ mod tests {
 
         let guard = RawMode::enter(terminal.as_fd()).expect("raw");
         let _ = std::thread::spawn(|| panic!("on purpose")).join();
-        assert!(echoes(), "the panic hook gives the modes back");
+        assert!(echoes(), "the panic hook did not restore the modes");
         drop(guard);
     }
 }

@@ -12,7 +12,8 @@ pub fn check_user_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{name:?} is not a user name: it has 1 to {MAX_LENGTH} letters, digits, `_`, `.` or `-`, and begins with a letter, a digit or `_`"
+        "{name:?} is not a valid user name: it must have 1 to {MAX_LENGTH} letters, digits, `_`, `.` or `-`, and must \
+         start with a letter, a digit or `_`"
     ))
 }
 

@@ -9,7 +9,7 @@ use super::Record;
 use ec2::InstanceId;
 use ec2::id::{AllocationId, AssociationId};
 
-/// Exists until it is released, associated or not.
+/// An elastic address. It exists until it is released, even if it is not associated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressRecord {
     pub id: AllocationId,

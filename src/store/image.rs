@@ -18,7 +18,7 @@ pub struct ImageRecord {
     #[serde(default)]
     pub description: String,
     pub created: u64,
-    /// The user's name on this host.
+    /// The owner's user name on this host.
     pub owner: String,
     pub visibility: Visibility,
     #[serde(default)]

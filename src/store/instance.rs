@@ -18,20 +18,20 @@ pub struct InstanceRecord {
     pub launch_index: u32,
     pub client_token: Option<String>,
     pub image_id: ImageId,
-    /// The name at launch.
+    /// The image's name at launch.
     pub image_name: String,
     pub instance_type: String,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub vcpus: u32,
     pub threads_per_core: u32,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub memory_mib: u64,
     /// True if vCPUs or memory are overridden.
     #[serde(default)]
     pub overridden: bool,
     pub state: InstanceState,
     pub state_reason: Option<StateReason>,
-    /// The initiator and the time of the last state transition, in EC2's words; empty while the instance runs.
+    /// The initiator and the time of the last state transition, in EC2's words. Empty while the instance is running.
     #[serde(default)]
     pub state_transition_reason: String,
     /// Time of the launch.
@@ -41,7 +41,7 @@ pub struct InstanceRecord {
     #[serde(default)]
     pub starts: u32,
     pub terminated: Option<u64>,
-    /// The key pair whose public key the guest gets.
+    /// The key pair with the guest's public key.
     pub key_name: Option<String>,
     /// In base64.
     pub user_data: Option<String>,
@@ -54,7 +54,7 @@ pub struct InstanceRecord {
     /// Appended to the image's command line.
     #[serde(default)]
     pub cmdline: Option<String>,
-    /// None for an instance from before Wisp had networks.
+    /// None for an instance created before Wisp supported networks.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
     #[serde(default)]

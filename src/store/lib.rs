@@ -1,10 +1,10 @@
 //! Persistent state between commands: instances, volumes, snapshots, images, key pairs, networks (SQLite, `wisp.db`).
 //!
 //! Each noun has a table of records. A record is a JSON document with its key, so a new field needs no migration;
-//! SQLite enforces uniqueness and references. The changes of one step are one transaction: a process that is killed
-//! leaves the state before it or after it. Writers wait for each other.
+//! SQLite enforces uniqueness and references. Each step is one transaction, so a killed process leaves the
+//! state from before or after the step. Writers wait for each other.
 //!
-//! The schema has a version. An older store is migrated when it is opened; a newer one is refused without a change.
+//! The schema has a version. Opening a store migrates an older version, and refuses a newer one without changing it.
 
 mod address;
 mod client_token;
@@ -49,24 +49,24 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the store {} cannot be opened: {source}", path.display())]
+    #[error("cannot open the store {}: {source}", path.display())]
     Open { path: PathBuf, source: rusqlite::Error },
     #[error(
-        "the store {} has version {found}, and this wisp knows versions up to {known}: a newer wisp was used here. \
-         Use that one, or another WISP_HOME; nothing was changed", path.display()
+        "the store {} has version {found}, but this wisp supports only versions up to {known}. Nothing was changed. \
+         Use the newer wisp that wrote it, or another WISP_HOME", path.display()
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
     /// SQLite failed: the disk is full, or the file is damaged.
-    #[error("the store failed: {0}")]
+    #[error("database error in the store: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    #[error("the store has a damaged record of {table} {key}: {source}")]
+    #[error("the store contains a damaged record ({table} {key}): {source}")]
     Record { table: &'static str, key: String, source: serde_json::Error },
 }
 
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
-    /// Damaged records that a list has left out, and that have not been reported yet.
+    /// Damaged records that lists have skipped and that have not been reported yet.
     damaged: RefCell<Damaged>,
 }
 
@@ -98,7 +98,7 @@ impl Store {
         Ok(result)
     }
 
-    /// Returns what [`write`](Self::write) would, and changes nothing.
+    /// Returns the result of [`write`](Self::write) without changing anything.
     pub fn rehearse<T, E: From<StoreError>>(
         &mut self,
         change: impl FnOnce(&Transaction) -> Result<T, E>,
@@ -109,7 +109,7 @@ impl Store {
         change(&Transaction::new(transaction, &self.damaged))
     }
 
-    /// Returns a sentence for each damaged record that a list left out, once.
+    /// Returns a sentence for each damaged record that lists have skipped since the last call.
     pub fn take_damaged(&mut self) -> Vec<String> {
         std::mem::take(self.damaged.get_mut()).into_values().collect()
     }
@@ -211,7 +211,7 @@ mod tests {
         let names = store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap();
         assert_eq!(names.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["a", "c"]);
         let told = store.take_damaged();
-        assert!(matches!(&told[..], [one] if one.contains("damaged record of key_pairs b")), "{told:?}");
+        assert!(matches!(&told[..], [one] if one.contains("damaged record (key_pairs b)")), "{told:?}");
         assert_eq!(store.take_damaged(), [] as [String; 0]);
         let whole = store.read::<_, StoreError>(|tx| tx.list_whole::<KeyPairRecord>());
         assert!(matches!(whole, Err(StoreError::Record { .. })), "{whole:?}");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_is_no_database_is_refused() {
+    fn file_that_is_not_a_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), [b'x'; 4096]).unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();

@@ -15,10 +15,10 @@ pub struct NetworkRecord {
     pub zone: Zone,
     /// Never changes.
     pub private_ip: Ipv4Addr,
-    /// One of the host's loopback addresses, set while the instance runs or has an elastic address.
+    /// One of the host's loopback addresses, set while the instance is running or has an elastic address.
     #[serde(default)]
     pub public_ip: Option<Ipv4Addr>,
-    /// True if the instance gets a public address of its own while it runs.
+    /// True if the instance gets its own public address while it is running.
     pub wants_public_ip: bool,
     /// The associated elastic address, which replaces the public address.
     #[serde(default)]

@@ -22,8 +22,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE security_groups (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX security_group_names ON security_groups (json_extract(record, '$.name'));
 ",
-    // Creates the default VPC, and puts existing security groups and instances in it. The instances are in its first
-    // subnet, which contains their addresses.
+    // Creates the default VPC, and moves existing security groups and instances into it. The instances move to its
+    // first subnet, which contains their addresses.
     "
     CREATE TABLE vpcs (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX default_vpc ON vpcs (json_extract(record, '$.is_default'))
@@ -63,7 +63,7 @@ const MIGRATIONS: &[&str] = &[
 ",
     "CREATE TABLE settings (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
     // Records the backing files of volumes and snapshots. The next command reads existing ones from the files, once
-    // (`cloud/layers.rs`). The version makes an older Wisp, which would lose the records, refuse the store.
+    // (`cloud/layers.rs`). An older Wisp would lose these records, so the new version makes it refuse the store.
     "
     UPDATE volumes SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
     UPDATE snapshots SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);

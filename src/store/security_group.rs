@@ -15,7 +15,7 @@ pub struct SecurityGroupRecord {
     /// Unique in the VPC.
     pub name: String,
     pub description: String,
-    /// In the order of their addition.
+    /// In the order in which they were added.
     pub rules: Vec<Rule>,
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

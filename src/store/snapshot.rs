@@ -19,7 +19,7 @@ pub struct SnapshotRecord {
     pub started: u64,
     #[serde(default)]
     pub description: String,
-    /// A file in the directory of volumes, which is no longer written.
+    /// A file in the directory of volumes. It is no longer written.
     pub file: String,
     /// The backing files of `file`, the topmost first. None in an older store, until they are read from the files.
     #[serde(default)]

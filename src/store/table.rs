@@ -44,8 +44,8 @@ impl<'a> Transaction<'a> {
         record.map(|record| parse(key, &record)).transpose()
     }
 
-    /// Returns all readable records in key order. Damaged records do not make commands for others fail:
-    /// [`Store::take_damaged`](super::Store::take_damaged) reports them.
+    /// Returns all readable records in key order. Skips damaged records, so that commands for other records succeed.
+    /// [`Store::take_damaged`](super::Store::take_damaged) reports the damaged ones.
     pub fn list<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         let mut records = Vec::new();
         for (key, record) in self.rows::<R>()? {

@@ -10,7 +10,7 @@ use ec2::usage::Datapoint;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageCursor {
     pub instance_id: InstanceId,
-    /// The last reading of the VMM in the series, as the VMM wrote it.
+    /// The last VMM reading that is part of the series, as the VMM wrote it.
     pub reading: serde_json::Value,
 }
 
@@ -38,7 +38,7 @@ impl Transaction<'_> {
         Ok(points)
     }
 
-    /// Replaces the series `before` by `after`, and writes only the differences.
+    /// Replaces the series `before` with `after`, and writes only the differences.
     pub fn change_usage(&self, id: InstanceId, before: &[Datapoint], after: &[Datapoint]) -> Result<(), StoreError> {
         let key = id.to_string();
         let is_in = |points: &[Datapoint], number| points.binary_search_by_key(&number, |point| point.number).ok();
@@ -78,7 +78,7 @@ mod tests {
     fn change_usage_affects_only_series_of_instance() {
         let (mut store, _directory) = store();
         let [a, b]: [InstanceId; 2] =
-            ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an id"));
+            ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an ID"));
         let first = [point(1, 10), point(2, 20), point(10, 30)];
         let second = [point(1, 10), point(2, 25), point(11, 5)];
         let result = store.write::<_, StoreError>(|tx| {

@@ -28,8 +28,8 @@ pub struct VolumeRecord {
     /// Set for a root volume.
     #[serde(default)]
     pub image_id: Option<ImageId>,
-    /// The file that the volume writes, in the directory of volumes. A snapshot takes over this file, and the volume
-    /// continues in a new overlay on top of it.
+    /// The file that the volume writes, in the directory of volumes. After a snapshot, this file belongs to the
+    /// snapshot, and the volume writes to a new overlay on top of it.
     pub file: String,
     /// The backing files of `file`, the topmost first. None in an older store, until they are read from the files.
     #[serde(default)]

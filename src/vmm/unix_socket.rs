@@ -2,8 +2,8 @@
 //!
 //! A socket address holds a path of at most 107 bytes (unix(7)), and the path of a data directory can be longer. For a
 //! long path, a listener binds to `/proc/self/fd/N/NAME`, where `N` is a descriptor of the directory. A client connects
-//! through a descriptor of the socket itself. A change of the working directory would affect other threads; this works
-//! even in the VMM's sandbox, which has `/proc/self`.
+//! through a descriptor of the socket itself. Changing the working directory instead would affect other
+//! threads. `/proc/self` exists even in the VMM's sandbox.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// In bytes, without the NUL that follows.
+/// In bytes, without the terminating NUL.
 const LONGEST_PATH: usize = 107;
 
 /// A path that fits into a socket address, valid while this value exists.
@@ -36,7 +36,7 @@ impl SocketPath {
         let directory = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)?;
         let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
         if !fits(&short) {
-            let reason = format!("the name {name:?} is too long for a socket, which has up to about 80 bytes");
+            let reason = format!("the name {name:?} is too long for a socket: the maximum is about 80 bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidFilename, reason));
         }
         Ok(SocketPath { path: short, _directory: Some(directory) })
@@ -61,9 +61,9 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "is not a socket"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a socket"));
     }
-    // Connects to the checked file, even if the path leads to another one by now.
+    // Connects to the checked file, even if another file has replaced it at the path.
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
 }
 
@@ -74,8 +74,7 @@ mod tests {
 
     /// Returns a path of more than 200 bytes with spaces and non-ASCII letters.
     fn long_directory(parent: &Path) -> PathBuf {
-        let directory =
-            parent.join("wisp data ünïcödé ".repeat(6).trim()).join("ordner mit leerzeichen ".repeat(4).trim());
+        let directory = parent.join("wisp data ünïcödé ".repeat(6).trim()).join("folder with spaces ".repeat(4).trim());
         fs::create_dir_all(&directory).unwrap();
         assert!(directory.as_os_str().len() > 200);
         directory

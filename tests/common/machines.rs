@@ -18,7 +18,7 @@ use wisp::guest::{Agent, ExecRequest, Streams};
 
 use super::{DEADLINE, Wisp};
 
-/// Held during a command in a guest: a process runs only one, because the command gets the process's signals.
+/// Held while a command runs in a guest. A process can run only one, because it forwards its signals to the command.
 static COMMAND: Mutex<()> = Mutex::new(());
 
 pub struct Machine {
@@ -99,7 +99,7 @@ impl Machine {
     fn of(mut command: Command, dir: tempfile::TempDir, config: &MachineConfig) -> Machine {
         fs::write(dir.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
         let lock = File::create(dir.path().join("lock")).unwrap();
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other VMM has the directory");
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("no other VMM uses the directory");
         let (watcher, vmm_watcher) = UnixStream::pair().unwrap();
         let inherited = [lock.as_raw_fd(), vmm_watcher.as_raw_fd()];
         command.args(["--lock-fd", &inherited[0].to_string(), "--watcher-fd", &inherited[1].to_string()]);

@@ -37,7 +37,7 @@ pub struct Outcome {
 impl Wisp {
     pub fn new() -> Wisp {
         if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            panic!("this test boots a guest and needs /dev/kvm, which cannot be opened: {error} (see `wisp doctor`)");
+            panic!("this test boots a guest, but /dev/kvm cannot be opened: {error} (see `wisp doctor`)");
         }
         Wisp::without_kvm()
     }
@@ -88,13 +88,13 @@ impl Wisp {
     }
 
     pub fn user(&self) -> &user::User {
-        self.user.as_ref().expect("it is run as another user")
+        self.user.as_ref().expect("wisp runs as another user")
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
         let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
         let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
-        // Guests cold-boot, and no templates are created in the background, unless a test is about that.
+        // Guests cold-boot, and no templates are created in the background, unless a test requests them.
         let limit = if self.is_warm { "4096" } else { "0" };
         command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");
         command
@@ -197,8 +197,8 @@ impl Running {
     }
 
     pub fn signal(&self, signal: i32) {
-        // SAFETY: the child has not been waited for, so its id is its own.
-        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0, "the command is there");
+        // SAFETY: the child has not been waited for, so its ID is not reused.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0, "the command has ended");
     }
 
     pub fn wait_for(&mut self, text: &str) {
@@ -216,7 +216,7 @@ impl Running {
                     let _ = self.child.kill();
                     let stderr = self.stderr.take().map(|thread| thread.join().unwrap_or_default());
                     panic!(
-                        "{text:?} did not come ({error}); there was {:?}; {stderr:?}",
+                        "{text:?} did not appear ({error}); stdout {:?}, stderr {stderr:?}",
                         String::from_utf8_lossy(&self.seen)
                     );
                 }
@@ -238,7 +238,7 @@ impl Running {
     pub fn kill_after(mut self, delay: Duration) -> bool {
         let killed = !self.has_ended_within(delay);
         if killed {
-            self.child.kill().expect("it is this process's own");
+            self.child.kill().expect("the child can be killed");
             self.child.wait().expect("the command ends");
         }
         killed
@@ -309,7 +309,7 @@ pub fn wait_until_gone(pid: u32) {
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     let timeout = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
     let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).unwrap();
-    assert_eq!(ended, 1, "process {pid:?} is still there");
+    assert_eq!(ended, 1, "process {pid:?} is still running");
 }
 
 /// Waits for all processes of a machine to end. The VMM dies shortly after its supervisor.
@@ -339,7 +339,7 @@ pub fn wait_for_log(dir: &Path, text: &str) {
     }
 }
 
-/// Returns the VMM and supervisor processes of instances, with their instance ids.
+/// Returns the VMM and supervisor processes of instances, with their instance IDs.
 pub fn vmm_processes(home: &Path) -> Vec<(i32, ec2::InstanceId)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -371,8 +371,8 @@ pub fn processes(words: &[&str]) -> Vec<i32> {
 }
 
 pub fn kill_router(dir: &str) -> i32 {
-    let [router] = processes(&["router", dir])[..] else { panic!("there is not one router of {dir}") };
-    // SAFETY: the process is this test's own, and it is there.
+    let [router] = processes(&["router", dir])[..] else { panic!("expected one router of {dir}") };
+    // SAFETY: this test started the process, which is running.
     assert_eq!(unsafe { libc::kill(router, libc::SIGKILL) }, 0);
     wait_until_gone(router.try_into().unwrap());
     router
@@ -388,11 +388,11 @@ pub fn await_no_processes_of(wisp: &Wisp) {
     };
     let deadline = Instant::now() + DEADLINE;
     while !left().is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", left());
+        assert!(Instant::now() < deadline, "still running: {:?}", left());
     }
 }
 
-/// Waits until no command makes a template in the background.
+/// Waits until no command is creating a template in the background.
 pub fn await_no_background_work(wisp: &Wisp) {
     let home = format!("WISP_HOME={}", wisp.home().display());
     for pid in processes(&["wisp", "image", "warm"]) {

@@ -38,5 +38,5 @@ pub fn run(unshare: &mut Command, name: &str) {
     let own = std::env::current_exe().unwrap();
     let command = unshare.arg(own).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
     let status = command.status().unwrap();
-    assert!(status.success(), "in a network namespace of its own, the test ended with {status}");
+    assert!(status.success(), "the test in its own network namespace ended with {status}");
 }

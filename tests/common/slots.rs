@@ -27,7 +27,7 @@ const HEADER: u64 = 0x20_0000;
 const STATUS: u64 = 0x20_1000;
 const DATA: u64 = 0x21_0000;
 const QUEUE_SIZE: u16 = 16;
-/// ControlRequest types and status codes of virtio-blk.
+/// Request types and status codes of virtio-blk.
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
@@ -179,18 +179,20 @@ impl Driver {
 
     pub fn wait_for_interrupt(&self) {
         let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
-        // SAFETY: the eventfd is the line's, which outlives this.
+        // SAFETY: the eventfd belongs to the interrupt line, which outlives this borrow.
         let event =
             unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.line.eventfd())) };
-        assert_ne!(poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&deadline)).unwrap(), 0, "no interrupt came");
+        assert_ne!(poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&deadline)).unwrap(), 0, "no interrupt");
         self.line.eventfd().read().unwrap();
         self.write(register::INTERRUPT_ACK, self.read(register::INTERRUPT_STATUS) & !CONFIG_CHANGE);
     }
 }
 
 pub fn check(path: &Path) {
-    let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap_or_else(|error| {
-        panic!("qemu-img, of Debian's qemu-utils, is needed to check images with and cannot be run: {error}")
-    });
+    let output = Command::new("qemu-img")
+        .args(["check", "-f", "qcow2"])
+        .arg(path)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run qemu-img (Debian package qemu-utils): {error}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -92,7 +92,7 @@ impl Drop for User {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        // userdel also reports such things as a missing home directory. Only the removal matters.
+        // userdel also reports harmless problems, such as a missing home directory.
         let _ = Command::new("userdel").args(["--remove", &self.name]).stderr(Stdio::null()).status();
     }
 }

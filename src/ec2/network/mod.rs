@@ -20,12 +20,12 @@ pub const DOMAIN: &str = "ec2.internal";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
-    /// The VPC where the host supports one, else a user-mode network, else [`NetworkMode::None`].
+    /// The VPC if the host supports it, otherwise a user-mode network, otherwise [`NetworkMode::None`].
     #[default]
     Auto,
-    /// A user-mode network; the start fails without one.
+    /// A user-mode network. If the host cannot provide it, the start fails.
     User,
-    /// The VPC, in which instances reach each other; the start fails without one.
+    /// The VPC, where instances reach each other. If the host cannot provide it, the start fails.
     Vpc,
     /// No network except the VMM's metadata service and published ports.
     None,
@@ -43,7 +43,7 @@ impl FromStr for NetworkMode {
             _ => Err(Ec2Error::InvalidParameterValue {
                 parameter: "network",
                 given: text.to_string(),
-                rule: "it is auto, vpc, user or none.".into(),
+                rule: "it must be auto, vpc, user or none.".into(),
             }),
         }
     }

@@ -48,7 +48,7 @@ impl Ipv4Range {
 impl FromStr for Ipv4Range {
     type Err = Ec2Error;
 
-    /// Clears bits after the prefix, as EC2 does. An address without a prefix is a range of one.
+    /// Clears bits after the prefix, as EC2 does. An address without a prefix length is a range of one address.
     fn from_str(text: &str) -> Result<Ipv4Range, Ec2Error> {
         let (address, length) = text.split_once('/').unwrap_or((text, "32"));
         let parts = address.parse::<Ipv4Addr>().ok().zip(length.parse::<u8>().ok().filter(|length| *length <= 32));
@@ -56,7 +56,7 @@ impl FromStr for Ipv4Range {
             return Err(Ec2Error::InvalidParameterValue {
                 parameter: "CidrIp",
                 given: text.to_string(),
-                rule: "it is a range of IPv4 addresses, such as 10.0.0.0/8.".into(),
+                rule: "it must be an IPv4 address range, such as 10.0.0.0/8.".into(),
             });
         };
         let mask = (u64::MAX << (32 - u32::from(prefix_length))) as u32;
@@ -119,7 +119,7 @@ impl Traffic {
             Err(Ec2Error::refused(
                 ErrorCode::InvalidPermissionMalformed,
                 format!("Invalid value '{given}': {rule}"),
-                Some("For instance: `--protocol tcp --port 80`, `--protocol icmp`, `--protocol all`.".into()),
+                Some("For example: `--protocol tcp --port 80`, `--protocol icmp` or `--protocol all`.".into()),
             ))
         };
         let name = protocol.unwrap_or(if ports.is_some() { "tcp" } else { "all" }).to_ascii_lowercase();
@@ -129,7 +129,7 @@ impl Traffic {
                 let Some((from, to)) = parse_ports(ports.unwrap_or("all")) else {
                     return refused(
                         ports.unwrap_or_default(),
-                        "ports are a number, a range such as 8000-8100, or all.",
+                        "the port must be a number, a range such as 8000-8100, or all.",
                     );
                 };
                 let is_tcp = matches!(name.as_str(), "tcp" | "6");
@@ -138,11 +138,11 @@ impl Traffic {
             ("icmp" | "1", None | Some("all" | "-1")) => Ok(Traffic::Icmp { kind: None, code: None }),
             ("icmp" | "1", Some(kind)) => match kind.parse() {
                 Ok(kind) => Ok(Traffic::Icmp { kind: Some(kind), code: None }),
-                Err(_) => refused(kind, "for ICMP it is a type, 0 to 255, or all."),
+                Err(_) => refused(kind, "for ICMP, it must be a type from 0 to 255, or all."),
             },
             (_, None) => match name.parse() {
                 Ok(number) => Ok(Traffic::Other { number }),
-                Err(_) => refused(&name, "a protocol is tcp, udp, icmp, all, or a number from 0 to 255."),
+                Err(_) => refused(&name, "the protocol must be tcp, udp, icmp, all, or a number from 0 to 255."),
             },
             (_, Some(ports)) => refused(ports, "only tcp, udp and icmp have ports or types."),
         }
@@ -199,7 +199,7 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
     (range.0 <= range.1).then_some(range)
 }
 
-/// The other end of the traffic.
+/// The remote end of the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
@@ -231,8 +231,9 @@ pub fn check_group_name(name: &str) -> Result<(), Ec2Error> {
     }
     if name.is_empty() || name.len() > 255 || name.starts_with("sg-") || !name.chars().all(is_allowed) {
         let rule =
-            "has 1 to 255 characters, a-z, A-Z, 0-9, spaces and ._-:/()#,@[]+=&;{}!$*, and does not begin with sg-.";
-        return refused(ErrorCode::InvalidParameterValue, format!("Invalid value '{name}' for groupName: it {rule}"));
+            "have 1 to 255 characters (a-z, A-Z, 0-9, spaces and ._-:/()#,@[]+=&;{}!$*) and must not start with sg-.";
+        let what = format!("Invalid value '{name}' for groupName: it must {rule}");
+        return refused(ErrorCode::InvalidParameterValue, what);
     }
     Ok(())
 }

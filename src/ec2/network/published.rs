@@ -36,7 +36,7 @@ impl FromStr for PublishedPort {
         let (ports, protocol) = match text.rsplit_once('/') {
             Some((ports, "udp")) => (ports, Protocol::Udp),
             Some((ports, "tcp")) => (ports, Protocol::Tcp),
-            Some(_) => return Err(refused("the protocol is tcp or udp.")),
+            Some(_) => return Err(refused("the protocol must be tcp or udp.")),
             None => (text, Protocol::Tcp),
         };
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
@@ -44,11 +44,11 @@ impl FromStr for PublishedPort {
         let (address, host, guest) = match parts.as_slice() {
             [host, guest] => (Some(Ipv4Addr::LOCALHOST), *host, *guest),
             [address, host, guest] => (address.parse().ok(), *host, *guest),
-            _ => return Err(refused("it is HOST:GUEST, such as 8080:80, with an address before it if need be.")),
+            _ => return Err(refused("it must be [ADDRESS:]HOST:GUEST, such as 8080:80.")),
         };
         let address = address.filter(Ipv4Addr::is_loopback);
-        let address = address.ok_or_else(|| refused("the host's address is one of loopback: 127.x.y.z."))?;
-        let ports = port(host).zip(port(guest)).ok_or_else(|| refused("a port is a number from 1 to 65535."))?;
+        let address = address.ok_or_else(|| refused("the address must be a loopback address, 127.x.y.z."))?;
+        let ports = port(host).zip(port(guest)).ok_or_else(|| refused("a port must be a number from 1 to 65535."))?;
         Ok(PublishedPort { host: SocketAddrV4::new(address, ports.0), guest_port: ports.1, protocol })
     }
 }

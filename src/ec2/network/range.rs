@@ -49,9 +49,9 @@ impl SubnetRange {
         let SubnetRange { own, .. } = self;
         let number = address.to_bits().wrapping_sub(own.base.to_bits());
         let rule = if !own.contains(address) {
-            format!("it is not in the subnet's range, {own}.")
+            format!("it must be in the subnet's range, {own}.")
         } else if !(4..own.size() - 1).contains(&number) {
-            format!("the first four addresses of the subnet {own}, and its last, are reserved.")
+            format!("the first four addresses and the last address of the subnet {own} are reserved.")
         } else {
             return Ok(());
         };
@@ -62,7 +62,9 @@ impl SubnetRange {
 pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
     let refused = |why: String| Err(Ec2Error::refused(ErrorCode::InvalidVpcRange, why, None));
     if !PREFIX_LENGTHS.contains(&range.prefix_length) {
-        return refused(format!("The CIDR '{range}' is invalid: a VPC has a prefix of 16 to 28 bits."));
+        return refused(format!(
+            "The CIDR '{range}' is invalid: the prefix length of a VPC must be between 16 and 28."
+        ));
     }
     match RESERVED.iter().find(|reserved| reserved.overlaps(range)) {
         Some(reserved) => refused(format!("The CIDR '{range}' is invalid: {reserved} is reserved.")),
@@ -81,12 +83,15 @@ pub fn check_subnet_range(
         || range.prefix_length < vpc.prefix_length
         || !vpc.contains(range.base)
     {
-        let why = format!("The CIDR '{range}' is invalid: a subnet is within its VPC, {vpc}, with up to 28 bits.");
+        let why = format!(
+            "The CIDR '{range}' is invalid: it must be within the VPC's range, {vpc}, and its prefix length must be at \
+             most 28."
+        );
         return refused(ErrorCode::InvalidSubnetRange, why);
     }
     match others.into_iter().find(|other| other.overlaps(range)) {
         Some(other) => {
-            refused(ErrorCode::InvalidSubnetConflict, format!("The CIDR '{range}' conflicts with a subnet, {other}."))
+            refused(ErrorCode::InvalidSubnetConflict, format!("The CIDR '{range}' conflicts with the subnet {other}."))
         }
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Availability zones. There is one machine; zones are labels, as in EC2.
+//! Availability zones, named as in EC2. There is only one machine, so a zone is just a label.
 
 use std::fmt;
 use std::str::FromStr;
@@ -47,7 +47,7 @@ impl FromStr for Zone {
         Zone::ALL.into_iter().find(|zone| zone.to_string() == text).ok_or_else(|| Ec2Error::InvalidParameterValue {
             parameter: "AvailabilityZone",
             given: text.to_string(),
-            rule: format!("the zones are {REGION}a to {REGION}f."),
+            rule: format!("it must be one of {REGION}a to {REGION}f."),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::usage::Datapoint;
 
-/// Shorter datapoints do not count for maxima and percentiles: a very short interval is either idle or fully busy.
+/// Maxima and percentiles exclude shorter datapoints: a very short interval is either idle or fully busy.
 const SHORT_MS: u64 = 10_000;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,7 +1,7 @@
 //! Right sizing: is an instance's type too small, too large or fine for its usage, and which types fit?
 //!
-//! Terms and rules are AWS Compute Optimizer's: the 99th percentile counts, not the maximum, and a recommended type
-//! has 20 % headroom above it. For a throttled instance, demand counts instead of usage.
+//! Terms and rules are those of AWS Compute Optimizer: a recommended type has 20% headroom above the 99th percentile of
+//! the usage. For a throttled instance, demand is used instead of usage.
 
 mod figures;
 
@@ -29,9 +29,9 @@ const MUCH: f64 = 30.0 * 3600.0;
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
     pub instance_type: &'static InstanceType,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub vcpus: u32,
-    /// The type's, or an override.
+    /// From the instance type, unless overridden.
     pub memory_mib: u64,
     pub is_limited: bool,
     /// True if recommended types must support hibernation.
@@ -57,17 +57,17 @@ impl Finding {
 
     pub fn title(self) -> &'static str {
         match self {
-            Finding::Underprovisioned => "Under-provisioned (larger)",
-            Finding::Overprovisioned => "Over-provisioned (smaller)",
-            Finding::Optimized => "Optimized (fine)",
+            Finding::Underprovisioned => "Under-provisioned (too small)",
+            Finding::Overprovisioned => "Over-provisioned (too large)",
+            Finding::Optimized => "Optimized",
         }
     }
 }
 
-/// The reason of a finding (`findingReasonCodes`).
+/// The reason for a finding (`findingReasonCodes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The vCPUs, or a burstable type's baseline, are too few.
+    /// Too few vCPUs, or too low a baseline for a burstable type.
     CpuUnder,
     CpuOver,
     MemoryOver,
@@ -110,7 +110,7 @@ impl Confidence {
 pub struct Judgment {
     pub finding: Finding,
     pub reasons: Vec<Reason>,
-    /// Of the instance's own family first; empty if the size is fine or no type fits.
+    /// Types of the instance's own family come first. Empty if the size is fine or no type fits.
     pub options: Vec<&'static InstanceType>,
     pub confidence: Confidence,
     pub figures: Figures,
@@ -240,7 +240,7 @@ fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
     speed.map_or(0.0, |speed| (used.average / speed.baseline as f64).max(used.p99 / speed.peak as f64))
 }
 
-/// Returns types that carry the usage and satisfy `is_wanted`: the best of the own family, then the smallest of others.
+/// Returns types that carry the usage and satisfy `is_wanted`: the best of the same family, then the smallest others.
 /// Prices are not known here, so types are ordered by memory, vCPUs and burstability.
 fn options(
     subject: &Subject,

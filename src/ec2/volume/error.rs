@@ -8,7 +8,7 @@ use crate::ErrorCode;
 pub enum VolumeError {
     #[error("Unsupported volume type '{given}' for volume creation.")]
     Type { given: String },
-    #[error("Invalid value '{given}' for size: it is not a volume's size.")]
+    #[error("Invalid value '{given}' for size: it is not a valid volume size.")]
     Size { given: String },
     #[error("The request must contain the parameter size or snapshotId.")]
     NoSize,
@@ -30,7 +30,7 @@ pub enum VolumeError {
     SmallerThanSource { size: VolumeSize, source_size: VolumeSize },
     #[error("The parameter {parameter} is not supported for {volume_type} volumes.")]
     NotSupported { volume_type: VolumeType, parameter: &'static str },
-    #[error("The request must contain the parameter iops: {volume_type} volumes have no default.")]
+    #[error("The request must contain the parameter iops: {volume_type} volumes have no default IOPS.")]
     IopsRequired {
         volume_type: VolumeType,
         /// Minimum and maximum for this size.
@@ -52,7 +52,10 @@ pub enum VolumeError {
         given: u32,
         maximum: u32,
     },
-    #[error("Iops to volume size ratio is too high: {size} of {volume_type} have at most {most} iops, not {given}.")]
+    #[error(
+        "Iops to volume size ratio is too high: {volume_type} volumes of {size} support at most {most} IOPS, \
+         not {given}."
+    )]
     IopsRatio {
         volume_type: VolumeType,
         size: VolumeSize,
@@ -60,7 +63,7 @@ pub enum VolumeError {
         /// Maximum for this size.
         most: u32,
     },
-    #[error("Throughput (MiBps) to iops ratio is too high: {iops} iops carry at most {most} MiB/s, not {given}.")]
+    #[error("Throughput (MiBps) to iops ratio is too high: {iops} IOPS support at most {most} MiB/s, not {given}.")]
     ThroughputRatio {
         iops: u32,
         given: u32,
@@ -77,7 +80,7 @@ pub enum VolumeError {
     DeviceName { given: String },
     #[error("Invalid value '{name}' for device: attachment point {name} is already in use.")]
     DeviceInUse { name: String },
-    #[error("The instance has a volume under every device name there is.")]
+    #[error("All device names of the instance are in use.")]
     NoDeviceLeft,
     #[error("Invalid value '{given}' for volume: {what}.")]
     Option { given: String, what: &'static str },
@@ -110,47 +113,48 @@ impl VolumeError {
         }
     }
 
-    /// Returns one line of advice, or none if the message suffices.
+    /// Returns a one-line hint, or none if the message needs no hint.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             VolumeError::Type { .. } => {
-                format!("The types are {}.", VolumeType::ALL.map(VolumeType::as_str).join(", "))
+                format!("The volume types are {}.", VolumeType::ALL.map(VolumeType::as_str).join(", "))
             }
             VolumeError::Size { .. } => {
-                "Write GiB, such as 8, or a number and a unit, such as 512M, 20G or 1T.".to_owned()
+                "Specify a number of GiB, such as 8, or a number and a unit, such as 512M, 20G or 1T.".to_owned()
             }
-            VolumeError::NoSize => "Write its size in GiB: `size=8`.".to_owned(),
+            VolumeError::NoSize => "Specify the size in GiB, for example `size=8`.".to_owned(),
             VolumeError::NotSupported { parameter: "throughput", .. } => {
-                "Only gp3 volumes have a throughput to choose.".to_owned()
+                "You can specify the throughput only for gp3 volumes.".to_owned()
             }
-            VolumeError::NotSupported { .. } => "Types with iops to choose are gp3, io1 and io2.".to_owned(),
+            VolumeError::NotSupported { .. } => "You can specify IOPS only for gp3, io1 and io2 volumes.".to_owned(),
             VolumeError::IopsRequired { range: (fewest, most), .. } => {
-                format!("Write `iops=`, {fewest} to {most} for this size; gp3 has a default.")
+                format!("Specify `iops=` with a value from {fewest} to {most} for this size. gp3 has a default.")
             }
             VolumeError::IopsRatio { most, .. } => {
-                format!("Ask for at most {most} iops, or for a larger volume.")
+                format!("Request at most {most} IOPS, or a larger volume.")
             }
             VolumeError::ThroughputRatio { given, .. } => {
-                format!("Ask for at least {} iops with it.", u64::from(*given) * 4)
+                format!("Request at least {} IOPS as well.", u64::from(*given) * 4)
             }
-            VolumeError::NotBootable { .. } => "Root volumes are gp3, gp2, io1, io2 or standard.".to_owned(),
+            VolumeError::NotBootable { .. } => "A root volume must be gp3, gp2, io1, io2 or standard.".to_owned(),
             VolumeError::Shrinks { .. } => {
-                "Volumes only grow; copy what is on it to a new, smaller volume instead.".to_owned()
+                "Volumes can only grow. Copy the data to a new, smaller volume instead.".to_owned()
             }
             VolumeError::DeviceName { .. } => {
-                "Use /dev/sdf to /dev/sdp; /dev/sda1 and /dev/xvda are root volumes'.".to_owned()
+                "Use /dev/sdf to /dev/sdp. /dev/sda1 and /dev/xvda are reserved for root volumes.".to_owned()
             }
             VolumeError::DeviceInUse { .. } => {
-                "Use another device name, or none: the next free one is taken.".to_owned()
+                "Use another device name, or omit it to use the next free one.".to_owned()
             }
             VolumeError::NoDeviceLeft => "Detach a volume first.".to_owned(),
             VolumeError::Option { .. } => {
-                "Write SIZE in GiB, or KEY=VALUE,... with the keys size, type, iops, throughput, \
+                "Specify SIZE in GiB, or KEY=VALUE,... with the keys size, type, iops, throughput, \
                                            device, snapshot, volume, delete-on-termination, name."
                     .to_owned()
             }
             VolumeError::Combination { one: "volume", .. } => {
-                "An existing volume is attached as it is: only device and delete-on-termination go with it.".to_owned()
+                "An existing volume is attached unchanged. Combine it only with device and delete-on-termination."
+                    .to_owned()
             }
             _ => return None,
         })

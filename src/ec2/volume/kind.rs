@@ -13,11 +13,11 @@ use crate::Ec2Error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
-    /// General purpose SSD with performance independent of size. Wisp and EC2's console default to it, EC2's API to
-    /// gp2.
+    /// General purpose SSD with performance independent of its size. The default of Wisp and EC2's console; EC2's API
+    /// defaults to gp2.
     #[default]
     Gp3,
-    /// General purpose SSD with performance that grows with size.
+    /// General purpose SSD with performance that grows with its size.
     Gp2,
     /// Provisioned IOPS SSD, first generation.
     Io1,

@@ -1,7 +1,7 @@
 //! Volumes: requests, validation, and the resulting figures.
 //!
 //! Sources: EC2 API Reference, `CreateVolume` and `ModifyVolume`; Amazon EBS User Guide, "Amazon EBS volume types".
-//! One extension: EC2's sizes are whole GiB, Wisp's are whole MiB ([`VolumeSize::extension`]).
+//! Extension: sizes are whole MiB, not whole GiB as in EC2 ([`VolumeSize::extension`]).
 
 mod error;
 mod kind;
@@ -117,7 +117,7 @@ fn check_role(volume_type: VolumeType, role: Role) -> Result<(), VolumeError> {
     }
 }
 
-/// Sizes below 1 GiB are an extension of Wisp's, for types whose minimum is 1 GiB.
+/// Sizes below 1 GiB are a Wisp extension for types with a minimum of 1 GiB.
 fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), VolumeError> {
     let limits = volume_type.limits();
     if limits.min_gib > 1 && Some(size) < VolumeSize::from_gib(limits.min_gib) {
@@ -252,13 +252,13 @@ mod tests {
             ),
             (
                 spec(VolumeType::Gp3, 8, Some(4001), None),
-                "InvalidParameterCombination: Iops to volume size ratio is too high: 8 GiB of gp3 have at most \
-                 4000 iops, not 4001.",
+                "InvalidParameterCombination: Iops to volume size ratio is too high: gp3 volumes of 8 GiB \
+                 support at most 4000 IOPS, not 4001.",
             ),
             (
                 spec(VolumeType::Gp3, 8, None, Some(751)),
-                "InvalidParameterCombination: Throughput (MiBps) to iops ratio is too high: 3000 iops carry at most \
-                 750 MiB/s, not 751.",
+                "InvalidParameterCombination: Throughput (MiBps) to iops ratio is too high: 3000 IOPS support at \
+                 most 750 MiB/s, not 751.",
             ),
             (
                 spec(VolumeType::Gp3, 8, None, Some(124)),
@@ -274,8 +274,8 @@ mod tests {
             ),
             (
                 spec(VolumeType::Io1, 4, Some(201), None),
-                "InvalidParameterCombination: Iops to volume size ratio is too high: 4 GiB of io1 have at most \
-                 200 iops, not 201.",
+                "InvalidParameterCombination: Iops to volume size ratio is too high: io1 volumes of 4 GiB \
+                 support at most 200 IOPS, not 201.",
             ),
             (
                 spec(VolumeType::St1, 124, None, None),
@@ -328,9 +328,9 @@ mod tests {
             assert_eq!(volume_type.to_string().parse::<VolumeType>(), Ok(volume_type));
             assert_eq!(serde_json::to_string(&volume_type).expect("a string"), format!("\"{volume_type}\""));
         }
-        let error = "gp4".parse::<VolumeType>().expect_err("there is none");
+        let error = "gp4".parse::<VolumeType>().expect_err("unknown");
         assert_eq!(error.to_string(), "UnknownVolumeType: Unsupported volume type 'gp4' for volume creation.");
-        assert_eq!(error.hint().as_deref(), Some("The types are gp3, gp2, io1, io2, st1, sc1, standard."));
+        assert_eq!(error.hint().as_deref(), Some("The volume types are gp3, gp2, io1, io2, st1, sc1, standard."));
     }
 
     #[test]
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(changed(VolumeType::Gp2), Ok((Some(300), None)));
         assert_eq!(changed(VolumeType::Io1), Ok((Some(3000), None)));
         assert_eq!(changed(VolumeType::Gp3), Ok((Some(16_000), Some(500))));
-        assert!(changed(VolumeType::St1).is_err(), "100 GiB are too small");
+        assert!(changed(VolumeType::St1).is_err(), "100 GiB is too small");
         let gp2 = spec(VolumeType::Gp2, 8, None, None).figures(None, Role::Data).expect("allowed");
         let gp3 = gp2.modified(&to(VolumeType::Gp3), Role::Root).expect("allowed");
         assert_eq!((gp3.iops, gp3.throughput), (Some(3000), Some(125)));

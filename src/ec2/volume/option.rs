@@ -6,13 +6,13 @@ use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
 use crate::Ec2Error;
 use crate::block_device::DeviceName;
 
-/// An entry of a block device mapping, as given with `--volume`: a size, in GiB or with a unit, or a comma-separated
-/// list of `KEY=VALUE`, in which a size may come first without its key. `name` sets the `Name` tag and cannot contain a
-/// comma.
+/// An entry of a block device mapping, as given with `--volume`: a size in GiB or with a unit, or a comma-separated
+/// list of `KEY=VALUE`. In a list, the size may come first without its key. `name` sets the `Name` tag and cannot
+/// contain a comma.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeOption {
     pub source: VolumeSource,
-    /// None for the next free one.
+    /// None selects the next free name.
     pub device: Option<DeviceName>,
     pub delete_on_termination: Option<bool>,
 }
@@ -21,12 +21,12 @@ pub struct VolumeOption {
 pub enum VolumeSource {
     New {
         spec: VolumeSpec,
-        /// An id, a unique prefix of one, or a name.
+        /// An ID, a unique ID prefix, or a name.
         snapshot: Option<String>,
         /// Value of the `Name` tag.
         name: Option<String>,
     },
-    /// An id, a unique prefix of one, or a name.
+    /// An ID, a unique ID prefix, or a name.
     Existing(String),
 }
 
@@ -49,7 +49,7 @@ impl FromStr for VolumeOption {
                 None if index == 0 && item.starts_with(|c: char| c.is_ascii_digit()) => {
                     parts.put(item, "size", item)?
                 }
-                None => return Err(wrong(item, "it is not KEY=VALUE")),
+                None => return Err(wrong(item, "it must be KEY=VALUE")),
             }
         }
         parts.option()
@@ -81,7 +81,7 @@ impl Parts {
             "volume" => set(&mut self.volume, reference(item, value)?, item),
             "delete-on-termination" => set(&mut self.delete_on_termination, flag(item, value)?, item),
             "name" => set(&mut self.name, value.to_owned(), item),
-            _ => Err(wrong(item, "there is no such key")),
+            _ => Err(wrong(item, "unknown key")),
         }
     }
 
@@ -120,22 +120,22 @@ impl Parts {
 
 fn set<T>(slot: &mut Option<T>, value: T, item: &str) -> Result<(), Ec2Error> {
     match slot.replace(value) {
-        Some(_) => Err(wrong(item, "its key is given twice")),
+        Some(_) => Err(wrong(item, "the key is specified twice")),
         None => Ok(()),
     }
 }
 
 fn number(item: &str, value: &str) -> Result<u32, Ec2Error> {
-    value.parse().map_err(|_| wrong(item, "its value is not a whole number"))
+    value.parse().map_err(|_| wrong(item, "the value must be a whole number"))
 }
 
 fn flag(item: &str, value: &str) -> Result<bool, Ec2Error> {
-    value.parse().map_err(|_| wrong(item, "its value is neither true nor false"))
+    value.parse().map_err(|_| wrong(item, "the value must be true or false"))
 }
 
 fn reference(item: &str, value: &str) -> Result<String, Ec2Error> {
     if value.is_empty() {
-        return Err(wrong(item, "its value is missing"));
+        return Err(wrong(item, "the value is missing"));
     }
     Ok(value.to_owned())
 }
@@ -197,17 +197,17 @@ mod tests {
     #[test]
     fn invalid_option_is_refused_with_its_part() {
         for (text, expected) in [
-            ("", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
-            ("8,gp3", "InvalidParameterValue: Invalid value 'gp3' for volume: it is not KEY=VALUE."),
-            ("8,", "InvalidParameterValue: Invalid value '' for volume: it is not KEY=VALUE."),
-            ("8,color=red", "InvalidParameterValue: Invalid value 'color=red' for volume: there is no such key."),
-            ("8,size=9", "InvalidParameterValue: Invalid value 'size=9' for volume: its key is given twice."),
+            ("", "InvalidParameterValue: Invalid value '' for volume: it must be KEY=VALUE."),
+            ("8,gp3", "InvalidParameterValue: Invalid value 'gp3' for volume: it must be KEY=VALUE."),
+            ("8,", "InvalidParameterValue: Invalid value '' for volume: it must be KEY=VALUE."),
+            ("8,color=red", "InvalidParameterValue: Invalid value 'color=red' for volume: unknown key."),
+            ("8,size=9", "InvalidParameterValue: Invalid value 'size=9' for volume: the key is specified twice."),
             (
                 "8,iops=-1",
-                "InvalidParameterValue: Invalid value 'iops=-1' for volume: its value is not a whole number.",
+                "InvalidParameterValue: Invalid value 'iops=-1' for volume: the value must be a whole number.",
             ),
-            ("volume=", "InvalidParameterValue: Invalid value 'volume=' for volume: its value is missing."),
-            ("8X", "InvalidParameterValue: Invalid value '8X' for size: it is not a volume's size."),
+            ("volume=", "InvalidParameterValue: Invalid value 'volume=' for volume: the value is missing."),
+            ("8X", "InvalidParameterValue: Invalid value '8X' for size: it is not a valid volume size."),
             ("type=gp3", "MissingParameter: The request must contain the parameter size or snapshotId."),
             (
                 "volume=vol-0a1,size=8",

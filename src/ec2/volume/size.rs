@@ -14,12 +14,12 @@ const BYTES_PER_MIB: u64 = 1024 * 1024;
 pub struct VolumeSize(MemorySize);
 
 impl VolumeSize {
-    /// Returns none if zero, or if the number of bytes exceeds 64 bits.
+    /// Returns none for zero, or if the number of bytes does not fit in 64 bits.
     pub fn from_gib(gib: u64) -> Option<VolumeSize> {
         Self::from_mib(gib.checked_mul(MIB_PER_GIB)?)
     }
 
-    /// Returns none if zero, or if the number of bytes exceeds 64 bits.
+    /// Returns none for zero, or if the number of bytes does not fit in 64 bits.
     pub fn from_mib(mib: u64) -> Option<VolumeSize> {
         MemorySize::from_mib(mib).map(VolumeSize)
     }
@@ -41,10 +41,10 @@ impl VolumeSize {
         self.mib().div_ceil(MIB_PER_GIB)
     }
 
-    /// Returns a note about a size that EC2 does not have.
+    /// Returns a note if EC2 does not support the size.
     pub fn extension(self) -> Option<String> {
         (!self.mib().is_multiple_of(MIB_PER_GIB)).then(|| {
-            format!("EC2 volumes are whole GiB. JSON output shows this one, of {self}, as {} GiB.", self.gib())
+            format!("EC2 volume sizes are whole GiB. JSON output shows this size ({self}) as {} GiB.", self.gib())
         })
     }
 }
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(small.gib(), 1);
         assert_eq!(
             small.extension().as_deref(),
-            Some("EC2 volumes are whole GiB. JSON output shows this one, of 512 MiB, as 1 GiB.")
+            Some("EC2 volume sizes are whole GiB. JSON output shows this size (512 MiB) as 1 GiB.")
         );
         assert_eq!(VolumeSize::from_gib(8).expect("some").extension(), None);
     }
