@@ -118,7 +118,7 @@ impl Agent {
             | ToGuest::Resize(_)
             | ToGuest::Signal(_)
             | ToGuest::OutputClosed(_)
-            | ToGuest::Tree(_) => Err(ProtocolError::Unexpected("it belongs to no request")),
+            | ToGuest::Tree(_) => Err(ProtocolError::Unexpected("not a request")),
         }
     }
 }
@@ -142,7 +142,7 @@ fn write_tree(connection: &mut AgentConnection, destination: &Path) -> Result<()
     connection.writer.send(&ToHost::Copied(tree.summary()))
 }
 
-/// Reads the rest of the tree until the host disconnects. Closing earlier could lose the answer.
+/// Reads the rest of the tree, because closing the connection earlier could lose the answer.
 fn discard_tree(connection: &mut AgentConnection) -> Result<(), ProtocolError> {
     loop {
         match connection.reader.receive() {
