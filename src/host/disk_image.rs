@@ -252,7 +252,7 @@ impl Target<'_> {
     }
 }
 
-/// Copies all bytes that are not zero.
+/// Copies all units that are not zero.
 fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destination: &Path) -> Result<(), ImageError> {
     let cannot_read = |error| ImageError::Read { path: source.to_path_buf(), source: error };
     let cannot_write = |error| ImageError::Write { path: destination.to_path_buf(), source: error };
@@ -350,7 +350,7 @@ fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
     NamedTempFile::new_in(parent_directory(path)).map_err(failed)
 }
 
-/// Gives a complete file its final name, durably.
+/// Renames a complete file to its final name, durably.
 fn persist(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     file.as_file().sync_all().map_err(failed)?;

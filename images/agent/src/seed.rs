@@ -23,7 +23,7 @@ pub struct Seed {
     pub default_user: String,
     /// Lines of `authorized_keys`.
     pub public_keys: Vec<String>,
-    /// Decoded and decompressed.
+    /// User data, decoded and decompressed.
     pub user_data: Option<Vec<u8>>,
 }
 

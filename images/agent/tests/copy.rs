@@ -107,7 +107,7 @@ fn file_replaces_existing_file() {
     fs::write(&to, "old").expect("written");
     write(&from, &to).expect("copied");
     assert_eq!(fs::read_to_string(&to).expect("there"), "new");
-    assert_eq!(fs::read_dir(home.path()).expect("listed").count(), 2, "nothing temporary is left");
+    assert_eq!(fs::read_dir(home.path()).expect("listed").count(), 2, "a temporary file was left behind");
 }
 
 #[test]

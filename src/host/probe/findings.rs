@@ -119,7 +119,7 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Returns the kind of virtualization. Returns `None` without any, because the finding about `/dev/kvm` says so.
+/// Reports the kind of virtualization. Returns `None` if there is none, which the finding about `/dev/kvm` reports.
 fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
     const NAME: &str = "Virtualization";
     let cpu = &environment.cpu;

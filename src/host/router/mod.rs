@@ -144,7 +144,7 @@ pub struct KilledRouter {
     pub vpc: String,
     /// True if a new router can replace the killed one.
     pub is_recoverable: bool,
-    /// Instances whose network a new router cannot restore.
+    /// Instances that a new router cannot reconnect.
     pub disconnected: Vec<String>,
 }
 
@@ -189,7 +189,7 @@ impl Router {
         Ok(Router { dir: dir.to_path_buf(), _lock: lock_file(&dir.join(LOCK))? })
     }
 
-    /// Writes `config` and applies it to a running router. Replaces a killed router if an instance holds its namespaces.
+    /// Saves `config` and applies it if the router is up. Replaces a killed router if an instance holds its namespaces.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<RouterRecovery>, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {

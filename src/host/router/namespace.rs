@@ -17,7 +17,7 @@ use super::{Interface, RouterConfig, UPLINK_PROGRAM};
 use crate::host::environment;
 use crate::vmm::netstack::{GATEWAY_MAC, MacAddress};
 
-/// Name of the bridge, whose ports are the instances' taps.
+/// Name of the bridge. Its ports are the instances' taps.
 pub(super) const BRIDGE: &str = "wisp0";
 /// Name of the uplink interface.
 pub(super) const OUT: &str = "out0";

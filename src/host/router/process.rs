@@ -47,7 +47,7 @@ struct Running<'a> {
     waiting: Vec<UnixStream>,
     /// Rules in force. They cover all instances of a launch from the start, even those that are not connected yet.
     rules: String,
-    /// Ports whose frames the bridge's table accepts.
+    /// Ports from which the bridge's table accepts frames.
     ports: Vec<Port>,
     /// Tap of the interface for which the router was started, until a client requests it.
     first: Option<(Interface, OwnedFd)>,

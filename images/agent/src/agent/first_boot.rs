@@ -223,7 +223,7 @@ fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result
     Ok(children.reap(child))
 }
 
-/// Names the interpreter of a script that cannot be started.
+/// Adds the interpreter's name to the error of a script that did not start.
 fn explain(error: io::Error, script: &Path) -> io::Error {
     let mut start = Vec::new();
     let read = File::open(script).and_then(|file| file.take(256).read_to_end(&mut start));

@@ -77,7 +77,7 @@ impl Agent {
         let mut connection = AgentConnection::new(socket);
         let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
         match &outcome {
-            // The peer is gone, so there is no one to report to.
+            // The peer has disconnected, so the error cannot be reported.
             Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
             Err(error) => {
                 let _ = connection.writer.send(&ToHost::Failed(error.to_string()));

@@ -87,7 +87,7 @@ impl Sentinel {
         resumed.seed
     }
 
-    /// Reseeds the kernel's generator, whose state copies of this guest share.
+    /// Reseeds the kernel's random number generator. Otherwise, copies of this guest would draw the same numbers.
     fn reseed(&self, entropy: &[u8; 32]) -> io::Result<()> {
         let size = entropy.len() as libc::c_int;
         let pool = RandomPool { entropy_bits: size * 8, size, buffer: *entropy };

@@ -2,7 +2,7 @@
 //!
 //! As with vfork, the child shares the agent's memory until its exec while the parent thread waits, so no page table is
 //! copied. Under software KVM a fork costs tens of milliseconds. `posix_spawn` works the same way, but glibc's child
-//! makes 120 system calls for the actions of signals, which are as slow there as a fork.
+//! makes 120 system calls to reset signal handlers. Under software KVM, these take as long as a fork.
 //!
 //! The child acquires its controlling terminal by opening it as the leader of a new session.
 
@@ -14,7 +14,7 @@ use std::ptr;
 
 use rustix::process::Pid;
 
-/// Stack size of the child until its exec: a few calls deep, and in tests a dynamic linker's lookups.
+/// Stack size of the child until its exec. It nests few calls; in tests, the dynamic linker also uses the stack.
 const STACK_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]

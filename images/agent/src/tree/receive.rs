@@ -471,7 +471,7 @@ mod tests {
             if let TreeEntry::Data(data) = &entry {
                 sent += data.0.len() as u64;
             }
-            assert!(holes == Holes::Keep || !matches!(entry, TreeEntry::Hole(_)), "the peer knows no holes");
+            assert!(holes == Holes::Keep || !matches!(entry, TreeEntry::Hole(_)), "the peer does not support holes");
             writer.accept(entry)
         })
         .expect("copied");
@@ -589,7 +589,7 @@ mod tests {
         assert_eq!(present.iter().map(|name| kind(name)).collect::<Vec<_>>(), before);
     }
 
-    /// A pipe takes the file's name while its data arrive.
+    /// A pipe gets the file's name while the file's data arrives.
     #[test]
     fn pipe_created_during_copy_is_not_replaced() {
         let home = tempfile::tempdir().expect("a directory");
@@ -599,7 +599,7 @@ mod tests {
         let error = writer.accept(TreeEntry::EndOfFile).expect_err("a pipe");
         assert!(matches!(error, TreeError::Special { kind: SpecialFile::Pipe, .. }), "{error}");
         drop(writer);
-        assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "nothing temporary is left");
+        assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "a temporary file was left behind");
     }
 
     #[test]
