@@ -30,7 +30,7 @@ fn unusable_home_is_named() {
     let output = wisp.command(&["run", "--", "true"]).env("WISP_HOME", file.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125));
-    assert!(stderr.contains("cannot be used") && stderr.contains("WISP_HOME"), "{stderr}");
+    assert!(stderr.contains("cannot use wisp's data directory") && stderr.contains("WISP_HOME"), "{stderr}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn copy_sparse_file(wisp: &Wisp, dir: &Path) {
 
     exec(wisp, "web", "mkfifo /root/pipe");
     let refused = wisp.run(&["cp", dir.join("sent").to_str().unwrap(), "web:/root/pipe"]).expect_code(1);
-    assert!(refused.stderr.contains("/root/pipe: is a pipe"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("/root/pipe is a pipe"), "{}", refused.stderr);
     exec(wisp, "web", "test -p /root/pipe && rm /root/pipe");
 }
 

@@ -562,7 +562,7 @@ mod tests {
             let landing = Landing::with_space(into.path(), space).unwrap();
             let error = import_into(landing, source, "", &()).unwrap_err();
             assert!(matches!(error, ImportError::SpaceExhausted(_)), "{error}");
-            assert!(error.to_string().contains("/data has 128 MiB free, and 128 MiB stay free"), "{error}");
+            assert!(error.to_string().contains("/data has 128 MiB free, but 128 MiB are reserved"), "{error}");
             assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
             import(source).unwrap();
         }

@@ -1,6 +1,6 @@
 //! Creates, inspects and copies raw and qcow2 disk images that no VMM has open.
 //!
-//! A created image is complete and durable when the call returns, or does not exist. Its mode is 0600. An overlay
+//! When a call returns, the new image is either complete and durable, or does not exist. Its mode is 0600. An overlay
 //! names its backing file relative to its own directory, so that both can be moved together.
 
 use std::collections::HashMap;
@@ -28,18 +28,18 @@ const QCOW2_UNIT: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    #[error("{} exists already", .0.display())]
+    #[error("{} already exists", .0.display())]
     Exists(PathBuf),
     /// The image or a backing file is damaged or unsupported.
     #[error(transparent)]
     Image(#[from] BlockError),
-    #[error("the disk image {} cannot be written: {source}", path.display())]
+    #[error("cannot write the disk image {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("the disk image {} cannot be read: {source}", path.display())]
+    #[error("cannot read the disk image {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("the name of {} is not UTF-8, or too long for the header of a qcow2 file", .0.display())]
+    #[error("the path of the backing file {} is not UTF-8 or is too long for a qcow2 header", .0.display())]
     Name(PathBuf),
-    #[error("a layer of {size} bytes is too small for {}, which has {backing}", path.display())]
+    #[error("an overlay of {size} bytes is smaller than its backing file {} ({backing} bytes)", path.display())]
     SmallLayer {
         path: PathBuf,
         /// Size of the backing file in bytes.
@@ -48,7 +48,7 @@ pub enum ImageError {
         size: u64,
     },
     #[error(
-        "the disk image {} has a backing file, {name:?}, which is opened only if you ask for it: add backing=FILE",
+        "the disk image {} has the backing file {name:?}, which wisp opens only if you specify it: add backing=FILE",
         path.display()
     )]
     UnnamedBacking {
@@ -57,7 +57,7 @@ pub enum ImageError {
         name: String,
     },
     #[error(
-        "{} is not the backing file of {}, whose header names {}", given.display(), path.display(),
+        "{} is not the backing file of {} (backing file in the image's header: {})", given.display(), path.display(),
         found.as_ref().map_or("none".into(), |name| format!("{name:?}"))
     )]
     WrongBacking {
@@ -67,7 +67,7 @@ pub enum ImageError {
         found: Option<String>,
     },
     /// Zero, or not a multiple of the sector size.
-    #[error("{0} bytes are not a size of a disk, which has one or more sectors of {SECTOR} bytes")]
+    #[error("invalid disk size of {0} bytes: it must be a positive multiple of {SECTOR}")]
     Size(u64),
 }
 
@@ -80,7 +80,7 @@ pub struct Information {
     pub backing: Option<Backing>,
 }
 
-/// Creates an image of `size` zero bytes, which are not allocated.
+/// Creates a sparse image of `size` zero bytes.
 pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageError> {
     check_size(size)?;
     let file = new_file(path)?;
@@ -92,7 +92,7 @@ pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageErr
     persist(file, path)
 }
 
-/// Creates a qcow2 overlay at least as large as `backing`, which a VMM may write until it switches to the overlay.
+/// Creates a qcow2 overlay at least as large as `backing`. A VMM may write `backing` until it switches to the overlay.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
@@ -113,7 +113,7 @@ pub fn create_layer(
 }
 
 /// Resolves the backing files of a user's image. The user must name all of them, topmost first, and the headers must
-/// name the same files. The header of the image above it has each backing file's format.
+/// name the same files. Each backing file's format is in the header of the image above it.
 pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Result<Vec<BackingFile>, ImageError> {
     let mut backing: Vec<BackingFile> = Vec::new();
     let (mut path, mut format) = (path.to_path_buf(), format);
@@ -164,7 +164,7 @@ pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64)
     Ok(Disk::open(&config, parent_directory(path))?.grow(size)?)
 }
 
-/// A VMM may have the image open.
+/// Reads the size and the backing file of an image, which a VMM may have open.
 pub fn information(path: &Path, format: DiskFormat) -> Result<Information, ImageError> {
     let virtual_size = block::virtual_size(path, format)?;
     let failed = |source| ImageError::Read { path: path.to_path_buf(), source };
@@ -252,7 +252,7 @@ impl Target<'_> {
     }
 }
 
-/// Copies all bytes that are not zero.
+/// Copies all units that are not zero.
 fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destination: &Path) -> Result<(), ImageError> {
     let cannot_read = |error| ImageError::Read { path: source.to_path_buf(), source: error };
     let cannot_write = |error| ImageError::Write { path: destination.to_path_buf(), source: error };
@@ -261,7 +261,7 @@ fn copy(image: &FormatAccess<ImageFile>, source: &Path, target: &Target, destina
     let mut offset = 0;
     while offset < image.size() {
         let empty = holes.empty_bytes(image, offset).map_err(cannot_read)?;
-        // Skip only whole units, so that none is examined twice.
+        // Skip only whole units, so that no unit is examined twice.
         offset += empty - empty % target.unit() as u64;
         let length = (image.size() - offset).min(CHUNK as u64) as usize;
         let chunk = &mut buffer[..length];
@@ -350,7 +350,7 @@ fn new_file(path: &Path) -> Result<NamedTempFile, ImageError> {
     NamedTempFile::new_in(parent_directory(path)).map_err(failed)
 }
 
-/// Gives a complete file its final name, durably.
+/// Renames a complete file to its final name, durably.
 fn persist(file: NamedTempFile, path: &Path) -> Result<(), ImageError> {
     let failed = |source| ImageError::Write { path: path.to_path_buf(), source };
     file.as_file().sync_all().map_err(failed)?;
@@ -386,7 +386,7 @@ fn relative(layer: &Path, backing: &Path) -> Result<String, ImageError> {
     let mut name = PathBuf::new();
     dir.components().skip(common).for_each(|_| name.push(Component::ParentDir));
     name.extend(file.components().skip(common));
-    // Other programs take a name with a colon before its first slash for a protocol.
+    // Other programs interpret the part before a colon as a protocol, unless a slash precedes the colon.
     let protocol = name.to_string_lossy().split('/').next().is_some_and(|first| first.contains(':'));
     let name = if protocol { Path::new(".").join(name) } else { name };
     match name.to_str() {
@@ -413,7 +413,7 @@ mod tests {
 
     fn run(args: &[&str]) -> Vec<u8> {
         let output = Command::new("qemu-img").args(args).output().unwrap_or_else(|error| {
-            panic!("qemu-img, of Debian's qemu-utils, is needed to check images against and cannot be run: {error}")
+            panic!("cannot run qemu-img, which checks the images (Debian package: qemu-utils): {error}")
         });
         assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout

@@ -1,6 +1,6 @@
 //! Environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
 //!
-//! A guest that has taken over a VMM can read the VMM's environment, and a user's shell may hold credentials there.
+//! A guest that compromises a VMM can read the VMM's environment, and a user's shell may have credentials in its own.
 //! Background processes therefore inherit only the variables in [`KEPT`].
 
 use std::ffi::OsStr;

@@ -14,25 +14,32 @@ use super::probe;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    #[error("there is no place for wisp's data: set WISP_HOME to a directory, or HOME")]
+    #[error("no directory for wisp's data: set WISP_HOME or HOME")]
     Nowhere,
-    #[error("wisp's data directory {} cannot be used: {source}. Set WISP_HOME to a directory that you can write", path.display())]
+    #[error("cannot use wisp's data directory {}: {source}. Set WISP_HOME to a writable directory", path.display())]
     Unusable { path: PathBuf, source: io::Error },
-    #[error("wisp's data directory {} belongs to another user (uid {owner}). Set WISP_HOME to a directory of your own", path.display())]
+    #[error(
+        "wisp's data directory {} belongs to another user (UID {owner}). Set WISP_HOME to a directory that you own",
+        path.display()
+    )]
     NotYours { path: PathBuf, owner: u32 },
-    /// Records are JSON, which cannot hold such a path.
-    #[error("wisp's data directory {} has a name that is not UTF-8. Set WISP_HOME to another directory", path.display())]
+    /// Records store paths as JSON, which must be UTF-8.
+    #[error("the path of wisp's data directory is not UTF-8: {}. Set WISP_HOME to another directory", path.display())]
     NotUtf8 { path: PathBuf },
-    /// The path leaves no room for the paths inside the directory.
-    #[error("wisp's data directory {} has a path of {length} bytes, more than {LONGEST_PATH}. Set WISP_HOME to a shorter one", path.display())]
+    /// Paths inside the directory would exceed the kernel's limit.
+    #[error(
+        "the path of wisp's data directory is {length} bytes long, but the maximum is {LONGEST_PATH}: {}. \
+         Set WISP_HOME to a shorter path",
+        path.display()
+    )]
     TooLong { path: PathBuf, length: usize },
     #[error(
-        "wisp's data directory {} is reached through {}, which {flaw}: another user could replace the data directory. {}",
+        "another user could replace wisp's data directory {}, because {} {flaw}. {}",
         path.display(), through.display(), flaw.remedy(through)
     )]
     Unsafe {
         path: PathBuf,
-        /// Directory or link at fault.
+        /// The unsafe directory or link.
         through: PathBuf,
         flaw: PathFlaw,
     },
@@ -43,11 +50,11 @@ pub enum PathFlaw {
     LinkOfAnotherUser {
         owner: u32,
     },
-    /// A directory whose owner can rename everything in it.
+    /// The owner of a directory can rename everything in it.
     DirectoryOfAnotherUser {
         owner: u32,
     },
-    /// A directory without the sticky bit in which its group or everyone can rename everything.
+    /// A directory without the sticky bit that its group or all users can write to.
     WritableByOthers {
         mode: u32,
     },
@@ -56,10 +63,10 @@ pub enum PathFlaw {
 impl fmt::Display for PathFlaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::LinkOfAnotherUser { owner } => write!(f, "is a symbolic link of another user (uid {owner})"),
-            Self::DirectoryOfAnotherUser { owner } => write!(f, "belongs to another user (uid {owner})"),
+            Self::LinkOfAnotherUser { owner } => write!(f, "is a symbolic link owned by another user (UID {owner})"),
+            Self::DirectoryOfAnotherUser { owner } => write!(f, "belongs to another user (UID {owner})"),
             Self::WritableByOthers { mode } => {
-                let who = if mode & 0o002 != 0 { "every user" } else { "its group" };
+                let who = if mode & 0o002 != 0 { "all users" } else { "its group" };
                 write!(f, "is writable by {who} (mode {mode:04o})")
             }
         }
@@ -70,10 +77,10 @@ impl PathFlaw {
     fn remedy(self, through: &Path) -> String {
         match self {
             Self::WritableByOthers { .. } => {
-                format!("Run `chmod go-w {}`, or set WISP_HOME to a directory of your own", through.display())
+                format!("Run `chmod go-w {}`, or set WISP_HOME to a directory that you own", through.display())
             }
             Self::LinkOfAnotherUser { .. } | Self::DirectoryOfAnotherUser { .. } => {
-                "Set WISP_HOME to a directory of your own".to_string()
+                "Set WISP_HOME to a directory that you own".to_string()
             }
         }
     }
@@ -98,7 +105,7 @@ impl Home {
         check_path(path)?;
         make_private(path).map_err(failed)?;
         let root = path.canonicalize().map_err(failed)?;
-        // A link can lead to a longer path.
+        // Resolving links can make the path longer.
         check_name(&root)?;
         // Check again: missing components have been created since, and the others may have been replaced.
         check_path(&root)?;
@@ -121,12 +128,12 @@ impl Home {
         self.root.join("instances")
     }
 
-    /// Has a subdirectory for each VPC that has had a router.
+    /// Contains a subdirectory for each VPC that ever had a router.
     pub fn networks(&self) -> PathBuf {
         self.root.join(NETWORKS)
     }
 
-    /// Has a subdirectory for each ephemeral instance of `wisp run`.
+    /// Contains a subdirectory for each ephemeral instance of `wisp run`.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
@@ -155,7 +162,7 @@ impl Home {
         lock_file(&path).map_err(failed)
     }
 
-    /// Takes the lock of one of the directories above. Returns none if it is held elsewhere.
+    /// Takes the lock of one of the directories above. Returns `None` if another process holds it.
     pub fn try_lock(&self, dir: &Path) -> Result<Option<File>, HomeError> {
         let path = dir.join(LOCK);
         let failed = |source| HomeError::Unusable { path: path.clone(), source };
@@ -163,7 +170,7 @@ impl Home {
     }
 }
 
-/// Maximum path length in bytes. The kernel's limit is 4095 (PATH_MAX), and paths inside are some hundred bytes longer.
+/// Maximum path length in bytes. The kernel's limit is 4095, and paths in the directory are a few hundred bytes longer.
 const LONGEST_PATH: usize = 3072;
 
 fn check_name(path: &Path) -> Result<(), HomeError> {
@@ -180,7 +187,7 @@ fn check_name(path: &Path) -> Result<(), HomeError> {
 
 pub(super) const NETWORKS: &str = "networks";
 const LOCK: &str = ".lock";
-/// Lock file in the directory of volumes that is held while a snapshot is taken.
+/// Name of the lock file in the volumes directory. It is locked while a snapshot is taken.
 pub const SNAPSHOTS_LOCK: &str = ".snapshots";
 
 /// Lock files are never removed.
@@ -195,7 +202,7 @@ pub fn lock_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Like [`lock_file`], but returns none if the lock is held elsewhere.
+/// Like [`lock_file`], but returns `None` if another process holds the lock.
 pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     let file = private_file(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -205,7 +212,7 @@ pub fn try_lock_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Refuses a file or link of another user, and a link to another user's file. Accepts a path that does not exist.
+/// Rejects a file or link that another user owns, and a link to such a file. Accepts a path that does not exist.
 fn check_own(path: &Path) -> Result<(), HomeError> {
     for metadata in [path.symlink_metadata(), path.metadata()].into_iter().flatten() {
         if metadata.uid() != rustix::process::geteuid().as_raw() {
@@ -218,8 +225,8 @@ fn check_own(path: &Path) -> Result<(), HomeError> {
 /// Maximum number of symbolic links, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Refuses a path that another user can change, also through symbolic links. Root or this user must own each directory
-/// and link, and others may write only to sticky directories. [`check_own`] checks the last component.
+/// Rejects a path that another user can change, directly or through a symbolic link. Root or this user must own each
+/// directory and link, and others may write only to sticky directories. [`check_own`] checks the last component.
 fn check_path(path: &Path) -> Result<(), HomeError> {
     let failed = |source| HomeError::Unusable { path: path.to_path_buf(), source };
     let refused = |through: &Path, flaw| HomeError::Unsafe { path: path.into(), through: through.into(), flaw };
@@ -284,7 +291,7 @@ fn flaw_of_directory(metadata: &Metadata, owners: &TrustedOwners) -> Option<Path
 #[derive(Debug)]
 struct TrustedOwners {
     mine: u32,
-    /// In a user namespace, the user that stands for all unmapped users, including the host's root.
+    /// In a user namespace, the overflow UID, which represents all unmapped users, including the host's root.
     unmapped: Option<u32>,
 }
 
@@ -359,7 +366,7 @@ mod tests {
         assert!(matches!(Home::at(&bytes), Err(HomeError::NotUtf8 { .. })));
         let long = dir.path().join("directory/".repeat(310));
         let error = Home::at(&long).unwrap_err();
-        assert!(error.to_string().contains("more than 3072"), "{error}");
+        assert!(error.to_string().contains("the maximum is 3072"), "{error}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
         let name = "data directory ünïcödé ".repeat(9);
         Home::at(&dir.path().join(name.trim())).unwrap();
@@ -414,7 +421,7 @@ mod tests {
         assert_eq!(unmapped_owner("", "65534\n"), None);
     }
 
-    /// Root is also refused other users' directories. Only root can create files of another user.
+    /// Other users' directories are refused even for root. Only root can create files that another user owns.
     #[test]
     fn home_below_directory_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {

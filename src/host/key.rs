@@ -1,5 +1,5 @@
-//! Generates SSH key pairs, parses public keys, and writes private keys to files. A private key exists in memory, which
-//! is wiped, and in the file that the user named. Wisp stores public keys only.
+//! Generates SSH key pairs, parses public keys, and writes private keys to files. A private key exists only in the file
+//! that the user named, and in memory that is wiped after use. Wisp stores public keys only.
 
 use std::error::Error;
 use std::fmt;
@@ -42,7 +42,7 @@ const RFC4716_END: &str = "---- END SSH2 PUBLIC KEY ----";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
     pub key_type: KeyType,
-    /// Line of `authorized_keys` without a line end. The comment is the key pair's name.
+    /// Line of `authorized_keys` without a newline. The comment is the key pair's name.
     pub line: String,
     pub fingerprint: String,
 }
@@ -62,11 +62,11 @@ impl fmt::Debug for NewKeyPair {
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("the {key_type} key could not be made: {source}")]
+    #[error("cannot create the {key_type} key: {source}")]
     Make { key_type: KeyType, source: Box<dyn Error + Send + Sync> },
-    #[error("{} exists, and a private key never replaces a file: move it away, or name another", path.display())]
+    #[error("{} already exists, and wisp never overwrites a file with a private key: choose another", path.display())]
     Exists { path: PathBuf },
-    #[error("the private key cannot be written to {}: {source}", path.display())]
+    #[error("cannot write the private key to {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
@@ -81,7 +81,7 @@ pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<Ne
     .map_err(|source| KeyError::Make { key_type, source })
 }
 
-/// Both formats are the same: EC2's PEM format of this type is OpenSSH's own.
+/// Needs no format, because EC2's PEM format for ED25519 keys is OpenSSH's own format.
 fn create_ed25519(name: &KeyName) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
     let pair = Ed25519Keypair::random(&mut OsRng);
     let public = public_key(name, KeyData::Ed25519(pair.public))?;
@@ -112,7 +112,7 @@ fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, 
 /// name replaces the comment.
 pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
     let key = if material.len() > MAX_PUBLIC_KEY {
-        Err(wrong(format!("it has {} bytes, and no key has more than {MAX_PUBLIC_KEY}", material.len())))
+        Err(wrong(format!("it has {} bytes, but the maximum is {MAX_PUBLIC_KEY}", material.len())))
     } else {
         match std::str::from_utf8(material) {
             Ok(text) => read_text(text.trim()),
@@ -141,14 +141,15 @@ fn read_text(text: &str) -> Result<KeyData, KeyPairError> {
 
 fn read_openssh(text: &str) -> Result<KeyData, KeyPairError> {
     if text.lines().count() > 1 {
-        return Err(wrong("it has more than one line, and a key pair has one key"));
+        return Err(wrong("it must be a single key, but has more than one line"));
     }
     let algorithm = text.split(' ').next().unwrap_or_default();
     if !["ssh-rsa", "ssh-ed25519"].contains(&algorithm) {
         let shown: String = algorithm.chars().take(40).collect();
-        return Err(wrong(format!("it begins with {shown:?}, not with ssh-rsa or ssh-ed25519")));
+        return Err(wrong(format!("it must begin with ssh-rsa or ssh-ed25519, not {shown:?}")));
     }
-    let key = ssh_key::PublicKey::from_openssh(text).map_err(|error| wrong(format!("{algorithm}, but {error}")))?;
+    let key =
+        ssh_key::PublicKey::from_openssh(text).map_err(|error| wrong(format!("invalid {algorithm} key: {error}")))?;
     Ok(key.into())
 }
 
@@ -167,7 +168,7 @@ fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
             body.push_str(line);
         }
     }
-    Err(wrong(format!("it does not end with {RFC4716_END}")))
+    Err(wrong(format!("it must end with {RFC4716_END}")))
 }
 
 /// Parses a SubjectPublicKeyInfo of either type, or a PKCS #1 RSA key.
@@ -180,14 +181,14 @@ fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
     let key = RsaPublicKey::from_public_key_der(der)
         .ok()
         .or_else(|| RsaPublicKey::from_pkcs1_der(der).ok())
-        .ok_or_else(|| wrong("it is no RSA or ED25519 key in DER either"))?;
+        .ok_or_else(|| wrong("it is not an RSA or ED25519 key in DER encoding"))?;
     let key = ssh_key::public::RsaPublicKey::try_from(&key).map_err(|error| wrong(error.to_string()))?;
     Ok(KeyData::Rsa(key))
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
     let digits: String = text.split_ascii_whitespace().collect();
-    BASE64.decode(digits).map_err(|_| wrong("it is neither a line of OpenSSH's nor base64"))
+    BASE64.decode(digits).map_err(|_| wrong("it is neither an OpenSSH public key nor base64"))
 }
 
 /// Returns the public key with the fingerprint of an imported key.
@@ -212,7 +213,7 @@ fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError>
     let bits = modulus.bits();
     if !IMPORTED_RSA_BITS.contains(&bits) {
         let (fewest, most) = (IMPORTED_RSA_BITS.start(), IMPORTED_RSA_BITS.end());
-        return Err(wrong(format!("it is an RSA key of {bits} bits, and they have {fewest} to {most}")));
+        return Err(wrong(format!("it is an RSA key of {bits} bits, but must have {fewest} to {most}")));
     }
     let key = RsaPublicKey::new(modulus, exponent).map_err(|error| wrong(error.to_string()))?;
     Ok(key.to_public_key_der().map_err(|error| wrong(error.to_string()))?.into_vec())
@@ -231,7 +232,7 @@ pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
             _ => failed(error),
         })?;
     file.write_all(private.as_bytes()).and_then(|()| file.sync_all()).map_err(|error| {
-        // A partial key is useless, and would make the next attempt fail.
+        // A partial file is useless and would make the next attempt fail.
         let _ = std::fs::remove_file(path);
         failed(error)
     })
@@ -308,7 +309,7 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     #[test]
     fn created_rsa_key_has_sha1_fingerprint_and_pkcs1_pem() {
-        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made");
+        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("a key");
         assert_eq!(pair.public.key_type, KeyType::Rsa);
         assert_eq!(pair.public.fingerprint, RSA_SHA1);
         assert_eq!(pair.private.as_str(), RSA_PRIVATE);
@@ -321,16 +322,16 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     #[test]
     fn rsa_key_in_openssh_format_is_same_key() {
-        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::OpenSsh).expect("it is made");
-        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
+        let pair = pair_of_rsa(&name(), &rsa_private(), KeyFormat::OpenSsh).expect("a key");
+        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("a parsed key");
         assert_eq!(read.public_key().to_openssh().expect("a line"), pair.public.line);
     }
 
     #[test]
     fn created_ed25519_key_matches_its_public_key() {
-        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
+        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("a key");
         assert!(pair.private.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
-        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("it is read");
+        let read = ssh_key::PrivateKey::from_openssh(pair.private.as_bytes()).expect("a parsed key");
         assert_eq!(read.public_key().to_openssh().expect("a line"), pair.public.line);
         assert_eq!(import(&name(), pair.public.line.as_bytes()), Ok(pair.public.clone()));
         let openssh_s = read.fingerprint(ssh_key::HashAlg::Sha256).to_string();
@@ -339,21 +340,21 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     #[test]
     fn created_rsa_key_has_2048_bits() {
-        let pair = create(&name(), KeyType::Rsa, KeyFormat::Pem).expect("it is made");
-        let key = RsaPrivateKey::from_pkcs1_pem(&pair.private).expect("it is read");
+        let pair = create(&name(), KeyType::Rsa, KeyFormat::Pem).expect("a key");
+        let key = RsaPrivateKey::from_pkcs1_pem(&pair.private).expect("a parsed key");
         assert_eq!(key.n().bits(), RSA_BITS);
         assert_eq!(pair.public.fingerprint.len(), RSA_SHA1.len());
     }
 
     #[test]
     fn debug_output_omits_private_key() {
-        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("it is made");
+        let pair = create(&name(), KeyType::Ed25519, KeyFormat::Pem).expect("a key");
         assert!(!format!("{pair:?}").contains("PRIVATE"));
     }
 
     #[test]
     fn rsa_key_is_imported_from_every_format() {
-        let line = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("it is made").public.line;
+        let line = pair_of_rsa(&name(), &rsa_private(), KeyFormat::Pem).expect("a key").public.line;
         let expected = PublicKey { key_type: KeyType::Rsa, line: line.clone(), fingerprint: RSA_MD5.to_owned() };
         let base64: String = RSA_SPKI.lines().filter(|line| !line.starts_with('-')).collect();
         let der = BASE64.decode(&base64).expect("base64");
@@ -395,11 +396,11 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
             ("AAAA", "in DER"),
             ("ecdsa-sha2-nistp256 AAAA x", "\"ecdsa-sha2-nistp256\""),
             ("from=\"10.0.0.1\" ssh-ed25519 AAAA", "\"from="),
-            ("ssh-ed25519 AAAA", "ssh-ed25519, but"),
-            ("ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIHQwkVzFbroOggx0V/xqU5yDN6vfWNwDEM2iaOdQBbCm", "ssh-rsa, but"),
+            ("ssh-ed25519 AAAA", "invalid ssh-ed25519 key"),
+            ("ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIHQwkVzFbroOggx0V/xqU5yDN6vfWNwDEM2iaOdQBbCm", "invalid ssh-rsa key"),
             (twice.as_str(), "more than one line"),
             (long.as_str(), "65537 bytes"),
-            (RFC4716_BEGIN, "does not end"),
+            (RFC4716_BEGIN, "it must end with"),
             (RSA_PRIVATE, "private key"),
         ] {
             let error = refused(material);
@@ -411,8 +412,8 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
 
     #[test]
     fn short_rsa_key_is_refused() {
-        let key = RsaPrivateKey::new(&mut OsRng, 512).expect("it is made").to_public_key();
-        let pem = key.to_public_key_pem(LineEnding::LF).expect("it is written");
+        let key = RsaPrivateKey::new(&mut OsRng, 512).expect("a key").to_public_key();
+        let pem = key.to_public_key_pem(LineEnding::LF).expect("written");
         assert!(refused(&pem).to_string().contains("RSA key of 512 bits"));
     }
 
@@ -420,11 +421,11 @@ JeiF8RJVw3/DeudgJu0h3aRHRBIfZc7Rqs7ZigAxRwVCm/cPf19VAgMBAAE=
     fn private_key_file_is_private_and_never_overwritten() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("web.pem");
-        write_private(&path, "secret\n").expect("it is written");
-        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+        write_private(&path, "secret\n").expect("written");
+        assert_eq!(path.metadata().expect("an existing file").permissions().mode() & 0o777, 0o600);
         let again = write_private(&path, "other\n").expect_err("it exists");
         assert!(matches!(again, KeyError::Exists { .. }), "{again}");
-        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "secret\n");
+        assert_eq!(std::fs::read_to_string(&path).expect("an existing file"), "secret\n");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("nothing"), &link).expect("a link");
         assert!(matches!(write_private(&link, "x"), Err(KeyError::Exists { .. })));

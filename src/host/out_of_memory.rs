@@ -1,4 +1,4 @@
-//! Detects kills by the kernel's out-of-memory killer, which sends SIGKILL and does not notify other processes.
+//! Detects kills by the kernel's out-of-memory killer. It sends SIGKILL and does not notify other processes.
 
 use std::fs;
 
@@ -11,12 +11,12 @@ impl OomKillCount {
         OomKillCount(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
-    /// Returns a clause about a killed VMM if the number has risen. Only the kernel's log names the killed process.
+    /// Returns a possible cause of a VMM's kill if the count has risen. Only the kernel's log names the killed process.
     pub fn suspicion(self) -> Option<String> {
         let killed = OomKillCount::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
-            "since it began, the host's kernel has killed {killed} process{} for lack of memory, maybe this one: \
-             `sudo dmesg` says which; give the instance less memory, or the host, or the control group that it is in, more",
+            "since it started, the host's kernel has killed {killed} process{} for lack of memory, possibly this one \
+             (see `sudo dmesg`). Use an instance type with less memory, or give the host or its cgroup more memory",
             if killed == 1 { "" } else { "es" }
         ))
     }

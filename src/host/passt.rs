@@ -25,7 +25,7 @@ pub struct PasstConfig {
     pub address: Ipv4Addr,
     pub prefix_length: u8,
     pub router: Ipv4Addr,
-    /// passt forwards queries to the host's name server.
+    /// passt forwards DNS queries sent to this address to the host's name server.
     pub dns: Ipv4Addr,
     pub mtu: u16,
     pub log: PathBuf,
@@ -33,11 +33,11 @@ pub struct PasstConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PasstError {
-    #[error("{PROGRAM} is not installed; `{INSTALL}` does it")]
+    #[error("{PROGRAM} is not installed. To install it, run `{INSTALL}`")]
     Missing,
-    #[error("{} forbids the namespaces that {PROGRAM} locks itself into; `{}` allows them", .0.name, .0.fix())]
+    #[error("{} disables user namespaces, which {PROGRAM} requires. To enable them, run `{}`", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
-    #[error("{PROGRAM} cannot be started: {0}")]
+    #[error("cannot start {PROGRAM}: {0}")]
     Spawn(#[source] io::Error),
 }
 
@@ -57,7 +57,7 @@ pub struct Prepared {
     far: OwnedFd,
 }
 
-/// Prepares a process and returns the socket for its frames, whose closing makes passt exit.
+/// Prepares a passt process and returns the socket for its frames. passt exits when the socket is closed.
 pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> {
     check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;

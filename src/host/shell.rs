@@ -4,13 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Joins words to a command. Quotes words that a shell would change.
+/// Joins words into a command. Quotes words that a shell would change.
 pub fn command<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
     let words: Vec<OsString> = words.into_iter().map(|word| quoted(word.as_ref())).collect();
     words.join(OsStr::new(" ")).to_string_lossy().into_owned()
 }
 
-/// Quotes a word for a POSIX shell. Dollar quotes keep control characters from the terminal.
+/// Quotes a word for a shell. Escapes control characters as `$'...'`, so that they do not reach the terminal.
 pub fn quoted(word: &OsStr) -> OsString {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
     let bytes = word.as_bytes();
@@ -39,7 +39,7 @@ fn in_dollar_quotes(bytes: &[u8]) -> String {
             b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
             b' '..=b'~' => quoted.push(char::from(*byte)),
             // Three octal digits cannot merge with a following digit.
-            byte => write!(quoted, "\\{byte:03o}").expect("a string takes all that is written to it"),
+            byte => write!(quoted, "\\{byte:03o}").expect("writing to a string cannot fail"),
         }
     }
     quoted.push('\'');

@@ -1,14 +1,14 @@
 //! Free space of a file system, watched while files of unknown size are written.
 //!
-//! The contents of a compressed archive or a sparse image may need more space than its size. A writer therefore asks
-//! before each write, which is refused if less than [`RESERVE`] would be left for the rest of the host.
+//! A compressed archive or a sparse image may need more space than its file size. A writer therefore requests space
+//! before each write. The request fails if less than [`RESERVE`] would be left for the rest of the host.
 
 use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Free space in bytes that a writer leaves for the rest of the host.
+/// Free space in bytes that is reserved for the rest of the host.
 pub const RESERVE: u64 = 128 << 20;
 /// Bytes after which the file system is queried again, because other programs also write to it.
 const STEP: u64 = 16 << 20;
@@ -21,10 +21,10 @@ pub struct FreeSpace {
     written: Cell<u64>,
 }
 
-/// The error of a write that would not leave [`RESERVE`] bytes.
+/// Error of a write that would use the [`RESERVE`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} has {} MiB free, and {} MiB stay free for the rest of the host: stopped after {} MiB were written",
+    "{} has {} MiB free, but {} MiB are reserved for the rest of the host: stopped after writing {} MiB",
     directory.display(), free >> 20, RESERVE >> 20, written >> 20
 )]
 pub struct SpaceExhausted {
@@ -42,18 +42,18 @@ impl FreeSpace {
         })
     }
 
-    /// Unlimited space, for files of a known size.
+    /// Returns unlimited space, for files of a known size.
     pub fn unwatched() -> FreeSpace {
         FreeSpace::measured_by(Path::new(""), |_| Ok(u64::MAX))
     }
 
-    /// Measures with `free`, which gets the number of bytes written so far.
+    /// Measures the space with `free`, whose argument is the number of bytes written so far.
     pub fn measured_by(directory: &Path, free: impl Fn(u64) -> io::Result<u64> + 'static) -> FreeSpace {
         let (allowance, written) = (Cell::new(0), Cell::new(0));
         FreeSpace { directory: directory.to_path_buf(), free: Box::new(free), allowance, written }
     }
 
-    /// Bytes that can be written now without using the reserve.
+    /// Returns the number of bytes that can be written now without using the reserve.
     pub fn usable(&self) -> io::Result<u64> {
         Ok((self.free)(self.written.get())?.saturating_sub(RESERVE))
     }

@@ -15,9 +15,9 @@ use vmm::sparse::data_runs;
 
 const CHUNK: usize = 256 << 10;
 
-/// Copies `source` into the empty file `destination`, which becomes `length` bytes long, with zeros at its end. Shares
-/// blocks (reflink) where the file system supports it; otherwise `space` must have room. Returns the SHA-256 of the
-/// content. Calls `advance` for every byte.
+/// Copies `source` into the empty file `destination` and pads it with zeros to `length` bytes. Shares blocks (reflink)
+/// if the file system supports it. Otherwise, takes the bytes that it writes from `space`. Reports progress in bytes to
+/// `advance`. Returns the SHA-256 of the content.
 pub fn copy(
     source: &File,
     destination: &File,
@@ -44,7 +44,7 @@ pub fn copy(
     Ok(hasher.finish())
 }
 
-/// Writes the blocks of `bytes` that are not zero, if `space` has room. `destination` must have holes there.
+/// Writes the blocks of `bytes` that are not zero, within `space`. `destination` must have a hole there.
 pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space: &FreeSpace) -> io::Result<()> {
     data_runs(bytes).try_for_each(|run| {
         space.take(run.len() as u64)?;
@@ -52,7 +52,7 @@ pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space:
     })
 }
 
-/// Returns the SHA-256 of a file in hexadecimal. Calls `advance` for every byte.
+/// Returns the SHA-256 of a file in hexadecimal. Reports progress in bytes to `advance`.
 pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     let mut hasher = Hasher::default();
     walk(file, file.metadata()?.len(), &mut |part| {
@@ -63,7 +63,7 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     Ok(hasher.finish())
 }
 
-/// Writes a stream to an empty file, with holes for zeros, and returns its SHA-256. Fails beyond `limit` or `space`.
+/// Writes a stream to an empty file, with holes for zeros. Fails beyond `limit` or `space`. Returns the SHA-256.
 pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64, space: &FreeSpace) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
@@ -254,7 +254,7 @@ mod tests {
         assert!(write_stream(&mut [1; 8192].as_slice(), &file, u64::MAX, &free()).is_ok());
         let error = write_stream(&mut [1; 8193].as_slice(), &file, u64::MAX, &free()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        // Zeroes take no space.
+        // Zeros take no space.
         assert!(write_stream(&mut [0; 1 << 20].as_slice(), &tempfile::tempfile().unwrap(), u64::MAX, &free()).is_ok());
     }
 

@@ -20,21 +20,21 @@ use vmm::bounded_log::BoundedLog;
 use vmm::broker::Broker;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-/// Size in bytes at which the log is rotated, so that a guest which provokes messages cannot fill the disk.
+/// Size in bytes at which the log is rotated, so that a guest that provokes messages cannot fill the disk.
 const LOG_LIMIT: u64 = 1 << 20;
 /// Maximum bytes copied to the log at a time, more than a pipe's capacity.
 const COPIED_AT_A_TIME: usize = 2 << 20;
-/// Run time below which a guest's reboot may be part of a loop.
+/// Runs shorter than this may be part of a reboot loop.
 const SHORT_RUN: Duration = Duration::from_secs(10);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(16);
 
-/// Returns the number of consecutive short runs, after `before` of them and a run of length `run`.
+/// Updates the number of consecutive short runs after a run of length `run`.
 #[must_use]
 pub fn count_short_runs(before: u32, run: Duration) -> u32 {
     if run < SHORT_RUN { before.saturating_add(1) } else { 0 }
 }
 
-/// A single short run is not a loop, and causes no delay: a user may reboot a guest right after its start.
+/// Returns the delay before a restart. A single short run causes none: a user may reboot a guest right after its start.
 #[must_use]
 pub fn restart_delay(short_runs: u32) -> Duration {
     match short_runs {
@@ -43,7 +43,7 @@ pub fn restart_delay(short_runs: u32) -> Duration {
     }
 }
 
-/// Pipe from the VMM's standard error to the log. Without the log's descriptor, the VMM can neither fill nor change it.
+/// Pipe from the VMM's standard error to the log. Without the log's descriptor, the VMM cannot change or overfill it.
 #[derive(Debug)]
 pub struct LogPipe {
     reader: OwnedFd,
@@ -119,7 +119,7 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Forwards signals, copies output and serves `broker` until the VMM exits. All output is in the log then.
+    /// Forwards signals, copies output and serves `broker` until the VMM exits. By then, the log has all its output.
     pub fn wait(&self, vmm: Pid, broker: &mut Broker, log: &mut LogPipe) -> io::Result<WaitStatus> {
         let signals = self.descriptor()?;
         loop {
@@ -144,7 +144,7 @@ impl Signals {
             log.copy();
             while let Some(signal) = self.next(Duration::ZERO) {
                 if signal != libc::SIGCHLD {
-                    // SAFETY: the VMM has not been waited for, so its id has not been reused.
+                    // SAFETY: the VMM has not been waited for, so its PID has not been reused.
                     unsafe { libc::kill(vmm.as_raw_nonzero().get(), signal) };
                 }
             }

@@ -28,7 +28,7 @@ use vmm::sandbox::seccomp;
 use vmm::untrusted;
 
 pub const CONFIG: &str = "config.json";
-/// Lock file, which the VMM and its supervisor hold while they run.
+/// Lock file. The VMM and its supervisor hold the lock while they are running.
 pub const LOCK: &str = "lock";
 pub const LOG: &str = "vmm.log";
 /// Subdirectory of the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
@@ -48,7 +48,7 @@ pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
 }
 
 pub fn write_config(dir: &Path, config: &MachineConfig) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
+    let text = serde_json::to_vec_pretty(config).expect("a machine configuration can be serialized");
     write_private(&dir.join(CONFIG), &text)
 }
 
@@ -82,7 +82,7 @@ pub fn last_violation(dir: &Path) -> Option<String> {
     for process in processes(|other| other == dir).ok()? {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        // A supervisor that does not exit in time may be restarting its guest, or be stopped: no message then.
+        // Ignore a timeout: the supervisor may be stopped or may be restarting its guest.
         let _ = poll(&mut [PollFd::new(&process.fd, PollFlags::IN)], Some(&left));
     }
     violation(dir)
@@ -90,7 +90,7 @@ pub fn last_violation(dir: &Path) -> Option<String> {
 
 #[derive(Debug)]
 pub struct Inherited {
-    /// Open lock file. The new process holds the lock as soon as it runs.
+    /// Locked lock file. The new process inherits the lock.
     pub lock: File,
     /// The VMM's end of the connection to the process that starts it.
     pub launcher: Launcher,
@@ -98,9 +98,9 @@ pub struct Inherited {
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the supervisor, whose VMM boots or restores a snapshot. `began_ns` is the start time of the user's command.
+/// Starts the supervisor. Its VMM boots or restores a snapshot. `began_ns` is the start time of the user's command.
 pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
-    // The log is that of the last start, so that no message of an earlier VMM is taken for this one's.
+    // Empty the log, so that messages of an earlier VMM are not attributed to this one.
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     log.set_len(0)?;
     match std::fs::remove_file(bounded_log::full(&dir.join(LOG))) {
@@ -148,7 +148,7 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     command.spawn()
 }
 
-/// Kills the VMM and its supervisor, if they run. Guest memory is lost. Tries both, and returns the first error.
+/// Kills the VMM and its supervisor, if running. Guest memory is lost. Tries both, and returns the first error.
 pub fn kill(dir: &Path) -> io::Result<()> {
     let mut failure = None;
     for process in processes(|other| other == dir)? {
@@ -161,7 +161,7 @@ pub fn kill(dir: &Path) -> io::Result<()> {
 
 #[derive(Debug)]
 pub struct VmmProcess {
-    /// Process id, which is not reused while `fd` refers to a live process.
+    /// Process ID, which is not reused while `fd` refers to a live process.
     pub pid: Pid,
     /// A pidfd, which always refers to this process.
     fd: OwnedFd,
@@ -170,15 +170,15 @@ pub struct VmmProcess {
     pub is_supervisor: bool,
 }
 
-/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`. Arguments only select
-/// candidates, because any process can have any. A candidate counts if it belongs to this user and has the instance's
-/// lock file open, which other users cannot open. The executable is not checked: it may be of another version.
+/// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`. Command-line arguments only
+/// select candidates, because any process can set its own. A candidate must belong to this user and have the instance's
+/// lock file open, which other users cannot open. The executable is not checked, because its version may differ.
 pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid.filter(|pid| instance_directory(*pid).is_some_and(|dir| is_one(&dir))) else { continue };
-        // From here on, the pid refers to this process or to none.
+        // From here on, the PID cannot refer to another process.
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         let Some(dir) = instance_directory(pid).filter(|dir| is_one(dir)) else { continue };
         let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
@@ -202,7 +202,7 @@ fn instance_directory(pid: Pid) -> Option<PathBuf> {
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     user: u32,
-    /// Depth of PID namespaces, counted from that of `/proc`.
+    /// Nesting depth of the process's PID namespace, counted from the namespace of `/proc`.
     namespaces: usize,
 }
 
@@ -254,7 +254,7 @@ mod tests {
     struct Lookalike(Child);
 
     impl Lookalike {
-        /// Starts a shell whose arguments are a VMM's and whose `vmm` is a script. Waits until the script runs.
+        /// Starts a shell with a VMM's arguments. It runs a script named `vmm`. Waits until the script is running.
         fn start(dir: &Path, script: &str, user: Option<u32>) -> Lookalike {
             let scripts = tempfile::tempdir().unwrap();
             fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -297,7 +297,7 @@ mod tests {
         fs::write(dir.path().join(LOCK), "").unwrap();
         let mut decoy = Lookalike::start(dir.path(), ":", None);
         let mut real = Lookalike::start(dir.path(), OPENS_LOCK, None);
-        // Another user cannot open a lock in a data directory. Here it can, but its process must not be found either.
+        // Other users cannot open a lock in a data directory. Here they can, but must not be found either.
         let mut other = geteuid().is_root().then(|| Lookalike::start(dir.path(), OPENS_LOCK, Some(NOBODY)));
         assert_eq!(found(dir.path()), [real.pid()]);
         assert!(found(Path::new("/nowhere")).is_empty());

@@ -1,4 +1,4 @@
-//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`. Without it, only the measurement is lost.
+//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`. A failure only loses the timing.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

@@ -2,7 +2,7 @@
 //!
 //! As process 1 it is a complete init: it mounts the kernel's file systems, serves the host over vsock, reaps orphans
 //! and stops the machine (see [`init`]). In a guest with its own init it runs as `wisp-init --agent` and only serves.
-//! In an initial RAM disk it starts such a guest.
+//! In an initramfs it starts such a guest.
 //!
 //! Under software KVM each system call before the agent is ready delays the boot by up to a millisecond. Hence there is
 //! no Rust runtime (`no_main`) and only one malloc arena, and the work that the host waits for is done first.
@@ -22,10 +22,10 @@ use crate::boot_timer::BootTimer;
 const USAGE: &str = "\
 wisp-init: the first process of a Wisp guest, and its agent
 
-  wisp-init              as process 1: bring the guest up and serve the host; as /init of an
-                         initial RAM disk: start the agent and the root file system's own init
-  wisp-init --agent      serve the host, in a guest with an init of its own
-  wisp-init --network    configure the network interface and name resolution, if nothing else has
+  wisp-init              as process 1: bring up the guest and serve the host; as /init of an
+                         initramfs: start the agent and the root file system's own init
+  wisp-init --agent      serve the host, in a guest with its own init
+  wisp-init --network    configure the network interface and DNS, unless already configured
   wisp-init --version    print the version";
 
 /// The C library's entry point, which replaces Rust's.
@@ -36,7 +36,7 @@ wisp-init: the first process of a Wisp guest, and its agent
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(_argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     prepare();
-    // The kernel passes words of its command line to process 1. None of them is an option of ours.
+    // The kernel passes words of its command line to process 1. They are not wisp-init's options.
     if rustix::process::getpid().as_raw_nonzero().get() == 1 {
         // SAFETY: by this function's contract; the kernel gives process 1 a name.
         init::run(unsafe { std::ffi::CStr::from_ptr(*argv) }.to_bytes());
@@ -80,9 +80,9 @@ fn run_as_agent() -> libc::c_int {
                 timer.mark(MARK_AGENT_READY);
             }
             let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
-            // Without this thread the guest has no keys and user data, but it can still be reached.
+            // Without this thread, the guest gets no keys or user data, but is still reachable.
             let _ = std::thread::Builder::new().name("seed".into()).spawn(|| {
-                // Wisp's initial RAM disk has already done this, unless the root was not writable then.
+                // Wisp's initramfs has already done this, unless the root was read-only at that time.
                 init::renew_identity(agent);
                 agent.apply_seed();
             });

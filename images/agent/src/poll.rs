@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Events to wait for on a descriptor. A hang-up or an error counts as either.
+/// Events to wait for on a descriptor. Each includes hang-ups and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
     Read,
@@ -19,7 +19,7 @@ pub struct Ready {
     pub write: bool,
 }
 
-/// Waits until a descriptor is ready or `timeout` expires (none: no limit; zero: do not wait). Returns an entry for
+/// Waits until a descriptor is ready or `timeout` expires (`None`: no limit; zero: do not wait). Returns an entry for
 /// each slot, all empty after a timeout. After a signal the wait restarts with the whole timeout.
 pub fn poll<const N: usize>(
     slots: [Option<(BorrowedFd<'_>, Interest)>; N],

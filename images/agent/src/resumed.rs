@@ -26,12 +26,12 @@ pub struct Resumed {
     pub time: Duration,
     /// Bytes unique to this guest for the random number generator, unless the kernel already has them.
     pub entropy: Option<[u8; 32]>,
-    /// None to keep the old hostname.
+    /// `None` to keep the old host name.
     pub hostname: Option<String>,
     /// True if the host has a seed for this guest.
     pub seed: bool,
     pub network: Option<Network>,
-    /// None if the guest belongs to no instance. Agents older than this field ignore it.
+    /// `None` if the guest does not belong to an instance. Agents older than this field ignore it.
     pub instance_id: Option<String>,
 }
 
@@ -46,7 +46,7 @@ impl Resumed {
         }
     }
 
-    /// Returns none if the bytes from the ports hold no message.
+    /// Returns `None` if the bytes from the ports are not a message.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first()?;

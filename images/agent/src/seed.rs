@@ -8,32 +8,32 @@ use serde::{Deserialize, Serialize};
 /// Vsock port of the host that serves the seed.
 pub const SEED_PORT: u32 = 1025;
 
-/// Maximum size of a seed in bytes. User data has 16 KiB at most, keys a few hundred bytes each.
+/// Maximum size of a seed in bytes. User data is at most 16 KiB, a key is a few hundred bytes.
 pub const MAX_SEED: usize = 64 * 1024;
 
 const VERSION: u32 = 2;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
-    /// Per-instance work is repeated when it changes.
+    /// A new ID makes the agent repeat the per-instance work.
     pub instance_id: String,
-    /// None if the kernel's command line sets the hostname.
+    /// `None` if the kernel's command line sets the host name.
     pub hostname: Option<String>,
     /// User whose `authorized_keys` get the public keys.
     pub default_user: String,
     /// Lines of `authorized_keys`.
     pub public_keys: Vec<String>,
-    /// Decoded and decompressed.
+    /// User data, decoded and decompressed.
     pub user_data: Option<Vec<u8>>,
 }
 
 impl Seed {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(&(VERSION, self)).expect("a seed is plain data")
+        postcard::to_allocvec(&(VERSION, self)).expect("a seed can be serialized")
     }
 
-    /// Returns none if the seed is invalid or of another version.
+    /// Returns `None` if the seed is invalid or of another version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;

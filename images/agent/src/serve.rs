@@ -15,7 +15,7 @@ use crate::init::Signals;
 /// Maximum number of concurrent connections. Each may use a thread and several descriptors.
 const MAX_SESSIONS: usize = 64;
 
-/// Stack size of a session, enough for a tree of the greatest depth. Untouched pages cost nothing.
+/// Stack size of a session, enough for a tree of the maximum depth. Untouched pages cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
 
 /// Time to ignore the listener after a failed accept (no descriptors, no memory).
@@ -38,7 +38,7 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
         let ready = match poll(slots, recovering.then_some(RECOVERY)) {
             Ok(ready) => ready,
             Err(error) => {
-                eprintln!("wisp-init: poll: {error}");
+                eprintln!("wisp-init: poll failed: {error}");
                 return 1;
             }
         };
@@ -69,7 +69,7 @@ static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Result<()> {
     let Some(socket) = listener.accept()? else { return Ok(()) };
     if SESSIONS.load(Ordering::Relaxed) >= MAX_SESSIONS {
-        eprintln!("wisp-init: refused a connection: {MAX_SESSIONS} are being served");
+        eprintln!("wisp-init: refused a connection: already serving {MAX_SESSIONS}");
         return Ok(());
     }
     SESSIONS.fetch_add(1, Ordering::Relaxed);

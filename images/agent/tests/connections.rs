@@ -1,4 +1,4 @@
-//! Invalid connections, and the short requests.
+//! Invalid connections, and requests other than commands and copies.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn malformed_frame_ends_only_its_connection() {
     assert!(matches!(speak(&[2, 0, 0, 0, 1, 1]), Err(ProtocolError::Malformed(_))));
     assert!(matches!(speak(&[&hello[..], &[1, 0, 0, 0, 0xee]].concat()), Err(ProtocolError::Malformed(_))));
     assert!(matches!(speak(&[&hello[..], &[9, 0, 0, 0, 1]].concat()), Err(ProtocolError::Truncated)));
-    assert!(matches!(speak(&hello), Ok(())), "to look whether the agent is there is no fault");
+    assert!(matches!(speak(&hello), Ok(())), "a connection without a request must not be an error");
 
     other.stdin(b"still here");
     other.send(&ToGuest::StdinEnd);

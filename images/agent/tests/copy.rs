@@ -107,7 +107,7 @@ fn file_replaces_existing_file() {
     fs::write(&to, "old").expect("written");
     write(&from, &to).expect("copied");
     assert_eq!(fs::read_to_string(&to).expect("there"), "new");
-    assert_eq!(fs::read_dir(home.path()).expect("listed").count(), 2, "nothing temporary is left");
+    assert_eq!(fs::read_dir(home.path()).expect("listed").count(), 2, "a temporary file was left behind");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn read_error_names_path() {
     let message = read(Path::new("/no/such/file"), home.path()).expect_err("not there");
     assert_eq!(message, "/no/such/file: cannot read: No such file or directory");
     let message = read(Path::new("/dev/null"), home.path()).expect_err("a device");
-    assert_eq!(message, "/dev/null: is neither a file nor a directory");
+    assert_eq!(message, "/dev/null is neither a regular file nor a directory");
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn terminal_has_requested_size_and_follows_resize() {
 
 #[test]
 fn control_c_interrupts_foreground_process() {
-    // Not a shell that starts another program: some shells lose the signal meanwhile.
+    // Run cat without a shell: some shells lose the signal while they start a program.
     let mut host = Host::exec(on_terminal(command(&["cat"])));
     host.stdin(b"ready\n");
     // The terminal's echo, and cat's own output.
@@ -211,7 +211,7 @@ fn final_terminal_output_is_not_lost() {
     }
 }
 
-/// Creates a socket that closes when the last process that holds it exits. No process id is needed.
+/// Creates a socket that closes when the last process that holds it exits. No PID is needed.
 fn exit_socket(directory: &Path) -> (UnixListener, String) {
     let path = directory.join("life-line");
     let listener = UnixListener::bind(&path).expect("bound");
@@ -232,7 +232,7 @@ fn assert_disconnect_ends_process(request: impl FnOnce(ExecRequest) -> ExecReque
     let (mut held, _) = listener.accept().expect("the command connected");
     set_socket_timeout(held.as_fd(), Timeout::Recv, Some(DEADLINE)).expect("a deadline");
 
-    assert!(host.leave().is_err(), "the agent sees the host go");
+    assert!(host.leave().is_err(), "the agent notices that the host disconnected");
 
     assert_eq!(held.read(&mut [0]).expect("within the deadline"), 0, "the command is gone");
 }

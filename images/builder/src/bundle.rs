@@ -12,7 +12,7 @@ use crate::inputs::hex;
 
 /// Slow but small: a bundle is compressed once and read often.
 const COMPRESSION_LEVEL: i32 = 19;
-/// zstd's window as a power of two: 128 MiB, which every decoder allows.
+/// zstd's window as a power of two: 128 MiB, which all decoders accept by default.
 const WINDOW_LOG: u32 = 27;
 
 #[derive(Debug)]
@@ -28,17 +28,17 @@ pub fn manifest(kernel: &Path, root: &Path, components: &[Component]) -> anyhow:
     let (kernel, root) = (sha256(kernel)?, sha256(root)?);
     let mut text = format!(
         r#"name = "tiny"
-description = "Linux with busybox and the Wisp agent, as small as it can be and still be useful"
+description = "Minimal Linux with busybox and the Wisp agent"
 architecture = "x86_64"
 default_user = "root"
 
 [kernel]
 file = "vmlinux"
 sha256 = "{kernel}"
-# Its few block groups are looked at when something is written: not by a thread that goes on in every warm guest. No dummy
-# interface is made unasked.
+# no_prefetch_block_bitmaps: without it, a thread that reads all block groups keeps running in every restored guest.
+# numdummies=0: do not create a dummy network interface.
 cmdline = "quiet init=/sbin/wisp-init rootflags=no_prefetch_block_bitmaps dummy.numdummies=0"
-# The 64-bit protocol brings a seed for the random generator, which PVH has no place for.
+# The 64-bit boot protocol passes a seed for the random number generator. PVH cannot.
 protocol = "linux64"
 software_kvm_aware = true
 

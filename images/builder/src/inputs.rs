@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Relative to the repository's root.
+/// Input files and directories, relative to the repository's root.
 const INPUTS: [&str; 9] = [
     "images/agent/Cargo.toml",
     "images/agent/src",

@@ -1,4 +1,4 @@
-//! Builds the embedded image from a kernel, a busybox and a wisp-init. `scripts/rebuild-images` calls it.
+//! Builds the embedded image from a kernel and static programs. `scripts/rebuild-images` calls it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,36 +12,36 @@ use wisp_image_builder::rootfs::Rootfs;
 /// Build the bundle of images/tiny.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The repository.
+    /// Repository directory.
     #[arg(long, default_value = ".")]
     repository: PathBuf,
-    /// The kernel, an ELF vmlinux.
+    /// Kernel (ELF vmlinux).
     #[arg(long)]
     kernel: PathBuf,
-    /// The kernel's release and its source package's version.
+    /// Kernel release and source package version.
     #[arg(long)]
     kernel_version: String,
-    /// A static busybox.
+    /// Static busybox binary.
     #[arg(long)]
     busybox: PathBuf,
-    /// The version of the busybox package.
+    /// Version of the busybox package.
     #[arg(long)]
     busybox_version: String,
-    /// A static dropbear.
+    /// Static dropbear binary.
     #[arg(long)]
     dropbear: PathBuf,
-    /// The text of dropbear's license, which is included.
+    /// License text of dropbear, to include in the image.
     #[arg(long)]
     dropbear_license: PathBuf,
-    /// The version of dropbear's source package.
+    /// Version of dropbear's source package.
     #[arg(long)]
     dropbear_version: String,
-    /// A static wisp-init.
+    /// Static wisp-init binary.
     #[arg(long)]
     init: PathBuf,
 }
 
-/// Size of the root file system, with room for a learner's experiments. Unused space takes none on disk.
+/// Size of the root file system, with space for experiments. Unused space takes no disk space.
 const ROOT_MIB: u64 = 256;
 
 fn main() -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         files: tiny.join("files"),
         size_mib: ROOT_MIB,
     };
-    rootfs.write(&root).context("the root file system")?;
+    rootfs.write(&root).context("cannot build the root file system")?;
     let components = [
         Component {
             name: "Linux",

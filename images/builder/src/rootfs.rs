@@ -1,4 +1,4 @@
-//! Root file system of `tiny`: busybox, wisp-init, and the few files that programs need; ext4, with a journal.
+//! Root file system of `tiny`: ext4 with a journal. Contains busybox, dropbear, wisp-init and some configuration files.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,9 +11,9 @@ use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
 use crate::EPOCH;
 
-/// Fixed, so that equal inputs give equal bytes.
+/// Fixed, so that the build is reproducible.
 const UUID: [u8; 16] = *b"wisp-tiny-rootfs";
-/// In blocks of 4 KiB: the minimum for ext4.
+/// Journal size in blocks of 4 KiB, the minimum for ext4.
 const JOURNAL_BLOCKS: u32 = 1024;
 
 /// Contents of the file system. All executables are static.
@@ -23,9 +23,9 @@ pub struct Rootfs {
     pub dropbear: PathBuf,
     pub dropbear_license: PathBuf,
     pub init: PathBuf,
-    /// Directory of files to copy into the root (`etc/passwd` ...).
+    /// Directory of files to copy into the root, such as `etc/passwd`.
     pub files: PathBuf,
-    /// Unused space takes none on disk.
+    /// Size of the file system. Unused space takes no disk space.
     pub size_mib: u64,
 }
 
@@ -60,7 +60,7 @@ impl Rootfs {
     }
 }
 
-/// From `busybox --list-full`.
+/// Returns the applets that `busybox --list-full` lists.
 fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(busybox).arg("--list-full").output().context("busybox --list-full")?;
     let mut applets: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_string).collect();
@@ -68,7 +68,7 @@ fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
     applets.retain(|path| !matches!(path.as_str(), "bin/busybox" | "sbin/init" | "linuxrc" | "init"));
     applets.sort();
     if applets.len() < 100 {
-        bail!("{} lists {} applets only: is it a busybox?", busybox.display(), applets.len());
+        bail!("{} lists only {} applets: specify a complete busybox binary", busybox.display(), applets.len());
     }
     Ok(applets)
 }
@@ -96,7 +96,7 @@ impl Tree {
     }
 
     fn parent<'a>(&mut self, path: &'a str) -> anyhow::Result<(InodeHandle, &'a str)> {
-        let (parent, name) = path.rsplit_once('/').context("a path begins with a slash")?;
+        let (parent, name) = path.rsplit_once('/').context("the path must begin with a slash")?;
         let parent = if parent.is_empty() { "/" } else { parent };
         Ok((self.directory(parent, 0o755)?, name))
     }

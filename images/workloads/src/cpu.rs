@@ -10,7 +10,7 @@ use crate::Options;
 use crate::sha256::{INITIAL, compress};
 use crate::timing::{Done, begin, repeat};
 
-/// Rows of the matrices: three of them fit into any first-level cache.
+/// Rows of each matrix. Three matrices fit into any first-level cache.
 const N: usize = 32;
 /// Operations of one multiplication: a product and a sum for each.
 const MULTIPLICATION: u64 = 2 * (N * N * N) as u64;

@@ -69,7 +69,7 @@ pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
     let length = pattern.length();
     let mut places = Places { count: bytes / length as u64, next: 0, random: pattern.random.then(|| Random::new(7)) };
     if places.count < pattern.depth as u64 {
-        return Err(format!("{}: {bytes} bytes are too few", options.file));
+        return Err(format!("{}: a file of {bytes} bytes is too small", options.file));
     }
     let mut buffers = Buffers::new(pattern.depth, length)?;
     begin()?;
@@ -87,11 +87,12 @@ pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
 }
 
 fn open(options: &Options, flags: i32) -> Result<OwnedFd, String> {
-    let path = CString::new(options.file.as_str()).map_err(|_| "--file has a zero byte".to_string())?;
+    let path = CString::new(options.file.as_str())
+        .map_err(|_| "the value of --file must not contain a NUL byte".to_string())?;
     // SAFETY: the path ends with a zero byte.
     let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_DIRECT | libc::O_CLOEXEC, 0o600) };
     if fd < 0 {
-        return Err(format!("{}, passing the page cache by: {}", options.file, io::Error::last_os_error()));
+        return Err(format!("cannot open {} with O_DIRECT: {}", options.file, io::Error::last_os_error()));
     }
     // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -109,12 +110,12 @@ fn transfer(file: &OwnedFd, buffer: &mut [u8], offset: u64, write: bool) -> io::
     check(count as i64, buffer.len())
 }
 
-/// Fails unless the whole request was carried out.
+/// Fails unless the whole request was completed.
 fn check(result: i64, length: usize) -> io::Result<()> {
     match result {
         -1 => Err(io::Error::last_os_error()),
         count if count == length as i64 => Ok(()),
-        count => Err(io::Error::other(format!("{count} of {length} bytes were moved"))),
+        count => Err(io::Error::other(format!("transferred only {count} of {length} bytes"))),
     }
 }
 
@@ -138,7 +139,7 @@ impl Places {
     }
 }
 
-/// IoRequest buffers, filled with data that does not compress.
+/// Request buffers, filled with data that does not compress.
 struct Buffers {
     memory: Memory,
     length: usize,
@@ -205,7 +206,7 @@ impl Queue {
         Ok(Queue { context, requests: vec![IoRequest::default(); depth], events: vec![Event::default(); depth] })
     }
 
-    /// Carries out `count` requests, as many at a time as the queue holds, and waits for all of them.
+    /// Completes `count` requests, as many at a time as fit into the queue.
     fn run(
         &mut self,
         file: &OwnedFd,
@@ -257,7 +258,7 @@ impl Queue {
             let taken = unsafe { libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_mut_ptr()) };
             match taken {
                 1.. => rest = &mut rest[taken as usize..],
-                0 => return Err(io::Error::other("the kernel takes no request")),
+                0 => return Err(io::Error::other("the kernel accepted no request")),
                 _ => return Err(io::Error::last_os_error()),
             }
         }

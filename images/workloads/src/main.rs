@@ -24,11 +24,11 @@ const USAGE: &str = "\
 wisp-workload MEASURE [--ms N] [--threads N] [--file PATH] [--bytes N] [--port N]
 
   integer, float                      KiB hashed (SHA-256); floating-point operations
-  memory-bandwidth, memory-latency    bytes read and written; loads that wait for each other
-  disk-prepare                        writes --file, which the others use
-  disk-{read,write}-{1,32}            bytes, in sequence, so many requests at a time
-  disk-random-{read,write}-{1,32}     operations of 4 KiB
-  net                                 serves one connection at --port";
+  memory-bandwidth, memory-latency    bytes read and written; dependent loads
+  disk-prepare                        write --file for the other disk measures
+  disk-{read,write}-{1,32}            bytes of sequential requests, with queue depth 1 or 32
+  disk-random-{read,write}-{1,32}     random 4 KiB operations, with queue depth 1 or 32
+  net                                 serve one connection on --port";
 
 pub struct Options {
     /// Duration of the measurement.
@@ -72,15 +72,16 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options =
         Options { target: Duration::from_millis(300), threads: 1, file: String::new(), bytes: 64 << 20, port: 0 };
     while let Some(name) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("{name}: '{value}' is no number"));
+        let value = words.next().ok_or_else(|| format!("{name} requires a value"))?;
+        let number =
+            || value.parse::<u64>().map_err(|_| format!("invalid value '{value}' for {name}: it must be a number"));
         match name.as_str() {
             "--ms" => options.target = Duration::from_millis(number()?.max(1)),
             "--threads" => options.threads = number()?.clamp(1, 1024) as usize,
             "--bytes" => options.bytes = number()?,
             "--port" => options.port = number()? as u16,
             "--file" => options.file = value,
-            _ => return Err(format!("'{name}' is no option\n\n{USAGE}")),
+            _ => return Err(format!("unknown option '{name}'\n\n{USAGE}")),
         }
     }
     Ok(options)
@@ -96,7 +97,7 @@ fn run(measure: &str, options: &Options) -> Result<Done, String> {
         "net" => net::serve(options),
         _ => match disk::Pattern::of(measure) {
             Some(pattern) => disk::run(pattern, options),
-            None => Err(format!("'{measure}' is no measure\n\n{USAGE}")),
+            None => Err(format!("unknown measure '{measure}'\n\n{USAGE}")),
         },
     }
 }

@@ -17,7 +17,7 @@ pub fn bandwidth(options: &Options) -> Result<Done, String> {
     let bytes = memory.bytes() as u64;
     let words = memory.words();
     let (left, right) = words.split_at_mut(words.len() / 2);
-    // A MiB at a time, so that slow memory exceeds the target time only a little.
+    // Copy 1 MiB at a time, so that slow memory exceeds the target time only slightly.
     const PIECE: usize = (1 << 20) / size_of::<u64>();
     let pieces = left.len() / PIECE;
     let mut next = 0;
@@ -51,7 +51,7 @@ pub fn latency(options: &Options) -> Result<Done, String> {
     Ok(Done { amount, elapsed, threads: 1, bytes })
 }
 
-/// Links all lines to a ring in random order: the first word of each is the index of the next (Sattolo's shuffle).
+/// Links all lines into a ring in random order: the first word of each is the index of the next (Sattolo's shuffle).
 fn link(words: &mut [u64]) {
     let lines = words.len() / WORDS;
     (0..lines).for_each(|line| words[line * WORDS] = (line * WORDS) as u64);

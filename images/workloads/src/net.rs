@@ -30,7 +30,7 @@ pub fn serve(options: &Options) -> Result<Done, String> {
             _ => echo(&mut stream),
         }
     });
-    let (amount, elapsed) = served.map_err(|error| format!("the connection broke: {error}"))?;
+    let (amount, elapsed) = served.map_err(|error| format!("the connection failed: {error}"))?;
     Ok(Done { amount, elapsed, threads: 1, bytes: 0 })
 }
 

@@ -1,7 +1,7 @@
-//! Allocated memory: each of its pages was written.
+//! Allocated memory, with all pages written once.
 //!
-//! Where the guest's kernel is emulated, allocating memory can take longer than using it. So it is in huge pages if
-//! possible, and as large as the time allows.
+//! If the guest's kernel is emulated, allocating memory can take longer than using it. So the memory consists of huge
+//! pages, if possible, and is as large as the allocation time allows.
 
 use std::io;
 use std::ptr::NonNull;
@@ -22,7 +22,7 @@ pub struct Memory {
 impl Memory {
     /// Allocates as much of `most` bytes as the time allows, and at least `least` bytes.
     pub fn get(least: usize, most: u64) -> Result<Memory, String> {
-        let most = usize::try_from(most).map_err(|_| format!("{most} bytes do not fit"))?;
+        let most = usize::try_from(most).map_err(|_| format!("{most} bytes exceed the address space"))?;
         let most = most.max(least).div_ceil(STEP) * STEP;
         // One step more, so that the start can be aligned to a huge page.
         let mapped = most + STEP;
@@ -31,7 +31,8 @@ impl Memory {
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
         let start = NonNull::new(address).filter(|_| address != libc::MAP_FAILED);
-        let start = start.ok_or_else(|| format!("no memory: {}", io::Error::last_os_error()))?.cast::<u64>();
+        let start =
+            start.ok_or_else(|| format!("cannot allocate memory: {}", io::Error::last_os_error()))?.cast::<u64>();
         let mut memory = Memory { start, mapped, usable: 0 };
         memory.touch(least.max(1), most);
         Ok(memory)

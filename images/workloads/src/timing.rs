@@ -3,19 +3,19 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// Minimum number of parts of the time. The clock is read after each.
+/// Minimum number of parts into which the time is divided. The clock is read after each.
 const PARTS: u128 = 16;
 
 pub struct Done {
-    /// In the measure's unit.
+    /// Amount of work in the measure's unit.
     pub amount: u64,
     pub elapsed: Duration,
     pub threads: usize,
-    /// Bytes of memory or file.
+    /// Size of the memory or file in bytes.
     pub bytes: u64,
 }
 
-/// Tells the caller that the measurement begins.
+/// Notifies the caller that the measurement begins.
 pub fn begin() -> Result<(), String> {
     let mut output = io::stdout();
     output.write_all(b"begin\n").and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}"))
@@ -36,7 +36,7 @@ pub fn repeat<E>(target: Duration, mut work: impl FnMut(u64) -> Result<(), E>) -
     }
 }
 
-/// Returns one part of the time in units, at the rate so far. It at most doubles: the first units are the slowest.
+/// Returns the units for one part of the time, at the rate so far. At most doubles: the first units are the slowest.
 fn next_units(target: Duration, elapsed: Duration, done: u64, before: u64) -> u64 {
     let part = target.as_nanos() / PARTS;
     let units = u128::from(done) * part / elapsed.as_nanos().max(1);

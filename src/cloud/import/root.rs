@@ -628,7 +628,7 @@ mod tests {
         );
         for source in [&raw, &squashfs, &qcow2] {
             let error = fixture.import_with(source, None, room()).unwrap_err();
-            assert!(error.contains("/data has 128 MiB free, and 128 MiB stay free"), "{error}");
+            assert!(error.contains("/data has 128 MiB free, but 128 MiB are reserved"), "{error}");
             assert!(error.contains("WISP_HOME"), "{error}");
             fixture.import(source).unwrap();
         }

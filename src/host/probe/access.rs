@@ -1,4 +1,4 @@
-//! Reasons why KVM cannot be used. Pure code: facts in, a verdict out.
+//! Reasons why KVM is unusable. Pure code: facts in, a verdict out.
 
 use rustix::io::Errno;
 
@@ -11,45 +11,45 @@ const API_VERSION: i32 = 12;
 pub enum KvmAccessError {
     /// The CPU has no virtualization extensions, or the firmware has disabled them.
     #[error(
-        "/dev/kvm is missing: this CPU's virtualization is switched off. Restart into the firmware \
-         set-up (BIOS) and enable {switch}"
+        "/dev/kvm is missing: the CPU's virtualization extensions are disabled. Reboot into the firmware \
+         setup (BIOS) and enable {switch}"
     )]
     NoVirtualization {
         /// The firmware's name of the setting.
         switch: &'static str,
     },
     #[error(
-        "/dev/kvm is missing: this host is itself a virtual machine, and its hypervisor does not \
-         pass virtualization on. Enable nested virtualization where it runs, or use another host"
+        "/dev/kvm is missing: this host is a virtual machine without nested virtualization. \
+         Enable nested virtualization in its hypervisor, or use another host"
     )]
     NoNestedVirtualization,
     #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
     ModuleNotLoaded { module: &'static str },
     /// The module is loaded, but the container has no access to the device.
-    #[error("/dev/kvm is missing: this container was started without it")]
+    #[error("/dev/kvm is missing: the container was started without this device")]
     NotInContainer,
-    #[error("/dev/kvm is missing although KVM is loaded: its device node is gone")]
+    #[error("/dev/kvm is missing: KVM is loaded, but its device node does not exist")]
     NodeMissing,
-    #[error("/dev/kvm is for the group {group}, and {user} is not in it")]
+    #[error("/dev/kvm is accessible only to the group {group}, and {user} is not in it")]
     NotInGroup { group: String, user: String },
-    #[error("{user} was added to the group {group}, which counts from the next login")]
+    #[error("{user} was added to the group {group}, but this takes effect only at the next login")]
     StaleLogin { group: String, user: String },
-    #[error("/dev/kvm is for root alone (its mode is {mode:04o})")]
+    #[error("only root can access /dev/kvm (mode {mode:04o})")]
     RootOnly { mode: u32, user: String, has_kvm_group: bool },
     #[error(
-        "opening /dev/kvm is forbidden although its permissions allow it: {}",
-        if *in_container { "this container was started without the device" }
-        else { "a security module or a device control group stands in the way" }
+        "access to /dev/kvm is denied although its permissions allow it: {}",
+        if *in_container { "the container was started without the device" }
+        else { "a security module or a device cgroup denies it" }
     )]
     Forbidden { in_container: bool },
-    #[error("/dev/kvm cannot be opened: {0}")]
+    #[error("cannot open /dev/kvm: {0}")]
     OpenFailed(Errno),
-    #[error("/dev/kvm speaks version {found} of its API, and not {API_VERSION}")]
+    #[error("/dev/kvm has KVM API version {found}, but wisp requires version {API_VERSION}")]
     WrongApiVersion { found: i32 },
-    /// The kernel is too old, or built without required features.
+    /// The kernel is too old or was built without required features.
     #[error("this kernel's KVM lacks {}", .0.join(", "))]
     MissingCapabilities(Vec<&'static str>),
-    #[error("another hypervisor is using the CPU's virtualization: {}", holder(rivals))]
+    #[error("another hypervisor is using the CPU's virtualization extensions: {}", holder(rivals))]
     Busy { rivals: Vec<&'static str> },
     #[error("KVM cannot create a virtual machine: {0}")]
     CreateVmFailed(Errno),
@@ -158,9 +158,9 @@ fn why_denied(node: &DeviceNode, environment: &HostEnvironment) -> KvmAccessErro
 
 fn holder(rivals: &[&str]) -> &'static str {
     match rivals {
-        ["vboxdrv", ..] => "VirtualBox, by what is loaded",
-        ["vmmon", ..] => "VMware, by what is loaded",
-        _ => "no known one is loaded",
+        ["vboxdrv", ..] => "probably VirtualBox, because vboxdrv is loaded",
+        ["vmmon", ..] => "probably VMware, because vmmon is loaded",
+        _ => "wisp does not recognize it",
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn user_outside_group_gets_usermod_and_setfacl() {
         let error = denied(node(0o660, KVM_GROUP), &laptop());
-        assert_eq!(error.to_string(), "/dev/kvm is for the group kvm, and ann is not in it");
+        assert_eq!(error.to_string(), "/dev/kvm is accessible only to the group kvm, and ann is not in it");
         assert_eq!(commands(&error), ["sudo usermod -aG kvm ann && newgrp kvm", "sudo setfacl -m u:ann:rw /dev/kvm"]);
     }
 
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn root_only_device_suggests_chgrp() {
         let error = denied(node(0o600, 0), &laptop());
-        assert_eq!(error.to_string(), "/dev/kvm is for root alone (its mode is 0600)");
+        assert_eq!(error.to_string(), "only root can access /dev/kvm (mode 0600)");
         let expected = "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm";
         assert_eq!(commands(&error)[0], expected);
         let without_group = HostEnvironment { has_kvm_group: false, ..laptop() };
@@ -309,10 +309,10 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         let mut kvm = working();
-        kvm.interface.as_mut().expect("it works").missing = vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"];
+        kvm.interface.as_mut().expect("an interface").missing = vec!["KVM_CAP_IRQFD", "KVM_CAP_PIT2"];
         let error = judge(&kvm, &laptop()).expect_err("too old");
         assert_eq!(error.to_string(), "this kernel's KVM lacks KVM_CAP_IRQFD, KVM_CAP_PIT2");
-        kvm.interface.as_mut().expect("it works").api_version = 11;
+        kvm.interface.as_mut().expect("an interface").api_version = 11;
         let error = judge(&kvm, &laptop());
         assert_eq!(error, Err(KvmAccessError::WrongApiVersion { found: 11 }));
     }
@@ -323,7 +323,7 @@ mod tests {
         let mut environment = laptop();
         environment.modules.push("vboxdrv");
         let error = judge(&kvm, &environment).expect_err("busy");
-        assert!(error.to_string().ends_with("VirtualBox, by what is loaded"), "{error}");
+        assert!(error.to_string().ends_with("probably VirtualBox, because vboxdrv is loaded"), "{error}");
         assert_eq!(commands(&error), ["sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"]);
         let error = create_vm_error(Errno::NOMEM, &environment);
         assert_eq!(error, KvmAccessError::CreateVmFailed(Errno::NOMEM));

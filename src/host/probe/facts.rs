@@ -25,7 +25,7 @@ pub struct Facts {
     /// Memory available without swapping, in MiB.
     pub memory_available_mib: u64,
     pub huge_pages: Option<HugePages>,
-    /// None if no environment variable determines the directory.
+    /// `None` if no environment variable determines the directory.
     pub home: Option<HomeFacts>,
     pub helpers: Vec<(Helper, bool)>,
     pub vpc: VpcFacts,
@@ -58,7 +58,7 @@ pub struct KvmFacts {
     pub node: Option<DeviceNode>,
     pub opened: Result<(), Errno>,
     pub interface: Option<KvmInterface>,
-    /// None if that was not tried.
+    /// `None` if creating a VM was not tried.
     pub created_vm: Option<Result<(), Errno>>,
 }
 
@@ -213,7 +213,7 @@ impl User {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
     Always,
-    /// Used only where a program requests them, as the VMM can.
+    /// Used only for memory for which a program requests them with madvise(2).
     OnRequest,
     Never,
 }
@@ -228,7 +228,7 @@ pub struct HomeFacts {
 
 impl HomeFacts {
     fn read(path: PathBuf) -> Self {
-        // A directory that does not exist is created in its nearest existing ancestor, whose permissions decide.
+        // A missing directory would be created in its nearest existing ancestor, so check that one's permissions.
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
         let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
         let writable = if existing.is_dir() {
@@ -252,11 +252,11 @@ pub struct Helper {
 
 #[derive(Clone, Copy, Debug)]
 pub struct VpcFacts {
-    /// The result of opening `/dev/net/tun`, which creates taps.
+    /// Result of opening `/dev/net/tun`, which creates tap devices.
     pub tun: Result<(), Errno>,
     /// Kernel setting that forbids user namespaces for this user.
     pub forbidden_by: Option<NamespaceSetting>,
-    /// True if nftables lacks the bridge family, which binds an instance's address to its port.
+    /// True if nftables lacks the bridge family, which prevents instances from spoofing their addresses.
     pub lacks_bridge_rules: bool,
 }
 
@@ -264,7 +264,7 @@ pub struct VpcFacts {
 pub struct NamespaceSetting {
     pub name: &'static str,
     pub allows: &'static str,
-    /// False if programs with a security module's profile, such as passt, are exempt.
+    /// False if programs with an AppArmor profile, such as passt, are exempt.
     pub for_all: bool,
 }
 
@@ -289,7 +289,7 @@ impl NamespaceSetting {
     }
 }
 
-/// Tries to create a bridge table in temporary namespaces. Returns false if it cannot try.
+/// Tries to create a bridge table in temporary namespaces. Returns false if the attempt is not possible.
 fn lacks_bridge_rules() -> bool {
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--net", "--", "nft", "add table bridge wisp"]).stdin(Stdio::null());
@@ -333,11 +333,11 @@ fn low_ports() -> Result<(), Errno> {
 pub const HELPERS: [Helper; 6] = [
     Helper {
         program: "qemu-img",
-        purpose: "converting disks that `wisp image import` does not read",
+        purpose: "converting disk formats that `wisp image import` cannot read",
         package: "qemu-utils",
     },
-    Helper { program: "mmdebstrap", purpose: "making Debian images (scripts/debian-image)", package: "mmdebstrap" },
-    Helper { program: "passt", purpose: "the network of guests, to wherever this host reaches", package: "passt" },
+    Helper { program: "mmdebstrap", purpose: "building Debian images (scripts/debian-image)", package: "mmdebstrap" },
+    Helper { program: "passt", purpose: "outbound connectivity of guests", package: "passt" },
     Helper { program: "ip", purpose: "VPCs", package: "iproute2" },
     Helper { program: "nft", purpose: "VPCs", package: "nftables" },
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },

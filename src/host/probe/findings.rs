@@ -25,7 +25,7 @@ const LITTLE_SPACE_MIB: u64 = 2048;
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Ok,
-    /// Guests run, with limitations.
+    /// Guests can run, with limitations.
     Warn,
     /// Guests cannot run.
     Fail,
@@ -82,14 +82,14 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 
 fn cpu(facts: &Facts) -> Finding {
     let model = match facts.environment.cpu.model.as_str() {
-        "" => "an unnamed CPU",
+        "" => "unknown CPU",
         model => model,
     };
     let plural = if facts.cpus == 1 { "" } else { "s" };
-    Finding::ok("CPU", format!("{model}, {} CPU{plural} usable", facts.cpus))
+    Finding::ok("CPU", format!("{model}, {} usable CPU{plural}", facts.cpus))
 }
 
-/// Checks the device, the interface and the creation of a virtual machine, until one fails.
+/// Checks the device, the interface and the creation of a virtual machine. Stops at the first failure.
 fn kvm(facts: &Facts) -> Vec<Finding> {
     let failed =
         |name, error: KvmAccessError| Finding { fixes: error.fixes(), ..Finding::fail(name, error.to_string()) };
@@ -98,14 +98,14 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
         findings.push(failed("/dev/kvm", error));
         return findings;
     }
-    findings.push(Finding::ok("/dev/kvm", "opens"));
+    findings.push(Finding::ok("/dev/kvm", "accessible"));
     if let Err(error) = access::judge_interface(&facts.kvm) {
         findings.push(failed("KVM interface", error));
         return findings;
     }
     findings.extend(facts.kvm.interface.as_ref().map(|interface| {
         let found = format!(
-            "version {}, all {} capabilities needed, up to {} vCPUs",
+            "version {}, all {} required capabilities, up to {} vCPUs",
             interface.api_version,
             REQUIRED_CAPABILITIES.len(),
             interface.max_vcpus,
@@ -114,12 +114,12 @@ fn kvm(facts: &Facts) -> Vec<Finding> {
     }));
     match access::judge_creation(&facts.kvm, &facts.environment) {
         Err(error) => findings.push(failed("Virtual machine", error)),
-        Ok(()) => findings.push(Finding::ok("Virtual machine", "one was created and released")),
+        Ok(()) => findings.push(Finding::ok("Virtual machine", "ok (created and released one)")),
     }
     findings
 }
 
-/// Returns the kind of virtualization. Without any, the finding about the missing device suffices.
+/// Reports the kind of virtualization. Returns `None` if there is none, which the finding about `/dev/kvm` reports.
 fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
     const NAME: &str = "Virtualization";
     let cpu = &environment.cpu;
@@ -129,15 +129,15 @@ fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
         _ => {
             let module = environment.modules.iter().find(|module| KVM_MODULES.contains(module))?;
             return Some(Finding::warn(NAME, format!("software KVM ({module})")).explained(
-                "The CPU shows neither vmx nor svm, so guest kernels are emulated: booting and \
-                 system calls take many times longer, while programs run at full speed.",
+                "The CPU has neither VMX nor SVM, so guest kernels are emulated: booting and \
+                 system calls take many times longer. Programs run at full speed.",
             ));
         }
     };
     if cpu.is_virtual {
         return Some(
             Finding::ok(NAME, format!("hardware ({extension}), nested"))
-                .explained("This host is itself a virtual machine: guests run, and each exit to Wisp costs more."),
+                .explained("This host is itself a virtual machine. Guests can run, but each VM exit takes longer."),
         );
     }
     Some(Finding::ok(NAME, format!("hardware ({extension})")))
@@ -148,11 +148,11 @@ fn memory(available_mib: u64) -> Finding {
     let found = format!("{} free", size(available_mib));
     match available_mib {
         ..SCARCE_MEMORY_MIB => Finding::fail(NAME, found)
-            .explained("No guest fits: close some programs.")
-            .fixed_by("to see what uses it", "ps -eo rss,comm --sort=-rss | head"),
+            .explained("Too little memory for a guest. Close other programs.")
+            .fixed_by("List the processes that use the most memory", "ps -eo rss,comm --sort=-rss | head"),
         SCARCE_MEMORY_MIB..LITTLE_MEMORY_MIB => Finding::warn(NAME, found)
             .explained("Only the smallest instance types fit.")
-            .fixed_by("to see which", "wisp types --fits"),
+            .fixed_by("List the types that fit", "wisp types --fits"),
         _ => Finding::ok(NAME, found),
     }
 }
@@ -163,8 +163,8 @@ fn huge_pages(setting: HugePages) -> Finding {
         HugePages::Always => Finding::ok(NAME, "always"),
         HugePages::OnRequest => Finding::ok(NAME, "on request (madvise)"),
         HugePages::Never => Finding::warn(NAME, "never")
-            .explained("Large guests use memory faster in huge pages.")
-            .fixed_by("until the next reboot", "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
+            .explained("Memory access is slower in large guests without huge pages.")
+            .fixed_by("Until the next reboot", "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
     }
 }
 
@@ -173,14 +173,14 @@ fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
     let Some(home) = home else {
         return vec![
             Finding::fail(NAME, "neither WISP_HOME nor HOME is set")
-                .fixed_by("to keep data there", "export WISP_HOME=/var/tmp/wisp"),
+                .fixed_by("Set a data directory", "export WISP_HOME=/var/tmp/wisp"),
         ];
     };
     let path = home.path.display();
     if let Err(errno) = home.writable {
         return vec![
-            Finding::fail(NAME, format!("{path} cannot be written: {errno}"))
-                .fixed_by("to keep data elsewhere", "export WISP_HOME=/var/tmp/wisp"),
+            Finding::fail(NAME, format!("cannot write to {path}: {errno}"))
+                .fixed_by("Use another directory", "export WISP_HOME=/var/tmp/wisp"),
         ];
     }
     let mut findings = vec![Finding::ok(NAME, path.to_string())];
@@ -191,62 +191,65 @@ fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
 fn space(free_mib: u64) -> Finding {
     const NAME: &str = "Disk space";
     let found = format!("{} free", size(free_mib));
-    let elsewhere = ("to keep data elsewhere", "export WISP_HOME=/path/with/more/space");
+    let elsewhere = ("Use another directory", "export WISP_HOME=/path/with/more/space");
     match free_mib {
-        ..SCARCE_SPACE_MIB => {
-            Finding::fail(NAME, found).explained("Images and volumes do not fit.").fixed_by(elsewhere.0, elsewhere.1)
-        }
-        SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => {
-            Finding::warn(NAME, found).explained("A few images and volumes fill it.").fixed_by(elsewhere.0, elsewhere.1)
-        }
+        ..SCARCE_SPACE_MIB => Finding::fail(NAME, found)
+            .explained("Too little space for images and volumes.")
+            .fixed_by(elsewhere.0, elsewhere.1),
+        SCARCE_SPACE_MIB..LITTLE_SPACE_MIB => Finding::warn(NAME, found)
+            .explained("A few images and volumes would fill the disk.")
+            .fixed_by(elsewhere.0, elsewhere.1),
         _ => Finding::ok(NAME, found),
     }
 }
 
-/// Module with the bridge family's expressions. A kernel with this module also has the family.
+/// Loads the module with the bridge family's expressions. A kernel with this module also has the family.
 const BRIDGE_MODULE: &str = "sudo modprobe nft_meta_bridge";
 
 fn vpc(facts: VpcFacts) -> Finding {
     const NAME: &str = "VPC";
-    let only = "Without it, each guest has a network of its own (`--network user`).";
+    let only = "VPCs are unavailable. Each guest gets its own network instead (`--network user`).";
     match (facts.tun, facts.forbidden_by) {
         (Ok(()), None) if facts.lacks_bridge_rules => {
             let found = Finding::warn(NAME, "the kernel's nftables lacks the bridge family (CONFIG_NF_TABLES_BRIDGE)");
-            found.explained(only).fixed_by("Load its module, or install a kernel that has it", BRIDGE_MODULE)
+            found.explained(only).fixed_by("Load the module, or install a kernel that has it", BRIDGE_MODULE)
         }
         (Ok(()), None) => Finding::ok(NAME, "ok (tap devices, user and network namespaces)"),
         (Err(Errno::NOENT | Errno::NODEV), _) => {
-            let found = Finding::warn(NAME, "there is no /dev/net/tun, which makes taps").explained(only);
-            found.fixed_by("Load its module", "sudo modprobe tun")
+            let found = Finding::warn(NAME, "/dev/net/tun, which creates tap devices, is missing").explained(only);
+            found.fixed_by("Load the module", "sudo modprobe tun")
         }
         (Err(error), _) => {
-            let found = Finding::warn(NAME, format!("/dev/net/tun, which makes taps, cannot be opened: {error}"));
-            found.explained(only).fixed_by("Give it its usual mode", "sudo chmod 0666 /dev/net/tun")
+            let found = Finding::warn(NAME, format!("cannot open /dev/net/tun, which creates tap devices: {error}"));
+            found.explained(only).fixed_by("Restore its default mode", "sudo chmod 0666 /dev/net/tun")
         }
         (Ok(()), Some(setting)) => {
-            let found = Finding::warn(NAME, format!("{} forbids user namespaces", setting.name));
-            let neither = "Without them, there are no VPCs, and passt leads no guest out.";
-            found.explained(if setting.for_all { neither } else { only }).fixed_by("Allow them", setting.fix())
+            let found = Finding::warn(NAME, format!("user namespaces are disabled by {}", setting.name));
+            let neither = "VPCs and passt are unavailable, so guests have no outbound connectivity.";
+            found
+                .explained(if setting.for_all { neither } else { only })
+                .fixed_by("Enable user namespaces", setting.fix())
         }
     }
 }
 
-/// The next command that opens the data directory restarts the router, if it can.
+/// The next command that opens the data directory restarts the router, if possible.
 fn killed_router(killed: &KilledRouter) -> Finding {
     let KilledRouter { vpc, is_recoverable, disconnected } = killed;
-    let found = Finding::warn("VPC router", format!("that of {vpc} was killed while its instances ran"));
+    let found = Finding::warn("VPC router", format!("the router of {vpc} was killed while its instances were running"));
     match (is_recoverable, disconnected.as_slice()) {
         (true, []) => found
-            .explained("They reach each other, and nothing outside.")
-            .fixed_by("to bring it back, as any other command does", "wisp ls"),
+            .explained("The instances can reach each other, but nothing outside the VPC.")
+            .fixed_by("Restart the router (other commands do, too)", "wisp ls"),
         (true, _) => {
-            let text = format!("{} have no network until they are stopped and started.", disconnected.join(", "));
-            found.explained(text).fixed_by("to bring it back for the others", "wisp ls")
+            let text = format!("Stop and start these instances to reconnect them: {}.", disconnected.join(", "));
+            found.explained(text).fixed_by("Restart the router for the other instances", "wisp ls")
         }
         (false, _) => {
             let all = disconnected.join(" ");
-            let found = found.explained("They have no network, and none of them holds the namespace.");
-            found.fixed_by("to connect them again", format!("wisp stop {all} && wisp start {all}"))
+            let found =
+                found.explained("The instances have no network, and none of them holds the router's namespace.");
+            found.fixed_by("Reconnect the instances", format!("wisp stop {all} && wisp start {all}"))
         }
     }
 }
@@ -254,27 +257,27 @@ fn killed_router(killed: &KilledRouter) -> Finding {
 fn low_ports(listened: Result<(), Errno>) -> Finding {
     const NAME: &str = "Ports below 1024";
     match listened {
-        Err(Errno::ACCESS | Errno::PERM) => Finding::warn(NAME, "are for root alone")
+        Err(Errno::ACCESS | Errno::PERM) => Finding::warn(NAME, "only root can bind them")
             .explained(
-                "Instances' public addresses have no SSH, HTTP and the like: `wisp ssh` goes through the guest's agent, \
-                 and `-p 8080:80` publishes a port at another.",
+                "SSH and HTTP do not work at instances' public addresses. `wisp ssh` connects through the guest agent \
+                 instead, and `-p 8080:80` publishes the guest's port 80 as port 8080.",
             )
-            .fixed_by("to open them from 22 on, until the next reboot", ALLOW_LOW_PORTS),
-        // EADDRINUSE means that the port can be bound.
-        _ => Finding::ok(NAME, "open, for SSH and servers at public addresses"),
+            .fixed_by("Allow ports from 22 up, until the next reboot", ALLOW_LOW_PORTS),
+        // EADDRINUSE means that this user may bind the port.
+        _ => Finding::ok(NAME, "available for SSH and servers at public addresses"),
     }
 }
 
 /// Seccomp filters are available on every host.
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
-    const WITHOUT: &str = "VMMs run without that layer; their seccomp filters still apply (docs/security.md).";
+    const WITHOUT: &str = "VMMs run without this layer. Their seccomp filters still apply (docs/security.md).";
     match (landlock, forbidden_by) {
         (_, Some(setting)) => {
-            let found = Finding::warn(NAME, format!("{} forbids user namespaces", setting.name));
-            found.explained(WITHOUT).fixed_by("Allow them", setting.fix())
+            let found = Finding::warn(NAME, format!("user namespaces are disabled by {}", setting.name));
+            found.explained(WITHOUT).fixed_by("Enable user namespaces", setting.fix())
         }
-        (0, None) => Finding::warn(NAME, "seccomp and namespaces; the kernel has no Landlock, or it is switched off")
+        (0, None) => Finding::warn(NAME, "seccomp and namespaces; the kernel lacks Landlock or has it disabled")
             .explained(WITHOUT),
         (version, None) => Finding::ok(NAME, format!("seccomp, namespaces, Landlock (version {version})")),
     }
@@ -286,10 +289,10 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
         return Finding::ok(program, format!("installed, for {purpose}"));
     }
     Finding::warn(program, format!("not installed; optional, for {purpose}"))
-        .fixed_by("to install it", format!("sudo apt install {package}"))
+        .fixed_by("Install it", format!("sudo apt install {package}"))
 }
 
-/// Rounds down.
+/// Formats a size in MiB or GiB, rounded down.
 fn size(mib: u64) -> String {
     match (mib / 1024, mib % 1024 * 10 / 1024) {
         (0, _) => format!("{mib} MiB"),
@@ -354,7 +357,7 @@ mod tests {
         let mut facts = laptop();
         facts.environment.cpu.has_vmx = false;
         facts.environment.modules = vec!["kvm_pvm"];
-        let finding = find(&facts, "Virtualization").expect("it is judged");
+        let finding = find(&facts, "Virtualization").expect("a finding");
         assert_eq!(finding.status, Severity::Warn);
         assert_eq!(finding.found, "software KVM (kvm_pvm)");
         assert!(finding.explanation.is_some_and(|text| text.contains("guest kernels are emulated")));
@@ -384,7 +387,7 @@ mod tests {
     fn nested_virtualization_is_reported() {
         let mut facts = laptop();
         facts.environment.cpu.is_virtual = true;
-        let finding = find(&facts, "Virtualization").expect("it is judged");
+        let finding = find(&facts, "Virtualization").expect("a finding");
         assert_eq!((finding.status, finding.found.as_str()), (Severity::Ok, "hardware (VT-x), nested"));
     }
 
@@ -393,7 +396,7 @@ mod tests {
         let mut facts = laptop();
         facts.kvm.opened = Err(Errno::NOENT);
         facts.environment.modules.clear();
-        let finding = find(&facts, "/dev/kvm").expect("it is judged");
+        let finding = find(&facts, "/dev/kvm").expect("a finding");
         assert_eq!(finding.status, Severity::Fail);
         assert_eq!(finding.fixes[0].command, "sudo modprobe kvm_intel");
         assert_eq!(status(&facts, "KVM interface"), None);
@@ -420,7 +423,7 @@ mod tests {
     #[test]
     fn unwritable_data_directory_fails() {
         let mut facts = laptop();
-        facts.home.as_mut().expect("it is there").writable = Err(Errno::ROFS);
+        facts.home.as_mut().expect("it exists").writable = Err(Errno::ROFS);
         assert_eq!(status(&facts, "Data directory"), Some(Severity::Fail));
         assert_eq!(status(&facts, "Disk space"), None);
         facts.home = None;
@@ -438,11 +441,11 @@ mod tests {
     fn missing_helper_warns_with_install_command() {
         let mut facts = laptop();
         facts.helpers[0].1 = false;
-        let finding = find(&facts, "qemu-img").expect("it is judged");
+        let finding = find(&facts, "qemu-img").expect("a finding");
         assert_eq!(finding.status, Severity::Warn);
         assert_eq!(
             finding.found,
-            "not installed; optional, for converting disks that `wisp image import` does not read"
+            "not installed; optional, for converting disk formats that `wisp image import` cannot read"
         );
         assert_eq!(finding.fixes[0].command, "sudo apt install qemu-utils");
     }
@@ -471,10 +474,10 @@ mod tests {
             vec![KilledRouter { vpc: "vpc-1".into(), is_recoverable, disconnected }]
         };
         facts.killed_routers = killed(true, &[]);
-        let finding = find(&facts, "VPC router").expect("it is judged");
+        let finding = find(&facts, "VPC router").expect("a finding");
         assert_eq!((finding.status, finding.fixes[0].command.as_str()), (Severity::Warn, "wisp ls"));
         facts.killed_routers = killed(false, &["i-1", "i-2"]);
-        let finding = find(&facts, "VPC router").expect("it is judged");
+        let finding = find(&facts, "VPC router").expect("a finding");
         assert_eq!(finding.fixes[0].command, "wisp stop i-1 i-2 && wisp start i-1 i-2");
     }
 

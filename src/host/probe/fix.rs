@@ -1,4 +1,4 @@
-//! Commands that fix each reason why KVM cannot be used. Pure code.
+//! Commands that fix each cause of unusable KVM. Pure code, without I/O.
 
 use serde::Serialize;
 
@@ -19,43 +19,43 @@ impl Fix {
 }
 
 impl KvmAccessError {
-    /// Alternative commands, the best first.
+    /// Returns the commands that fix the error, the best first.
     pub fn fixes(&self) -> Vec<Fix> {
         match self {
             Self::NoVirtualization { .. } => {
-                vec![Fix::new("to restart into the set-up", "systemctl reboot --firmware-setup")]
+                vec![Fix::new("Reboot into the firmware setup", "systemctl reboot --firmware-setup")]
             }
             Self::NoNestedVirtualization => vec![
-                Fix::new("on a KVM host with Intel CPUs", reload_nested("kvm_intel")),
-                Fix::new("on a KVM host with AMD CPUs", reload_nested("kvm_amd")),
-                Fix::new("on a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),
+                Fix::new("On a KVM host with Intel CPUs", reload_nested("kvm_intel")),
+                Fix::new("On a KVM host with AMD CPUs", reload_nested("kvm_amd")),
+                Fix::new("On a VirtualBox host", "VBoxManage modifyvm NAME --nested-hw-virt on"),
             ],
             Self::ModuleNotLoaded { module } => vec![
-                Fix::new("until the next reboot", format!("sudo modprobe {module}")),
-                Fix::new("at every boot", format!("echo {module} | sudo tee /etc/modules-load.d/kvm.conf")),
+                Fix::new("Until the next reboot", format!("sudo modprobe {module}")),
+                Fix::new("At every boot", format!("echo {module} | sudo tee /etc/modules-load.d/kvm.conf")),
             ],
             Self::NotInContainer | Self::Forbidden { in_container: true } => {
-                vec![Fix::new("to start the container with it", "docker run --device /dev/kvm IMAGE")]
+                vec![Fix::new("Start the container with the device", "docker run --device /dev/kvm IMAGE")]
             }
             Self::NodeMissing => {
-                vec![Fix::new("to make it again", "sudo mknod -m 0660 /dev/kvm c 10 232")]
+                vec![Fix::new("Recreate the device node", "sudo mknod -m 0660 /dev/kvm c 10 232")]
             }
             Self::NotInGroup { group, user } => {
                 vec![join_group(group, user), access_list(user)]
             }
             Self::StaleLogin { group, .. } => {
-                vec![Fix::new("for this terminal; or log out and in again", format!("newgrp {}", shell_word(group)))]
+                vec![Fix::new("In this terminal (or log out and back in)", format!("newgrp {}", shell_word(group)))]
             }
             Self::RootOnly { user, has_kvm_group, .. } => root_only_fixes(user, *has_kvm_group),
             Self::Forbidden { in_container: false } => {
-                vec![Fix::new("to see what forbids it", "sudo journalctl -k --grep=denied")]
+                vec![Fix::new("Find out what denies access", "sudo journalctl -k --grep=denied")]
             }
             Self::MissingCapabilities(_) | Self::WrongApiVersion { .. } => {
-                vec![Fix::new("to get a newer kernel", "sudo apt full-upgrade && sudo reboot")]
+                vec![Fix::new("Upgrade the kernel", "sudo apt full-upgrade && sudo reboot")]
             }
             Self::Busy { rivals } => vec![busy_fix(rivals)],
             Self::OpenFailed(_) | Self::CreateVmFailed(_) => {
-                vec![Fix::new("to see what the kernel says", "sudo dmesg | grep -i kvm")]
+                vec![Fix::new("Show the kernel's messages about KVM", "sudo dmesg | grep -i kvm")]
             }
         }
     }
@@ -63,28 +63,28 @@ impl KvmAccessError {
 
 fn join_group(group: &str, user: &str) -> Fix {
     let (group, user) = (shell_word(group), shell_word(user));
-    Fix::new("for good", format!("sudo usermod -aG {group} {user} && newgrp {group}"))
+    Fix::new("Permanently", format!("sudo usermod -aG {group} {user} && newgrp {group}"))
 }
 
 fn access_list(user: &str) -> Fix {
     let user = shell_word(user);
-    Fix::new("until the next reboot", format!("sudo setfacl -m u:{user}:rw /dev/kvm"))
+    Fix::new("Until the next reboot", format!("sudo setfacl -m u:{user}:rw /dev/kvm"))
 }
 
 fn root_only_fixes(user: &str, has_kvm_group: bool) -> Vec<Fix> {
     let mut fixes = Vec::new();
     if !has_kvm_group {
-        fixes.push(Fix::new("to make the group, first", "sudo groupadd --system kvm"));
+        fixes.push(Fix::new("Create the group", "sudo groupadd --system kvm"));
     }
     fixes.extend([
-        Fix::new("to give it to a group", "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm"),
+        Fix::new("Give the group access", "sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm"),
         Fix::new(
-            "so again at every boot",
+            "Give the group access at every boot",
             "echo 'KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"' \
              | sudo tee /etc/udev/rules.d/65-kvm.rules",
         ),
-        Fix::new("to join the group", join_group("kvm", user).command),
-        Fix::new("or, until the next reboot, all of it", access_list(user).command),
+        Fix::new("Join the group", join_group("kvm", user).command),
+        Fix::new("Alternative to all of the above, until the next reboot", access_list(user).command),
     ]);
     fixes
 }
@@ -95,13 +95,15 @@ fn reload_nested(module: &str) -> String {
 
 fn busy_fix(rivals: &[&str]) -> Fix {
     match rivals {
-        ["vboxdrv", ..] => Fix::new("after closing its machines", "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv"),
-        ["vmmon", ..] => Fix::new("after closing its machines", "sudo modprobe -r vmmon"),
-        _ => Fix::new("to look for it among the modules", "lsmod"),
+        ["vboxdrv", ..] => {
+            Fix::new("After shutting down its virtual machines", "sudo modprobe -r vboxnetflt vboxnetadp vboxdrv")
+        }
+        ["vmmon", ..] => Fix::new("After shutting down its virtual machines", "sudo modprobe -r vmmon"),
+        _ => Fix::new("List the loaded modules", "lsmod"),
     }
 }
 
-/// Quotes a word for the shell. Names from a directory service may contain a backslash.
+/// Quotes a word for the shell. Names from a directory service can contain a backslash.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

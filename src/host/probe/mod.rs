@@ -1,7 +1,7 @@
 //! Checks whether this host can run guests, and finds the commands that fix its problems.
 //!
-//! Gathering and judging are separate, so that every case is tested with made-up facts: [`facts`] reads the host,
-//! [`access`] and [`findings`] judge facts. Nothing here changes the host.
+//! [`facts`] reads the host; [`access`] and [`findings`] judge the facts. They are separate so that tests can judge
+//! made-up facts. Nothing here changes the host.
 
 pub mod access;
 pub mod facts;
@@ -20,8 +20,8 @@ pub use fix::Fix;
 use ec2::HostCapacity;
 use facts::{HostEnvironment, KvmDepth};
 
-/// Checks that KVM can run guests, in microseconds. It does not create a virtual machine, which took 15 ms when
-/// measured, too much for every launch. If that fails later, [`create_vm_error`] returns the same error.
+/// Checks that KVM can run guests. Takes microseconds, because it does not create a virtual machine: that takes 15 ms,
+/// too long for every launch. If creating one fails later, [`create_vm_error`] returns the error.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
     access::judge(&facts::kvm(KvmDepth::Open), &HostEnvironment::read())
 }
@@ -46,7 +46,7 @@ pub fn processor() -> (String, Option<u64>) {
     (HostEnvironment::read().cpu.model, facts::last_cache_bytes())
 }
 
-/// Returns `$WISP_HOME`, else `$XDG_DATA_HOME/wisp`, else `~/.local/share/wisp`, or none if no variable is set.
+/// Returns `$WISP_HOME`, `$XDG_DATA_HOME/wisp` or `~/.local/share/wisp`, or `None` if no variable is set.
 pub fn data_directory() -> Option<PathBuf> {
     parse::data_directory(|name| std::env::var_os(name))
 }

@@ -29,7 +29,7 @@ pub(super) fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
     Some(kib / 1024)
 }
 
-/// Returns the memory in MiB that a cgroup still allows, or none without a limit. Inactive file pages count as free,
+/// Returns the memory in MiB that a cgroup still allows, or `None` without a limit. Treats inactive file pages as free,
 /// because the kernel reclaims them before an allocation fails.
 pub(super) fn cgroup_room_mib(limit: &str, usage: &str, stat: &str) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
@@ -91,7 +91,7 @@ pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Opt
         .or_else(|| Some(path("HOME")?.join(".local/share/wisp")))
 }
 
-/// Parses a number of KiB, as `/sys` states cache sizes: `32768K`. Returns bytes.
+/// Parses a cache size from `/sys`, such as `32768K`. Returns bytes.
 pub fn kib(text: &str) -> Option<u64> {
     text.trim().strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(user_name(passwd, 1000).as_deref(), Some("ann"));
         assert_eq!(user_name(passwd, 7), None);
         let text = "root:x:0:\nkvm:x:104:bob,ann\nbroken\n";
-        let kvm = groups(text).find(|group| group.name == "kvm").expect("it is there");
+        let kvm = groups(text).find(|group| group.name == "kvm").expect("it exists");
         assert_eq!(kvm.id, 104);
         assert!(kvm.has_member("ann") && !kvm.has_member("an") && !kvm.has_member(""));
     }

@@ -2,7 +2,7 @@
 //! instance. It leaves the host's namespaces unchanged and needs no privileges.
 //!
 //! The bridge's ports are isolated, so all traffic is routed and passes the nftables rules. The uplink is `pasta`, if
-//! installed. Connecting the first instance starts the router, which exits after the last instance's VMM. Then the
+//! installed. Connecting the first instance starts the router. After the last instance's VMM, the router exits, and the
 //! bridge, the rules and the uplink disappear.
 //!
 //! If a router is killed, only the uplink is lost: the kernel continues to forward what the rules allow. The next
@@ -80,7 +80,7 @@ enum RouterRequest {
     Uplink,
 }
 
-/// RouterResponse of the router. A tap is attached to the answer to [`RouterRequest::Attach`].
+/// Response of the router. The response to [`RouterRequest::Attach`] carries a tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RouterResponse {
@@ -100,18 +100,18 @@ pub enum NamespaceSource {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
-    #[error("{0} is not installed; `sudo apt install {1}` does it")]
+    #[error("{0} is not installed. To install it, run `sudo apt install {1}`")]
     Missing(&'static str, &'static str),
-    #[error("/dev/net/tun cannot be opened ({0}); `sudo chmod 0666 /dev/net/tun`, its usual mode, allows it")]
+    #[error("cannot open /dev/net/tun: {0}. To restore its default mode, run `sudo chmod 0666 /dev/net/tun`")]
     Tun(#[source] io::Error),
-    #[error("{} forbids the namespaces that a network's router is in; `{}` allows them", .0.name, .0.fix())]
+    #[error("{} disables user namespaces, which a VPC's router requires. To enable them, run `{}`", .0.name, .0.fix())]
     Forbidden(NamespaceSetting),
-    #[error("the network's router cannot be used: {0}")]
+    #[error("cannot use the VPC's router: {0}")]
     Io(#[from] io::Error),
-    /// The router exited before it answered. Its log has this path.
-    #[error("the network's router ended before it answered; {} may tell why", .0.display())]
+    /// The router exited before it answered. Holds the path of its log.
+    #[error("the VPC's router exited unexpectedly; see {}", .0.display())]
     Ended(PathBuf),
-    #[error("the network's router says: {0}")]
+    #[error("the VPC's router failed: {0}")]
     Refused(String),
 }
 
@@ -132,7 +132,7 @@ pub struct Attached {
 /// State of a VPC after its router was killed. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterRecovery {
-    /// True if the new router has an uplink. None if no instance held the namespaces, so there is no new router.
+    /// True if the new router has an uplink. `None` if there is no new router, because no instance held the namespaces.
     pub uplink: Option<bool>,
     /// Instances without a network until they are stopped and started.
     pub disconnected: Vec<String>,
@@ -144,11 +144,11 @@ pub struct KilledRouter {
     pub vpc: String,
     /// True if a new router can replace the killed one.
     pub is_recoverable: bool,
-    /// Instances whose network a new router cannot restore.
+    /// Instances that a new router cannot reconnect.
     pub disconnected: Vec<String>,
 }
 
-/// Returns the VPCs whose routers were killed while instances ran. `networks` has a directory for each VPC.
+/// Returns the VPCs whose routers were killed while instances were running. `networks` has a directory for each VPC.
 pub fn killed(networks: &Path) -> Vec<KilledRouter> {
     let judge = |dir: &Path| {
         let vpc = dir.file_name()?.to_str()?.to_string();
@@ -189,7 +189,7 @@ impl Router {
         Ok(Router { dir: dir.to_path_buf(), _lock: lock_file(&dir.join(LOCK))? })
     }
 
-    /// Writes `config` and applies it if the router runs. Replaces a killed router if an instance holds its namespaces.
+    /// Saves `config` and applies it if the router is up. Replaces a killed router if an instance holds its namespaces.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<RouterRecovery>, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
@@ -218,7 +218,7 @@ impl Router {
             other => (other?, None),
         };
         let (_, Some(tap)) = ask(&self.dir, &stream, RouterRequest::Attach(address))? else {
-            return Err(RouterError::Refused("there is no tap in its answer".into()));
+            return Err(RouterError::Refused("its response carries no tap".into()));
         };
         let recovery = |(uplink, disconnected): (bool, _)| {
             let uplink = uplink.then(|| has_uplink(&self.dir)).transpose()?;
@@ -227,8 +227,8 @@ impl Router {
         Ok(Attached { tap, recovery: killed.map(recovery).transpose()? })
     }
 
-    /// Returns the network namespace of a router that does not run, and the running instances outside it. `absent` is
-    /// the error of connecting: a router that exited normally had no instances.
+    /// Returns the network namespace of a killed router, and the running instances outside it. `absent` is the error of
+    /// connecting to the router. It tells whether the router exited normally, without instances.
     fn find(&self, config: &RouterConfig, absent: &io::Error) -> io::Result<(Option<OwnedFd>, Vec<String>)> {
         if absent.kind() == io::ErrorKind::NotFound {
             return Ok((None, Vec::new()));
@@ -241,7 +241,7 @@ impl Router {
         write_private(&self.dir.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    /// Starts the router and connects to it. The socket listens before the router runs, so connecting succeeds at once.
+    /// Starts the router and connects to it. The socket listens before the router starts, so connecting never waits.
     fn start(&self, place: NamespaceSource) -> Result<UnixStream, RouterError> {
         check()?;
         Ok(self.spawn(place).and_then(|()| connect(&self.dir))?)
@@ -287,11 +287,11 @@ impl Router {
     }
 }
 
-/// Waits until the state of the uplink is known, some tens of milliseconds after the router's start.
+/// Waits until the state of the uplink is known, tens of milliseconds after the router's start.
 pub fn has_uplink(dir: &Path) -> Result<bool, RouterError> {
     match ask(dir, &connect(dir)?, RouterRequest::Uplink)? {
         (RouterResponse::Uplink(is_there), _) => Ok(is_there),
-        _ => Err(RouterError::Refused("it does not say whether there is an uplink".into())),
+        _ => Err(RouterError::Refused("its response lacks the state of the uplink".into())),
     }
 }
 
@@ -302,7 +302,7 @@ fn connect(dir: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Returns true if the error means that no process listens.
+/// Returns true if the error means that no process is listening.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
@@ -322,7 +322,7 @@ fn ask(
         return Err(ended());
     }
     if text.len() as u64 > ANSWER_LIMIT {
-        return Err(RouterError::Refused(format!("more than the {ANSWER_LIMIT} bytes of an answer")));
+        return Err(RouterError::Refused(format!("its response exceeds {ANSWER_LIMIT} bytes")));
     }
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
         RouterResponse::Failed(why) => Err(RouterError::Refused(why)),

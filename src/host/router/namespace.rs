@@ -17,7 +17,7 @@ use super::{Interface, RouterConfig, UPLINK_PROGRAM};
 use crate::host::environment;
 use vmm::netstack::{GATEWAY_MAC, MacAddress};
 
-/// Name of the bridge, whose ports are the instances' taps.
+/// Name of the bridge. Its ports are the instances' taps.
 pub(super) const BRIDGE: &str = "wisp0";
 /// Name of the uplink interface.
 pub(super) const OUT: &str = "out0";
@@ -110,7 +110,7 @@ route add {range} dev {BRIDGE}
     tap.enter_in_bridge(first)
 }
 
-/// Removes the uplink interface of a killed router, which may also disappear by itself.
+/// Removes the uplink interface of a killed router. It may also disappear by itself.
 pub(super) fn remove_uplink() -> io::Result<()> {
     match uplink_exists()? {
         true => ip(&format!("link delete {OUT}\n")).or_else(|error| if uplink_exists()? { Err(error) } else { Ok(()) }),
@@ -136,13 +136,13 @@ route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
     ))
 }
 
-/// Connects an instance's tap, which exists as long as a descriptor of it is open.
+/// Connects an instance's tap. The tap exists as long as its descriptor is open.
 pub(super) fn connect(config: &RouterConfig, interface: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     ip(&tap.lines(config, interface))?;
     tap.enter_in_bridge(interface)
 }
 
-/// A bridge port and its instance's addresses: frames with other source addresses are dropped.
+/// A bridge port and its instance's addresses. Frames with other source addresses are dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Port {
     pub tap: String,
@@ -156,7 +156,7 @@ pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
     let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("bridge ended with {}: {}", output.status, message.trim())));
+        return Err(io::Error::other(format!("bridge failed with {}: {}", output.status, message.trim())));
     }
     Ok(ports_in(&String::from_utf8_lossy(&output.stdout), config))
 }
@@ -233,7 +233,7 @@ neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
         )
     }
 
-    /// Enters the instance's MAC address in the bridge's forwarding table, because the bridge does not learn addresses.
+    /// Adds the instance's MAC address to the bridge's forwarding table, because the bridge does not learn addresses.
     fn enter_in_bridge(self, interface: &Interface) -> io::Result<OwnedFd> {
         let line = format!("fdb replace {} dev {} master static\n", interface.mac, self.name);
         feed("bridge", &["-batch", "-"], &line)?;
@@ -241,8 +241,8 @@ neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
     }
 }
 
-const KERNEL_NEEDS: &str = "a VPC needs nftables with the families inet and bridge (CONFIG_NF_TABLES_INET and \
-                            CONFIG_NF_TABLES_BRIDGE of the kernel)";
+const KERNEL_NEEDS: &str = "VPCs require a kernel with the nftables families inet and bridge (CONFIG_NF_TABLES_INET \
+                            and CONFIG_NF_TABLES_BRIDGE)";
 
 pub(super) fn set_rules(rules: &str) -> io::Result<()> {
     const UNSUPPORTED: &str = "Operation not supported";
@@ -256,7 +256,7 @@ fn ip(lines: &str) -> io::Result<()> {
     feed("ip", &["-batch", "-"], lines)
 }
 
-/// The program may be installed only in root's path.
+/// Prepares a command with root's path added, because the program may be installed only there.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     environment::restrict(&mut command);
@@ -279,5 +279,5 @@ fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, message.trim())))
+    Err(io::Error::other(format!("{program} failed with {}: {}", output.status, message.trim())))
 }

@@ -1,7 +1,7 @@
 //! Namespaces of a killed router. The supervisors of its instances hold them open for the next router to enter.
 //!
-//! The inode number of a deleted namespace is reused, and two VPCs may have the same addresses. Therefore the directory
-//! of the instance whose supervisor holds a namespace identifies it.
+//! A namespace is identified by the directory of an instance whose supervisor holds it: the kernel reuses the inode
+//! numbers of namespaces, and two VPCs may have the same addresses.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -21,14 +21,18 @@ use vmm::unix_socket::SocketPath;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Returns the network namespace of a tap. Returns none for another descriptor, or without the kernel's support.
+/// Returns the network namespace of a tap, or `None` for another descriptor or without the kernel's support.
 pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
         return None;
     }
     let descriptor = descriptor_by(network, TUNGETDEVNETNS);
-    descriptor.inspect_err(|error| log::warn!("a router that is killed cannot come back: {error}")).ok()
+    descriptor
+        .inspect_err(|error| {
+            log::warn!("cannot open the tap's network namespace, so a killed router could not be replaced: {error}")
+        })
+        .ok()
 }
 
 pub(super) fn owner_of(namespace: &OwnedFd) -> io::Result<OwnedFd> {
@@ -51,8 +55,8 @@ pub(super) struct Holders<'a> {
     pub disconnected: Vec<&'a Interface>,
 }
 
-/// Finds the running instances and their namespace. If a router could not be replaced earlier, a VPC may have several
-/// namespaces, and the one with the most instances is used.
+/// Finds the running instances and their namespace. If an earlier router could not be replaced, the VPC may have
+/// several namespaces. Chooses the one with the most instances.
 pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     let by_directory: HashMap<&Path, &Interface> =
         config.interfaces.iter().map(|interface| (interface.dir.as_path(), interface)).collect();
@@ -62,7 +66,7 @@ pub(super) fn find(config: &RouterConfig) -> io::Result<Holders<'_>> {
     for process in processes(|dir| by_directory.contains_key(dir))? {
         let Some((dir, _)) = by_directory.get_key_value(process.dir.as_path()) else { continue };
         let of = running.entry(dir).or_default();
-        // A compromised VMM may offer any namespace, so only its supervisor's is used.
+        // A compromised VMM may hold any namespace open, so only its supervisor's is used.
         if process.is_supervisor
             && let Some((number, namespace)) = held_by(process.pid.as_raw_nonzero().get())
         {

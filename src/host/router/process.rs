@@ -30,7 +30,7 @@ const LINK_GROUP: u32 = 1;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time until the uplink interface exists.
 const UPLINK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of checks whether the uplink's process exited before its interface existed, which netlink does not report.
+/// Interval of checks for an uplink process that exited before it created its interface. Netlink does not report that.
 const UPLINK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Interval at which an idle router checks whether a client is about to connect.
 const IDLE_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -45,9 +45,9 @@ struct Running<'a> {
     uplink_deadline: Option<Instant>,
     /// Clients that wait for the state of the uplink.
     waiting: Vec<UnixStream>,
-    /// Rules in force. They contain all instances of a launch from the start, although these connect one after another.
+    /// Rules in force. They cover all instances of a launch from the start, even those that are not connected yet.
     rules: String,
-    /// Ports that the bridge's table allows to send.
+    /// Ports from which the bridge's table accepts frames.
     ports: Vec<Port>,
     /// Tap of the interface for which the router was started, until a client requests it.
     first: Option<(Interface, OwnedFd)>,
@@ -62,7 +62,7 @@ pub fn run(dir: &Path, listener: OwnedFd, place: NamespaceSource) -> io::Result<
         refuse_first(&listener, error)?;
     }
     let result = running?.serve(&listener);
-    log::info!("the network ends");
+    log::info!("the router exits");
     result
 }
 
@@ -96,8 +96,8 @@ fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
         NamespaceSource::Held(_) => {
             namespace::remove_uplink()?;
             let ports = namespace::connected_ports(&config)?;
-            // The previous rules may allow traffic that no security group allows any more, so they are replaced before
-            // there is an uplink.
+            // Replace the previous rules before there is an uplink: they may allow traffic that no security group
+            // allows anymore.
             namespace::set_rules(&format!("{rules}{}", rules::render_ports(&ports)))?;
             (ports, None)
         }
@@ -112,7 +112,7 @@ fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
     Ok(Running { dir, links, uplink, uplink_deadline: None, waiting: Vec::new(), rules, ports, first })
 }
 
-/// Applies `rules` while a tap is connected, to save milliseconds. No client has the tap before the rules are in force.
+/// Applies `rules` and connects a tap in parallel, to save milliseconds. Returns the tap after both succeed.
 fn set_rules_during(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     thread::scope(|scope| {
         let set = scope.spawn(|| namespace::set_rules(rules));
@@ -125,7 +125,7 @@ fn set_rules_during(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) 
 impl Running<'_> {
     fn serve(mut self, listener: &UnixListener) -> io::Result<()> {
         let mut had_client = false;
-        // The process that started the router holds the lock until an instance is connected, or gives up.
+        // The process that started the router holds the lock until it has connected an instance or given up.
         let mut may_exit = true;
         loop {
             let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
@@ -143,7 +143,7 @@ impl Running<'_> {
             while let Ok((stream, _)) = listener.accept() {
                 had_client = true;
                 if let Err(error) = self.answer(stream) {
-                    log::warn!("who asked has gone: {error}");
+                    log::warn!("cannot answer a client: {error}");
                 }
             }
             if had_client {
@@ -152,7 +152,7 @@ impl Running<'_> {
             may_exit = self.has_no_instances()?;
             if !may_exit {
                 if let Err(error) = self.remove_stale_ports() {
-                    log::warn!("the rules of taps that are gone cannot be removed: {error}");
+                    log::warn!("cannot remove the rules of deleted taps: {error}");
                 }
                 continue;
             }
@@ -233,7 +233,7 @@ impl Running<'_> {
     fn add_tap(&mut self, config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
         let tap = Tap::new()?;
         let port = tap.port(interface);
-        // The tap's name may be that of a removed tap.
+        // The kernel may have reused the name of a deleted tap.
         let mut ports: Vec<Port> = self.ports.iter().filter(|other| other.tap != port.tap).cloned().collect();
         ports.push(port);
         let tap = set_rules_during(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
@@ -241,10 +241,10 @@ impl Running<'_> {
         Ok(tap)
     }
 
-    /// Lets the uplink's process continue. It must not compete for the CPU while the first instance is connected.
+    /// Lets the uplink's process continue. Until now, it would have slowed down the connection of the first instance.
     fn release_uplink(&mut self) {
         if let Some(mut stdin) = self.uplink.as_mut().and_then(|child| child.stdin.take()) {
-            // If the process has exited, this is detected later.
+            // Ignore a process that has exited: `check_uplink` detects that.
             let _ = stdin.write_all(b"\n");
             self.uplink_deadline = Some(Instant::now() + UPLINK_TIMEOUT);
         }
@@ -261,15 +261,15 @@ impl Running<'_> {
             Ok(true) => read_config(self.dir).and_then(|config| namespace::configure_uplink(&config)),
             Ok(false) => match child.try_wait() {
                 Ok(None) if Instant::now() < deadline => return,
-                Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface does not come")),
-                Ok(Some(status)) => Err(io::Error::other(format!("{} ended with {status}", super::UPLINK_PROGRAM))),
+                Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface did not appear in time")),
+                Ok(Some(status)) => Err(io::Error::other(format!("{} exited: {status}", super::UPLINK_PROGRAM))),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
         };
         self.uplink_deadline = None;
         if let Err(error) = outcome {
-            log::warn!("there is no uplink: {error}");
+            log::warn!("cannot set up the uplink: {error}");
             // The process may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
@@ -278,7 +278,7 @@ impl Running<'_> {
         let answer = RouterResponse::Uplink(self.uplink.is_some());
         for client in self.waiting.drain(..) {
             if let Err(error) = send(&client, &answer, None) {
-                log::warn!("who asked has gone: {error}");
+                log::warn!("cannot answer a client: {error}");
             }
         }
     }
@@ -290,7 +290,7 @@ fn send(stream: &UnixStream, answer: &RouterResponse, tap: Option<OwnedFd>) -> i
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no room for a descriptor"));
+        return Err(io::Error::other("no space for a descriptor in the control message"));
     }
     let sent = sendmsg(stream, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
     (&*stream).write_all(&text[sent..])
@@ -298,14 +298,14 @@ fn send(stream: &UnixStream, answer: &RouterResponse, tap: Option<OwnedFd>) -> i
 
 fn find(config: &RouterConfig, address: Ipv4Addr) -> io::Result<&Interface> {
     let found = config.interfaces.iter().find(|interface| interface.address == address);
-    found.ok_or_else(|| io::Error::other(format!("{address} is no address of an instance in this network")))
+    found.ok_or_else(|| io::Error::other(format!("no instance in this VPC has the address {address}")))
 }
 
 pub(super) fn read_config(dir: &Path) -> io::Result<RouterConfig> {
     Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
-/// Discards notifications. The state of interfaces is queried elsewhere.
+/// Discards notifications. They only wake the event loop, which queries the interfaces.
 fn drain(links: &OwnedFd) {
     let mut buffer = [0; 16 << 10];
     while rustix::io::read(links, &mut buffer[..]).is_ok_and(|count| count > 0) {}

@@ -2,8 +2,8 @@
 //!
 //! Each direction maps an instance's address to the chain of its rules; instances with the same rules share a chain. A
 //! new connection passes the egress chain of its source, and then the ingress chain of its destination or the uplink.
-//! Replies pass by connection tracking. Requests to the VPC's name server always pass, as in EC2 (Amazon VPC User
-//! Guide, "Security groups").
+//! Connection tracking accepts replies. Requests to the VPC's name server are always accepted, as in EC2 (Amazon VPC
+//! User Guide, "Security groups").
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -1,9 +1,9 @@
 //! Ownership of children's exit statuses.
 //!
-//! Each session waits for its own child. Process 1 also inherits every orphan and must reap it, but never a command.
+//! Each session waits for its own child. Process 1 also inherits orphans and must reap them, but not the commands.
 //! Both use one lock: a command is registered before a sweep can see it. A sweep that finds a dead registered child
 //! stops there, because `waitid` reports dead children one at a time, in its own order. The session that reaps that
-//! child sweeps again. So no zombie stays, and no status goes to the wrong waiter.
+//! child sweeps again. So no zombie remains, and each status goes to the right waiter.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -26,7 +26,7 @@ pub struct Children {
     stopping: AtomicBool,
 }
 
-/// A running command, the leader of its own session and process group. Its id is not reused before [`Children::reap`].
+/// A running command, the leader of its own session and process group. Its PID is not reused before [`Children::reap`].
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -132,7 +132,7 @@ impl Children {
     }
 }
 
-/// Finds a dead child without reaping it. rustix's `waitid` hides the child's process id.
+/// Finds a dead child without reaping it. rustix's `waitid` hides the child's process ID.
 fn look_for_dead_child() -> io::Result<Option<Pid>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;

@@ -22,7 +22,7 @@ pub fn for_user(user: &User) -> Vec<(OsString, OsString)> {
         .collect()
 }
 
-/// Replaces an earlier value.
+/// Sets a variable, possibly replacing its value.
 pub fn set(variables: &mut Vec<(OsString, OsString)>, name: &OsStr, value: &OsStr) {
     match variables.iter_mut().find(|(known, _)| known == name) {
         Some((_, known)) => known.clone_from(&value.to_owned()),
@@ -36,7 +36,10 @@ pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CStr
         .into_iter()
         .map(|(name, value)| {
             if name.is_empty() || name.as_bytes().contains(&b'=') {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a variable")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{name:?} is not a valid variable name"),
+                ));
             }
             let mut both = name.into_vec();
             both.push(b'=');
@@ -49,7 +52,7 @@ pub fn to_c_strings(variables: Vec<(OsString, OsString)>) -> io::Result<Vec<CStr
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup {
     Found(OsString),
-    /// Only files without an execute bit.
+    /// Only files without an execute bit were found.
     NotExecutable,
     NotFound,
 }

@@ -1,7 +1,7 @@
 //! A command's session. One thread moves data between the command's streams and the connection.
 //!
 //! The session reads output only after it has sent the previous output, and standard input arrives within its window.
-//! So it holds at most a window of input and a frame or two of output. A slow host slows the command down, but signals
+//! So it buffers at most a window of input and two frames of output. A slow host slows down the command, but signals
 //! are handled at once.
 //!
 //! The session ends when the command has ended and its pipes (or terminal) are empty, even with background processes.
@@ -62,7 +62,7 @@ pub fn run(children: &Children, connection: &mut AgentConnection, request: &Exec
 struct Session<'a> {
     children: &'a Children,
     connection: &'a mut AgentConnection,
-    /// None once reaped.
+    /// `None` once reaped.
     child: Option<Child>,
     status: Option<ExitStatus>,
     input: Input,
@@ -146,14 +146,14 @@ impl Session<'_> {
                 }
                 ToGuest::Resize(_) => {}
                 ToGuest::Signal(number) => {
-                    let signal = Signal::from_named_raw(number).ok_or(ProtocolError::Unexpected("no such signal"))?;
+                    let signal = Signal::from_named_raw(number).ok_or(ProtocolError::Unexpected("unknown signal"))?;
                     let _ = self.child.as_ref().map(|child| child.signal(signal));
                 }
                 // A terminal without a reader is hung up, as if its window had been closed.
                 ToGuest::OutputClosed(OutputStream::Stdout) if self.input.is_terminal => return Ok(false),
                 ToGuest::OutputClosed(OutputStream::Stdout) => self.output = None,
                 ToGuest::OutputClosed(OutputStream::Stderr) => self.error = None,
-                _ => return Err(ProtocolError::Unexpected("it does not belong to a running command")),
+                _ => return Err(ProtocolError::Unexpected("not valid while a command is running")),
             }
         }
         Ok(true)
@@ -168,7 +168,7 @@ impl Session<'_> {
         self.buffer.clear();
         self.buffer.reserve_exact(MAX_DATA);
         match rustix::io::read(fd, spare_capacity(&mut self.buffer)) {
-            // EIO: no process has the terminal open any more (pty(7)).
+            // EIO: no process has the terminal open anymore (pty(7)).
             Ok(0) | Err(Errno::IO) => *source = None,
             Ok(count) => {
                 if self.status.is_some() {
@@ -192,7 +192,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends a command that still runs after the host disconnected.
+    /// Ends a command that is still running after the host disconnected.
     fn hang_up(&mut self) {
         let Some(child) = self.child.take() else { return };
         // Closing the terminal hangs it up for every process that has it open.
@@ -201,7 +201,7 @@ impl Session<'_> {
         // A stopped process only receives SIGHUP after it continues.
         child.signal(Signal::CONT);
         let _ = poll([Some((child.as_fd(), Interest::Read))], Some(GRACE));
-        // The group's id cannot have been reused before the child is reaped.
+        // The group's ID cannot have been reused before the child is reaped.
         child.signal(Signal::KILL);
         self.children.reap(child);
     }
@@ -221,7 +221,7 @@ impl Input {
             return Err(ProtocolError::Unexpected("standard input after its end"));
         }
         if self.pending.len() - self.written + bytes.len() > STDIN_WINDOW {
-            return Err(ProtocolError::Unexpected("more standard input than its window"));
+            return Err(ProtocolError::Unexpected("standard input exceeds its window"));
         }
         // Input that the command no longer accepts is dropped, and the host gets no more credit.
         if !self.closed {

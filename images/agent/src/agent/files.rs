@@ -12,10 +12,10 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
-/// Attempts to create a temporary file whose name another process keeps taking.
+/// Maximum attempts to create a temporary file while another process keeps taking its name.
 const ATTEMPTS: usize = 8;
 
-/// User id and group id.
+/// User ID and group ID.
 pub type Owner = (u32, u32);
 
 /// Follows links in `path`, which is a directory of the system.
@@ -32,20 +32,20 @@ pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::R
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            Err(io::Error::other(format!("{name} is not a directory, or is a symbolic link, which is not followed")))
+            Err(io::Error::other(format!("{name} is not a directory, or is a symbolic link, which is not allowed")))
         }
         opened => Ok(opened?),
     }
 }
 
-/// Returns none for a missing file. Fails for links, devices, pipes and files longer than `limit` bytes.
+/// Returns `None` for a missing file. Fails for links, devices, pipes and files longer than `limit` bytes.
 pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP) => {
-            return Err(io::Error::other(format!("{name} is a symbolic link, which is not followed")));
+            return Err(io::Error::other(format!("{name} is a symbolic link, which is not allowed")));
         }
         Err(errno) => return Err(errno.into()),
     };
@@ -93,7 +93,7 @@ fn create_new(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..ATTEMPTS {
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)) {
-            // An agent that was killed left it, or the directory's owner created it.
+            // A killed agent left the file behind, or the directory's owner created it.
             Err(Errno::EXIST) => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
             opened => return Ok(opened?),
         }

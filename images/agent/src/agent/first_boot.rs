@@ -53,7 +53,7 @@ impl UserData {
 pub fn apply_seed(children: &Children, user_data: &UserData) {
     let Ok(socket) = listener::connect_to_host(SEED_PORT) else { return };
     let Some(seed) = read_seed(socket) else {
-        eprintln!("wisp-init: the host's seed cannot be read");
+        eprintln!("wisp-init: cannot read the seed from the host");
         return;
     };
     apply(children, user_data, &seed);
@@ -62,10 +62,10 @@ pub fn apply_seed(children: &Children, user_data: &UserData) {
 /// Returns after the user data has run.
 pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
     if let Err(error) = authorize(seed) {
-        eprintln!("wisp-init: public keys cannot be put into place: {error}");
+        eprintln!("wisp-init: cannot install the public keys: {error}");
     }
     if let Err(error) = run_user_data(children, user_data, seed, &Places::of_the_guest()) {
-        eprintln!("wisp-init: user data cannot be run: {error}");
+        eprintln!("wisp-init: cannot run the user data: {error}");
         user_data.set(UserDataStatus { state: UserDataState::Failed, exit: None });
     }
 }
@@ -95,18 +95,18 @@ fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     let home_owner = rustix::fs::fstat(&home_directory)?.st_uid;
     if home_owner != uid {
         let home = home.display();
-        return Err(io::Error::other(format!("{home} belongs to the user {home_owner}, and not to {uid}")));
+        return Err(io::Error::other(format!("{home} belongs to user {home_owner}, not to user {uid}")));
     }
     let directory = files::open_or_make_directory(&home_directory, ".ssh", 0o700)?;
     match rustix::fs::fstat(&directory)?.st_uid {
         owner if owner == uid => {}
         0 => files::give(&directory, Some(owner))?,
-        other => return Err(io::Error::other(format!("~/.ssh belongs to the user {other}, and not to {uid}"))),
+        other => return Err(io::Error::other(format!("~/.ssh belongs to user {other}, not to user {uid}"))),
     }
     let before = match files::read(&directory, AUTHORIZED_KEYS, MAX_KEYS)? {
         // The user can read the result. With a hard link, the user could have placed any system file here.
         Some((_, stat)) if stat.st_uid != uid && stat.st_mode & 0o004 == 0 => {
-            return Err(io::Error::other(format!("~/.ssh/{AUTHORIZED_KEYS} is not the user's to read")));
+            return Err(io::Error::other(format!("the user has no permission to read ~/.ssh/{AUTHORIZED_KEYS}")));
         }
         Some((before, _)) => before,
         None => Vec::new(),
@@ -223,7 +223,7 @@ fn run_script(children: &Children, script: &Path, places: &Places) -> io::Result
     Ok(children.reap(child))
 }
 
-/// Names the interpreter of a script that cannot be started.
+/// Adds the interpreter's name to the error of a script that did not start.
 fn explain(error: io::Error, script: &Path) -> io::Error {
     let mut start = Vec::new();
     let read = File::open(script).and_then(|file| file.take(256).read_to_end(&mut start));
@@ -231,7 +231,7 @@ fn explain(error: io::Error, script: &Path) -> io::Error {
     match (read, line.strip_prefix(b"#!")) {
         (Ok(_), Some(interpreter)) => {
             let interpreter = String::from_utf8_lossy(interpreter.trim_ascii()).into_owned();
-            io::Error::new(error.kind(), format!("its interpreter {interpreter:?} cannot be started: {error}"))
+            io::Error::new(error.kind(), format!("cannot start its interpreter {interpreter:?}: {error}"))
         }
         _ => error,
     }

@@ -1,8 +1,8 @@
-//! Data that must be unique per instance: SSH host keys, the machine id, the random generator's seed.
+//! Data that must be unique per instance: SSH host keys, the machine ID, the random generator's seed.
 //!
-//! An instance that was created from another has the other's data on its disk. Its first boot renews them, if possible
-//! before the guest's own init. A fork renews them when it receives its identity. [`STAMP`] records the instance, so
-//! that later boots keep the data.
+//! An instance that was created from another one has that one's data on its disk. Its first boot renews the data, if
+//! possible before the guest's own init. A fork renews the data when it receives its identity. [`STAMP`] records the
+//! instance, so that later boots keep the data.
 //!
 //! cloud-init renews SSH host keys when it boots as a new instance. If it is installed, a boot leaves the keys to it.
 
@@ -21,15 +21,15 @@ use super::files;
 use super::first_boot::STATE_DIRECTORY;
 use super::system;
 
-/// Symbolic link to the id of the instance that the data were made for. Creating a link is atomic and part of the
-/// journal: after a crash the link exists if any later change does.
+/// Symbolic link whose target is the ID of the instance for which the data was created. Creating a link is atomic and
+/// journaled: after a crash, the link exists if any later change does.
 const STAMP: &str = "instance";
 const MAX_ID: usize = 32;
 
-/// The machine id of systemd and of D-Bus (machine-id(5)).
+/// The machine ID files of systemd and D-Bus (machine-id(5)).
 const MACHINE_ID: (&str, &str) = ("etc", "machine-id");
 const DBUS_MACHINE_ID: (&str, &str) = ("var/lib/dbus", "machine-id");
-/// Number of digits of an id. If a file has other content, the guest's init creates an id.
+/// Number of digits of a machine ID. If a file has other content, the guest's init creates an ID.
 const ID_DIGITS: usize = 32;
 
 /// Random seeds that systemd, sysvinit, older Alpine, OpenRC and busybox keep for the next boot.
@@ -55,7 +55,7 @@ const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentityChange {
     Boot,
-    /// The guest is restored as another instance than the one in the snapshot.
+    /// The guest was restored as an instance other than the one in the snapshot.
     Resume,
 }
 
@@ -63,7 +63,7 @@ pub enum IdentityChange {
 pub fn renew(children: &Children, instance_id: &str, moment: IdentityChange) {
     let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
     if let Err(error) = guest.renew(instance_id, moment) {
-        eprintln!("wisp-init: the identity of {instance_id} cannot be made: {error}");
+        eprintln!("wisp-init: cannot renew the identity of {instance_id}: {error}");
     }
 }
 
@@ -81,7 +81,7 @@ impl Guest<'_> {
     fn renew(&self, instance_id: &str, moment: IdentityChange) -> io::Result<()> {
         let is_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if instance_id.is_empty() || instance_id.len() > MAX_ID || !instance_id.bytes().all(is_id) {
-            return Err(io::Error::other("that is not an instance's id"));
+            return Err(io::Error::other("invalid instance ID"));
         }
         let state = self.root.join(STATE_DIRECTORY.trim_start_matches('/'));
         let stamp = state.join(STAMP);
@@ -110,7 +110,7 @@ impl Guest<'_> {
         let mut new = None;
         for (directory, name) in [MACHINE_ID, DBUS_MACHINE_ID] {
             let Some(directory) = found(files::open_directory(&self.root.join(directory)))? else { continue };
-            // D-Bus' file is usually a link to the other.
+            // The file of D-Bus is usually a link to systemd's.
             if !is_regular(&directory, name) {
                 continue;
             }
@@ -143,12 +143,12 @@ impl Guest<'_> {
         let in_guest = Path::new("/").join(prefix.strip_prefix(&self.root).unwrap_or(&prefix));
         if !(self.run)(&["ssh-keygen", "-A", "-f", &in_guest.to_string_lossy()]) {
             return Err(io::Error::other(format!(
-                "`ssh-keygen -A` failed: the SSH host keys in /{OPENSSH} are those of another instance"
+                "`ssh-keygen -A` failed: /{OPENSSH} still has the SSH host keys of another instance"
             )));
         }
         let new = names(&made, |_| true)?;
         if new.is_empty() {
-            return Err(io::Error::other("`ssh-keygen -A` made no SSH host keys"));
+            return Err(io::Error::other("`ssh-keygen -A` created no SSH host keys"));
         }
         for name in &new {
             fs::rename(made.join(name), directory.join(name))?;
@@ -188,7 +188,7 @@ fn record_instance(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<
     fs::rename(&temporary, stamp)
 }
 
-/// Returns a random id with the version and variant bits of a UUID (machine-id(5)).
+/// Returns a random ID with the version and variant bits of a UUID (machine-id(5)).
 fn random_id() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
@@ -230,7 +230,7 @@ fn remove_all(path: &Path) -> io::Result<()> {
     found(fs::remove_dir_all(path)).map(drop)
 }
 
-/// Returns none for a file that does not exist.
+/// Returns `None` for a file that does not exist.
 fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),

@@ -42,7 +42,7 @@ pub fn bring_up() -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel assigns 127.0.0.1 itself.
+/// Brings up `lo`. The kernel then assigns 127.0.0.1.
 pub fn bring_up_loopback() -> io::Result<()> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_NEWLINK, 0, &link(LOOPBACK_INDEX, UP));
@@ -85,8 +85,8 @@ pub fn generate_link_local_address() -> io::Result<()> {
     fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
-/// Configures the interfaces and name resolution, for a guest whose own init may do neither. The guest's init may
-/// replace the configuration. Returns the first error, after it has tried all steps.
+/// Configures the interfaces and name resolution, in case the guest's own init does not. That init may replace the
+/// configuration. Tries all steps, and returns the first error.
 pub fn configure_all(network: &Network) -> io::Result<()> {
     let outcomes = [bring_up_loopback(), configure(network), resolver::configure(network)];
     outcomes.into_iter().collect()

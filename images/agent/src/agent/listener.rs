@@ -25,7 +25,7 @@ impl Listener {
         Ok(Self { socket })
     }
 
-    /// Waits for a connection. Returns none if it is not from the host or was already closed.
+    /// Waits for a connection. Returns `None` if it is not from the host or was already closed.
     pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         // SAFETY: all zeroes is a valid address.
         let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };

@@ -77,7 +77,7 @@ impl Agent {
         let mut connection = AgentConnection::new(socket);
         let outcome = connection.greet().and_then(|()| self.operate(&mut connection));
         match &outcome {
-            // The peer is gone, so there is no one to report to.
+            // The peer has disconnected, so the error cannot be reported.
             Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
             Err(error) => {
                 let _ = connection.writer.send(&ToHost::Failed(error.to_string()));
@@ -118,7 +118,7 @@ impl Agent {
             | ToGuest::Resize(_)
             | ToGuest::Signal(_)
             | ToGuest::OutputClosed(_)
-            | ToGuest::Tree(_) => Err(ProtocolError::Unexpected("it belongs to no request")),
+            | ToGuest::Tree(_) => Err(ProtocolError::Unexpected("not a request")),
         }
     }
 }
@@ -142,7 +142,7 @@ fn write_tree(connection: &mut AgentConnection, destination: &Path) -> Result<()
     connection.writer.send(&ToHost::Copied(tree.summary()))
 }
 
-/// Reads the rest of the tree until the host disconnects. Closing earlier could lose the answer.
+/// Reads the rest of the tree, because closing the connection earlier could lose the answer.
 fn discard_tree(connection: &mut AgentConnection) -> Result<(), ProtocolError> {
     loop {
         match connection.reader.receive() {

@@ -10,13 +10,13 @@ use crate::network::Network;
 
 const DIRECTORY: &str = "etc";
 const FILE: &str = "resolv.conf";
-/// Link target by which an image leaves the configuration to the agent.
+/// Target of the link in an image that leaves the configuration to the agent.
 const RESOLVER: &str = "run/resolv.conf";
-/// Directory of files that last for one boot. Links into it are normally filled in at each boot.
+/// Directory of files that last for one boot. Programs normally create the targets of links into it at each boot.
 const VOLATILE: &str = "run";
 /// The search domain, as in EC2's us-east-1.
 const DOMAIN: &str = "ec2.internal";
-/// First line of a file that the agent wrote, and rewrites when the network changes.
+/// First line of a file that the agent wrote and may rewrite when the network changes.
 const MARK: &str = "# Written by wisp-init, as the image left it empty.\n";
 /// Maximum size of a configuration to read in bytes.
 const LIMIT: u64 = 64 << 10;
@@ -71,7 +71,7 @@ fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
     Ok(is_empty || content.starts_with(MARK.as_bytes()))
 }
 
-/// Returns the path in `root` of a link in `/etc`, or none if the link leaves the root.
+/// Returns the path in `root` of a link's target, for a link in `/etc`, or `None` if the link leaves the root.
 fn linked(root: &Path, target: &Path) -> Option<PathBuf> {
     let mut parts: Vec<&std::ffi::OsStr> = if target.is_absolute() { vec![] } else { vec![DIRECTORY.as_ref()] };
     for component in target.components() {

@@ -33,7 +33,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Returns none if the host does not serve the port.
+    /// Returns `None` if the host does not serve the port.
     #[must_use]
     pub fn connect() -> Option<Self> {
         let socket = listener::connect_to_host(SENTINEL_PORT).ok()?;
@@ -50,30 +50,30 @@ impl Sentinel {
         if let Some(entropy) = &resumed.entropy
             && let Err(error) = self.reseed(entropy)
         {
-            eprintln!("wisp-init: the random number generator takes no entropy: {error}");
+            eprintln!("wisp-init: cannot reseed the random number generator: {error}");
         }
         if let Err(error) = set_time(resumed.time) {
-            eprintln!("wisp-init: the clock cannot be set: {error}");
+            eprintln!("wisp-init: cannot set the clock: {error}");
         }
         if let Some(name) = &resumed.hostname
             && let Err(error) = system::set_hostname(name)
         {
             eprintln!("wisp-init: cannot set the host name to {name:?}: {error}");
         }
-        // Locked before the guest is reachable at its address, where it must not show another instance's host key.
+        // Lock before the guest is reachable at its address: SSH must not present another instance's host key.
         let renewal = resumed.instance_id.as_deref().map(|id| (id, agent.hold_identity()));
         if let Some(network) = &resumed.network {
             if let Err(error) = interface::configure(network) {
-                eprintln!("wisp-init: the network interface cannot be set: {error}");
+                eprintln!("wisp-init: cannot configure the network interface: {error}");
             }
             if agent.is_init()
                 && let Err(error) = resolver::configure(network)
             {
-                eprintln!("wisp-init: where names are looked up cannot be said: {error}");
+                eprintln!("wisp-init: cannot configure name resolution: {error}");
             }
         }
         let _ = rustix::io::pwrite(&self.ports, &[MARK_AGENT_READY], BOOT_TIMER_PORT.into());
-        // This thread also accepts connections, after this, so the host need not wait for the renewal.
+        // After the ready mark, so that the host does not wait. This thread accepts connections only after the renewal.
         if let Some((instance_id, identity)) = renewal {
             identity::renew(&agent.children, instance_id, IdentityChange::Resume);
             drop(identity);
@@ -82,12 +82,12 @@ impl Sentinel {
         if resumed.network.is_some()
             && let Err(error) = interface::generate_link_local_address()
         {
-            eprintln!("wisp-init: the network interface has no IPv6 address: {error}");
+            eprintln!("wisp-init: cannot generate a link-local IPv6 address: {error}");
         }
         resumed.seed
     }
 
-    /// Reseeds the kernel's generator, whose state copies of this guest share.
+    /// Reseeds the kernel's random number generator. Otherwise, copies of this guest would draw the same numbers.
     fn reseed(&self, entropy: &[u8; 32]) -> io::Result<()> {
         let size = entropy.len() as libc::c_int;
         let pool = RandomPool { entropy_bits: size * 8, size, buffer: *entropy };

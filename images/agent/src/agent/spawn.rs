@@ -2,7 +2,7 @@
 //!
 //! As with vfork, the child shares the agent's memory until its exec while the parent thread waits, so no page table is
 //! copied. Under software KVM a fork costs tens of milliseconds. `posix_spawn` works the same way, but glibc's child
-//! makes 120 system calls for the actions of signals, which are as slow there as a fork.
+//! makes 120 system calls to reset signal handlers. Under software KVM, these take as long as a fork.
 //!
 //! The child acquires its controlling terminal by opening it as the leader of a new session.
 
@@ -14,7 +14,7 @@ use std::ptr;
 
 use rustix::process::Pid;
 
-/// Stack size of the child until its exec: a few calls deep, and in tests a dynamic linker's lookups.
+/// Stack size of the child until its exec. It nests few calls; in tests, the dynamic linker also uses the stack.
 const STACK_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
         unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
         return Err(io::Error::from_raw_os_error(errno));
     }
-    Pid::from_raw(pid).ok_or_else(|| io::Error::other("clone gave no process id"))
+    Pid::from_raw(pid).ok_or_else(|| io::Error::other("clone returned no process ID"))
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
@@ -88,7 +88,7 @@ struct Plan<'a> {
 extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `spawn` passes its plan, which no other code accesses while this runs.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    // SAFETY: as `execute` demands.
+    // SAFETY: as `execute` requires.
     let Err(error) = unsafe { execute(plan) };
     plan.errno = error.raw_os_error().unwrap_or(libc::EIO);
     127
@@ -99,7 +99,7 @@ extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
 /// # Safety
 /// Only for a child of `spawn`: it changes the process it runs in. The plan's lists must end in null pointers.
 unsafe fn execute(plan: &Plan<'_>) -> io::Result<std::convert::Infallible> {
-    // SAFETY: plain system calls, on C strings and on memory of this function's own.
+    // SAFETY: these are plain system calls on C strings and local memory.
     unsafe {
         check(libc::setsid())?;
         if let Some(cwd) = plan.cwd {

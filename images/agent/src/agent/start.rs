@@ -55,19 +55,19 @@ pub fn start(children: &Children, request: &ExecRequest) -> Result<Running, Star
     if user == User::own() {
         return start_as(children, request, &user);
     }
-    // Linux keeps a user's identity per thread (credentials(7)), and a child inherits it from its creator. So a helper
-    // thread changes to that user, starts the command and ends. It looks up the program and opens the terminal with
-    // that user's rights. The agent keeps its own.
+    // Linux keeps credentials per thread (credentials(7)), and a child inherits those of the thread that creates it. So
+    // a helper thread switches to the requested user, looks up the program, opens the terminal and starts the command
+    // with that user's rights, then exits. The agent's other threads keep their credentials.
     thread::scope(|scope| {
         let helper = thread::Builder::new().name("start-as-user".into()).spawn_scoped(scope, || {
             assume(&user)
-                .map_err(|errno| StartError::other(format!("cannot become user {name:?}: {}", words(errno))))?;
+                .map_err(|errno| StartError::other(format!("cannot switch to the user {name:?}: {}", words(errno))))?;
             start_as(children, request, &user)
         });
         match helper.map(thread::ScopedJoinHandle::join) {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(StartError::other(format!("starting the command as {name:?} failed"))),
-            Err(error) => Err(StartError::other(format!("no thread to start the command in: {error}"))),
+            Ok(Err(_)) => Err(StartError::other(format!("cannot start the command as the user {name:?}"))),
+            Err(error) => Err(StartError::other(format!("cannot create a thread to start the command: {error}"))),
         }
     })
 }
@@ -92,7 +92,7 @@ fn start_as(children: &Children, request: &ExecRequest, user: &User) -> Result<R
 
 fn program(request: &ExecRequest, user: &User) -> Result<Program, StartError> {
     let Some(name) = request.argv.first() else {
-        return Err(StartError::other("no command was given".to_owned()));
+        return Err(StartError::other("no command specified".to_owned()));
     };
     let mut variables = environment::for_user(user);
     if let Some(terminal) = &request.terminal {
@@ -107,7 +107,7 @@ fn program(request: &ExecRequest, user: &User) -> Result<Program, StartError> {
         Lookup::NotFound => return Err(not_found(name)),
         Lookup::NotExecutable => return Err(not_executable(name, "permission denied")),
     };
-    let invalid = |error: io::Error| StartError::other(format!("the command cannot be passed on: {error}"));
+    let invalid = |error: io::Error| StartError::other(format!("invalid command: {error}"));
     let cwd = match &request.cwd {
         Some(cwd) => Some(cwd.clone()),
         None => request.user.as_ref().filter(|_| Path::new(&user.home).is_dir()).map(|_| OsString::from(&user.home)),
@@ -163,13 +163,13 @@ fn explain(error: &io::Error, program: &Program, name: &OsStr) -> StartError {
             if cwd.as_ref().is_some_and(|cwd| !Path::new(cwd).is_dir()) =>
         {
             let cwd = cwd.unwrap_or_default();
-            StartError::other(format!("{}: cannot be the working directory: not a directory", cwd.display()))
+            StartError::other(format!("cannot change to the working directory {}: not a directory", cwd.display()))
         }
         Some(libc::ENOENT | libc::ENOTDIR) => not_found(name),
         Some(libc::EACCES | libc::EPERM) => not_executable(name, "permission denied"),
-        Some(libc::ENOEXEC) => not_executable(name, "not a program or script of this system"),
+        Some(libc::ENOEXEC) => not_executable(name, "not a program or script for this system"),
         Some(libc::EISDIR) => not_executable(name, "is a directory"),
-        _ => StartError::other(format!("{}: cannot be started: {error}", name.display())),
+        _ => StartError::other(format!("{}: cannot start: {error}", name.display())),
     }
 }
 
@@ -178,7 +178,7 @@ fn not_found(name: &OsStr) -> StartError {
 }
 
 fn not_executable(name: &OsStr, why: &str) -> StartError {
-    StartError { cause: ExecFailure::NotExecutable, message: format!("{}: cannot be executed: {why}", name.display()) }
+    StartError { cause: ExecFailure::NotExecutable, message: format!("{}: cannot execute: {why}", name.display()) }
 }
 
 fn words(errno: Errno) -> String {

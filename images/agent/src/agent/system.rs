@@ -1,4 +1,4 @@
-//! Operations on the whole guest: facts, hostname, shutdown.
+//! Operations on the whole guest: facts, host name, shutdown.
 
 use std::io;
 use std::os::fd::AsFd;

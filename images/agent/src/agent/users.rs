@@ -1,5 +1,5 @@
-//! The guest's users, parsed from `/etc/passwd` and `/etc/group`. The C library's lookups load modules at run time,
-//! which a static binary cannot.
+//! The guest's users, parsed from `/etc/passwd` and `/etc/group`. The C library's lookup functions load modules at run
+//! time, which a static binary cannot do.
 
 use std::fs;
 

@@ -8,10 +8,10 @@ use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environmen
 
 const TERMINAL: &std::ffi::CStr = c"/dev/ttyS0";
 
-/// A shell that exits sooner was not ended by a person.
+/// A shell that exits sooner than this has failed.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// Number of such shells in a row after which to give up: the terminal or the shell is broken.
+/// Number of consecutive failed shells after which to give up.
 const SHORT_LIVES: u32 = 3;
 
 /// Starts a new shell on the console whenever the last one exited.
@@ -21,15 +21,15 @@ pub fn keep_shell(agent: &'static Agent) {
         while short < SHORT_LIVES {
             let began = Instant::now();
             if let Err(error) = run_shell(agent) {
-                eprintln!("wisp-init: no shell on the console: {error}");
+                eprintln!("wisp-init: cannot start a shell on the console: {error}");
                 return;
             }
             short = if began.elapsed() < SHORT { short + 1 } else { 0 };
         }
-        eprintln!("wisp-init: no more shells on the console: the last {SHORT_LIVES} ended at once");
+        eprintln!("wisp-init: not restarting the console's shell: the last {SHORT_LIVES} exited immediately");
     });
     if let Err(error) = started {
-        eprintln!("wisp-init: no shell on the console: {error}");
+        eprintln!("wisp-init: cannot start a shell on the console: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Support for root file systems without Wisp, where this program is `/init` in an initial RAM disk.
+//! Support for root file systems without Wisp, where this program is `/init` in an initramfs.
 //!
 //! It mounts the root that the kernel's command line names, with an overlay in memory if the file system is read-only.
 //! It copies itself to the root's `/run` and makes the root's own init process 1. systemd finds a unit for the agent
@@ -20,9 +20,9 @@ use wisp_agent::agent::{self, Children, IdentityChange};
 use super::command_line::{CommandLine, Root};
 use super::mounts;
 
-/// Program of an initial RAM disk that the kernel runs.
+/// The program that the kernel runs from an initramfs.
 pub const PROGRAM: &str = "/init";
-/// Mount point of the new root until the switch. The kernel's own RAM disk has this directory, others may not.
+/// Mount point of the new root until the switch. The kernel's built-in initramfs has this directory, others may not.
 const ROOT: &str = "/root";
 /// File systems of images, in the order in which they are tried.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
@@ -39,7 +39,7 @@ const UNITS: &str = "/run/systemd/system";
 const UNIT: &str = "wisp-agent.service";
 const UNIT_TEXT: &str = "\
 [Unit]
-Description=Wisp's agent: commands, files and keys from the host
+Description=Wisp guest agent
 DefaultDependencies=no
 After=systemd-remount-fs.service
 
@@ -53,7 +53,7 @@ const NETWORK_UNIT: &str = "wisp-network.service";
 /// Ordered after the services that manage networks, and before those that need a network.
 const NETWORK_UNIT_TEXT: &str = "\
 [Unit]
-Description=Wisp's network configuration, if nothing else has one
+Description=Wisp network configuration, unless already configured
 After=network.target systemd-networkd.service NetworkManager.service networking.service dhcpcd.service connman.service
 Before=network-online.target
 
@@ -78,13 +78,13 @@ fn try_enter_root() -> Result<(), String> {
     let root = command_line.root.as_ref().ok_or("the kernel's command line has no root=")?;
     mount_root(root)?;
     if let Err(error) = bring_agent() {
-        eprintln!("wisp-init: the guest will be without an agent: {error}");
+        eprintln!("wisp-init: cannot install the agent: {error}");
     }
-    switch_root().map_err(|errno| format!("cannot make {} the root: {errno}", root.device))?;
+    switch_root().map_err(|errno| format!("cannot switch to the root {}: {errno}", root.device))?;
     if command_line.hostname.is_some() {
         super::set_hostname(&command_line);
     }
-    // Otherwise systemd takes the machine for a container.
+    // Otherwise, systemd assumes that it is running in a container.
     let _ = fs::remove_file(DOCKER_MARK);
     if let Some(instance_id) = &command_line.instance_id {
         agent::renew_identity(&Children::new(false), instance_id, IdentityChange::Boot);
@@ -92,7 +92,7 @@ fn try_enter_root() -> Result<(), String> {
     if let Some(init) = find_init(&command_line) {
         return Err(run_init(&init, &command_line));
     }
-    eprintln!("wisp-init: the root has no init of its own: {}", INITS.join(", "));
+    eprintln!("wisp-init: the root file system has no init: tried {}", INITS.join(", "));
     Ok(())
 }
 
@@ -142,12 +142,12 @@ fn bring_agent() -> io::Result<()> {
     mount("tmpfs", run.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
     fs::create_dir(format!("{ROOT}{AGENT_DIRECTORY}"))?;
     fs::copy(PROGRAM, format!("{ROOT}{AGENT}"))?;
-    // The RAM disk stays mounted under the root forever, and need not hold a second copy.
+    // The initramfs stays mounted under the root, so remove its copy to save memory.
     fs::remove_file(PROGRAM)
 }
 
 fn switch_root() -> rustix::io::Result<()> {
-    // Programs of the root have the kernel's file systems from the start, if the root has the directories.
+    // Give the new root the kernel's file systems, if it has the directories.
     for target in ["/dev", "/proc", "/sys"] {
         let _ = make_directory(&format!("{ROOT}{target}"));
         let _ = mount_move(target, format!("{ROOT}{target}"));
@@ -165,18 +165,18 @@ fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
 
 /// Executes `init` in this process. Returns the error if that fails.
 fn run_init(init: &Path, command_line: &CommandLine) -> String {
-    // cloud-init brings the network up; systemd has services that may.
+    // cloud-init configures the network. With systemd, other services may do so.
     let network = command_line.network.as_ref().filter(|_| !agent::has_cloud_init(Path::new("/")));
     let started = if is_systemd(init) {
         add_units(Path::new(UNITS), network.is_some())
     } else {
         if let Some(Err(error)) = network.map(agent::configure_network) {
-            eprintln!("wisp-init: the network cannot be configured: {error}");
+            eprintln!("wisp-init: cannot configure the network: {error}");
         }
         start_agent()
     };
     if let Err(error) = started {
-        eprintln!("wisp-init: the guest will be without an agent: {error}");
+        eprintln!("wisp-init: cannot start the agent: {error}");
     }
     let error = Command::new(init).args(std::env::args_os().skip(1)).exec();
     format!("cannot run {}: {error}", init.display())

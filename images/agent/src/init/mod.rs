@@ -1,8 +1,8 @@
 //! Process 1 of a guest.
 //!
 //! [`run`] marks the start of user space, listens, and marks the agent as ready. It mounts file systems and sets the
-//! hostname and network while the host's first connection waits in the listener's queue. It serves last, so a command
-//! never runs before all is mounted.
+//! host name and network while the host's first connection waits in the listener's queue. It serves connections last,
+//! so that no command runs before all file systems are mounted.
 
 mod command_line;
 mod console;
@@ -62,7 +62,7 @@ pub fn run(program: &[u8]) -> ! {
             .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }),
     };
     if let Err(error) = set {
-        eprintln!("wisp-init: the network interface cannot be set: {error}");
+        eprintln!("wisp-init: cannot configure the network interface: {error}");
     }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
     if let Some(instance_id) = &command_line.instance_id {
@@ -76,7 +76,7 @@ pub fn run(program: &[u8]) -> ! {
     if command_line.seed {
         let applying = std::thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
         if let Err(error) = applying {
-            eprintln!("wisp-init: no thread for the seed: {error}");
+            eprintln!("wisp-init: cannot create a thread for the seed: {error}");
         }
     }
 
@@ -87,7 +87,7 @@ pub fn run(program: &[u8]) -> ! {
         }
         // Without signals, children cannot be reaped and the guest cannot be stopped, but connections can be served.
         Err(error) => {
-            eprintln!("wisp-init: cannot take signals: {error}");
+            eprintln!("wisp-init: cannot receive signals: {error}");
             serve::run(agent, listener.as_ref().ok(), None);
             stop::power_off(signals::Ending::PowerOff)
         }
@@ -111,7 +111,7 @@ pub fn configure_network() -> libc::c_int {
     match agent::configure_network(&network) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("wisp-init: the network cannot be configured: {error}");
+            eprintln!("wisp-init: cannot configure the network: {error}");
             1
         }
     }
@@ -128,7 +128,7 @@ fn announce(listener: &io::Result<Listener>) {
     let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
 }
 
-/// Sets the hostname from the kernel's command line, else from `/etc/hostname`, else `wisp`.
+/// Sets the host name from the kernel's command line, else from `/etc/hostname`, else `wisp`.
 fn set_hostname(command_line: &CommandLine) {
     let name = command_line
         .hostname

@@ -37,7 +37,7 @@ const MOUNTS: [Mount; 7] = [
     Mount { kind: "tmpfs", target: "/tmp", flags: TEMPORARY, options: Some(c"mode=1777") },
 ];
 
-/// Links by which programs reach their own streams. devtmpfs does not have them.
+/// Links through which programs open their own streams. devtmpfs lacks them.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -49,7 +49,7 @@ pub fn mount_devices() {
     DEVICES.mount();
 }
 
-/// Mounts `/proc` and `/sys`, which every root takes over.
+/// Mounts `/proc` and `/sys`. `switch_root` later moves them into the new root.
 pub fn mount_kernel() {
     MOUNTS[..2].iter().for_each(Mount::mount);
 }
@@ -84,7 +84,7 @@ impl Mount {
     }
 }
 
-/// Unmounts block devices, the last mounted first, and makes the root read-only, so that no next mount needs recovery.
+/// Unmounts block devices, the last mounted first, and makes the root read-only. The next mount then needs no recovery.
 pub fn unmount_disks() {
     let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
     for target in disk_mount_points(&String::from_utf8_lossy(&mounts)).iter().rev() {

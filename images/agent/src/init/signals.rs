@@ -5,7 +5,7 @@
 //! | SIGCHLD | the kernel | a child, possibly an orphan, has ended |
 //! | SIGTERM | busybox's `reboot`, the agent | restart |
 //! | SIGUSR2 | busybox's `poweroff`, the agent | power off |
-//! | SIGUSR1 | busybox's `halt` | power off: a halted virtual machine is of no use |
+//! | SIGUSR1 | busybox's `halt` | power off: a halted virtual machine is useless |
 //! | SIGINT | control-alt-delete, the host's stop button | power off, as an EC2 instance does |
 
 use std::io;
@@ -50,7 +50,7 @@ impl Signals {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ending: None })
     }
 
-    /// Handles pending signals. Breaks when the guest must end, as [`ending`](Self::ending) says.
+    /// Handles pending signals. Breaks when the guest must power off or restart (see [`ending`](Self::ending)).
     pub fn act(&mut self, agent: &Agent) -> ControlFlow<()> {
         while let Some(signal) = self.next() {
             match signal {

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use wisp_agent::agent::{Agent, Program, Stdio, User, environment_for, environment_strings, spawn};
 
-/// Server, which takes a connection as its standard input and output.
+/// The SSH server. It runs in inetd mode: the connection is its standard input and output.
 const SERVER: &str = "/usr/sbin/dropbear";
 /// Directory of the host key, which the server creates at the first connection (`-R`).
 const KEYS: &str = "/etc/dropbear";
-/// Standard error of servers.
+/// File for the standard error of all servers.
 const LOG: &str = "/run/dropbear.log";
 const PORT: u16 = 22;
 const LIMIT: usize = 32;
-/// Time to wait when there is no descriptor for a connection.
+/// Time to wait after a connection cannot be accepted, for example because no descriptor is free.
 const RECOVERY: Duration = Duration::from_millis(100);
 
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
@@ -33,7 +33,7 @@ pub fn listen(agent: &'static Agent) {
         thread::Builder::new().name("ssh".into()).stack_size(64 << 10).spawn(move || accept(agent, &listener))
     });
     if let Err(error) = started {
-        eprintln!("wisp-init: no SSH: {error}");
+        eprintln!("wisp-init: cannot listen for SSH: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Orderly shutdown: processes get a bounded time to end, and every disk is clean.
+//! Orderly shutdown: processes get a bounded time to exit, and every disk is unmounted.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use wisp_agent::poll::{Interest, poll};
 use super::mounts;
 use super::signals::{Ending, Signals};
 
-/// Time for processes to end after SIGTERM. Usually all end at once, and nothing waits.
+/// Maximum time for processes to exit after SIGTERM. Usually all exit at once.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Time for the kernel to end processes after SIGKILL. A process stuck on a dead disk is left.
+/// Maximum time for processes to exit after SIGKILL. A process that waits for a dead disk does not exit.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
 pub fn stop(agent: &Agent, signals: &mut Signals) -> ! {

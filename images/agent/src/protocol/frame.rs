@@ -20,9 +20,9 @@ pub const LENGTH_BYTES: usize = 4;
 
 #[derive(Debug, Error)]
 pub enum ProtocolError {
-    #[error("a frame of {length} bytes is longer than the limit of {MAX_FRAME}")]
+    #[error("a frame of {length} bytes exceeds the limit of {MAX_FRAME} bytes")]
     TooLong { length: usize },
-    #[error("the request does not fit into a frame of {MAX_FRAME} bytes")]
+    #[error("the request exceeds the limit of {MAX_FRAME} bytes")]
     RequestTooLong,
     /// The frame is not a message, or has trailing bytes.
     #[error("malformed frame: {0}")]
@@ -30,14 +30,14 @@ pub enum ProtocolError {
     /// The frame is not valid in the connection's current state.
     #[error("unexpected frame: {0}")]
     Unexpected(&'static str),
-    #[error("the connection ended within a frame")]
+    #[error("the connection closed in the middle of a frame")]
     Truncated,
-    /// The stream ended between frames, where another was expected.
+    /// The stream ended where another frame was expected.
     #[error("the connection was closed by the other end")]
     Closed,
-    #[error("the other end speaks protocol version {theirs}, this one {ours}")]
+    #[error("protocol versions differ: {ours} at this end, {theirs} at the other")]
     VersionMismatch { ours: u32, theirs: u32 },
-    #[error("connection: {0}")]
+    #[error("connection failed: {0}")]
     Io(#[from] io::Error),
 }
 

@@ -31,7 +31,7 @@ pub enum ToGuest<'a> {
     OutputClosed(OutputStream),
     /// Answered by [`ToHost::Copied`] or [`ToHost::Failed`]. The [`ToGuest::Tree`] frames follow.
     Write {
-        /// An existing directory takes the tree inside it, under the tree's own name.
+        /// If this is a directory, the tree is created inside it under its own name.
         destination: OsString,
     },
     /// Answered by [`ToHost::Tree`] frames or [`ToHost::Failed`].
@@ -71,7 +71,7 @@ pub enum ToHost<'a> {
     Tree(TreeEntry<'a>),
     Copied(Summary),
     Done,
-    /// Message that names the file or value at fault.
+    /// Error message that names the invalid file or value.
     Failed(String),
     UserData(UserDataStatus),
 }
@@ -79,7 +79,7 @@ pub enum ToHost<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserDataStatus {
     pub state: UserDataState,
-    /// Exit code of the script, as a shell reports it. None until the script ends.
+    /// Exit code of the script, as a shell reports it. `None` until the script exits.
     pub exit: Option<i32>,
 }
 
@@ -87,7 +87,7 @@ pub struct UserDataStatus {
 pub enum UserDataState {
     #[default]
     None,
-    /// Not a script, so only stored.
+    /// The user data is not a script and was only stored.
     Stored,
     Running,
     Finished,
@@ -112,7 +112,7 @@ impl UserDataState {
 pub struct ExecRequest {
     /// Program and arguments. A program without a slash is searched for in `PATH`.
     pub argv: Vec<OsString>,
-    /// Variables added to the agent's own (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`), or replacing them.
+    /// Variables that extend or override the agent's own (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`).
     pub env: Vec<(OsString, OsString)>,
     /// Working directory. Defaults to the home directory if a user is named, otherwise to `/`.
     pub cwd: Option<OsString>,
@@ -144,7 +144,7 @@ pub enum OutputStream {
 pub enum ExecFailure {
     NotFound,
     NotExecutable,
-    /// For example an unknown user, a missing directory or a lack of memory.
+    /// Any other cause, such as an unknown user, a missing directory or a lack of memory.
     Other,
 }
 

@@ -1,6 +1,6 @@
 //! Files and directories as a stream of entries.
 //!
-//! [`send`] walks a tree and emits its [`TreeEntry`]s. A [`TreeWriter`] takes the entries and writes the tree elsewhere.
+//! [`send`] walks a tree and emits its [`TreeEntry`]s. A [`TreeWriter`] writes the tree that they describe.
 //! Copies from and to a guest follow the same rules:
 //!
 //! - Kept: names, contents, holes, permission bits, modification times of files and directories, symbolic links.
@@ -108,34 +108,36 @@ pub struct Summary {
 pub enum TreeError {
     #[error("{}: cannot {action}: {}", path.display(), sentence(source))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("{}: is {kind}; a copy writes only to files and directories", path.display())]
+    #[error("{} is {kind}: only regular files and directories can be the target of a copy", path.display())]
     Special { path: PathBuf, kind: SpecialFile },
-    #[error("{}: is a symbolic link; a copy does not follow links inside its destination", .0.display())]
+    #[error("{} is a symbolic link: wisp does not follow links inside the destination", .0.display())]
     LinkInTree(PathBuf),
     #[error(
-        "{}: is a symbolic link that was copied from a guest; wisp does not follow it. Give the path of its target, or create the link yourself",
+        "{} is a symbolic link that was copied from a guest, so wisp does not follow it. \
+         Specify the path of its target, or create the link yourself",
         .0.display()
     )]
     MarkedLink(PathBuf),
     #[error(
-        "{}: is a directory, and the source has no name of its own to get inside it. Give the path of the new copy, as in {}",
+        "{} is a directory, but the source has no name for the copy inside it. \
+         Specify the path of the copy, such as {}",
         .0.display(), .0.join("NAME").display()
     )]
     NameNeeded(PathBuf),
-    #[error("{}: is neither a file nor a directory", .0.display())]
+    #[error("{} is neither a regular file nor a directory", .0.display())]
     NotCopyable(PathBuf),
     /// The path has no last component to use as a name, such as `/`.
-    #[error("{}: has no name to copy it under", .0.display())]
+    #[error("{} has no name to use for the copy", .0.display())]
     NoName(PathBuf),
-    #[error("{}: is nested deeper than {MAX_DEPTH} directories", .0.display())]
+    #[error("{} is nested more than {MAX_DEPTH} directories deep", .0.display())]
     TooDeep(PathBuf),
-    #[error("refused the name {0:?}: it is not the name of one file")]
+    #[error("invalid file name {0:?} in the copied tree")]
     BadName(OsString),
-    #[error("malformed tree: {0}")]
+    #[error("malformed copy stream: {0}")]
     OutOfOrder(&'static str),
     #[error(transparent)]
     Stream(#[from] ProtocolError),
-    /// Message of the other end, which failed.
+    /// Error message from the other end.
     #[error("{0}")]
     OtherEnd(String),
 }

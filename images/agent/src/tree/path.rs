@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{SpecialFile, TreeError};
 
-/// As in the kernel (path_resolution(7)).
+/// Maximum number of symbolic links, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
 /// Modification time of links that an untrusted stream created: "WISP" in ASCII, 2016-05-28 08:14:08 UTC. An even
@@ -42,7 +42,7 @@ pub(super) struct Name {
     pub parent: OwnedFd,
     pub name: OsString,
     pub exists: bool,
-    /// True if the path can only mean a directory.
+    /// True if the path can only be a directory's.
     pub ends_with_slash: bool,
 }
 

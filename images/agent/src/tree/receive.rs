@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::path::{self, Destination, Links, Name};
 use super::{Attributes, MAX_DEPTH, SpecialFile, Summary, TreeEntry, TreeError, is_single_name};
 
-/// CopyRequest to a sender that is not trusted.
+/// Request to a sender that is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyRequest {
     name: Option<OsString>,
@@ -21,8 +21,8 @@ pub struct CopyRequest {
 }
 
 impl CopyRequest {
-    /// Creates a request for `source`. An existing destination directory takes the copy under the last component of
-    /// `source`. The paths `/`, `.`, `..` and the empty path have none. Permissions in `umask` are not set.
+    /// Creates a request for `source`. A copy into an existing directory gets the last component of `source` as its
+    /// name. The paths `/`, `.`, `..` and the empty path give no name. Permissions in `umask` are not set.
     #[must_use]
     pub fn new(source: &OsStr, umask: u32) -> Self {
         let bytes = source.as_bytes();
@@ -37,9 +37,9 @@ impl CopyRequest {
 #[derive(Debug)]
 pub struct TreeWriter {
     destination: PathBuf,
-    /// None if the sender is trusted.
+    /// `None` if the sender is trusted.
     request: Option<CopyRequest>,
-    /// Parent of the tree's root. None until the first entry.
+    /// Parent of the tree's root. `None` until the first entry.
     root: Option<OwnedFd>,
     directories: Vec<OpenDirectory>,
     file: Option<OpenFile>,
@@ -51,11 +51,11 @@ pub struct TreeWriter {
 struct OpenDirectory {
     fd: OwnedFd,
     path: PathBuf,
-    /// Attributes to set after the children are written. None for an existing directory.
+    /// Attributes to set after the children are written. `None` for an existing directory.
     attributes: Option<Attributes>,
 }
 
-/// A file under its temporary name, which drop removes unless the file was placed.
+/// A file under a temporary name. Drop removes it unless it has its final name.
 #[derive(Debug)]
 struct OpenFile {
     fd: OwnedFd,
@@ -87,7 +87,7 @@ impl OpenFile {
 
     fn skip(&mut self, length: u64) -> Result<(), TreeError> {
         if length == 0 {
-            return Err(TreeError::OutOfOrder("a hole of no bytes"));
+            return Err(TreeError::OutOfOrder("a hole of zero bytes"));
         }
         let end = self.length.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
         self.length = end.ok_or_else(|| TreeError::io("write", &self.path)(Errno::FBIG))?;
@@ -112,7 +112,7 @@ impl OpenFile {
                     self.is_placed = true;
                     return Ok(());
                 }
-                // The name was taken meanwhile, or the file system does not support `NOREPLACE`.
+                // The name is in use by now, or the file system does not support `NOREPLACE`.
                 Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {}
                 Err(errno) => return Err(failed(errno)),
             }
@@ -134,14 +134,14 @@ impl Drop for OpenFile {
 }
 
 impl TreeWriter {
-    /// Creates a writer of a trusted stream. An existing directory at `destination` takes the tree under the tree's own
-    /// name. Otherwise `destination` becomes the tree's root, and replaces an existing file.
+    /// Creates a writer of a trusted stream. If `destination` is a directory, the tree is created inside it under its
+    /// own name. Otherwise, the tree's root gets the path `destination` and replaces an existing file.
     #[must_use]
     pub fn new(destination: &Path) -> Self {
         Self::with(destination, None)
     }
 
-    /// Like [`new`](Self::new), for an untrusted stream: an existing directory takes the tree under the request's name.
+    /// Like [`new`](Self::new), for an untrusted stream. Inside a directory, the tree gets the request's name.
     #[must_use]
     pub fn untrusted(destination: &Path, request: CopyRequest) -> Self {
         Self::with(destination, Some(request))
@@ -186,7 +186,7 @@ impl TreeWriter {
             TreeEntry::EndOfFile => self.end_file(),
             TreeEntry::Symlink { name, target } => self.symlink(&name, &target),
             TreeEntry::Skipped { .. } if self.root.is_none() => {
-                Err(TreeError::OutOfOrder("a special file, where a file or directory was asked for"))
+                Err(TreeError::OutOfOrder("a special file instead of a file or directory"))
             }
             TreeEntry::Skipped { name } => {
                 self.place(&name, false)?;
@@ -197,7 +197,7 @@ impl TreeWriter {
                 self.ended = true;
                 Ok(())
             }
-            TreeEntry::End => Err(TreeError::OutOfOrder("the end within a directory, or of nothing")),
+            TreeEntry::End => Err(TreeError::OutOfOrder("the end inside a directory or before the first entry")),
         }
     }
 
@@ -223,7 +223,7 @@ impl TreeWriter {
         let (links, name) = match &self.request {
             None => (Links::Follow, Some(sent)),
             Some(request) if request.directory_only && !is_directory => {
-                return Err(TreeError::OutOfOrder("a file, where a directory was asked for"));
+                return Err(TreeError::OutOfOrder("a file instead of a directory"));
             }
             Some(request) => (Links::RefuseMarked, request.name.as_deref()),
         };
@@ -263,7 +263,7 @@ impl TreeWriter {
     }
 
     fn end_directory(&mut self) -> Result<(), TreeError> {
-        let directory = self.directories.pop().ok_or(TreeError::OutOfOrder("the end of no directory"))?;
+        let directory = self.directories.pop().ok_or(TreeError::OutOfOrder("an end of directory without a start"))?;
         if let Some(attributes) = directory.attributes {
             // The sticky bit has a meaning on a directory. The meaning of set-group-id depends on the owner.
             apply(directory.fd.as_fd(), attributes, self.mask(0o1777), &directory.path)?;
@@ -274,7 +274,7 @@ impl TreeWriter {
 
     fn begin_file(&mut self, name: &OsStr, attributes: Attributes) -> Result<(), TreeError> {
         let (parent, name, path) = self.place(name, false)?;
-        // Fail before any data are sent. `OpenFile::place` checks again.
+        // Fail before any data is sent. `OpenFile::place` checks again.
         let replaces = refuse_special(parent, &name, &path)?.is_some();
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -313,7 +313,7 @@ impl TreeWriter {
     }
 
     fn end_file(&mut self) -> Result<(), TreeError> {
-        let mut file = self.file.take().ok_or(TreeError::OutOfOrder("the end of no file"))?;
+        let mut file = self.file.take().ok_or(TreeError::OutOfOrder("an end of file outside a file"))?;
         file.set_length()?;
         apply(file.fd.as_fd(), file.attributes, self.mask(0o777), &file.path)?;
         file.place()?;
@@ -324,7 +324,7 @@ impl TreeWriter {
     fn symlink(&mut self, name: &OsStr, target: &OsStr) -> Result<(), TreeError> {
         if self.root.is_none() {
             // A sender must follow a link that is itself the source.
-            return Err(TreeError::OutOfOrder("a symbolic link, where a file or directory was asked for"));
+            return Err(TreeError::OutOfOrder("a symbolic link instead of a file or directory"));
         }
         let is_untrusted = self.request.is_some();
         let (parent, name, path) = self.place(name, false)?;
@@ -471,7 +471,7 @@ mod tests {
             if let TreeEntry::Data(data) = &entry {
                 sent += data.0.len() as u64;
             }
-            assert!(holes == Holes::Keep || !matches!(entry, TreeEntry::Hole(_)), "the peer knows no holes");
+            assert!(holes == Holes::Keep || !matches!(entry, TreeEntry::Hole(_)), "the peer does not support holes");
             writer.accept(entry)
         })
         .expect("copied");
@@ -589,7 +589,7 @@ mod tests {
         assert_eq!(present.iter().map(|name| kind(name)).collect::<Vec<_>>(), before);
     }
 
-    /// A pipe takes the file's name while its data arrive.
+    /// A pipe gets the file's name while the file's data arrives.
     #[test]
     fn pipe_created_during_copy_is_not_replaced() {
         let home = tempfile::tempdir().expect("a directory");
@@ -599,7 +599,7 @@ mod tests {
         let error = writer.accept(TreeEntry::EndOfFile).expect_err("a pipe");
         assert!(matches!(error, TreeError::Special { kind: SpecialFile::Pipe, .. }), "{error}");
         drop(writer);
-        assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "nothing temporary is left");
+        assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 1, "a temporary file was left behind");
     }
 
     #[test]

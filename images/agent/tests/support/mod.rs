@@ -97,7 +97,7 @@ impl Host {
                 ToHost::StdinCredit(_) => {}
                 ToHost::Exited(status) => break End::Status(status),
                 ToHost::ExecFailed { cause, message } => break End::NotStarted(cause, message),
-                other => panic!("{other:?} while a command runs"),
+                other => panic!("{other:?} while a command is running"),
             }
         };
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
