@@ -23,7 +23,7 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
     }
 }
 
-/// Finds an instance. A terminated one is found by its ID only, because another instance may have its name now.
+/// Finds an instance. A terminated instance is found only by its ID, because another instance may now have its name.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
