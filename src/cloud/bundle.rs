@@ -229,7 +229,7 @@ fn unpack(
                 return Err(entry.error(&archive.path, format!("which is not listed in {MANIFEST}")));
             }
             Some((_, manifest)) => largest(manifest, &name),
-            // Limits the files that are unpacked before the manifest is known. A manifest names three files at most.
+            // Limits the files that are unpacked before the manifest is known. A manifest names at most three files.
             None if found.len() >= 8 => {
                 return Err(entry.error(&archive.path, format!("and seven more files before its {MANIFEST}")));
             }

@@ -157,7 +157,7 @@ impl Manifest {
         self.digests().map(|(file, _)| file)
     }
 
-    /// Returns the files with their SHA-256.
+    /// Returns the files with their SHA-256 digests.
     pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
         let kernel = (self.kernel.file.as_str(), self.kernel.sha256.as_str());
         let initrd = self.initrd.as_ref().map(|entry| (entry.file.as_str(), entry.sha256.as_str()));

@@ -55,7 +55,7 @@ pub struct LaunchSpec {
     pub key_name: Option<String>,
     /// User data, in Base64.
     pub user_data: Option<String>,
-    /// Includes the name.
+    /// Includes the Name tag.
     pub tags: BTreeMap<String, String>,
     pub shutdown_behavior: ShutdownBehavior,
     pub termination_protection: bool,

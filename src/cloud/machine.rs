@@ -109,7 +109,7 @@ impl InstanceDir {
         Ok(())
     }
 
-    /// Takes the lock, if it is free: then no VMM runs, and no command is starting one.
+    /// Takes the lock, if it is free. Then no VMM is running, and no command is starting one.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(vmm_process::LOCK)
     }

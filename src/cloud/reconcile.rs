@@ -1,6 +1,6 @@
 //! Reconciles the store with the running VMMs.
 //!
-//! Every command does this first. A free lock means that no VMM runs and that no command is about to start one. The
+//! Every command does this first. A free lock means that no VMM is running or about to be started by a command. The
 //! command that reconciles a difference reports it, once.
 
 use std::fs;
@@ -267,6 +267,6 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
         (_, Some(EndRecord::Failed { why })) => failed(why),
         (InstanceState::Pending, None) => failed("the start was interrupted".into()),
-        (_, None) => failed(format!("the VMM process was killed (no reason in {})", vmm_process::LOG)),
+        (_, None) => failed(format!("the VMM process was killed ({} gives no reason)", vmm_process::LOG)),
     }
 }

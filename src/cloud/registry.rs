@@ -73,7 +73,7 @@ impl Cloud {
             return Err(ImageId::not_found(reference).into());
         }
         let id = ImageId::find(reference, known.iter().map(|record| record.id))?;
-        Ok(known.into_iter().find(|record| record.id == id).expect("it was found among these"))
+        Ok(known.into_iter().find(|record| record.id == id).expect("the ID comes from these records"))
     }
 
     pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
@@ -102,7 +102,7 @@ impl Cloud {
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
 
-    /// Registers the embedded image. Deregisters that of another version of Wisp, which has the same name.
+    /// Registers the embedded image. Deregisters the one of another version of Wisp, which has the same name.
     pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
@@ -153,8 +153,11 @@ impl Cloud {
         if running && moment == ImageConsistency::Written {
             self.dir(instance).sync(SYNC_TIMEOUT)?;
         }
-        let snapshot =
-            if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
+        let snapshot = if running {
+            Some(self.create_snapshot(root.id, "Created for an image", Default::default())?)
+        } else {
+            None
+        };
         let (file, backing) = match &snapshot {
             Some(snapshot) => (&snapshot.file, &snapshot.backing),
             None => (&root.file, &root.backing),
@@ -375,7 +378,7 @@ fn embedded_record() -> ImageRecord {
     ImageRecord {
         id: embedded::id(),
         name: embedded::NAME.into(),
-        description: "Linux with busybox and the Wisp agent, inside the binary".into(),
+        description: "Linux with BusyBox and the Wisp agent, embedded in the binary".into(),
         created: now(),
         owner: "wisp".into(),
         visibility: Visibility::Public,

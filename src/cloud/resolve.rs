@@ -72,7 +72,7 @@ fn one_of<R, K: ResourceKind>(
     name_of: impl Fn(&R) -> (Id<K>, Option<&str>),
 ) -> Result<R, CloudError> {
     let id = find(reference, &records.iter().map(&name_of).collect::<Vec<_>>())?;
-    Ok(records.into_iter().find(|record| name_of(record).0 == id).expect("it was found among these"))
+    Ok(records.into_iter().find(|record| name_of(record).0 == id).expect("the ID comes from these records"))
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ pub struct TemplateKey {
     /// Relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     pub cpus: CpuConfig,
-    /// In MiB without the kernel's share.
+    /// In MiB, without the extra memory for the kernel.
     pub memory_mib: u64,
     /// In seconds since 1970.
     pub made: u64,

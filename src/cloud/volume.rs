@@ -276,7 +276,7 @@ impl Cloud {
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
                 state: state.as_str(),
-                action: "given other volumes",
+                action: "modified",
             }
             .into()),
         }

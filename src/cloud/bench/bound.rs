@@ -71,7 +71,7 @@ pub struct HostFacts {
     pub cache: Option<u64>,
 }
 
-/// Judges the bound of a measure from its samples, of which there must be at least one.
+/// Determines the bound of a measure from its samples. There must be at least one sample.
 pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostFacts, samples: &[Sample]) -> Bound {
     let median_of = |part: fn(&Sample) -> f64| median(samples.iter().map(part));
     let figure = median_of(|sample| sample.figure);

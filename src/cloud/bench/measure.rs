@@ -13,7 +13,7 @@ pub struct Measure {
     pub about: About,
     /// The workload's name in the guest; empty if the measure has none.
     workload: &'static str,
-    /// Amounts per second are divided by the scale, as are times in seconds.
+    /// Divisor for amounts per second and for times in seconds.
     scale: f64,
 }
 

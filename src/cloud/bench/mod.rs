@@ -46,7 +46,7 @@ pub enum BenchError {
     Program { path: PathBuf, source: io::Error },
     #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
-    #[error("interrupted by signal {0}; all instances were removed")]
+    #[error("interrupted by signal {0}; the instances of this bench were removed")]
     Interrupted(i32),
 }
 
@@ -106,7 +106,7 @@ impl MeasureReport {
 
 #[derive(Debug, Clone, Copy)]
 pub struct BenchProgress {
-    /// From 1; 0 before the first run.
+    /// Starts at 1. 0 before the first run.
     pub run: u32,
     pub instance_type: &'static str,
     pub what: &'static str,

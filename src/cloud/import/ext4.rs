@@ -29,7 +29,7 @@ const SHORT_LINK: usize = 59;
 /// Every ext4 file system has this directory in its root. It is recreated, not copied.
 const LOST_FOUND: &str = "lost+found";
 
-/// Maximum size of one file's extended attributes in bytes: a block without its header and end mark.
+/// Maximum size of one file's extended attributes in bytes: a block without its header and end marker.
 pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
 /// linux/fs/ext4/ext4.h, EXT4_LINK_MAX.
 const LINK_LIMIT: u32 = 65_000;
@@ -39,7 +39,7 @@ pub struct Shape {
     pub uuid: [u8; 16],
     /// In seconds since 1970.
     pub made: i64,
-    /// Bytes. The default is the size of the files plus headroom.
+    /// Size in bytes. The default is the size of the files plus headroom.
     pub size: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
         }
         Ok::<(), ()>(())
     })
-    .expect("nothing fails");
+    .expect("the visitor never fails");
     (blocks.saturating_mul(BLOCK), count)
 }
 

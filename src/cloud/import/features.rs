@@ -27,7 +27,7 @@ use Removal::{Remake, Tune};
 
 struct Feature {
     bit: u32,
-    /// As in e2fsprogs.
+    /// The name in e2fsprogs.
     name: &'static str,
     /// Required kernel options. Empty if no kernel supports the feature.
     options: &'static [&'static str],

@@ -32,7 +32,7 @@ impl Cloud {
         })
     }
 
-    /// Associates an address with an instance, and replaces its public address. `may_move` allows moving the address.
+    /// Makes an address an instance's public address. `may_move` allows taking it from another instance.
     pub fn associate_address(
         &mut self,
         reference: &str,

@@ -56,7 +56,7 @@ pub struct NetworkSpec {
     pub zone: Option<Zone>,
     /// Must be in the subnet.
     pub private_ip: Option<Ipv4Addr>,
-    /// By default, the subnet decides.
+    /// The default is the subnet's setting.
     pub public_ip: Option<bool>,
     /// Host ports that are forwarded to the instance.
     pub published: Vec<PublishedPort>,
@@ -66,7 +66,7 @@ pub struct NetworkSpec {
     pub metadata: Option<MetadataChange>,
 }
 
-/// Copies an interface without addresses, and without published ports: a host port can be forwarded to only one.
+/// Copies an interface, but not its addresses and published ports: a host port is forwarded to only one instance.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
