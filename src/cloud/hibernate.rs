@@ -52,7 +52,7 @@ impl InstanceDir {
         };
         if self.connect()?.status()?.timeline.at(Mark::AgentReady).is_none() {
             let what = format!("The instance '{id}' cannot be saved yet: its guest is still booting.");
-            return refused(what, "Try again when `wisp ls` shows that it is ready.");
+            return refused(what, "Try again when its status check in `wisp ls` is ok.");
         }
         let guest = |source| CloudError::Guest { instance: id, source };
         let facts = self.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(guest)?;
