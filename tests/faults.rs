@@ -56,7 +56,7 @@ fn vmm_under_sigstop_resumes_or_is_killed() {
     // A VMM that stays stopped is killed, and its instance starts again.
     signal(&vmm, libc::SIGSTOP);
     let stopped = wisp.run(&["stop", "still", "--force"]).expect_code(0);
-    assert!(stopped.stderr.contains("its VMM did not answer, and was killed"), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("killed the VMM because it did not respond"), "{}", stopped.stderr);
     assert_eq!(state(&wisp, "still"), "stopped");
     vmm.iter().for_each(|pid| common::wait_until_gone((*pid).try_into().unwrap()));
     wisp.run(&["start", "still", "--no-wait"]).expect_code(0);

@@ -140,7 +140,7 @@ fn image_with_memory_launches_restored_instances() {
     assert_eq!(ran.expect_code(0).text(), format!("{boot}\nbefore\n"));
     let cold =
         wisp.run(&["launch", "warm-origin", "--vcpus", "1", "--memory", "128M", "--name", "cold"]).expect_code(0);
-    assert!(cold.stderr.contains("in another size it boots"), "{}", cold.stderr);
+    assert!(cold.stderr.contains("instances of other sizes cold-boot"), "{}", cold.stderr);
     assert_eq!(exec(&wisp, "cold", "cat /root/file; [ -e /tmp/count ] || echo booted"), "before\nbooted");
     let identity = exec(&wisp, "cold", IDENTITY);
     assert!(identity.len() == ID.len() && identity != ID, "{identity}");

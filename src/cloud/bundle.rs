@@ -18,7 +18,7 @@ use super::import::{
 use crate::host::{disk_image, sparse};
 use vmm::config::DiskFormat;
 
-/// Bytes. The limit for a root file system is [`LARGEST_FILE`].
+/// Maximum size of a kernel or an initramfs in bytes. The limit for a root file system is [`LARGEST_FILE`].
 const LARGEST_BOOT_FILE: u64 = 4 << 30;
 /// zstd's default, which is faster than most disks.
 const COMPRESSION_LEVEL: i32 = 3;
@@ -45,7 +45,7 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
         Ok(name) if name.as_deref() != Some(MANIFEST) => Ok(()),
         result => {
             found = result.is_ok();
-            Err(entry.error(source, "which tells what the archive is"))
+            Err(entry.error(source, "which determines the archive's type"))
         }
     });
     Ok(found)
@@ -82,7 +82,7 @@ fn import_into(
             }
             Content::Other(reason) => return Err(ImportError::unusable(source, reason)),
             Content::FileSystem(_) | Content::Qcow2 => {
-                let reason = "it is a root file system without a kernel and a manifest, not a bundle";
+                let reason = "it is a root file system, not a bundle: it has no kernel and no manifest";
                 return Err(ImportError::unusable(source, reason));
             }
         }
@@ -130,7 +130,7 @@ pub fn export(dir: &Path, destination: &Path, progress: &dyn ImportProgress) -> 
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
     if !compressed && !name.ends_with(".tar") {
-        return Err(ImportError::unusable(destination, "an export's name ends with .tar or .tar.zst"));
+        return Err(ImportError::unusable(destination, "the file name must end with .tar or .tar.zst"));
     }
     if destination.symlink_metadata().is_ok() {
         return Err(ImportError::Exists(destination.to_path_buf()));
@@ -195,7 +195,7 @@ fn copy_directory(
         })?;
         let length = content.metadata().map_err(ImportError::read(&path))?.len();
         if length > largest(&manifest, file) {
-            return Err(ImportError::unusable(&path, format!("it has more than {} bytes", largest(&manifest, file))));
+            return Err(ImportError::unusable(&path, format!("it is larger than {} bytes", largest(&manifest, file))));
         }
         progress.begin(file, length);
         let copied =
@@ -218,7 +218,7 @@ fn unpack(
         let Some(name) = file_name(entry).map_err(|reason| entry.error(&archive.path, reason))? else { return Ok(()) };
         if name == MANIFEST {
             if manifest.is_some() {
-                return Err(entry.error(&archive.path, "which is there twice"));
+                return Err(entry.error(&archive.path, "which appears twice"));
             }
             let text = manifest_text(&archive.path, entry)?;
             manifest = Some((text.clone(), parse_manifest(&archive.path, &text)?));
@@ -226,20 +226,20 @@ fn unpack(
         }
         let limit = match &manifest {
             Some((_, manifest)) if !manifest.files().any(|file| file == name) => {
-                return Err(entry.error(&archive.path, format!("which its {MANIFEST} does not name")));
+                return Err(entry.error(&archive.path, format!("which is not listed in {MANIFEST}")));
             }
             Some((_, manifest)) => largest(manifest, &name),
-            // Limits the files that are unpacked before the manifest is known. A manifest names three files at most.
+            // Limits the files that are unpacked before the manifest is known. A manifest names at most three files.
             None if found.len() >= 8 => {
-                return Err(entry.error(&archive.path, format!("and seven files more before its {MANIFEST}")));
+                return Err(entry.error(&archive.path, format!("and seven more files before its {MANIFEST}")));
             }
             None => LARGEST_FILE,
         };
         if entry.size > limit {
-            return Err(entry.error(&archive.path, format!("which has more than {limit} bytes")));
+            return Err(entry.error(&archive.path, format!("which is larger than {limit} bytes")));
         }
         if found.contains_key(&name) {
-            return Err(entry.error(&archive.path, "which is there twice"));
+            return Err(entry.error(&archive.path, "which appears twice"));
         }
         let file = landing.create(&name)?;
         let written = sparse::write_stream(&mut entry.content(), &file, limit, &landing.space);
@@ -254,7 +254,7 @@ fn unpack(
         compare(&archive.path, file, expected, found.remove(file).ok_or_else(missing)?)?;
     }
     if let Some((name, _)) = found.pop_first() {
-        let reason = format!("which its {MANIFEST} does not name");
+        let reason = format!("which is not listed in {MANIFEST}");
         return Err(ImportError::Entry { path: archive.path.clone(), entry: name, reason });
     }
     Ok((text, manifest))
@@ -268,20 +268,20 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error follows the name.
+/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error completes a sentence.
 fn file_name(entry: &ArchiveEntry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
-    let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not UTF-8")?;
+    let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not valid UTF-8")?;
     let plain = name.strip_prefix("./").unwrap_or(name);
     match entry.kind {
         Directory if plain.is_empty() || plain == "." => Ok(None),
         Regular | Continuous | GNUSparse => {
             if plain.is_empty() || plain.contains(['/', '\0']) || plain == "." || plain == ".." {
-                return Err("which is not directly in the bundle: pack it with `tar -C BUNDLE -cf FILE .`".into());
+                return Err("which is not at the top level: create the archive with `tar -C BUNDLE -cf FILE .`".into());
             }
             Ok(Some(plain.to_string()))
         }
-        _ => Err("which is not a regular file: a bundle has nothing else".into()),
+        _ => Err("which is not a regular file: a bundle can contain only regular files".into()),
     }
 }
 
@@ -302,7 +302,7 @@ fn read_manifest(dir: &Path) -> Result<String, ImportError> {
 
 fn manifest_text(archive: &Path, entry: &mut ArchiveEntry) -> Result<String, ImportError> {
     if entry.size > MANIFEST_LIMIT {
-        return Err(entry.error(archive, format!("which has more than {MANIFEST_LIMIT} bytes")));
+        return Err(entry.error(archive, format!("which is larger than {MANIFEST_LIMIT} bytes")));
     }
     let mut text = String::new();
     entry.content().read_to_string(&mut text).map_err(ImportError::read(archive))?;
@@ -312,7 +312,7 @@ fn manifest_text(archive: &Path, entry: &mut ArchiveEntry) -> Result<String, Imp
 fn parse_manifest(source: &Path, text: &str) -> Result<Manifest, ImportError> {
     let bad = |reason| ImageError::BadManifest { path: source.join(MANIFEST), reason };
     if text.len() as u64 > MANIFEST_LIMIT {
-        return Err(bad(format!("it is longer than {MANIFEST_LIMIT} bytes")).into());
+        return Err(bad(format!("it is larger than {MANIFEST_LIMIT} bytes")).into());
     }
     Ok(Manifest::parse(text).map_err(bad)?)
 }
@@ -478,7 +478,7 @@ mod tests {
     fn archive_paths_outside_bundle_are_refused() {
         for name in ["../vmlinux", "/etc/passwd", "a/vmlinux", "..", "./../x"] {
             let error = refused(&[(MANIFEST, FILE, manifest().as_bytes()), (name, FILE, b"kernel")]);
-            assert!(error.contains("not directly in the bundle"), "{name}: {error}");
+            assert!(error.contains("not at the top level"), "{name}: {error}");
         }
     }
 
@@ -502,7 +502,7 @@ mod tests {
         let whole = (MANIFEST, FILE, text.as_bytes());
         assert!(refused(&[whole, ("vmlinux", FILE, b"kernel")]).contains("no file root.ext4"));
         assert!(refused(&[("vmlinux", FILE, b"kernel")]).contains(MANIFEST));
-        assert!(refused(&[whole, ("extra", FILE, b"")]).contains("\"extra\", which its image.toml does not name"));
+        assert!(refused(&[whole, ("extra", FILE, b"")]).contains("\"extra\", which is not listed in image.toml"));
         assert!(refused(&[("vmlinux", FILE, b"kernel"), ("vmlinux", FILE, b"x")]).contains("twice"));
         let many: Vec<String> = (0..20).map(|number| number.to_string()).collect();
         let many: Vec<_> = many.iter().map(|name| (name.as_str(), FILE, b"".as_slice())).collect();
@@ -524,12 +524,12 @@ mod tests {
         let end = bytes.len() - 1024;
         bytes[end..end + 512].copy_from_slice(header.as_bytes());
         fs::write(file.path(), bytes).unwrap();
-        assert!(import(file.path()).unwrap_err().contains("more than 4294967296 bytes"));
+        assert!(import(file.path()).unwrap_err().contains("larger than 4294967296 bytes"));
         let long = "#".repeat(MANIFEST_LIMIT as usize + 1);
-        assert!(refused(&[(MANIFEST, FILE, long.as_bytes())]).contains("more than 262144 bytes"));
+        assert!(refused(&[(MANIFEST, FILE, long.as_bytes())]).contains("larger than 262144 bytes"));
         let bundle = bundle();
         File::options().write(true).open(bundle.path().join("vmlinux")).unwrap().set_len(5 << 30).unwrap();
-        assert!(import(bundle.path()).unwrap_err().contains("more than 4294967296 bytes"));
+        assert!(import(bundle.path()).unwrap_err().contains("larger than 4294967296 bytes"));
     }
 
     #[test]
@@ -544,7 +544,7 @@ mod tests {
         }
         let zstd = zstd::encode_all(whole.as_slice(), 1).unwrap();
         fs::write(&path, &zstd[..zstd.len() - 3]).unwrap();
-        assert!(import(&path).unwrap_err().contains("cut off"));
+        assert!(import(&path).unwrap_err().contains("truncated"));
     }
 
     #[test]
@@ -604,6 +604,6 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "hello").unwrap();
         assert!(import(&file).unwrap_err().contains("neither a tar archive"));
-        assert!(import(&dir.path().join("nothing")).unwrap_err().contains("cannot be read"));
+        assert!(import(&dir.path().join("nothing")).unwrap_err().contains("cannot read"));
     }
 }

@@ -26,16 +26,16 @@ pub(super) const UNFINISHED: &str = ".unpacking-";
 pub enum EmbeddedError {
     #[error(transparent)]
     Home(#[from] HomeError),
-    #[error("the embedded image cannot be unpacked into {}: {source}", dir.display())]
+    #[error("cannot unpack the embedded image to {}: {source}", dir.display())]
     Unpack { dir: PathBuf, source: io::Error },
-    #[error("the image inside this binary is damaged ({0}): build or install wisp again")]
+    #[error("the embedded image is damaged ({0}): rebuild or reinstall wisp")]
     Damaged(String),
 }
 
 /// Derives the ID from the content, so that a changed image has a new ID.
 pub fn id() -> ImageId {
     let digits = &ARCHIVE_SHA256.trim()[..17];
-    format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 make an id")
+    format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 form an ID")
 }
 
 /// Returns the bundle's directory, and unpacks the image if necessary. Concurrent processes may call this.

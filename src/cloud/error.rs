@@ -29,14 +29,14 @@ pub enum CloudError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Key(#[from] crate::host::key::KeyError),
-    #[error("{} cannot be {action}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", path.display())]
     File {
         path: PathBuf,
-        /// Participle.
+        /// An infinitive, such as `read`.
         action: &'static str,
         source: io::Error,
     },
-    #[error("{instance}: the VMM's process cannot be started: {source}")]
+    #[error("{instance}: cannot start the VMM: {source}")]
     Spawn { instance: InstanceId, source: io::Error },
     /// The VMM could not build the VM, or refused a request.
     #[error("{instance}: {why}")]
@@ -44,21 +44,22 @@ pub enum CloudError {
     #[error("{instance}: {why}")]
     NotDone { instance: InstanceId, why: String },
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
-    #[error("{source}. Its memory is kept; `wisp start {instance} --cold` boots it without")]
+    #[error("{source}. The saved memory is kept. To boot without it, use `wisp start {instance} --cold`")]
     NotResumed { instance: InstanceId, source: Box<CloudError> },
     /// A guest for a template did not start.
     #[error(transparent)]
     Run(#[from] super::run::RunError),
-    #[error("the template cannot be made: {0}")]
+    #[error("cannot create the template: {0}")]
     NotWarm(String),
     #[error("{instance}: {source}")]
     Control { instance: InstanceId, source: ClientError },
     #[error("{instance}: {source}")]
     Guest { instance: InstanceId, source: guest::Error },
-    #[error("{instance}: {end}, before its agent was ready{console}")]
+    #[error("{instance}: {end} before its agent was ready{console}")]
     EndedEarly { instance: InstanceId, end: String, console: ConsoleTail },
     #[error(
-        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\nIt is still booting: `wisp console {instance} --follow` shows it"
+        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\n\
+         The guest may still be booting. Watch its console with `wisp console {instance} --follow`"
     )]
     NotReady { instance: InstanceId, state: &'static str, seconds: u64, console: ConsoleTail },
 }
@@ -69,7 +70,7 @@ impl CloudError {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
             CloudError::Control { instance, source } if source.is_timeout() => {
-                Some(format!("Its VMM is there and does not answer. `wisp stop --force {instance}` ends it."))
+                Some(format!("The VMM is running but does not respond. `wisp stop --force {instance}` kills it."))
             }
             _ => None,
         }
@@ -93,7 +94,7 @@ impl CloudError {
         Ec2Error::refused(code, what, hint).into()
     }
 
-    /// Returns a closure that converts an I/O error on `path`. `action` is a participle.
+    /// Returns a closure that converts an I/O error on `path`. `action` is an infinitive.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
         let path = path.into();
         move |source| CloudError::File { path, action, source }

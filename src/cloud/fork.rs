@@ -1,8 +1,8 @@
 //! Forks: new instances that start from the exact state of a running one.
 //!
 //! A fork takes a snapshot of the running VM. Then the original's volumes continue in new overlays; the forks' volumes
-//! are overlays over the same backing files. All forks map the snapshot's memory privately, so each one pays only for
-//! the pages that it changes.
+//! are overlays over the same backing files. All forks map the snapshot's memory privately, so each one takes extra
+//! memory only for the pages that it changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use vmm::control::{ControlRequest, Message, NewOverlay};
 use vmm::machine::Restore;
 use vmm::snapshot;
 
-/// The guest runs during most of it.
+/// Timeout for a snapshot. The guest keeps running for most of this time.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
@@ -56,9 +56,9 @@ pub(super) struct Frozen {
     /// The volumes with their files at the time of the snapshot. The instance has switched to new overlays.
     pub(super) volumes: Vec<VolumeRecord>,
     paused: Duration,
-    /// Keep other commands from sweeping files that the store does not refer to yet.
+    /// Locks that keep other commands from sweeping files that the store does not refer to yet.
     pub(super) sweeping: [File; 2],
-    /// Keep other commands from stopping the instance or taking EBS snapshots.
+    /// Locks that keep other commands from stopping the instance or taking EBS snapshots.
     pub(super) _changing: [File; 2],
 }
 
@@ -66,8 +66,8 @@ impl Cloud {
     /// Forks a running instance. On success all forks are running; on failure none is.
     pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
-        let record = record.map_err(|error| self.unless_ended(spec.instance, "forked", error))?;
-        let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "forked", error))?;
+        let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
+        let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let Frozen { saved, volumes, paused, sweeping, _changing } = frozen;
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
@@ -84,7 +84,7 @@ impl Cloud {
     /// Takes a snapshot of a running instance, which continues to run.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.dir(record.id).try_lock_operation()? else {
-            let (instance, action) = (record.id, "copied while it runs");
+            let (instance, action) = (record.id, "copied");
             return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
         };
         let snapshots = self.lock_snapshots()?;
@@ -92,7 +92,7 @@ impl Cloud {
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
-        snapshot::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "made"))?;
+        snapshot::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
     }
 
@@ -102,8 +102,8 @@ impl Cloud {
         if !catalog::find(&record.instance_type)?.instance_store().is_empty() {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
-                format!("The instance '{id}' has instance-store disks, which are its own and cannot be copied."),
-                Some("Types without them can be: `wisp types` shows which those are.".into()),
+                format!("The instance '{id}' has instance-store disks, which cannot be copied."),
+                Some("Use an instance type without instance storage; `wisp types` lists the types.".into()),
             ));
         }
         self.dir(id).check_savable()
@@ -111,7 +111,7 @@ impl Cloud {
 
     fn check_fork(&mut self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
         if !(1..=MAX_COUNT).contains(&spec.count) {
-            let rule = format!("one fork makes 1 to {MAX_COUNT} instances.");
+            let rule = format!("it must be from 1 to {MAX_COUNT}.");
             return Err(
                 Ec2Error::InvalidParameterValue { parameter: "Count", given: spec.count.to_string(), rule }.into()
             );
@@ -236,7 +236,7 @@ impl Cloud {
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
             network: for_fork(original.network.as_ref()),
-            // As for any new instance.
+            // A fork starts with the CPU credits of a new instance.
             credits: None,
             tags,
             ..original.clone()

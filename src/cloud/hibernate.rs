@@ -1,4 +1,4 @@
-//! Hibernation: an instance is stopped together with its memory, and later resumed from it.
+//! Hibernation: saves an instance's memory when it is stopped, and resumes the instance from it later.
 //!
 //! The VMM writes a snapshot into a directory of the instance. On a restore, the VMM removes the state file before the
 //! first instruction, so at most one VM ever resumes from a snapshot.
@@ -26,7 +26,7 @@ use vmm::snapshot;
 use vmm::timeline::Mark;
 
 const SAVED: &str = "hibernated";
-/// The memory of the largest VM on a slow disk.
+/// Long enough to write the memory of the largest VM to a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -51,40 +51,40 @@ impl InstanceDir {
             Err(CloudError::refused(ErrorCode::UnsupportedOperation, what, Some(hint.to_string())))
         };
         if self.connect()?.status()?.timeline.at(Mark::AgentReady).is_none() {
-            let what = format!("The instance '{id}' is not ready to be saved: its guest is still starting.");
-            return refused(what, "`wisp ls` shows when it is.");
+            let what = format!("The instance '{id}' cannot be saved yet: its guest is still booting.");
+            return refused(what, "Try again when its status check in `wisp ls` is ok.");
         }
         let guest = |source| CloudError::Guest { instance: id, source };
         let facts = self.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(guest)?;
         if facts.agent_version.contains(FEATURE) {
             return Ok(());
         }
-        let what = format!("The instance '{id}' has an agent, {}, that does not know of it.", facts.agent_version);
-        refused(what, "Import its image again: that brings the present one.")
+        let what = format!("The agent of the instance '{id}' ({}) does not support snapshots.", facts.agent_version);
+        refused(what, "Import the image again to get the current agent.")
     }
 
     /// Removes the snapshot, complete or not.
     pub(super) fn forget_hibernated(&self) -> Result<(), CloudError> {
         let saved = self.saved();
-        snapshot::remove(&saved).map_err(CloudError::file(&saved, "removed"))
+        snapshot::remove(&saved).map_err(CloudError::file(&saved, "remove"))
     }
 
     /// Makes the instance's VMM save a snapshot and exit. The guest first writes its dirty pages to its disks, so that
-    /// no data is lost if the snapshot is later discarded (`start --cold`). If it cannot, it is saved as it is.
+    /// no data is lost if the snapshot is later discarded (`start --cold`). If that fails, it is saved anyway.
     pub(super) fn hibernate(&self, machine: &mut MachineHandle) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
-            log::warn!("{id}: its disks may lack what its memory has: {error}");
+            log::warn!("{id}: cannot write the guest's dirty pages to its disks: {error}");
         }
         let dir = self.saved();
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(CloudError::file(&dir, "made"))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(CloudError::file(&dir, "create"))?;
         let saved =
             machine.end_with(&ControlRequest::Save { dir }, SAVE_TIMEOUT).and_then(|()| match self.is_hibernated() {
                 true => Ok(()),
                 // The VMM may have been killed before it saved the memory.
                 false => Err(CloudError::NotDone {
                     instance: self.id(),
-                    why: "the VMM exited before it had saved the memory".into(),
+                    why: "the VMM exited before it saved the memory".into(),
                 }),
             });
         if saved.is_err() {
@@ -108,7 +108,7 @@ impl Cloud {
             }
             Action::Hibernate.allowed(*id, record.state)?;
             let checked = self.dir(*id).check_savable();
-            checked.map_err(|error| self.unless_ended(*id, "hibernated", error))?;
+            checked.map_err(|error| self.unless_ended(*id, "it was hibernated", error))?;
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ pub(super) fn refuse_hibernated(home: &Home, record: &InstanceRecord) -> Result<
     }
     Err(CloudError::refused(
         ErrorCode::IncorrectInstanceState,
-        format!("The instance '{id}' is hibernated: its size and its volumes cannot change."),
-        Some(format!("`wisp start {id}`, then `wisp stop {id}`, stops it without hibernation.")),
+        format!("The size and volumes of the instance '{id}' cannot be changed while it is hibernated."),
+        Some(format!("Start it with `wisp start {id}`, then stop it with `wisp stop {id}`.")),
     ))
 }

@@ -12,7 +12,7 @@ use ec2::metadata::ImdsSupport;
 use vmm::config::{BootProtocol, DiskFormat};
 
 pub const MANIFEST: &str = "image.toml";
-/// Bytes.
+/// Maximum size in bytes.
 pub(super) const MANIFEST_LIMIT: u64 = 256 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,11 +86,11 @@ pub struct Component {
 pub enum ImageError {
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
-    #[error("{} is not an image bundle: its {MANIFEST} cannot be read: {source}", dir.display())]
+    #[error("{} is not an image bundle: cannot read its {MANIFEST}: {source}", dir.display())]
     NoManifest { dir: PathBuf, source: io::Error },
     #[error("{}: {reason}", path.display())]
     BadManifest { path: PathBuf, reason: String },
-    #[error("the bundle {} has no file {file}, which its {MANIFEST} names", dir.display())]
+    #[error("the bundle {} has no file {file}, but its {MANIFEST} lists it", dir.display())]
     MissingFile { dir: PathBuf, file: String },
 }
 
@@ -101,8 +101,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Resolves a reference that needs no registered image: the embedded image's name or ID (also the default), or a
-    /// bundle's directory. Returns `None` if `reference` can only be a registered image.
+    /// Opens an image that need not be registered: the embedded image, by name or ID (also the default), or a bundle's
+    /// directory. Returns `None` if `reference` can only be a registered image.
     pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
         let reference = reference.unwrap_or(embedded::NAME);
         if reference == embedded::NAME || reference == embedded::id().to_string() {
@@ -119,7 +119,7 @@ impl Image {
         let unreadable = |source| ImageError::NoManifest { dir: dir.to_path_buf(), source };
         let path = dir.join(MANIFEST);
         if path.metadata().map_err(unreadable)?.len() > MANIFEST_LIMIT {
-            let reason = format!("it is longer than {MANIFEST_LIMIT} bytes");
+            let reason = format!("it is larger than {MANIFEST_LIMIT} bytes");
             return Err(ImageError::BadManifest { path, reason });
         }
         let text = std::fs::read_to_string(&path).map_err(unreadable)?;
@@ -139,16 +139,16 @@ impl Manifest {
     pub fn parse(text: &str) -> Result<Manifest, String> {
         let manifest: Manifest = toml::from_str(text).map_err(|error| error.to_string())?;
         if manifest.architecture != "x86_64" {
-            return Err(format!("its architecture is {:?}; only x86_64 images run here", manifest.architecture));
+            return Err(format!("its architecture is {:?}; it must be x86_64", manifest.architecture));
         }
         check_user_name(&manifest.default_user).map_err(|error| format!("default_user: {error}"))?;
         if let Some(file) = manifest.files().find(|file| !is_plain_name(file)) {
-            return Err(format!("{file:?} is not the name of a file directly in the bundle"));
+            return Err(format!("invalid file name {file:?}: it must be a file at the top level of the bundle"));
         }
         let mut names: Vec<&str> = manifest.files().chain([MANIFEST]).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("{:?} is named for two things", pair[0]));
+            return Err(format!("{:?} is listed more than once", pair[0]));
         }
         Ok(manifest)
     }
@@ -157,7 +157,7 @@ impl Manifest {
         self.digests().map(|(file, _)| file)
     }
 
-    /// Returns the files with their SHA-256.
+    /// Returns the files with their SHA-256 digests.
     pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
         let kernel = (self.kernel.file.as_str(), self.kernel.sha256.as_str());
         let initrd = self.initrd.as_ref().map(|entry| (entry.file.as_str(), entry.sha256.as_str()));
@@ -218,7 +218,7 @@ mod tests {
     fn file_names_outside_bundle_are_refused() {
         for name in ["../vmlinux", "/etc/passwd", "..", ""] {
             let error = Manifest::parse(&TEXT.replace("\"vmlinux\"", &format!("{name:?}"))).unwrap_err();
-            assert!(error.contains("directly in the bundle"), "{name}: {error}");
+            assert!(error.contains("at the top level of the bundle"), "{name}: {error}");
         }
     }
 
@@ -235,7 +235,7 @@ mod tests {
     fn duplicate_file_is_refused() {
         for name in ["vmlinux", MANIFEST] {
             let error = Manifest::parse(&TEXT.replace("root.ext4", name)).unwrap_err();
-            assert!(error.contains("two things"), "{name}: {error}");
+            assert!(error.contains("more than once"), "{name}: {error}");
         }
     }
 

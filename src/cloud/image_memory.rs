@@ -53,7 +53,7 @@ impl ImageMemory {
     /// Moves the snapshot in `saved` into the bundle of a new image.
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
         let dir = bundle.join(DIRECTORY);
-        let failed = || CloudError::file(&dir, "made");
+        let failed = || CloudError::file(&dir, "create");
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed())?;
         for name in [MEMORY, BASE, STATE] {
             if saved.join(name).exists() {

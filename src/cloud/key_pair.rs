@@ -1,4 +1,4 @@
-//! `CreateKeyPair`, `ImportKeyPair`, `DescribeKeyPairs`, `DeleteKeyPair`. The store holds public keys only.
+//! `CreateKeyPair`, `ImportKeyPair`, `DescribeKeyPairs`, `DeleteKeyPair`. The store holds only public keys.
 
 use std::collections::BTreeMap;
 use std::path::Path;

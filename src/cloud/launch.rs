@@ -37,7 +37,7 @@ pub const MAX_COUNT: u32 = 100;
 pub const ROOT_DEVICE: &str = "/dev/xvda";
 /// Lifetime of a client token in seconds, as in EC2.
 pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
-/// Bytes.
+/// Maximum length of a client token in bytes.
 const TOKEN_LENGTH: usize = 64;
 /// Maximum time that the next launch waits for a restored guest's agent.
 const TURN: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ pub struct LaunchSpec {
     pub key_name: Option<String>,
     /// User data, in Base64.
     pub user_data: Option<String>,
-    /// Includes the name.
+    /// Includes the Name tag.
     pub tags: BTreeMap<String, String>,
     pub shutdown_behavior: ShutdownBehavior,
     pub termination_protection: bool,
@@ -144,7 +144,7 @@ impl Cloud {
             return Err(Ec2Error::InvalidParameterValue {
                 parameter: "MaxCount",
                 given: spec.count.to_string(),
-                rule: format!("one launch makes 1 to {MAX_COUNT} instances."),
+                rule: format!("it must be from 1 to {MAX_COUNT}."),
             }
             .into());
         }
@@ -152,7 +152,7 @@ impl Cloud {
             return Err(Ec2Error::InvalidParameterValue {
                 parameter: "ClientToken",
                 given: spec.client_token.clone().unwrap_or_default(),
-                rule: format!("a token has 1 to {TOKEN_LENGTH} characters."),
+                rule: format!("it must be 1 to {TOKEN_LENGTH} characters long."),
             }
             .into());
         }
@@ -163,7 +163,10 @@ impl Cloud {
         // The launch creates a missing default security group; the check must not.
         self.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
-            let what = format!("A private address is for one instance, and the launch is for {}.", spec.count);
+            let what = format!(
+                "A private address can be assigned to only one instance, but the launch creates {} instances.",
+                spec.count
+            );
             return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, None));
         }
         let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
@@ -177,8 +180,11 @@ impl Cloud {
         if spec.count > 1 && spec.volumes.iter().any(existing) {
             return Err(CloudError::refused(
                 ErrorCode::InvalidParameterValue,
-                format!("A volume can be attached to one instance only, and the launch is for {}.", spec.count),
-                Some("Make volumes of a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
+                format!(
+                    "A volume can be attached to only one instance, but the launch creates {} instances.",
+                    spec.count
+                ),
+                Some("Create each volume from a snapshot instead: `--volume snapshot=SNAPSHOT`.".into()),
             ));
         }
         let instance_type = spec.size.instance_type;
@@ -186,7 +192,7 @@ impl Cloud {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedHibernationConfiguration,
                 format!("The instance type '{}' does not support hibernation.", instance_type.name),
-                Some("`wisp types --output json` shows HibernationSupported of each type.".into()),
+                Some("See HibernationSupported in `wisp types --output json`.".into()),
             ));
         }
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
@@ -215,7 +221,7 @@ impl Cloud {
         let _volumes = self.home.lock(&self.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
-        // A wrong snapshot reference must fail before anything is created.
+        // An invalid snapshot reference must fail before anything is created.
         let snapshots = self.snapshots_of(spec)?;
         for index in 0..spec.count {
             match self.prepare_one(&snapshots, spec, image_record, (image, warm), reservation, index) {
@@ -304,7 +310,7 @@ impl Cloud {
         dir.create()?;
         let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
         let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
-            // The original error is more useful than an error of the cleanup.
+            // The original error is more useful than one from the cleanup.
             let _ = dir.remove();
         })?;
         let InstanceSize { instance_type, vcpus, memory_mib } = spec.size;
@@ -386,7 +392,7 @@ impl Cloud {
         }))
     }
 
-    /// Removes the files that [`Cloud::prepare`] created. The next command sweeps those that cannot be removed.
+    /// Removes the files that [`Cloud::prepare`] created. The next command removes any that are left.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
         prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.dir));
     }
@@ -456,7 +462,7 @@ impl Cloud {
         let reason = StateReason::launch_failed(&error.to_string());
         for id in ids {
             if let Err(error) = self.end_and_terminate(*id, &reason) {
-                log::warn!("{id} cannot be cleaned up now; the next command will: {error}");
+                log::warn!("cannot clean up {id}; the next command will try again: {error}");
             }
         }
     }
@@ -494,7 +500,7 @@ fn size_notice(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
         format!(
-            "the image's memory is of a machine with {} vCPUs and {memory_mib} MiB; in another size it boots.",
+            "the image's memory was saved with {} vCPUs and {memory_mib} MiB; instances of other sizes cold-boot.",
             cpus.count
         )
     })
@@ -510,7 +516,7 @@ pub fn threads_per_core(size: &InstanceSize) -> u32 {
     if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
 }
 
-/// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs count.
+/// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs are checked.
 pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
     let size = InstanceSize { memory_mib: 0, ..super::lifecycle::size_of(record)? };
     check_capacity(&size, count, 0, overcommit)
@@ -522,8 +528,8 @@ pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
     Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
 }
 
-/// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances count as
-/// used even if they have not touched them yet.
+/// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances are
+/// treated as used, even if their guests have not touched them yet.
 pub(super) fn check_capacity(
     size: &InstanceSize,
     count: u32,
@@ -536,7 +542,7 @@ pub(super) fn check_capacity(
     Ok(capacity::check(&all, free, overcommit)?)
 }
 
-/// Returns the instances that were launched with `token`. Other parameters or terminated instances are errors.
+/// Returns the instances that were launched with `token`. Fails if the parameters differ or all are terminated.
 fn with_token(
     tx: &Transaction,
     token: Option<&str>,
@@ -550,8 +556,8 @@ fn with_token(
     if used.parameters != parameters {
         return Err(CloudError::refused(
             ErrorCode::IdempotentParameterMismatch,
-            format!("The client token '{token}' was used for another launch, with other parameters."),
-            Some("Use another token for another launch.".into()),
+            format!("The client token '{token}' was already used for a launch with different parameters."),
+            Some("Use a different token for this launch.".into()),
         ));
     }
     let mut instances: Vec<InstanceRecord> = tx.list()?;
@@ -560,8 +566,8 @@ fn with_token(
     if instances.iter().all(|record| matches!(record.state, InstanceState::ShuttingDown | InstanceState::Terminated)) {
         return Err(CloudError::refused(
             ErrorCode::IdempotentInstanceTerminated,
-            format!("The client token '{token}' was used for a launch whose instances have been terminated."),
-            Some("Use another token to launch again.".into()),
+            format!("The instances launched with the client token '{token}' have been terminated."),
+            Some("Use a different token to launch again.".into()),
         ));
     }
     instances.sort_by_key(|record| record.launch_index);

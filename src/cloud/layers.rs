@@ -43,8 +43,8 @@ pub(super) fn backing_files(
     backing: Option<&[LayerRecord]>,
 ) -> Result<Vec<BackingFile>, CloudError> {
     let Some(backing) = backing else {
-        let what = format!("The backing files of '{id}' are not known, because its file cannot be read.");
-        let hint = "`qemu-img check` on the file in the directory of volumes may say why.";
+        let what = format!("The backing files of '{id}' are unknown because its file cannot be read.");
+        let hint = "Run `qemu-img check` on its file in the volumes directory to find out why.";
         return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
     };
     let file = |layer: &LayerRecord| BackingFile {
@@ -101,7 +101,7 @@ impl Cloud {
         match from_headers(&self.home, file) {
             Ok(backing) => Some(backing),
             Err(why) => {
-                self.notices.push(format!("{id}: its backing files are unknown, and it cannot be used: {why}"));
+                self.notices.push(format!("{id}: cannot be used because its backing files are unknown: {why}"));
                 None
             }
         }
@@ -131,8 +131,9 @@ fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
     loop {
         let information = disk_image::information(&path, DiskFormat::Qcow2).map_err(|error| error.to_string())?;
         let Some(backing) = information.backing else { return Ok(layers) };
-        let name = name_in(home, &backing.path)
-            .ok_or_else(|| format!("{} names {:?}, which is no image or volume", path.display(), backing.name))?;
+        let name = name_in(home, &backing.path).ok_or_else(|| {
+            format!("{} refers to {:?}, which is not an image or a volume", path.display(), backing.name)
+        })?;
         let format = match backing.format {
             DiskFormat::Raw => LayerFormat::Raw,
             DiskFormat::Qcow2 => LayerFormat::Qcow2,
@@ -234,7 +235,7 @@ mod tests {
             .args(["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b"])
             .args([&secret, &disk.path])
             .output()
-            .expect("qemu-img, of Debian's qemu-utils, can be run");
+            .expect("qemu-img (Debian package qemu-utils) can be run");
         assert!(rebased.status.success(), "{}", String::from_utf8_lossy(&rebased.stderr));
         assert_eq!(volume_disk(&cloud.home, &volume).unwrap(), disk);
         let grown = cloud.modify_volume(

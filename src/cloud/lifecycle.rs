@@ -1,8 +1,8 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
-//! Each operation has three steps. The store records the transition, which only one of several concurrent commands
-//! achieves. Then the VM follows. Finally the store records the result. [`Cloud::reconcile`] completes the operation of
-//! a killed command.
+//! Each operation has three steps: record the transition in the store, which succeeds for only one of several
+//! concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`] completes its
+//! operation.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -26,8 +26,8 @@ use ec2::{Ec2Error, ErrorCode, InstanceId};
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 use vmm::control;
 
-/// Timeouts of a guest's power-off after a request to its agent and after ctrl-alt-del: with hardware KVM, and with an
-/// emulated guest kernel. The VM is then forced to end.
+/// Time for a guest to power off after a request to its agent, and after Ctrl-Alt-Del: with hardware KVM, and with an
+/// emulated guest kernel. After that, the VM is killed.
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a VMM to listen for a stop request. Another command may be starting it.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Attempts to stop the VMM of a rebooting guest, and to force an instance to end.
+/// Number of attempts to stop the VMM of a rebooting guest, and to kill an instance's VM.
 const ATTEMPTS: usize = 3;
 
 /// The state of an instance before and after a command (EC2 API Reference, `InstanceStateChange`).
@@ -107,11 +107,11 @@ impl Cloud {
 
     pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
         let (record, dir) = self.reachable(reference)?;
-        let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "reached", error))?;
+        let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "it could be reached", error))?;
         Ok((record, agent))
     }
 
-    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` requests a boot.
+    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` is true.
     pub fn start(
         &mut self,
         id: InstanceId,
@@ -136,7 +136,7 @@ impl Cloud {
             record.state = InstanceState::Pending;
             record.clear_reason();
             record.launch_time = now();
-            // An instance from a version without networking gets a network interface now.
+            // Instances created by a version without networking get a network interface now.
             let spec = NetworkSpec::default();
             let mut network = match record.network.take() {
                 Some(network) => network,
@@ -175,9 +175,9 @@ impl Cloud {
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
     fn lock_to_start(&mut self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
-            // An exiting VMM may hold the lock for another moment.
+            // An exiting VMM may hold the lock for a moment longer.
             InstanceState::Stopped => dir.unless_gone(dir.lock_within(RESTART_TIMEOUT)),
-            // A killed VMM holds the lock for another moment, and does not respond.
+            // A VMM that is being killed does not respond, but holds the lock for a moment longer.
             InstanceState::Running if !dir.unless_gone(answers(dir))? => {
                 match dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))? {
                     Some(lock) => drop(lock),
@@ -192,21 +192,21 @@ impl Cloud {
     }
 
     /// Returns the error to report for an operation on a running instance that failed with `error`. If the instance has
-    /// ended meanwhile, its record is updated and the error says so. `action` is a participle.
-    pub(super) fn unless_ended(&mut self, id: InstanceId, action: &str, error: CloudError) -> CloudError {
+    /// ended meanwhile, its record is updated and the error says so. `event` is a clause, such as "it was rebooted".
+    pub(super) fn unless_ended(&mut self, id: InstanceId, event: &str, error: CloudError) -> CloudError {
         if !error.is_lost_vmm() {
             return error;
         }
         let dir = self.dir(id);
         match dir.unless_gone(answers(&dir)) {
             Ok(true) => error,
-            Ok(false) => self.ended_before(id, action).unwrap_or_else(|other| other),
+            Ok(false) => self.ended_before(id, event).unwrap_or_else(|other| other),
             Err(other) => other,
         }
     }
 
-    /// Returns an instance's state after its guest ended. Waits for the VMM to exit, or for the VMM that runs the guest
-    /// after a reboot, and reconciles the record.
+    /// Returns an instance's state after its guest ended. Waits for the VMM to exit or, after a reboot, for the next
+    /// VMM, and reconciles the record.
     pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.dir(id);
         // The agent ends before its guest powers off.
@@ -221,12 +221,12 @@ impl Cloud {
         self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
     }
 
-    /// Returns the error for an instance that ended before an operation. `action` is a participle.
-    fn ended_before(&mut self, id: InstanceId, action: &str) -> Result<CloudError, CloudError> {
+    /// Returns the error for an instance that ended before an operation. `event` is a clause.
+    fn ended_before(&mut self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
-        let what = format!("The instance '{id}' ended before it was {action}. It is {state} now.");
-        let hint = (state == InstanceState::Stopped).then(|| format!("`wisp start {id}` starts it again."));
+        let what = format!("The instance '{id}' ended before {event}. It is now {state}.");
+        let hint = (state == InstanceState::Stopped).then(|| format!("Start it again with `wisp start {id}`."));
         Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
     }
 
@@ -268,7 +268,7 @@ impl Cloud {
             match self.store.read::<_, StoreError>(|tx| tx.get::<InstanceRecord>(reference)) {
                 Err(StoreError::Record { .. }) => {
                     self.terminate_without_record(id)?;
-                    let what = "its record was damaged; the instance is terminated, and the record is removed.";
+                    let what = "the record was damaged; the instance was terminated and the record removed.";
                     self.notice_once(format!("{id}: {what}"));
                 }
                 _ => others.push(reference.clone()),
@@ -313,7 +313,7 @@ impl Cloud {
                             "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance \
                              attribute and try again."
                         ),
-                        Some(format!("`wisp modify {id} --no-termination-protection` allows it.")),
+                        Some(format!("Turn protection off with `wisp modify {id} --no-termination-protection`.")),
                     ));
                 }
             }
@@ -323,8 +323,8 @@ impl Cloud {
     }
 
     fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<StopOperation, CloudError> {
-        // The locks are taken before the state changes: an instance in the state `stopping` without a lock looks as if
-        // its command had been killed. Another command that holds a lock finishes the operation.
+        // Take the locks before changing the state: an instance in the state `stopping` without a lock looks as if its
+        // command was killed. If another command holds a lock, that command finishes the operation.
         let mut locks = Vec::new();
         for id in ids {
             let dir = self.dir(*id);
@@ -352,7 +352,7 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops VMs in parallel. An instance that cannot be hibernated is stopped without its memory, with a notice.
+    /// Stops VMs in parallel. If hibernation fails, stops the instance without saving its memory, and adds a notice.
     pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();
@@ -366,7 +366,7 @@ impl Cloud {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
         for id in operation.pending() {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
-            // If a volume outlives the instance, the guest gets the chance to write its dirty pages.
+            // If a volume outlives the instance, the guest gets a chance to write its dirty pages.
             let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
@@ -416,24 +416,27 @@ impl Cloud {
                 agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
             });
             let Err(error) = asked else { return Ok(()) };
-            log::info!("{id}: the agent does not reboot it ({error}); pressing ctrl-alt-del");
+            log::info!("{id}: the agent did not reboot the guest ({error}); pressing Ctrl-Alt-Del");
             dir.connect()?.demand(&control::ControlRequest::CtrlAltDel)
         });
         match restarted {
             Ok(Awaited::Listening(mut machine)) => {
-                machine.subscribe().map_err(|error| self.unless_ended(id, "rebooted", error))?;
+                machine.subscribe().map_err(|error| self.unless_ended(id, "it was rebooted", error))?;
                 Ok(*machine)
             }
             Ok(Awaited::Ended(lock)) => {
                 drop(lock);
-                Err(self.ended_before(id, "rebooted")?)
+                Err(self.ended_before(id, "it was rebooted")?)
             }
             Ok(Awaited::TimedOut) => {
-                let what = format!("{id} did not reboot within {} s; it may do so yet.", timeout.as_secs());
-                let hint = Some(format!("`wisp stop {id}` and `wisp start {id}` restart it in any case."));
+                let what = format!(
+                    "The instance '{id}' did not reboot within {} s. It may still reboot later.",
+                    timeout.as_secs()
+                );
+                let hint = Some(format!("To restart it anyway, run `wisp stop {id}` and `wisp start {id}`."));
                 Err(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
             }
-            Err(error) => Err(self.unless_ended(id, "rebooted", error)),
+            Err(error) => Err(self.unless_ended(id, "it was rebooted", error)),
         }
     }
 
@@ -459,7 +462,7 @@ impl Cloud {
         })
     }
 
-    /// Marks an instance as terminated, and deletes or detaches its volumes. Its record stays for an hour.
+    /// Marks an instance as terminated, and deletes or detaches its volumes. Its record is kept for an hour.
     pub(super) fn settle_terminated(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
@@ -469,7 +472,7 @@ impl Cloud {
             for device in &record.block_devices {
                 let mut volume = match tx.get::<VolumeRecord>(&device.volume_id.to_string()) {
                     Ok(Some(volume)) => volume,
-                    // An unreadable record is reported when volumes are listed. It keeps its file.
+                    // An unreadable record is reported when volumes are listed. Its file is kept.
                     Ok(None) | Err(StoreError::Record { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 };
@@ -499,7 +502,7 @@ impl Cloud {
     /// notice: the user asked for something else, and the next command tries again.
     pub(super) fn sweep_volumes(&mut self) {
         let swept = self.try_sweep_volumes();
-        self.notice_failed("files of deleted volumes cannot be removed yet", swept);
+        self.notice_failed("cannot remove the files of deleted volumes", swept);
     }
 
     fn try_sweep_volumes(&mut self) -> Result<(), CloudError> {
@@ -512,7 +515,7 @@ impl Cloud {
             let name = entry.file_name();
             let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
             if !is_kept {
-                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "removed"))?;
+                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "remove"))?;
             }
         }
         Ok(())
@@ -523,7 +526,7 @@ impl Cloud {
 pub enum StopMode {
     /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
-    /// Ask the agent to power off, then press ctrl-alt-del, then force the end.
+    /// Ask the agent to power off, then press Ctrl-Alt-Del, then kill the VM.
     Orderly,
     Force,
 }
@@ -554,14 +557,15 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             dir.hibernate(&mut machine)
         })
     {
-        notice = Some(format!("{}: its memory could not be saved, and it was stopped without it: {error}", dir.id()));
+        notice =
+            Some(format!("{}: hibernation failed, so it was stopped without saving its memory: {error}", dir.id()));
     }
     for _ in 0..ATTEMPTS {
         let mut machine = match dir.await_vmm(LISTEN_TIMEOUT)? {
             Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
             Awaited::Listening(machine) => machine,
             Awaited::TimedOut => {
-                let why = format!("the VMM did not listen within {} s", LISTEN_TIMEOUT.as_secs());
+                let why = format!("the VMM did not open its control socket within {} s", LISTEN_TIMEOUT.as_secs());
                 return Err(CloudError::NotDone { instance: dir.id(), why });
             }
         };
@@ -585,24 +589,24 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
 
 fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
     let mut notice = None;
-    // Another command may hold the lock and start the VMM only now, so each attempt looks for it again.
+    // Another command may hold the lock and be starting the VMM, so each attempt looks for the VMM again.
     for _ in 0..ATTEMPTS {
         // A failure can be ignored: the VMM is exiting, or is killed below.
         let _ = dir.connect().and_then(|mut machine| machine.kill("wisp"));
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
         }
-        notice = Some(format!("{}: its VMM did not answer, and was killed.", dir.id()));
-        vmm_process::kill(dir.path()).map_err(CloudError::file(dir.path(), "freed of its VMM"))?;
+        notice = Some(format!("{}: killed the VMM because it did not respond.", dir.id()));
+        vmm_process::kill(dir.path()).map_err(CloudError::file(dir.path(), "kill the VMM in"))?;
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), notice });
         }
     }
-    let why = "the VMM has not exited, although it was killed".to_string();
+    let why = "the VMM was killed but has not exited".to_string();
     Err(CloudError::NotDone { instance: dir.id(), why })
 }
 
-/// Returns true if a VMM runs, and false if the instance has ended.
+/// Returns true if a VMM is running, and false if the instance has ended.
 fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
     for _ in 0..ATTEMPTS {
         let mut machine = match dir.await_vmm(RESTART_TIMEOUT)? {
@@ -613,14 +617,14 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
         match machine.status_within(RESTART_TIMEOUT) {
             // The connection was to an exiting VMM.
             Err(CloudError::Control { source, .. }) if source.is_gone() => {}
-            // A VMM that does not respond in time still runs.
+            // A VMM that does not respond in time is still running.
             _ => return Ok(true),
         }
     }
     Ok(true)
 }
 
-/// Ends the VM with its guest's cooperation, and kills it after the timeouts. Returns true if it has ended.
+/// Shuts the guest down, and kills the VM after the timeouts. Returns true if the VM has ended.
 fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
     machine.subscribe()?;
     machine.demand(&control::ControlRequest::EndAtReboot)?;

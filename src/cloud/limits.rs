@@ -76,8 +76,8 @@ pub(super) fn check_credits(mode: Option<CreditMode>, instance_type: &InstanceTy
     }
     Err(CloudError::refused(
         ErrorCode::InvalidParameterCombination,
-        format!("The instance type '{}' has no CPU credits: its vCPUs are all its own.", instance_type.name),
-        Some("`wisp types burstable` lists those that have.".into()),
+        format!("The instance type '{}' is not burstable and has no CPU credits.", instance_type.name),
+        Some("`wisp types burstable` lists the burstable types.".into()),
     ))
 }
 
@@ -127,7 +127,7 @@ impl Cloud {
     /// Returns the remaining credits of a stopped instance. They are unknown if its VMM was killed.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
         let kept = KeptBalance::read(&self.dir(id).vmm_directory()).unwrap_or_else(|error| {
-            log::warn!("{id}: its CPU credits cannot be read: {error}");
+            log::warn!("{id}: cannot read its CPU credits: {error}");
             None
         });
         kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })

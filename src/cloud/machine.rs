@@ -1,7 +1,7 @@
 //! An instance's directory, its lock, and the client of its VMM.
 //!
-//! The lock in the directory shows whether the instance runs. The VMM and its supervisor hold it for as long as they
-//! live; before that, the command that starts them holds it.
+//! The lock in the directory shows whether the instance is running. The VMM and its supervisor hold it for as long as
+//! they live; before that, the command that starts them holds it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -70,7 +70,7 @@ impl InstanceDir {
     }
 
     pub fn create(&self) -> Result<(), CloudError> {
-        DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "made"))
+        DirBuilder::new().mode(0o700).create(&self.path).map_err(CloudError::file(&self.path, "create"))
     }
 
     pub fn vmm_directory(&self) -> PathBuf {
@@ -79,10 +79,10 @@ impl InstanceDir {
 
     /// Creates two temporary directories for saving the machine on behalf of other instances. The VMM can write to the
     /// first one; the snapshot is then moved to the second one, which is trusted. The caller holds the operation lock,
-    /// so older ones were left by killed commands and are removed.
+    /// so existing ones were left by killed commands and are removed.
     pub(super) fn saved_for_others(&self) -> Result<[TempDir; 2], CloudError> {
         let [own, trusted] = [self.vmm_directory(), self.path.clone()].map(|parent| {
-            let failed = || CloudError::file(&parent, "written");
+            let failed = || CloudError::file(&parent, "create a directory in");
             for entry in fs::read_dir(&parent).map_err(failed())? {
                 let entry = entry.map_err(failed())?;
                 if entry.file_name().to_string_lossy().starts_with(SAVED_FOR_OTHERS) {
@@ -95,13 +95,13 @@ impl InstanceDir {
         Ok([own?, trusted?])
     }
 
-    /// Removes the directory. It is renamed first: a command that tries a lock in it would create the lock file again.
+    /// Removes the directory. Renames it first, because a command that tries a lock in it creates the lock file again.
     pub fn remove(&self) -> Result<(), CloudError> {
         let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
         for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
             match result {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(CloudError::file(&self.path, "removed")(error));
+                    return Err(CloudError::file(&self.path, "remove")(error));
                 }
                 _ => {}
             }
@@ -109,7 +109,7 @@ impl InstanceDir {
         Ok(())
     }
 
-    /// Takes the lock, if it is free: then no VMM runs, and no command is starting one.
+    /// Takes the lock, if it is free. Then no VMM is running, and no command is starting one.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(vmm_process::LOCK)
     }
@@ -125,7 +125,7 @@ impl InstanceDir {
         // A lock acquired after the timeout has no receiver and is released at once.
         std::thread::spawn(move || sender.send(lock_file(&file)));
         match receiver.recv_timeout(timeout) {
-            Ok(lock) => lock.map(Some).map_err(CloudError::file(path, "locked")),
+            Ok(lock) => lock.map(Some).map_err(CloudError::file(path, "lock")),
             Err(_) => Ok(None),
         }
     }
@@ -141,13 +141,13 @@ impl InstanceDir {
 
     fn try_lock_named(&self, name: &str) -> Result<Option<File>, CloudError> {
         let path = self.path.join(name);
-        try_lock_file(&path).map_err(CloudError::file(path, "locked"))
+        try_lock_file(&path).map_err(CloudError::file(path, "lock"))
     }
 
     /// Reads how the last machine ended. Returns `None` if its VMM was killed.
     pub fn end(&self) -> Option<EndRecord> {
         EndRecord::read(&self.vmm_directory()).unwrap_or_else(|error| {
-            log::warn!("{}: how its machine ended cannot be read: {error}", self.id);
+            log::warn!("{}: cannot read how its machine ended: {error}", self.id);
             None
         })
     }
@@ -201,7 +201,7 @@ impl InstanceDir {
         self.write_config(config)?;
         let own = self.vmm_directory();
         let cleared = EndRecord::clear(&own).and_then(|()| KeptBalance::clear(&own));
-        cleared.map_err(CloudError::file(&self.path, "cleaned"))?;
+        cleared.map_err(CloudError::file(&self.path, "clean up"))?;
         let spawn_error = |source| CloudError::Spawn { instance: self.id, source };
         let (near, far) = UnixStream::pair().map_err(spawn_error)?;
         let (network, backend) = network.map(NetworkConnection::split).unzip();
@@ -225,7 +225,7 @@ impl InstanceDir {
     }
 
     fn write_config(&self, config: &MachineConfig) -> Result<(), CloudError> {
-        vmm_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "written"))
+        vmm_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "write"))
     }
 
     /// Returns an instance's machine configuration. `volumes` are in the order of its block devices.
@@ -273,8 +273,8 @@ impl InstanceDir {
         let sizes = catalog::find(&record.instance_type)?.instance_store();
         let disk = |(index, gb): (usize, u64)| {
             let path = self.path.join(format!("{EPHEMERAL}{index}"));
-            let file = private_file(&path).map_err(CloudError::file(&path, "made"))?;
-            file.set_len(gb * GB).map_err(CloudError::file(&path, "made"))?;
+            let file = private_file(&path).map_err(CloudError::file(&path, "create"))?;
+            file.set_len(gb * GB).map_err(CloudError::file(&path, "create"))?;
             let id = format!("ephemeral{index}");
             Ok(DiskConfig {
                 id,
@@ -292,7 +292,7 @@ impl InstanceDir {
 
     /// Removes the instance-store disks, which do not survive a stop.
     pub fn remove_instance_store(&self) -> Result<(), CloudError> {
-        let failed = || CloudError::file(&self.path, "cleaned");
+        let failed = || CloudError::file(&self.path, "clean up");
         let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
         for entry in entries {
             let entry = entry.map_err(failed())?;
@@ -304,7 +304,7 @@ impl InstanceDir {
     }
 }
 
-/// Number of free disk slots for hot-plugged volumes. Each costs the guest a few thousand instructions.
+/// Number of free disk slots for hot-plugged volumes. Each adds a few thousand instructions to the guest's boot.
 pub(super) const FREE_SLOTS: usize = 4;
 const EPHEMERAL: &str = "ephemeral";
 
@@ -347,8 +347,8 @@ impl MachineHandle {
         }
     }
 
-    /// Waits until the guest runs, and returns the netstack's problems as sentences. The error is the reason why the
-    /// machine could not be built.
+    /// Waits until the guest is running, and returns the netstack's problems as sentences. The error is the reason why
+    /// the machine could not be built.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
         self.link_problems().map_err(|error| match error {
             // The VMM's log is removed with the directory, so the error must contain the cause.
@@ -393,7 +393,7 @@ impl MachineHandle {
         }
     }
 
-    /// Sends a request that ends the machine, and waits for the end. The error is the reason why it still runs.
+    /// Sends a request that ends the machine, and waits for the end. The error is the reason why it is still running.
     pub fn end_with(&mut self, request: &ControlRequest, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
         let instance = self.dir.id;
@@ -502,7 +502,7 @@ impl MachineHandle {
     }
 
     pub(super) fn unexpected(&self, message: &Message) -> CloudError {
-        let why = format!("unexpected response of the VMM: {message:?}");
+        let why = format!("unexpected response from the VMM: {message:?}");
         CloudError::Refused { instance: self.dir.id, why }
     }
 }

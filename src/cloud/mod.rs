@@ -52,7 +52,7 @@ pub struct Cloud {
     home: Home,
     store: Store,
     notices: Vec<String>,
-    /// VPCs that instances were attached to, and whose uplink has not been checked since.
+    /// VPCs to which instances were attached since the last check for missing uplinks.
     attached: BTreeSet<VpcId>,
 }
 
@@ -101,8 +101,8 @@ fn now() -> u64 {
 
 fn new_id<K: ResourceKind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
-    // Without flags and for so few bytes, it fails only if the system call is forbidden. Nothing works on such a host.
-    getrandom(&mut random, GetRandomFlags::empty()).expect("the host gives random numbers");
+    // Without flags and for so few bytes, getrandom fails only if the system call is blocked, which is unsupported.
+    getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
     Id::from_random(random)
 }
 

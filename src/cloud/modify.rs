@@ -16,7 +16,7 @@ use ec2::tag::check_metadata_keys;
 use ec2::{InstanceId, catalog};
 use store::InstanceRecord;
 
-/// Changes to an instance's attributes. `None` leaves an attribute as it is.
+/// Changes to an instance's attributes. `None` leaves an attribute unchanged.
 #[derive(Debug, Clone, Default)]
 pub struct Modification {
     /// The new size, and true if its vCPUs or memory override the type's. The instance must be stopped.
@@ -27,9 +27,9 @@ pub struct Modification {
     pub termination_protection: Option<bool>,
     /// Names or IDs. An empty list changes nothing.
     pub security_groups: Vec<String>,
-    /// Takes effect at once if the instance runs.
+    /// Takes effect immediately if the instance is running.
     pub cpu_credits: Option<CreditMode>,
-    /// Takes effect at once if the instance runs.
+    /// Takes effect immediately if the instance is running.
     pub metadata_options: Option<MetadataChange>,
 }
 

@@ -1,6 +1,6 @@
 //! Reconciles the store with the running VMMs.
 //!
-//! Every command does this first. A free lock means that no VMM runs and that no command is about to start one. The
+//! Every command does this first. A free lock means that no VMM is running or about to be started by a command. The
 //! command that reconciles a difference reports it, once.
 
 use std::fs;
@@ -38,29 +38,29 @@ impl Cloud {
     pub(super) fn reconcile(&mut self) {
         let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
-            Err(error) => return self.notice_failed("instances cannot be checked", Err(error.into())),
+            Err(error) => return self.notice_failed("cannot check the instances", Err(error.into())),
         };
         for record in &records {
             if record.state.has_machine() {
                 let reconciled = self.reconcile_instance(record.id);
-                self.notice_failed(&format!("{} cannot be checked", record.id), reconciled);
+                self.notice_failed(&format!("cannot check {}", record.id), reconciled);
             }
         }
         let recorded = self.record_backing_files();
-        self.notice_failed("backing files of volumes cannot be recorded", recorded);
+        self.notice_failed("cannot record the backing files of volumes", recorded);
         let forgotten = self.forget_old(&records);
-        self.notice_failed("old records cannot be removed", forgotten);
+        self.notice_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
-        self.notice_failed("directories of earlier instances cannot be removed", swept);
+        self.notice_failed("cannot remove the directories of deleted instances", swept);
         let finished = self.finish_snapshots();
-        self.notice_failed("interrupted snapshots cannot be completed", finished);
+        self.notice_failed("cannot complete interrupted snapshots", finished);
         let swept = self.sweep_networks();
-        self.notice_failed("directories of earlier networks cannot be removed", swept);
+        self.notice_failed("cannot remove the directories of deleted VPCs", swept);
         self.restart_routers(&records);
         let swept = template::sweep(&self.home);
-        self.notice_failed("unfinished templates cannot be removed", swept);
+        self.notice_failed("cannot remove unfinished templates", swept);
         let swept = self.sweep_stray_images();
-        self.notice_failed("unfinished images cannot be removed", swept);
+        self.notice_failed("cannot remove unfinished images", swept);
     }
 
     pub(super) fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
@@ -87,14 +87,14 @@ impl Cloud {
         Ok(())
     }
 
-    /// Reconciles an instance whose machine runs. An interrupted start or termination is completed; an interrupted stop
-    /// is undone, unless the machine is about to end.
+    /// Reconciles an instance whose machine is running. An interrupted start or termination is completed; an
+    /// interrupted stop is undone, unless the machine is about to end.
     fn reconcile_alive(&mut self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
-            // A VMM that does not answer has not built its machine yet, or never will.
+            // A VMM that does not respond has not created its VM yet, or never will.
             if ids
                 .iter()
                 .all(|id| self.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok())
@@ -112,10 +112,10 @@ impl Cloud {
             return Ok(());
         }
         if record.state == InstanceState::ShuttingDown {
-            self.notices.push(format!("{id}: its termination was interrupted; it is terminated now."));
+            self.notices.push(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
-        // A VMM that does not answer may be saving or powering off.
+        // A VMM that does not respond may be saving the guest's memory or powering off.
         if dir.connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_err() {
             return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
@@ -134,7 +134,9 @@ impl Cloud {
             }
             Ok(())
         })?;
-        self.notices.push(format!("{id}: its stop was interrupted, and it still runs. `wisp stop {id}` stops it."));
+        self.notices.push(format!(
+            "{id}: stopping it was interrupted, and it is still running. Stop it with `wisp stop {id}`."
+        ));
         Ok(())
     }
 
@@ -150,10 +152,10 @@ impl Cloud {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
             let dir = self.dir(other.id);
             let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
-            // Instances without a machine are reconciled on their own, with their own reasons.
+            // Instances without a machine are reconciled separately, each with its own reason.
             if has_machine {
                 self.notices.push(format!(
-                    "{}: {} of the same launch did not start; it is terminated, too.",
+                    "{}: terminated because {} from the same launch did not start.",
                     other.id, record.id
                 ));
                 self.end_and_terminate(other.id, reason)?;
@@ -180,10 +182,10 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes directories without a record, which killed launches and terminations left, and unused volume files.
+    /// Removes unused volume files, and directories without a record, left by killed launches and terminations.
     fn sweep_directories(&mut self) -> Result<(), CloudError> {
         let dir = self.home.instances();
-        // A launch holds this lock for milliseconds only. When it releases the lock, its instances have records.
+        // A launch holds this lock only for milliseconds, until its instances have records.
         let _lock = self.home.lock(&dir)?;
         let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
@@ -196,7 +198,7 @@ impl Cloud {
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
                 let removed = sweep_directory(&InstanceDir::of(&self.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
-                self.notice_failed(&format!("the directory of {id} cannot be removed"), removed.map(drop));
+                self.notice_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
             }
         }
         if swept || self.has_stray_volumes()? {
@@ -214,7 +216,7 @@ impl Cloud {
     }
 }
 
-/// Removes the directory of an instance without a record, unless the instance runs. Returns true if it was removed.
+/// Removes the directory of an instance without a record, unless it is running. Returns true if it was removed.
 fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
     if is_gone {
         return dir.remove().map(|()| true);
@@ -228,29 +230,29 @@ fn is_launching(record: &InstanceRecord) -> bool {
     record.state == InstanceState::Pending && record.starts == 0
 }
 
-/// Determines the fate of an instance that has no machine although its record says so.
+/// Decides what happens to an instance that has no machine although its record says that it has one.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
     let id = record.id;
     let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };
     let failed = |what: String| {
-        let notice = format!("{id}: {what}; it is stopped now. `wisp console {id}` shows its last words.");
+        let notice = format!("{id}: {what}; the instance is now stopped. `wisp console {id}` shows its last output.");
         stopped(StateReason::internal_error(&what), Some(notice))
     };
     match (record.state, end) {
         (InstanceState::ShuttingDown, _) => Outcome {
             terminated: true,
             reason: StateReason::user_initiated(),
-            notice: Some(format!("{id}: its termination was interrupted; it is terminated now.")),
+            notice: Some(format!("{id}: an interrupted termination was completed.")),
         },
         (InstanceState::Pending, end) if is_launching(record) => {
             let why = match end {
                 Some(EndRecord::Failed { why }) => why,
-                _ => "its launch was interrupted".into(),
+                _ => "the launch was interrupted".into(),
             };
             Outcome {
                 terminated: true,
                 reason: StateReason::launch_failed(&why),
-                notice: Some(format!("{id}: {why}; it is terminated now.")),
+                notice: Some(format!("{id}: {why}; the instance is now terminated.")),
             }
         }
         // The instance hibernated, or it failed to resume.
@@ -264,7 +266,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         },
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
         (_, Some(EndRecord::Failed { why })) => failed(why),
-        (InstanceState::Pending, None) => failed("its start was interrupted".into()),
-        (_, None) => failed(format!("its VMM (`wisp vmm`) was killed; {} has no reason", vmm_process::LOG)),
+        (InstanceState::Pending, None) => failed("the start was interrupted".into()),
+        (_, None) => failed(format!("the VMM process was killed ({} gives no reason)", vmm_process::LOG)),
     }
 }

@@ -1,4 +1,4 @@
-//! The registered images: imported images, images of instances, and the embedded image.
+//! The registered images: imported images, images created from instances, and the embedded image.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -25,9 +25,9 @@ use vmm::config::{BackingFile, DiskFormat};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageConsistency {
-    /// After a running guest has written its dirty pages to its disk.
+    /// A running guest first writes its dirty pages to its disk.
     Written,
-    /// As after a power failure.
+    /// Crash-consistent, as after a power failure.
     Now,
     /// Like `Written`, including the guest's memory.
     WithMemory,
@@ -42,7 +42,7 @@ impl Cloud {
         Ok((record, image))
     }
 
-    /// Returns the memory of an image, if it has any. The embedded image has none, and is not unpacked for this.
+    /// Returns the memory of an image, if it has any. The embedded image has none and is not unpacked here.
     pub fn image_memory(&mut self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
@@ -63,9 +63,9 @@ impl Cloud {
             if reference.contains('/') {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidAmiIdNotFound,
-                    format!("The directory '{reference}' is no registered image."),
+                    format!("The directory '{reference}' is not a registered image."),
                     Some(format!(
-                        "`wisp {}` runs it; `wisp image ls` lists the registered ones.",
+                        "`wisp {}` runs it directly; `wisp image ls` lists the registered images.",
                         shell::command(["run", reference])
                     )),
                 ));
@@ -73,7 +73,7 @@ impl Cloud {
             return Err(ImageId::not_found(reference).into());
         }
         let id = ImageId::find(reference, known.iter().map(|record| record.id))?;
-        Ok(known.into_iter().find(|record| record.id == id).expect("it was found among these"))
+        Ok(known.into_iter().find(|record| record.id == id).expect("the ID comes from these records"))
     }
 
     pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
@@ -102,7 +102,7 @@ impl Cloud {
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
 
-    /// Registers the embedded image. Another version of Wisp embeds another image, which takes over the name.
+    /// Registers the embedded image. Deregisters the one of another version of Wisp, which has the same name.
     pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
@@ -120,9 +120,9 @@ impl Cloud {
         })
     }
 
-    /// Creates an image of an instance's root volume, with the kernel that the instance boots. Except for
-    /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The copy is made from a snapshot, so
-    /// a running guest can continue to write.
+    /// Creates an image of an instance's root volume, with the kernel that the instance boots. Except with
+    /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The data is copied from a
+    /// snapshot, so a running guest can continue to write.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
@@ -138,7 +138,7 @@ impl Cloud {
         let (Some(root), Some(entry)) = (self.volumes_of(&record)?.into_iter().next(), &source.manifest.root) else {
             return Err(CloudError::refused(
                 ErrorCode::Unsupported,
-                format!("{instance} has no root volume to make an image of."),
+                format!("Cannot create an image of the instance '{instance}': it has no root volume."),
                 None,
             ));
         };
@@ -153,8 +153,11 @@ impl Cloud {
         if running && moment == ImageConsistency::Written {
             self.dir(instance).sync(SYNC_TIMEOUT)?;
         }
-        let snapshot =
-            if running { Some(self.create_snapshot(root.id, "for an image", Default::default())?) } else { None };
+        let snapshot = if running {
+            Some(self.create_snapshot(root.id, "Created for an image", Default::default())?)
+        } else {
+            None
+        };
         let (file, backing) = match &snapshot {
             Some(snapshot) => (&snapshot.file, &snapshot.backing),
             None => (&root.file, &root.backing),
@@ -182,10 +185,11 @@ impl Cloud {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
                 format!(
-                    "The instance '{}' has volumes other than its root, which its memory refers to. An image has only a root.",
+                    "The instance '{}' has volumes other than its root volume. An image with memory can contain only \
+                     the root volume.",
                     record.id
                 ),
-                Some("Detach them first: `wisp volume detach`.".into()),
+                Some("Detach the other volumes first: `wisp volume detach`.".into()),
             ));
         }
         // The image can also be cold-booted, so the disk must be consistent.
@@ -216,10 +220,10 @@ impl Cloud {
         manifest.description.clone_from(&record.description);
         for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
             let (from, to) = (source.dir.join(&file), scratch.path().join(&file));
-            // A hard link takes no space. On another file system, the file must be copied.
+            // A hard link takes no space, but works only within one file system.
             fs::hard_link(&from, &to)
                 .or_else(|_| fs::copy(&from, &to).map(|_| ()))
-                .map_err(CloudError::file(&to, "made"))?;
+                .map_err(CloudError::file(&to, "create"))?;
         }
         let root = scratch.path().join(&entry.file);
         disk_image::convert(&layers::resolved(disk.clone()), DiskFormat::Qcow2, backing, &root, DiskFormat::Raw)?;
@@ -228,22 +232,22 @@ impl Cloud {
         manifest.root = Some(RootEntry { sha256, format: DiskFormat::Raw, ..entry.clone() });
         let text = toml::to_string(&manifest).expect("a manifest is plain data");
         let path = scratch.path().join(MANIFEST);
-        write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "written"))?;
+        write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "write"))?;
         finish(scratch.path())?;
         self.register(record, scratch)
     }
 
-    /// Creates a directory for a new image. The caller holds the lock until the image has a record: a killed process
-    /// left any unfinished directory that is found under the lock.
+    /// Creates a directory for a new image. The caller holds the lock until the image has a record, so an unfinished
+    /// directory that is found under the lock was left by a killed process.
     pub(super) fn scratch_image(&self) -> Result<(fs::File, tempfile::TempDir), CloudError> {
         let images = self.home.images();
         let lock = self.home.lock(&images)?;
-        embedded::remove_unfinished(&images).map_err(CloudError::file(&images, "cleaned"))?;
+        embedded::remove_unfinished(&images).map_err(CloudError::file(&images, "clean up"))?;
         let scratch = tempfile::Builder::new()
             .prefix(embedded::UNFINISHED)
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(&images)
-            .map_err(CloudError::file(&images, "written"))?;
+            .map_err(CloudError::file(&images, "create a directory in"))?;
         Ok((lock, scratch))
     }
 
@@ -263,7 +267,7 @@ impl Cloud {
         if id == embedded::id() {
             return Err(CloudError::refused(
                 ErrorCode::OperationNotPermitted,
-                format!("The image '{}' is inside wisp and cannot be modified.", embedded::NAME),
+                format!("The image '{}' is embedded in wisp and cannot be modified.", embedded::NAME),
                 None,
             ));
         }
@@ -285,20 +289,20 @@ impl Cloud {
         let dir = self.home.images().join(record.id.to_string());
         self.store.write(|tx| {
             name_is_free(tx, &record.name)?;
-            fs::rename(bundle.path(), &dir).map_err(CloudError::file(&dir, "made"))?;
+            fs::rename(bundle.path(), &dir).map_err(CloudError::file(&dir, "create"))?;
             let _ = bundle.keep();
             tx.insert(&record)?;
             Ok(record)
         })
     }
 
-    /// Deregisters an image. Its files stay for as long as an instance or a volume uses them.
+    /// Deregisters an image. Its files are kept for as long as an instance or a volume uses them.
     pub fn deregister_image(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let mut record = self.image_record(reference)?;
         if record.id == embedded::id() {
             return Err(CloudError::refused(
                 ErrorCode::OperationNotPermitted,
-                format!("The image '{}' is inside wisp and cannot be deregistered.", record.name),
+                format!("The image '{}' is embedded in wisp and cannot be deregistered.", record.name),
                 None,
             ));
         }
@@ -314,7 +318,7 @@ impl Cloud {
     pub(super) fn sweep_images(&mut self) {
         let lock = self.home.lock(&self.home.images()).map_err(CloudError::from);
         let swept = lock.and_then(|_lock| self.sweep_images_locked());
-        self.notice_failed("files of deregistered images cannot be removed yet", swept);
+        self.notice_failed("cannot remove the files of deregistered images", swept);
     }
 
     /// Removes files that killed commands left, unless another command is creating an image.
@@ -349,13 +353,13 @@ impl Cloud {
             }
             Ok(kept)
         })?;
-        embedded::remove_unfinished(&dir).map_err(CloudError::file(&dir, "cleaned"))?;
+        embedded::remove_unfinished(&dir).map_err(CloudError::file(&dir, "clean up"))?;
         for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
             let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
             // An unregistered directory holds an older version's embedded image, or an interrupted import.
             if id.is_some_and(|id| !kept.contains(&id)) && path.join(MANIFEST).exists() {
-                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "removed"))?;
+                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "remove"))?;
             }
         }
         Ok(())
@@ -374,7 +378,7 @@ fn embedded_record() -> ImageRecord {
     ImageRecord {
         id: embedded::id(),
         name: embedded::NAME.into(),
-        description: "Linux with busybox and the Wisp agent, inside the binary".into(),
+        description: "Linux with BusyBox and the Wisp agent, embedded in the binary".into(),
         created: now(),
         owner: "wisp".into(),
         visibility: Visibility::Public,
@@ -420,6 +424,8 @@ pub(super) fn check_name(name: &str) -> Result<(), CloudError> {
     if (3..=128).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());
     }
-    let what = format!("Invalid AMI name '{name}': it has 3 to 128 letters, digits and ()[] ./-'@_.");
+    let what = format!(
+        "Invalid AMI name '{name}': it must be 3 to 128 characters long: letters, digits, spaces and ()[]./-'@_."
+    );
     Err(CloudError::refused(ErrorCode::InvalidAmiNameMalformed, what, None))
 }

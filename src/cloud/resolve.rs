@@ -23,7 +23,7 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
     }
 }
 
-/// Finds an instance. A terminated one is found by its ID only, because another instance may have its name now.
+/// Finds an instance. A terminated instance is found only by its ID, because another instance may now have its name.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
@@ -72,7 +72,7 @@ fn one_of<R, K: ResourceKind>(
     name_of: impl Fn(&R) -> (Id<K>, Option<&str>),
 ) -> Result<R, CloudError> {
     let id = find(reference, &records.iter().map(&name_of).collect::<Vec<_>>())?;
-    Ok(records.into_iter().find(|record| name_of(record).0 == id).expect("it was found among these"))
+    Ok(records.into_iter().find(|record| name_of(record).0 == id).expect("the ID comes from these records"))
 }
 
 #[cfg(test)]

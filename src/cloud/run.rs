@@ -1,7 +1,7 @@
-//! Ephemeral instances, which last for one command: `wisp run`.
+//! Ephemeral instances, which exist only for the duration of one command, such as `wisp run`.
 //!
-//! The lock of the VMM guards the instance's directory under `runs/`. The VMM ends with the command that owns it,
-//! however the command ends. If all processes were killed, the next command removes the directory.
+//! The VMM's lock protects the instance's directory under `runs/`. The VMM exits when its command exits, for whatever
+//! reason. If all processes were killed, the next command removes the directory.
 
 use std::fs;
 use std::io;
@@ -42,16 +42,16 @@ const CONSOLE_TAIL: u64 = 16 << 10;
 pub enum RunError {
     #[error(transparent)]
     Home(#[from] HomeError),
-    #[error("the instance's directory {} cannot be made: {source}", path.display())]
+    #[error("cannot create the instance's directory {}: {source}", path.display())]
     InstanceDir { path: PathBuf, source: io::Error },
-    #[error("the VMM's process cannot be started: {0}")]
+    #[error("cannot start the VMM: {0}")]
     Spawn(#[source] io::Error),
     #[error("{0}")]
     Refused(String),
-    #[error("{end}, before its agent was ready{console}")]
+    #[error("{end} before its agent was ready{console}")]
     EndedEarly { end: Box<End>, console: ConsoleTail },
     #[error(
-        "the guest runs, but its agent was not ready after {} s{console}\n\
+        "the guest is running, but its agent was not ready after {} s{console}\n\
          Give it more time with --timeout, or watch its console with --console", after.as_secs()
     )]
     NotReady { after: Duration, console: ConsoleTail },
@@ -59,7 +59,7 @@ pub enum RunError {
     Control(#[from] ClientError),
     #[error(transparent)]
     Agent(#[from] crate::guest::Error),
-    #[error("the machine could not be saved: {0}")]
+    #[error("cannot save the machine: {0}")]
     Unsaved(String),
     #[error(transparent)]
     Network(#[from] Box<CloudError>),
@@ -71,9 +71,9 @@ pub struct ConsoleTail(Vec<String>);
 impl std::fmt::Display for ConsoleTail {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
-            return write!(f, "; it wrote nothing to its console");
+            return write!(f, "; the console is empty");
         }
-        write!(f, ". The last lines of its console:")?;
+        write!(f, ". Last lines of the console:")?;
         self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
     }
 }
@@ -85,7 +85,7 @@ pub struct EphemeralInstance {
     dir: PathBuf,
     vmm: Child,
     control: ControlClient,
-    /// This process's end of the console, until it is taken.
+    /// This process's end of the console socket. `None` after it was taken.
     console: Option<UnixStream>,
     ended: Option<(End, VmmStatus)>,
     ready: bool,
@@ -98,7 +98,7 @@ impl EphemeralInstance {
         EphemeralInstance::start_from(home, spec, None, began_ns)
     }
 
-    /// Starts an instance by restoring `warm`, or by a cold boot without one.
+    /// Starts an instance by restoring `warm`, or by a cold boot if it is `None`.
     pub fn start_from(
         home: &Home,
         spec: &RunSpec,
@@ -209,9 +209,9 @@ impl EphemeralInstance {
         self.wait_ended(Some(END_TIMEOUT))
     }
 
-    /// Saves the machine into `dir`, which ends it.
+    /// Saves the machine to `dir` and ends it.
     pub fn save(&mut self, dir: &Path, timeout: Duration) -> Result<(), RunError> {
-        // The VMM can write to its own directory only.
+        // The VMM can write only to its own directory.
         let saved = self.vmm_directory().join(SAVED);
         let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
@@ -239,8 +239,8 @@ impl EphemeralInstance {
         self.note(message)
     }
 
-    /// Explains why the connection closed: with the VMM's last message, from a log that is removed with the directory,
-    /// or with the host's out-of-memory kills.
+    /// Explains why the connection closed: from the VMM's log, which is removed with the directory, or from the host's
+    /// out-of-memory kills.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
             ClientError::Gone => vmm_process::last_violation(&self.dir)
@@ -278,7 +278,7 @@ impl Drop for EphemeralInstance {
         let _ = self.vmm.wait();
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} cannot be removed: {error}", self.dir.display());
+                log::warn!("cannot remove {}: {error}", self.dir.display());
             }
             _ => {}
         }
@@ -290,7 +290,7 @@ pub(super) fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// Creates a directory with its lock held, and removes the directories of ended instances. Both happen under one lock,
-/// so a directory without a lock holder is never a new one.
+/// so an unlocked directory is never a new one.
 fn create_directory(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
     let runs = home.runs();
     let _all = home.lock(&runs)?;
@@ -310,9 +310,9 @@ fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
         if let Ok(Some(_lock)) = try_lock_file(&dir.join(vmm_process::LOCK)) {
-            log::info!("removing what is left of {}", dir.display());
+            log::info!("removing the leftover directory {}", dir.display());
             if let Err(error) = fs::remove_dir_all(&dir) {
-                log::warn!("{} cannot be removed: {error}", dir.display());
+                log::warn!("cannot remove {}: {error}", dir.display());
             }
         }
     }

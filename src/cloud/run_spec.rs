@@ -27,11 +27,11 @@ pub struct RunSpec {
     /// In order, after the root disk.
     pub disks: Vec<ExtraDisk>,
     pub cmdline: Option<String>,
-    /// The serial port gets a terminal.
+    /// The serial port is connected to the terminal.
     pub console: bool,
     /// `None` for a template.
     pub network: Option<NetworkSpec>,
-    /// The type whose limits apply. Without one, there are no limits.
+    /// The instance type that sets the limits. `None` means no limits.
     pub limits: Option<&'static InstanceType>,
 }
 
@@ -39,7 +39,7 @@ pub struct RunSpec {
 pub enum Boot {
     /// The root file system gets an overlay that is removed with the instance.
     Image(Box<Image>),
-    /// An image, booted for a template. The guest has no host name, and its writes stay in the overlay.
+    /// An image, booted for a template. The guest has no host name, and its writes are kept in the overlay.
     Template {
         image: Box<Image>,
         /// The overlay (qcow2).
@@ -50,7 +50,7 @@ pub enum Boot {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         protocol: BootProtocol,
-        /// The kernel supports `wisp.software_kvm`, with which it avoids what KVM cannot emulate.
+        /// The kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
         software_kvm_aware: bool,
     },
 }

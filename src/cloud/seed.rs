@@ -1,7 +1,7 @@
 //! The seed that a new instance receives over vsock: its identity, its public key and its user data.
 //!
 //! A guest with cloud-init gets no seed on a boot: cloud-init asks the metadata service, and user data must not run
-//! twice. A restored copy of another instance gets its name and key in a seed, because cloud-init runs at boot only.
+//! twice. A restored copy of another instance gets its host name and key in a seed: cloud-init runs only at boot.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ impl Cloud {
         copied: bool,
     ) -> Result<Option<PathBuf>, CloudError> {
         let key = match &record.key_name {
-            // The key pair may have been deleted. EC2 starts such an instance too, and its disk has the key already.
+            // The key pair may have been deleted. EC2 also starts such an instance: its disk already has the key.
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
@@ -45,7 +45,7 @@ impl Cloud {
             user_data: user_data.map(|text| unwrapped(text)).transpose()?,
         };
         let path = dir.path().join(FILE);
-        write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "written"))?;
+        write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "write"))?;
         Ok(Some(path))
     }
 }

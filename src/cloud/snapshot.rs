@@ -1,7 +1,7 @@
 //! Snapshots of EBS volumes.
 //!
-//! A snapshot takes over the file that the volume was written to, and the volume continues in a new overlay. Nothing is
-//! copied, and the snapshot does not depend on the volume.
+//! The file that holds the volume's data becomes the snapshot, and the volume continues in a new overlay over it.
+//! Nothing is copied, and the snapshot does not depend on the volume.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -71,7 +71,7 @@ impl Cloud {
                 self.forget_snapshot(&before, &snapshot)?;
             }
             return Err(match &before.attachment {
-                Some(attachment) => self.unless_ended(attachment.instance_id, "given a snapshot", error),
+                Some(attachment) => self.unless_ended(attachment.instance_id, "the snapshot was complete", error),
                 None => error,
             });
         }
@@ -123,7 +123,7 @@ impl Cloud {
     /// Waits for the snapshot lock, which excludes other commands that take snapshots.
     pub(super) fn lock_snapshots(&self) -> Result<File, CloudError> {
         let path = self.snapshots_lock();
-        lock_file(&path).map_err(CloudError::file(path, "locked"))
+        lock_file(&path).map_err(CloudError::file(path, "lock"))
     }
 
     /// A command holds this lock from before its snapshot has a record until the snapshot is complete.
@@ -137,14 +137,12 @@ impl Cloud {
             return Ok(());
         }
         let path = self.snapshots_lock();
-        let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))? else { return Ok(()) };
+        let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))? else { return Ok(()) };
         for snapshot in self.pending_snapshots()? {
             match self.finish_snapshot(&snapshot) {
-                Ok(()) => {
-                    self.notices.push(format!("{}: its command was interrupted; it is complete now.", snapshot.id))
-                }
+                Ok(()) => self.notices.push(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
                 // The instance is changing its state or is unreachable. A later command completes the snapshot.
-                Err(error) => log::info!("{} cannot be completed yet: {error}", snapshot.id),
+                Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.id),
             }
         }
         Ok(())

@@ -142,7 +142,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     Ok(None)
 }
 
-/// Returns the error for a reference that matches nothing. Without a kind's prefix, it means an instance.
+/// Returns the error for a reference that matches nothing. Without a known prefix, it is taken for an instance.
 fn unknown_reference(reference: &str) -> Ec2Error {
     fn error_for<K: ResourceKind>(reference: &str) -> Option<Ec2Error> {
         Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))

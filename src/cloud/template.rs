@@ -1,5 +1,5 @@
 //! Templates: snapshots of booted guests without an identity, which a launch restores in milliseconds. Images with
-//! cloud-init have none, because cloud-init asks for the instance's identity at boot.
+//! cloud-init have none, because cloud-init reads the instance's identity at boot.
 //!
 //! Each template has a directory with the snapshot and a file with the root file system's overlay, named by its key.
 //! The directory is created last and removed first: without it, there is no template. A user of a template holds a
@@ -47,7 +47,7 @@ pub struct TemplateKey {
     /// Relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     pub cpus: CpuConfig,
-    /// In MiB without the kernel's share.
+    /// In MiB, without the extra memory for the kernel.
     pub memory_mib: u64,
     /// In seconds since 1970.
     pub made: u64,
@@ -107,7 +107,7 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let manifest = &image.manifest;
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
-    // The last part stands for the machine's devices: a template with other devices cannot be used.
+    // The last part identifies the machine's devices: a template with other devices cannot be used.
     let dir = relative_image(home, &image.dir);
     let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
@@ -125,7 +125,7 @@ pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Opt
         let dir = image_memory::dir(image);
         match snapshot::check(&dir) {
             Ok(()) => return Some(Template { dir, layer: None, root: memory.root, _lock: None }),
-            Err(error) => log::warn!("the image's memory cannot be restored: {error}"),
+            Err(error) => log::warn!("cannot restore the image's memory: {error}"),
         }
     }
     find_snapshot(home, image, cpus, memory_mib)
@@ -149,7 +149,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
             Some(Template { dir, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
         }
         Err(error) => {
-            log::info!("a template cannot be used: {error}");
+            log::info!("cannot use a template: {error}");
             drop(file);
             if let Err(error) = remove(home, &key) {
                 log::warn!("{error}");
@@ -159,7 +159,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     }
 }
 
-/// The right to create a template, which only one of several concurrent launches gets.
+/// The exclusive right to create a template. Only one of several concurrent launches gets it.
 #[derive(Debug)]
 pub struct Task {
     path: PathBuf,
@@ -170,7 +170,7 @@ impl Task {
     /// Acquires the task after a cold boot, unless another launch has it or the template exists already.
     pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
         let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
-        let lock = try_lock_file(&path).map_err(CloudError::file(&path, "locked"))?;
+        let lock = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))?;
         let task = lock.map(|lock| Task { path, _lock: lock });
         Ok(task.filter(|_| find_snapshot(home, image, cpus, memory_mib).is_none()))
     }
@@ -193,9 +193,13 @@ pub fn make(
     boot_timeout: Duration,
     began_ns: u64,
 ) -> Result<TemplateRecord, CloudError> {
-    let Some(root) = &image.manifest.root else { return Err(CloudError::NotWarm("the image has no root".into())) };
+    let Some(root) = &image.manifest.root else {
+        return Err(CloudError::NotWarm("the image has no root file system".into()));
+    };
     if image.manifest.cloud_init {
-        return Err(CloudError::NotWarm("the image has cloud-init, which asks at boot whose it is".into()));
+        return Err(CloudError::NotWarm(
+            "the image has cloud-init, which reads the instance's identity at boot".into(),
+        ));
     }
     let key = key(home, image, cpus, memory_mib);
     let [dir, layer, _] = paths(home, &key);
@@ -218,20 +222,20 @@ pub fn make(
     let facts = TemplateKey { image: relative_image(home, &image.dir), cpus, memory_mib, made: now() };
     let path = unfinished.path().join(FACTS);
     let text = serde_json::to_vec_pretty(&facts).expect("facts are plain data");
-    write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+    write_private(&path, &text).map_err(CloudError::file(&path, "write"))?;
 
     let _lock = home.lock(&warm)?;
     remove(home, &key)?;
     if dir.exists() {
-        return Err(CloudError::NotWarm("the one that there is, is in use now".into()));
+        return Err(CloudError::NotWarm("the existing one is in use".into()));
     }
-    fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "made"))?;
-    fs::rename(unfinished.path(), &dir).map_err(CloudError::file(&dir, "made"))?;
+    fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "create"))?;
+    fs::rename(unfinished.path(), &dir).map_err(CloudError::file(&dir, "create"))?;
     evict(home)?;
     list(home)?
         .into_iter()
         .find(|record| record.key == key)
-        .ok_or_else(|| CloudError::NotWarm(format!("it is larger than {LIMIT_VARIABLE} allows, {} MiB", limit() >> 20)))
+        .ok_or_else(|| CloudError::NotWarm(format!("it exceeds the limit of {} MiB ({LIMIT_VARIABLE})", limit() >> 20)))
 }
 
 /// Creates a directory for a snapshot. It is removed on drop, unless it is moved to its final path.
@@ -239,7 +243,7 @@ fn unfinished_directory(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
     let dir = tempfile::Builder::new().prefix(UNFINISHED).permissions(private).tempdir_in(&warm);
-    dir.map_err(CloudError::file(&warm, "written"))
+    dir.map_err(CloudError::file(&warm, "create a directory in"))
 }
 
 /// A file that is removed unless it was moved to its final path.
@@ -254,14 +258,14 @@ impl Drop for Unfinished {
 fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
-    // The agent answers once its work after the ready message is done. The sync then writes dirty pages to the overlay.
+    // The agent answers after finishing the work that follows its ready message. The sync then writes dirty pages.
     let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
     let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
     if !facts.agent_version.contains(FEATURE) {
-        return Err(CloudError::NotWarm("the image's agent is of a time before there were any".into()));
+        return Err(CloudError::NotWarm("the image's agent is too old to support templates".into()));
     }
     if let Err(error) = preload_shell(connect()?) {
-        log::info!("the template has no shell in memory: {error}");
+        log::info!("cannot preload a shell for the template: {error}");
     }
     connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
     Ok(instance.save(dir, SAVE_TIMEOUT)?)
@@ -326,7 +330,7 @@ fn evict(home: &Home) -> Result<(), CloudError> {
 /// Removes a template, unless it is in use.
 fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
     let [dir, layer, lock] = paths(home, key);
-    let file = private_file(&lock).map_err(CloudError::file(&lock, "made"))?;
+    let file = private_file(&lock).map_err(CloudError::file(&lock, "create"))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(());
     }
@@ -334,9 +338,9 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    snapshot::remove(&dir).map_err(CloudError::file(&dir, "removed"))?;
-    gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "removed"))?;
-    gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "removed"))
+    snapshot::remove(&dir).map_err(CloudError::file(&dir, "remove"))?;
+    gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "remove"))?;
+    gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "remove"))
 }
 
 pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
@@ -349,14 +353,14 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
             .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > AGENT_TIMEOUT + SAVE_TIMEOUT));
         if name.starts_with(UNFINISHED) && is_old {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(CloudError::file(&path, "removed"))?;
+            removed.map_err(CloudError::file(&path, "remove"))?;
         }
     }
     Ok(())
 }
 
 pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudError> {
-    let failed = || CloudError::file(destination, "made");
+    let failed = || CloudError::file(destination, "create");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
     // The kernel shares the extents if the file system supports it.

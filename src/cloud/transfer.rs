@@ -11,22 +11,22 @@ use store::{ImageRecord, Visibility};
 
 #[derive(Debug, Clone)]
 pub struct NewImage {
-    /// A bundle has its own by default.
+    /// The default is the bundle's name.
     pub name: Option<String>,
-    /// One sentence. A bundle has its own by default.
+    /// One sentence. The default is the bundle's description.
     pub description: Option<String>,
     pub visibility: Visibility,
     pub root: RootChoices,
 }
 
-/// The parameters of an imported root file system. A bundle has its own.
+/// The parameters of an imported root file system. A bundle contains them.
 #[derive(Debug, Clone)]
 pub struct RootChoices {
     pub default_user: String,
     pub cmdline: String,
     /// Size in bytes of a file system created from an archive.
     pub size: Option<u64>,
-    /// The root file system has cloud-init that cannot be detected.
+    /// Declares that the root file system contains cloud-init, in case the import cannot detect it.
     pub cloud_init: bool,
 }
 
@@ -47,7 +47,7 @@ impl Cloud {
         let name = match &new.name {
             Some(name) => name.clone(),
             None if is_bundle => String::new(),
-            None => return Err(named("a root file system has no name of its own: give the image one, --name").into()),
+            None => return Err(named("a root file system has no name: specify one with --name").into()),
         };
         let kernel = self.open_image(embedded::id())?;
         let (_lock, scratch) = self.scratch_image()?;

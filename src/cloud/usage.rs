@@ -21,7 +21,7 @@ impl Cloud {
     pub fn usage(&mut self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
-            // If the VMM does not answer, the last reading must do.
+            // If the VMM does not answer, use the last reading.
             let status = self.dir(record.id).connect().and_then(|mut machine| machine.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
@@ -48,14 +48,14 @@ impl Cloud {
     pub(super) fn keep_usage(&mut self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
-            log::warn!("{id}: its usage cannot be recorded: {error}");
+            log::warn!("{id}: cannot record its usage: {error}");
         }
     }
 
     fn readings(&self, id: InstanceId) -> Vec<Reading> {
         let own = self.dir(id).vmm_directory();
         read(&own).unwrap_or_else(|error| {
-            log::warn!("{id}: what it used cannot be read: {}: {error}", own.join(FILE).display());
+            log::warn!("{id}: cannot read its usage from {}: {error}", own.join(FILE).display());
             Vec::new()
         })
     }
@@ -73,7 +73,7 @@ fn fold(
 ) -> Result<Vec<Datapoint>, CloudError> {
     let id = record.id;
     let before = tx.usage(id)?;
-    // Another version's cursor that cannot be parsed counts as missing.
+    // A cursor from another version that cannot be parsed is treated as missing.
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
     let fresh = new_readings(cursor.as_ref(), readings);
     let mut points = before.clone();
@@ -103,7 +103,7 @@ struct NewReadings<'a> {
     readings: &'a [Reading],
 }
 
-/// Returns the readings after the cursor, or without one of its machine, those of later machines.
+/// Returns the readings after the cursor. If its machine has no readings, returns those of later machines.
 fn new_readings<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> NewReadings<'a> {
     let Some(last) = cursor.map(|cursor| cursor.moment) else { return NewReadings { cursor, readings } };
     let of_machine = |reading: &Reading| reading.moment.run == last.run;

@@ -1,4 +1,4 @@
-//! Waits for an instance's VMM. A wait ends early if no VMM can appear anymore.
+//! Waits for an instance's VMM. A wait ends early if no VMM can start anymore.
 //!
 //! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds
 //! the instance's lock even while the guest reboots. A thread waits for that lock, so the death of both processes ends
@@ -40,11 +40,11 @@ struct VmmWatch<'a> {
 
 impl<'a> VmmWatch<'a> {
     fn new(dir: &'a InstanceDir) -> Result<VmmWatch<'a>, CloudError> {
-        let failed = |errno: Errno| CloudError::file(dir.path(), "watched")(errno.into());
+        let failed = |errno: Errno| CloudError::file(dir.path(), "watch")(errno.into());
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let sockets = inotify::init(flags).map_err(failed)?;
         // The supervisor normally creates the directory, but another command may be about to start it.
-        make_vmm_directory(dir.path()).map_err(CloudError::file(dir.path(), "watched"))?;
+        make_vmm_directory(dir.path()).map_err(CloudError::file(dir.path(), "watch"))?;
         inotify::add_watch(&sockets, dir.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
         let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let (sender, lock) = mpsc::channel();
@@ -57,7 +57,7 @@ impl<'a> VmmWatch<'a> {
             }
         };
         let thread = std::thread::Builder::new().name("instance-lock".into());
-        thread.spawn(wait).map_err(CloudError::file(dir.path(), "watched"))?;
+        thread.spawn(wait).map_err(CloudError::file(dir.path(), "watch"))?;
         Ok(VmmWatch { dir, sockets, released, lock })
     }
 
@@ -71,11 +71,11 @@ impl<'a> VmmWatch<'a> {
                 Ok(0) => return Ok(Awaited::TimedOut),
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
-                Err(error) => return Err(CloudError::file(path, "watched")(error.into())),
+                Err(error) => return Err(CloudError::file(path, "watch")(error.into())),
             }
             if !fds[1].revents().is_empty() {
                 let lock = self.lock.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
-                return lock.map(Awaited::Ended).map_err(CloudError::file(path, "locked"));
+                return lock.map(Awaited::Ended).map_err(CloudError::file(path, "lock"));
             }
             if self.has_new_socket()
                 && let Some(machine) = self.dir.connect_if_listening()?

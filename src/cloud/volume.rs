@@ -26,7 +26,7 @@ use vmm::config::{DiskConfig, DiskFormat};
 use vmm::control::{ControlRequest, Message};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
-/// Maximum time for the guest's driver to bind or unbind a disk. It may have much to write.
+/// Maximum time for the guest's driver to bind or unbind a disk. The guest may have to write much data first.
 const DRIVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
 
 #[derive(Debug, Clone, Default)]
@@ -136,7 +136,7 @@ impl Cloud {
             && let Err(error) = self.plug(instance, disk)
         {
             self.forget_attachment(id)?;
-            return Err(self.unless_ended(instance, "given the volume", error));
+            return Err(self.unless_ended(instance, "the volume was attached", error));
         }
         Ok(volume)
     }
@@ -148,7 +148,7 @@ impl Cloud {
             let Some(attachment) = &volume.attachment else {
                 return Err(CloudError::refused(
                     ErrorCode::IncorrectState,
-                    format!("The volume '{id}' is {}, attached to nothing.", volume.state.as_str()),
+                    format!("The volume '{id}' is {}: it is not attached to an instance.", volume.state.as_str()),
                     None,
                 ));
             };
@@ -158,12 +158,12 @@ impl Cloud {
             Ok((volume, record))
         })?;
         if record.root().is_some_and(|root| root.volume_id == id) {
-            let what = format!("The volume '{id}' is the root of {}; it can be detached from no instance.", record.id);
+            let what = format!("The volume '{id}' is the root volume of {} and cannot be detached.", record.id);
             return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
         }
         if record.state == InstanceState::Running {
             let unplugged = self.unplug(&record, &disk_id(&volume), force);
-            unplugged.map_err(|error| self.unless_ended(record.id, "without the volume", error))?;
+            unplugged.map_err(|error| self.unless_ended(record.id, "the volume was detached", error))?;
         }
         self.forget_attachment(id)?;
         self.volume(&id.to_string())
@@ -220,19 +220,16 @@ impl Cloud {
         let request =
             ExecRequest { argv: ["/bin/sh", "-c", &script].map(OsString::from).to_vec(), ..ExecRequest::default() };
         let guest_error = |source| CloudError::Guest { instance, source };
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(CloudError::file("/dev/null", "opened"))?;
+        let null =
+            File::options().read(true).write(true).open("/dev/null").map_err(CloudError::file("/dev/null", "open"))?;
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
         let agent = self.dir(instance).agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
         let status = agent.exec(request, streams).map_err(guest_error)?;
         if status == ExitStatus::Exited(0) {
             return Ok(());
         }
-        let what = format!("The guest of {instance} did not {file} its driver to the disk.");
-        let hint = "Is the disk still in use there? `--force` takes it out in any case.";
+        let what = format!("The guest of {instance} could not {file} the disk's driver.");
+        let hint = "Check whether the guest still uses the disk. `--force` detaches it anyway.";
         Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
     }
 
@@ -269,7 +266,7 @@ impl Cloud {
         }
     }
 
-    /// Connects to the VMM of the volume's running instance, if any. A hibernated or changing instance is an error.
+    /// Connects to the VMM of the volume's running instance, if any. Fails if it is hibernated or changing state.
     pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
@@ -279,7 +276,7 @@ impl Cloud {
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
                 state: state.as_str(),
-                action: "given other volumes",
+                action: "modified",
             }
             .into()),
         }
@@ -325,7 +322,7 @@ pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord,
 fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
     let (id, instance) = (volume.id, attachment.instance_id);
     let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
-    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("`wisp volume detach {id}` takes it off.")))
+    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("Detach it with `wisp volume detach {id}`.")))
 }
 
 fn role_of(record: &VolumeRecord) -> Role {

@@ -9,9 +9,9 @@ use ec2::InstanceType;
 use ec2::credits::CreditMode;
 use vmm::limits::{DiskLimits, Rate};
 
-/// Share of a rate from which a figure counts as bounded by it.
+/// A figure of at least this share of a rate is bounded by the rate.
 const NEAR: f64 = 0.9;
-/// Share of throttled time from which a guest counts as bounded.
+/// A guest that is throttled for more than this share of the time is bounded by the limiter.
 const HELD: f64 = 0.05;
 /// Minimum share of a CPU that a vCPU gets if it has the CPU to itself.
 const WHOLE: f64 = 0.8;
@@ -71,7 +71,7 @@ pub struct HostFacts {
     pub cache: Option<u64>,
 }
 
-/// Judges the bound of a measure from its samples, of which there must be at least one.
+/// Determines the bound of a measure from its samples. There must be at least one sample.
 pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostFacts, samples: &[Sample]) -> Bound {
     let median_of = |part: fn(&Sample) -> f64| median(samples.iter().map(part));
     let figure = median_of(|sample| sample.figure);
@@ -85,22 +85,22 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
         let baseline = of.credits.map_or(100.0, |credits| credits.baseline_percent);
         let held = seen.cpu_throttled * 100.0;
         return type_bound(format!(
-            "its CPU credits are spent: {baseline} % of each vCPU (throttled {held:.0} % of the time)"
+            "CPU credits are used up: {baseline}% of each vCPU (throttled {held:.0}% of the time)"
         ));
     }
     match measure.about {
-        About::OneCpu => cpu(&seen, 1, host)
-            .or_else(|| unsteady(samples))
-            .unwrap_or_else(|| host_bound("one CPU of it is as fast as that")),
+        About::OneCpu => {
+            cpu(&seen, 1, host).or_else(|| unsteady(samples)).unwrap_or_else(|| host_bound("speed of one CPU"))
+        }
         About::AllCpus => cpu(&seen, of.vcpus, host).or_else(|| unsteady(samples)).unwrap_or_else(|| {
             let vcpus = of.vcpus;
-            type_bound(format!("its {}, each as fast as a CPU of this host", plural(vcpus, "vCPU")))
+            type_bound(format!("{}, each as fast as one of this host's CPUs", plural(vcpus, "vCPU")))
         }),
         About::Memory => cpu(&seen, 1, host).unwrap_or_else(|| memory(median_of(|sample| sample.bytes as f64), host)),
         About::DiskBytes | About::DiskOperations => disk(measure, figure, seen.disk_held, limits, host),
         About::Network => network(figure, seen.net_held, limits, host),
-        About::NetworkLatency => host_bound(&format!("no limit of the type delays a packet{}", emulation(host))),
-        About::Start if host.software_kvm => host_bound("it emulates guest kernels (software KVM)"),
+        About::NetworkLatency => host_bound(&format!("the type does not limit latency{}", emulation(host))),
+        About::Start if host.software_kvm => host_bound("guest kernels are emulated (software KVM)"),
         About::Start => host_bound("no limit of the type was reached"),
         About::Command => command(&seen, of, host),
     }
@@ -109,11 +109,11 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
 /// Names the host as the bound if work on this many vCPUs did not get its CPUs.
 fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
     if threads > host.cpus {
-        return Some(host_bound(&format!("it has {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
+        return Some(host_bound(&format!("only {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
     }
     let percent = seen.cpu_share * 100.0;
     (seen.cpu_share < WHOLE)
-        .then(|| host_bound(&format!("its CPUs were busy with others: vCPUs had {percent:.0} % of one")))
+        .then(|| host_bound(&format!("CPUs were busy with other work: each vCPU got {percent:.0}% of a CPU")))
 }
 
 /// Names the host as the bound if figures vary more than CPU-bound work does: a virtual host cannot observe steal time.
@@ -122,17 +122,16 @@ fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
     let ratio = largest / smallest;
     let percent = (ratio - 1.0) * 100.0;
-    (ratio > STEADY)
-        .then(|| host_bound(&format!("its speed changes: from run to run, figures differ by {percent:.0} %")))
+    (ratio > STEADY).then(|| host_bound(&format!("unsteady speed: figures differ by {percent:.0}% between runs")))
 }
 
 fn memory(bytes: f64, host: &HostFacts) -> Bound {
     let mib = bytes / MIB;
     match host.cache.map(|cache| cache as f64) {
         Some(cache) if bytes <= cache => {
-            host_bound(&format!("its caches: {mib:.0} MiB were measured, and the last one has {:.0}", cache / MIB))
+            host_bound(&format!("caches: {mib:.0} MiB were measured; the last-level cache has {:.0} MiB", cache / MIB))
         }
-        _ => host_bound(&format!("its memory ({mib:.0} MiB were measured)")),
+        _ => host_bound(&format!("memory ({mib:.0} MiB were measured)")),
     }
 }
 
@@ -155,7 +154,7 @@ fn disk(measure: &Measure, figure: f64, held: f64, limits: &Limits, host: &HostF
     let candidates = [candidate("root volume", limits.volume), candidate("EBS path", limits.path)];
     rated(candidates, figure, held, unit).unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { whose, text, .. }) => {
-            host_bound(&format!("it did {percent:.0} % of the {text} that the {whose} has{}", emulation(host)))
+            host_bound(&format!("reached {percent:.0}% of the {whose}'s limit of {text}{}", emulation(host)))
         }
         None => host_bound(&format!("the instance has no limits{}", emulation(host))),
     })
@@ -170,7 +169,7 @@ fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
     rated([candidate, None], figure, held, "Mbit/s").unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { text, .. }) => {
             let percent = if percent < 1.0 { "less than 1".into() } else { format!("{percent:.0}") };
-            host_bound(&format!("it did {percent} % of the type's {text}{}", emulation(host)))
+            host_bound(&format!("reached {percent}% of the type's {text}{}", emulation(host)))
         }
         None => host_bound(&format!("the instance has no limits{}", emulation(host))),
     })
@@ -190,22 +189,22 @@ fn rated(
         return Err((Some(lowest), percent));
     }
     let Candidate { whose, text, most, always } = lowest;
-    let while_saved = (always < most).then(|| format!(" while its burst lasts, {} {unit} after", number(always)));
-    Ok(type_bound(format!("its {whose} has {text}{}", while_saved.unwrap_or_default())))
+    let while_saved = (always < most).then(|| format!(" during a burst, {} {unit} afterward", number(always)));
+    Ok(type_bound(format!("the {whose} is limited to {text}{}", while_saved.unwrap_or_default())))
 }
 
 fn command(seen: &Observed, of: &InstanceType, host: &HostFacts) -> Bound {
     if seen.disk_held > HELD {
-        return type_bound(format!("its volumes (throttled {:.0} % of the time)", seen.disk_held * 100.0));
+        return type_bound(format!("volumes (throttled {:.0}% of the time)", seen.disk_held * 100.0));
     }
     if seen.net_held > HELD {
-        return type_bound(format!("its network (throttled {:.0} % of the time)", seen.net_held * 100.0));
+        return type_bound(format!("network (throttled {:.0}% of the time)", seen.net_held * 100.0));
     }
     let busy = seen.cpu_share * 100.0;
     if seen.cpu_share >= WHOLE && of.vcpus <= host.cpus {
-        return type_bound(format!("its {}: {busy:.0} % busy", plural(of.vcpus, "vCPU")));
+        return type_bound(format!("{}: {busy:.0}% busy", plural(of.vcpus, "vCPU")));
     }
-    host_bound(&format!("no limit of the type was reached; its vCPUs had {busy:.0} % of their time{}", emulation(host)))
+    host_bound(&format!("no limit of the type was reached; the vCPUs were {busy:.0}% busy{}", emulation(host)))
 }
 
 fn type_bound(why: String) -> Bound {
@@ -217,7 +216,7 @@ fn host_bound(why: &str) -> Bound {
 }
 
 fn emulation(host: &HostFacts) -> &'static str {
-    if host.software_kvm { "; it emulates guest kernels (software KVM)" } else { "" }
+    if host.software_kvm { "; guest kernels are emulated (software KVM)" } else { "" }
 }
 
 fn plural(count: u32, noun: &str) -> String {
@@ -269,7 +268,7 @@ mod tests {
     fn spent_credits_are_type_bound_for_every_measure() {
         let held = Observed { cpu_throttled: 0.8, ..IDLE };
         for name in ["integer-one", "disk-read-1", "command"] {
-            is(verdict(name, "t3.micro", 1.0, held), By::Type, "10 % of each vCPU");
+            is(verdict(name, "t3.micro", 1.0, held), By::Type, "10% of each vCPU");
         }
     }
 
@@ -279,7 +278,7 @@ mod tests {
         is(verdict("integer-all", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs");
         is(verdict("integer-all", "m5.xlarge", 1.0, IDLE), By::Host, "2 CPUs for 4 vCPUs");
         let crowded = Observed { cpu_share: 0.5, ..IDLE };
-        is(verdict("integer-all", "m5.large", 1.0, crowded), By::Host, "busy with others");
+        is(verdict("integer-all", "m5.large", 1.0, crowded), By::Host, "busy with other work");
     }
 
     #[test]
@@ -287,38 +286,38 @@ mod tests {
         let measure = chosen(["integer-all"]).unwrap()[0];
         let of = catalog::find("m5.large").unwrap();
         let samples = |figures: [f64; 3]| figures.map(|figure| Sample { figure, bytes: 0, observed: IDLE });
-        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 150.0])), By::Host, "differ by 67 %");
+        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 150.0])), By::Host, "differ by 67%");
         is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 110.0])), By::Type, "2 vCPUs");
     }
 
     #[test]
     fn lowest_limit_is_bound_if_near_or_throttled() {
-        is(verdict("disk-random-read-32", "t3.micro", 2800.0, IDLE), By::Type, "root volume has 3000 IOPS");
+        is(verdict("disk-random-read-32", "t3.micro", 2800.0, IDLE), By::Type, "root volume is limited to 3000 IOPS");
         is(
             verdict("disk-read-32", "t3.micro", 95.0, IDLE),
             By::Type,
-            "EBS path has 100 MiB/s while its burst lasts, 10",
+            "EBS path is limited to 100 MiB/s during a burst, 10",
         );
-        is(verdict("disk-read-32", "t3.micro", 50.0, IDLE), By::Host, "50 % of the 100 MiB/s that the EBS path has");
+        is(verdict("disk-read-32", "t3.micro", 50.0, IDLE), By::Host, "50% of the EBS path's limit of 100 MiB/s");
         let held = Observed { disk_held: 0.5, ..IDLE };
         is(verdict("disk-read-32", "t3.micro", 50.0, held), By::Type, "EBS path");
-        is(verdict("network-throughput", "t3.micro", 4900.0, IDLE), By::Type, "5000 Mbit/s while");
-        is(verdict("network-throughput", "t3.micro", 5.0, IDLE), By::Host, "less than 1 % of the type's 5000");
+        is(verdict("network-throughput", "t3.micro", 4900.0, IDLE), By::Type, "5000 Mbit/s during");
+        is(verdict("network-throughput", "t3.micro", 5.0, IDLE), By::Host, "less than 1% of the type's 5000");
     }
 
     #[test]
     fn memory_within_cache_is_bound_by_cache() {
-        is(verdict("memory-latency", "t3.micro", 1.0, IDLE), By::Host, "its memory (64 MiB");
+        is(verdict("memory-latency", "t3.micro", 1.0, IDLE), By::Host, "memory (64 MiB");
         let host = HostFacts { cache: Some(96 << 20), ..host() };
         let sample = Sample { figure: 1.0, bytes: 64 << 20, observed: IDLE };
         let of = catalog::find("t3.micro").unwrap();
         let bound = judge(chosen(["memory-latency"]).unwrap()[0], of, &limits(), &host, &[sample]);
-        is(bound, By::Host, "64 MiB were measured, and the last one has 96");
+        is(bound, By::Host, "64 MiB were measured; the last-level cache has 96");
     }
 
     #[test]
     fn command_is_bound_by_throttled_resource() {
-        is(verdict("command", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs: 100 % busy");
+        is(verdict("command", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs: 100% busy");
         is(verdict("command", "m5.large", 1.0, Observed { cpu_share: 0.4, ..IDLE }), By::Host, "no limit");
         is(verdict("command", "m5.large", 1.0, Observed { net_held: 0.4, ..IDLE }), By::Type, "network");
         is(verdict("command", "m5.large", 1.0, Observed { disk_held: 0.4, ..IDLE }), By::Type, "volumes");

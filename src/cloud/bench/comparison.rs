@@ -11,7 +11,7 @@ pub struct Comparison<'a> {
     pub measures: Vec<Compared<'a>>,
     /// The measures that decide the choice.
     pub over: Vec<&'static str>,
-    /// Every type has a price. Otherwise the smallest type counts as the cheapest.
+    /// True if every type has a price. Otherwise the smallest type is considered the cheapest.
     pub has_prices: bool,
     /// Index of the cheapest type within the slowdown in all measures.
     pub cheapest: Option<usize>,

@@ -1,4 +1,4 @@
-//! Ctrl-C during a bench: ends the running guest at once, and with it every wait.
+//! Handles Ctrl-C during a bench: ends the running guest immediately, and so every wait for it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ pub struct Measure {
     pub about: About,
     /// The workload's name in the guest; empty if the measure has none.
     workload: &'static str,
-    /// Amounts per second are divided by the scale, as are times in seconds.
+    /// Divisor for amounts per second and for times in seconds.
     scale: f64,
 }
 
@@ -48,29 +48,29 @@ pub static BUILT_IN: [Measure; 18] = [
     cpu("integer-all", "Integer, all vCPUs (SHA-256)", "MiB/s", About::AllCpus, "integer", 1024.0),
     cpu("float-one", "Floating point, one vCPU (matrices)", "GFLOP/s", About::OneCpu, "float", 1e9),
     cpu("float-all", "Floating point, all vCPUs (matrices)", "GFLOP/s", About::AllCpus, "float", 1e9),
-    cpu("memory-bandwidth", "Memory, copied by one vCPU", "GB/s", About::Memory, "memory-bandwidth", 1e9),
+    cpu("memory-bandwidth", "Memory, copy on one vCPU", "GB/s", About::Memory, "memory-bandwidth", 1e9),
     Measure {
         better: Better::Lower,
-        ..cpu("memory-latency", "Memory, one load after the other", "ns", About::Memory, "memory-latency", 1e-9)
+        ..cpu("memory-latency", "Memory, dependent loads", "ns", About::Memory, "memory-latency", 1e-9)
     },
-    disk("disk-read-1", "Disk, read in sequence, 1 at a time"),
-    disk("disk-read-32", "Disk, read in sequence, 32 at a time"),
-    disk("disk-write-1", "Disk, written in sequence, 1 at a time"),
-    disk("disk-write-32", "Disk, written in sequence, 32 at a time"),
-    random("disk-random-read-1", "Disk, 4 KiB read at random, 1 at a time"),
-    random("disk-random-read-32", "Disk, 4 KiB read at random, 32 at a time"),
-    random("disk-random-write-1", "Disk, 4 KiB written at random, 1 at a time"),
-    random("disk-random-write-32", "Disk, 4 KiB written at random, 32 at a time"),
+    disk("disk-read-1", "Disk, sequential read, queue depth 1"),
+    disk("disk-read-32", "Disk, sequential read, queue depth 32"),
+    disk("disk-write-1", "Disk, sequential write, queue depth 1"),
+    disk("disk-write-32", "Disk, sequential write, queue depth 32"),
+    random("disk-random-read-1", "Disk, random 4 KiB read, queue depth 1"),
+    random("disk-random-read-32", "Disk, random 4 KiB read, queue depth 32"),
+    random("disk-random-write-1", "Disk, random 4 KiB write, queue depth 1"),
+    random("disk-random-write-32", "Disk, random 4 KiB write, queue depth 32"),
     cpu("network-throughput", "Network, TCP from guest to host", "Mbit/s", About::Network, "net", 125_000.0),
     Measure {
         better: Better::Lower,
-        ..cpu("network-latency", "Network, TCP there and back", "ms", About::NetworkLatency, "net", 1e-3)
+        ..cpu("network-latency", "Network, TCP round trip", "ms", About::NetworkLatency, "net", 1e-3)
     },
-    start("warm-launch", "Launch from a template, to agent ready"),
-    start("boot", "Boot, to ready"),
+    start("warm-launch", "Launch from a template until ready"),
+    start("boot", "Cold boot until ready"),
 ];
 
-pub static COMMAND: Measure = Measure { about: About::Command, workload: "", ..start("command", "The command") };
+pub static COMMAND: Measure = Measure { about: About::Command, workload: "", ..start("command", "Command") };
 
 const fn cpu(
     name: &'static str,

@@ -40,13 +40,13 @@ pub enum BenchError {
     Home(#[from] HomeError),
     #[error(transparent)]
     Run(#[from] RunError),
-    #[error("the guest ended while it was measured{0}")]
+    #[error("the guest ended during a measurement{0}")]
     GuestGone(ConsoleTail),
-    #[error("{} cannot be written: {source}", path.display())]
+    #[error("cannot write {}: {source}", path.display())]
     Program { path: PathBuf, source: io::Error },
-    #[error("this process's signals cannot be taken: {0}")]
+    #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
-    #[error("ended by signal {0}; no instance of it is left")]
+    #[error("interrupted by signal {0}; the instances of this bench were removed")]
     Interrupted(i32),
 }
 
@@ -106,7 +106,7 @@ impl MeasureReport {
 
 #[derive(Debug, Clone, Copy)]
 pub struct BenchProgress {
-    /// From 1; 0 before the first run.
+    /// Starts at 1. 0 before the first run.
     pub run: u32,
     pub instance_type: &'static str,
     pub what: &'static str,
@@ -168,13 +168,13 @@ impl Bench<'_> {
             return Ok(());
         }
         if template::find(self.home, image, cpus, memory_mib).is_none() {
-            self.report_progress(0, report, "a template");
+            self.report_progress(0, report, "creating a template");
             let made = template::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
             if let Some(signal) = self.interrupt.signal() {
                 return Err(BenchError::Interrupted(signal));
             }
             if let Err(error) = made {
-                log::warn!("there is no template for {}: {error}", report.request.instance_type.name);
+                log::warn!("cannot create a template for {}: {error}", report.request.instance_type.name);
             }
         }
         Ok(())
@@ -230,7 +230,7 @@ impl Bench<'_> {
             note_start(report, "warm-launch", &subject);
         } else {
             note_start(report, "boot", &subject);
-            let why = "there is no template of this image and size (see `wisp image warm`)";
+            let why = "there is no template for this image and size (see `wisp image warm`)";
             note(report, "warm-launch", Err(why.into()));
         }
         let workloads = |report: &TypeReport| {
@@ -242,7 +242,7 @@ impl Bench<'_> {
             subject.copy_program(&self.program)?;
         }
         if workloads(report).iter().any(|measure| measure.is_of_disk()) {
-            self.report_progress(run, report, "writing a file");
+            self.report_progress(run, report, "writing the test file");
             if let Err(why) = subject.prepare_disk()? {
                 let of_disk = report.results.iter_mut().filter(|result| result.measure.is_of_disk());
                 of_disk.for_each(|result| result.note(Err(why.clone())));
@@ -255,7 +255,7 @@ impl Bench<'_> {
         if let Some(command) = command
             && report.results.iter().any(|result| result.measure.name == COMMAND.name && is_wanted(result))
         {
-            self.report_progress(run, report, "the command");
+            self.report_progress(run, report, "command");
             note(report, COMMAND.name, subject.run(command)?);
         }
         Ok(())
@@ -263,7 +263,7 @@ impl Bench<'_> {
 }
 
 fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
-    note(report, name, subject.start_sample().ok_or_else(|| "its timeline has no beginning or no end".into()));
+    note(report, name, subject.start_sample().ok_or_else(|| "its timeline is incomplete".into()));
 }
 
 /// Records the result of a measure, if it was requested.

@@ -10,7 +10,7 @@ use crate::host::home::Home;
 
 const PROGRAM: &[u8] = include_bytes!("../../../images/workloads/wisp-workload.zst");
 const NAME: &str = "wisp-workload";
-/// Bytes, unpacked.
+/// Maximum unpacked size in bytes.
 const MOST: usize = 16 << 20;
 
 /// Unpacks the program into a file of the data directory, where it stays for the next bench.

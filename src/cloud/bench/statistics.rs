@@ -5,7 +5,7 @@ pub struct Summary {
     pub min: f64,
     /// The mean of the two middle values if their number is even.
     pub median: f64,
-    /// By nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20 values, the maximum.
+    /// By nearest rank: the smallest value that 95% of all values do not exceed. With fewer than 20, the maximum.
     pub p95: f64,
 }
 

@@ -47,7 +47,7 @@ const BEGIN: &[u8] = b"begin\n";
 /// The output, the status at the start of the measurement, and the count at the host's end of the connection.
 type Measured = (Captured, Option<(VmmStatus, Instant)>, Option<io::Result<(u64, Duration)>>);
 
-/// A workload prints this result.
+/// The result that a workload prints.
 #[derive(Debug, Deserialize)]
 struct Done {
     amount: u64,
@@ -62,7 +62,7 @@ pub(super) struct Subject<'a> {
     interrupt: &'a Interrupt,
     port: Option<SocketAddrV4>,
     target: Duration,
-    /// When the agent was ready.
+    /// Status when the agent became ready.
     status: VmmStatus,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Subject<'a> {
 
     /// Takes a measure once. The inner error is the reason why that is impossible.
     pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
-        let Some(workload) = measure.workload() else { return Ok(Err("it is no workload".into())) };
+        let Some(workload) = measure.workload() else { return Ok(Err("it has no workload".into())) };
         if measure.is_of_network() && self.port.is_none() {
             return Ok(Err("this host has no free port to forward to the guest".into()));
         }
@@ -139,14 +139,14 @@ impl<'a> Subject<'a> {
         let after = self.instance.status()?;
         let done = match (done(&captured), counted) {
             // The error at the host's end explains more than the lack of a connection in the guest.
-            (_, Some(Err(error))) => Err(format!("the port forwarded to the guest: {error}")),
+            (_, Some(Err(error))) => Err(format!("the port forwarded to the guest failed: {error}")),
             (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
             (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
             (Err(why), _) => Err(why),
         };
         Ok(done.and_then(|(amount, elapsed, Done { threads, bytes, elapsed_ns, .. })| {
-            let figure = measure.figure(amount, elapsed).ok_or("nothing was done in the time that there was")?;
-            let (before, took) = before.map(|(status, _)| status).zip(took).ok_or("the workload did not begin")?;
+            let figure = measure.figure(amount, elapsed).ok_or("the workload did nothing in its time")?;
+            let (before, took) = before.map(|(status, _)| status).zip(took).ok_or("the workload did not start")?;
             let usable = Duration::from_nanos(elapsed_ns) * u32::try_from(threads).unwrap_or(1);
             Ok(Sample { figure, bytes, observed: observe(&before, &after, took, usable, self.request.vcpus) })
         }))
@@ -181,7 +181,7 @@ impl<'a> Subject<'a> {
         Ok((captured.map_err(|error| self.explain(error))?, before, counted))
     }
 
-    /// Runs the user's command once. The inner error is the reason of its failure.
+    /// Runs the user's command once. The inner error is the reason why it failed.
     pub(super) fn run(&mut self, command: &str) -> Result<Result<Sample, String>, BenchError> {
         let argv = ["/bin/sh", "-c", command].map(Into::into).into();
         let before = self.instance.status()?;
@@ -219,7 +219,7 @@ impl<'a> Subject<'a> {
         Ok(Agent::connect(&self.instance.vsock(), AGENT_TIMEOUT)?)
     }
 
-    /// If the guest has ended, the error has its last console lines.
+    /// Adds the last console lines to the error if the guest has ended.
     fn explain(&self, error: crate::guest::Error) -> BenchError {
         match error {
             crate::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
@@ -234,7 +234,7 @@ impl Drop for Subject<'_> {
     }
 }
 
-/// The error has the exit code and the last lines of output.
+/// Returns an error with the exit code and the last lines of output if the command failed.
 fn succeeded(captured: &Captured) -> Result<(), String> {
     let code = captured.status.exit_code();
     if code == 0 {
@@ -253,7 +253,7 @@ fn done(captured: &Captured) -> Result<Done, String> {
     succeeded(captured)?;
     let text = String::from_utf8_lossy(&captured.stdout);
     let last = text.lines().next_back().unwrap_or_default();
-    serde_json::from_str(last).map_err(|error| format!("the workload's answer makes no sense: {error}"))
+    serde_json::from_str(last).map_err(|error| format!("cannot parse the workload's result: {error}"))
 }
 
 /// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.

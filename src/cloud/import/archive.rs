@@ -21,7 +21,7 @@ const HEADER_LIMIT: u64 = 1 << 20;
 /// Maximum size of the global PAX records in bytes. Each entry copies them.
 const GLOBAL_LIMIT: u64 = 64 << 10;
 const ENTRY_LIMIT: u64 = 8 << 20;
-/// Bytes. A header is one block, and contents are padded to whole blocks.
+/// Block size in bytes. A header is one block, and contents are padded to whole blocks.
 const BLOCK: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +101,11 @@ impl ArchiveEntry<'_> {
     }
 
     pub fn uid(&self) -> Result<u32, String> {
-        self.id("uid", &self.header.as_old().uid, "owner")
+        self.id("uid", &self.header.as_old().uid, "owner ID")
     }
 
     pub fn gid(&self) -> Result<u32, String> {
-        self.id("gid", &self.header.as_old().gid, "group")
+        self.id("gid", &self.header.as_old().gid, "group ID")
     }
 
     /// Returns the modification time in seconds since 1970.
@@ -114,7 +114,7 @@ impl ArchiveEntry<'_> {
             Some(value) => pax::seconds(value).ok_or_else(|| pax::not_a_number("mtime", value)),
             None => {
                 let time = number(&self.header.as_old().mtime).and_then(|time| i64::try_from(time).ok());
-                time.ok_or_else(|| "whose time is not a number".into())
+                time.ok_or_else(|| "whose modification time is not a number".into())
             }
         }
     }
@@ -130,7 +130,10 @@ impl ArchiveEntry<'_> {
         let (major, minor) = (major?, minor?);
         // The limits of Linux and ext4.
         if major > 0xfff || minor > 0xf_ffff {
-            return Err(format!("whose device number {major}:{minor} is larger than 4095:1048575"));
+            return Err(format!(
+                "whose device number {major}:{minor} is out of range: the maximum is 4095 for major and 1048575 for \
+                 minor"
+            ));
         }
         Ok((major as u32, minor as u32))
     }
@@ -140,12 +143,12 @@ impl ArchiveEntry<'_> {
             Some(id) => id,
             None => self.field(field, what)?,
         };
-        u32::try_from(id).map_err(|_| format!("whose {what} is {id}, larger than {}", u32::MAX))
+        u32::try_from(id).map_err(|_| format!("whose {what} {id} is larger than {}", u32::MAX))
     }
 
     fn field(&self, field: &[u8], what: &str) -> Result<u64, String> {
         let value = number(field).ok_or_else(|| format!("whose {what} is not a number"))?;
-        u64::try_from(value).map_err(|_| format!("whose {what} is {value}, out of range"))
+        u64::try_from(value).map_err(|_| format!("whose {what} {value} is out of range"))
     }
 }
 
@@ -283,7 +286,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Reads the next entry's headers. Returns `None` at the end mark.
+    /// Reads the next entry's headers. Returns `None` at the end-of-archive marker.
     fn next(&mut self) -> Result<Option<Head>, ImportError> {
         self.budget = HEADER_LIMIT.saturating_sub(self.globals.size());
         let (mut long_name, mut long_target) = (None, None);
@@ -305,7 +308,7 @@ impl Walk<'_> {
                     self.globals.extend(parsed.clone());
                     if self.globals.size() > GLOBAL_LIMIT {
                         let exceeded = format!("its global PAX records take more than {GLOBAL_LIMIT} bytes");
-                        return Err(limit(self.path, exceeded, "Create it without them"));
+                        return Err(limit(self.path, exceeded, "Create the archive without them"));
                     }
                     records.extend(parsed);
                     // `pending` stays unchanged: the archive may end after global records.
@@ -363,7 +366,7 @@ impl Walk<'_> {
             input: &mut self.input,
         };
         if entry.size > LARGEST_FILE || entry.stored > LARGEST_FILE {
-            return Err(entry.error(self.path, format!("which has more than {LARGEST_FILE} bytes")));
+            return Err(entry.error(self.path, format!("which is larger than {LARGEST_FILE} bytes")));
         }
         visit(&mut entry)?;
         Ok(entry.unread + padding(head.stored))
@@ -388,7 +391,7 @@ impl Walk<'_> {
             let size = records.number("GNU.sparse.realsize")?;
             let (Some(size), (Some(1), Some(0))) = (size, version) else {
                 return Err(Fault::ArchiveEntry(
-                    "which is sparse in a format other than GNU.sparse 0.0, 0.1 and 1.0".into(),
+                    "which has a sparse format other than GNU.sparse 0.0, 0.1 and 1.0".into(),
                 ));
             };
             let block = &mut || self.header_block().map_err(Fault::from);
@@ -399,9 +402,9 @@ impl Walk<'_> {
         Ok((map, stored))
     }
 
-    /// Returns the next header, or `None` at the end mark.
+    /// Returns the next header, or `None` at the end-of-archive marker.
     fn header(&mut self) -> Result<Option<tar::Header>, ImportError> {
-        let Some(block) = self.block()? else { return Err(damaged(self.path, "it has no end mark")) };
+        let Some(block) = self.block()? else { return Err(damaged(self.path, "it has no end-of-archive marker")) };
         self.charge(BLOCK as u64)?;
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
@@ -434,14 +437,15 @@ impl Walk<'_> {
     /// Reads a block of the sparse map, which precedes the data.
     fn header_block(&mut self) -> Result<[u8; BLOCK], ImportError> {
         self.charge(BLOCK as u64)?;
-        self.block()?.ok_or_else(|| damaged(self.path, "it ends in a sparse map"))
+        self.block()?.ok_or_else(|| damaged(self.path, "it ends within a sparse map"))
     }
 
     fn charge(&mut self, bytes: u64) -> Result<(), ImportError> {
         let left = self.budget.checked_sub(bytes).ok_or_else(|| {
             let exceeded =
                 format!("the names, attributes and sparse map of one entry take more than {HEADER_LIMIT} bytes");
-            limit(self.path, exceeded, "Create it without extended attributes (tar --no-xattrs) and not sparse")
+            let advice = "Create the archive without extended attributes (tar --no-xattrs) and without --sparse";
+            limit(self.path, exceeded, advice)
         })?;
         self.budget = left;
         Ok(())
@@ -454,7 +458,7 @@ impl Walk<'_> {
         match read.map_err(|error| damaged(self.path, error.to_string()))? {
             0 => Ok(None),
             BLOCK => Ok(Some(block)),
-            count => Err(damaged(self.path, format!("its last block has {count} bytes of {BLOCK}"))),
+            count => Err(damaged(self.path, format!("its last block has only {count} of {BLOCK} bytes"))),
         }
     }
 
@@ -466,7 +470,7 @@ impl Walk<'_> {
         let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink());
         let skipped = skipped.map_err(|error| damaged(self.path, error.to_string()))?;
         if skipped < bytes {
-            return Err(damaged(self.path, format!("{} bytes are missing at its end", bytes - skipped)));
+            return Err(damaged(self.path, format!("{} bytes are missing at the end", bytes - skipped)));
         }
         Ok(())
     }
@@ -548,7 +552,7 @@ mod tests {
         let zstd = zstd::encode_all(bytes.as_slice(), 1).unwrap();
         for length in [1, 100, 512, 600, 1024, 1536, 1600, 2048, 2500] {
             let error = names(&file(&bytes[..length], Compression::None)).unwrap_err().to_string();
-            assert!(error.contains("cut off"), "{length}: {error}");
+            assert!(error.contains("truncated"), "{length}: {error}");
         }
         assert!(names(&file(&zstd[..zstd.len() - 1], Compression::Zstd)).is_err());
     }
@@ -636,7 +640,7 @@ mod tests {
     #[test]
     fn malformed_pax_records_are_refused() {
         for (record, part) in [
-            (&b"7 a=b"[..], "7 bytes (\"7 a=b\") where only 5 are left"),
+            (&b"7 a=b"[..], "7 bytes (\"7 a=b\"), but only 5 are left"),
             (b"12 size=abc\n", "size is \"abc\" instead of a number"),
             (b"six a=\n", "begins with"),
         ] {
@@ -692,7 +696,7 @@ mod tests {
         let negative = |header: &mut tar::Header| header.as_old_mut().uid = [0xff; 8];
         let archive = sealed(&[member(b'0', "a", b"", negative)]);
         let read = archive.entries(&(), &mut |entry| {
-            assert!(entry.uid().unwrap_err().contains("-1, out of range"));
+            assert!(entry.uid().unwrap_err().contains("-1 is out of range"));
             Ok(())
         });
         read.unwrap();
@@ -753,9 +757,9 @@ mod tests {
         };
         assert_eq!(names(&sealed(&version(b"1\n1024\n512\n"))).unwrap(), ["a"]);
         for (map, part) in [
-            (&b"2\n1024\n256\n0\n256\n"[..], "no multiple of 512"),
+            (&b"2\n1024\n256\n0\n256\n"[..], "not a multiple of 512"),
             (b"1\n4000\n512\n", "exceed the file"),
-            (b"1\n0\n1024\n", "1024 bytes, and the archive stores 512"),
+            (b"1\n0\n1024\n", "1024 bytes, but the archive stores 512"),
             (b"1\n0\nx\n", "is \"x\" instead of a number"),
             (b"99999\n", "instead of a number"),
         ] {

@@ -8,7 +8,7 @@ use super::archive::{Compression, has_checksum};
 use super::features;
 use crate::host::sparse;
 
-/// Number of bytes that are examined: up to the last known magic number, that of Btrfs.
+/// Number of bytes to examine: up to the last known magic number, which is that of Btrfs.
 pub const HEAD: usize = 68 << 10;
 /// Sector size, and block size of a tar archive.
 const SECTOR: usize = 512;
@@ -58,14 +58,16 @@ pub fn detect(file: &File) -> io::Result<Content> {
     let mut content = compression.decode(At { file, offset: 0 })?;
     match sparse::read_full(&mut content, &mut inside) {
         Ok(count) if is_tar(&inside[..count]) => Ok(Content::Archive(compression)),
-        Ok(_) => Ok(Content::Other(
-            "it is compressed, and what is in it is not a tar archive: decompress it first (zstd -d, gunzip)".into(),
-        )),
-        Err(error) => Ok(Content::Other(format!("it is compressed, and damaged or cut off ({error}): fetch it again"))),
+        Ok(_) => {
+            Ok(Content::Other("it is compressed but not a tar archive: decompress it first (zstd -d, gunzip)".into()))
+        }
+        Err(error) => {
+            Ok(Content::Other(format!("it is compressed, and damaged or truncated ({error}): download it again")))
+        }
     }
 }
 
-/// Leaves the file's position unchanged.
+/// Reads a file without changing its position.
 struct At<'a> {
     file: &'a File,
     offset: u64,
@@ -96,21 +98,21 @@ pub fn of(head: &[u8], size: u64) -> Content {
     }
     if at(0, b"XFSB") {
         return other(
-            "it is an XFS file system, which the guest's kernel does not know: copy its files to a tar archive, and import that",
+            "it is an XFS file system, which the guest kernel does not support: import a tar archive of its files",
         );
     }
     if at(0x10040, b"_BHRfS_M") {
         return other(
-            "it is a Btrfs file system, which the guest's kernel does not know: copy its files to a tar archive, and import that",
+            "it is a Btrfs file system, which the guest kernel does not support: import a tar archive of its files",
         );
     }
     if at(0x8001, b"CD001") {
-        return other("it is a CD image: images are made of root file systems, not of installers");
+        return other("it is a CD image: import a root file system, not an installer");
     }
     for (magic, name) in [(&b"KDMV"[..], "VMDK"), (b"vhdxfile", "VHDX"), (b"conectix", "VHD"), (b"<<< ", "VDI")] {
         if at(0, magic) {
             return Content::Other(format!(
-                "it is a {name} image: convert it with `qemu-img convert -O raw FILE disk.raw` first"
+                "it is a {name} image: convert it first with `qemu-img convert -O raw FILE disk.raw`"
             ));
         }
     }
@@ -125,14 +127,14 @@ pub fn of(head: &[u8], size: u64) -> Content {
 
 fn partitions(kind: &str) -> String {
     format!(
-        "it is a whole disk with a partition table ({kind}), and an image is made of one file system. Look for the root \
+        "it is a whole disk with a partition table ({kind}), but an image needs a single file system. Find the root \
          partition with `fdisk -l FILE`, copy it with `dd if=FILE of=root.img bs=512 skip=START count=SECTORS`, and \
          import root.img"
     )
 }
 
-/// Returns a sentence that says why the embedded kernel cannot use the file system that starts with `head`, or `None`
-/// if it can or if the format is unknown.
+/// Returns the reason why the embedded kernel cannot use the file system that starts with `head`, as a sentence, or
+/// `None` if it can or if the format is unknown.
 pub fn unsupported(head: &[u8]) -> Option<String> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     if at(1024 + 0x38, &[0x53, 0xef]) {
@@ -153,7 +155,7 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     let long = |at: usize| head.get(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
     let whole = |kind: FileSystem, length: Option<u64>| match length {
         Some(length) if length <= size => Content::FileSystem(kind),
-        _ => Content::Other(format!("it is the beginning of a file system ({}): the rest is cut off", kind.name())),
+        _ => Content::Other(format!("it is a truncated file system ({})", kind.name())),
     };
     if let Some(reason) = unsupported(head) {
         return Some(Content::Other(reason));
@@ -227,7 +229,7 @@ mod tests {
             let length = path.metadata().unwrap().len();
             File::options().write(true).open(path).unwrap().set_len(length / 2).unwrap();
             let reason = reason(detected(path));
-            assert!(reason.contains("cut off"), "{reason}");
+            assert!(reason.contains("truncated"), "{reason}");
         }
     }
 
@@ -258,7 +260,7 @@ mod tests {
         head[1024 + 12] = 12;
         head[1024 + 36] = 16;
         assert_eq!(of(&head, 65536), Content::FileSystem(FileSystem::Erofs));
-        assert!(reason(of(&head, 65535)).contains("cut off"));
+        assert!(reason(of(&head, 65535)).contains("truncated"));
     }
 
     #[test]
@@ -275,7 +277,7 @@ mod tests {
         file.write_all(&zstd::encode_all(&[0; 100_000][..], 1).unwrap()).unwrap();
         assert!(reason(detect(&file).unwrap()).contains("decompress"));
         file.set_len(10).unwrap();
-        assert!(reason(detect(&file).unwrap()).contains("cut off"));
+        assert!(reason(detect(&file).unwrap()).contains("truncated"));
     }
 
     proptest::proptest! {

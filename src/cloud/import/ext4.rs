@@ -13,7 +13,7 @@ use super::{ImportError, ImportProgress};
 use crate::host::space::FreeSpace;
 use crate::host::sparse;
 
-/// Bytes.
+/// Block size in bytes.
 const BLOCK: u64 = 4 << 10;
 /// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;
@@ -29,7 +29,7 @@ const SHORT_LINK: usize = 59;
 /// Every ext4 file system has this directory in its root. It is recreated, not copied.
 const LOST_FOUND: &str = "lost+found";
 
-/// Maximum size of one file's extended attributes in bytes: a block without its header and end mark.
+/// Maximum size of one file's extended attributes in bytes: a block without its header and end marker.
 pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
 /// linux/fs/ext4/ext4.h, EXT4_LINK_MAX.
 const LINK_LIMIT: u32 = 65_000;
@@ -39,7 +39,7 @@ pub struct Shape {
     pub uuid: [u8; 16],
     /// In seconds since 1970.
     pub made: i64,
-    /// Bytes. The default is the size of the files plus headroom.
+    /// Size in bytes. The default is the size of the files plus headroom.
     pub size: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
         }
         Ok::<(), ()>(())
     })
-    .expect("nothing fails");
+    .expect("the visitor never fails");
     (blocks.saturating_mul(BLOCK), count)
 }
 
@@ -98,7 +98,11 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     let needed = (bytes + inodes * INODE).max(inodes * BLOCK);
     let size = match shape.size {
         Some(size) if size < needed => {
-            return Err(format!("its files take {} MiB, and it was to have {} MiB", needed >> 20, size >> 20));
+            return Err(format!(
+                "its files take {} MiB, more than the requested size of {} MiB",
+                needed >> 20,
+                size >> 20
+            ));
         }
         Some(size) => size,
         None => (needed + HEADROOM.max(needed / 4)).max(SMALLEST),
@@ -109,7 +113,7 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     options.reserved_percent = 0;
     options.inodes = match u32::try_from(inodes.max(size / BYTES_PER_INODE)) {
         Ok(inodes) => InodeCount::Exact(inodes),
-        Err(_) => return Err(format!("it has {count} files, more than an ext4 file system can")),
+        Err(_) => return Err(format!("it has {count} files, more than ext4 supports")),
     };
     let text = |error: mkext4::Error| error.to_string();
     let mut builder = FsBuilder::new(options).map_err(text)?;
@@ -138,7 +142,7 @@ fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
             *links += 1;
             if *links > LINK_LIMIT {
                 return Err(format!(
-                    "{:?} has more than {LINK_LIMIT} hard links, the most that ext4 can hold: make some of them copies \
+                    "{:?} has more than {LINK_LIMIT} hard links, the maximum in ext4: replace some of them with copies \
                      or symbolic links",
                     tree.path_of(id)
                 ));
@@ -215,7 +219,7 @@ impl Plan {
         let mut writer = self.layout.writer(Sink { file, length, space }).map_err(failed)?;
         archive.entries(progress, &mut |entry| match self.entries.get(&entry.index) {
             Some((_, size)) if *size != entry.size => {
-                Err(entry.error(&archive.path, "which has become another while the archive was read: import it again"))
+                Err(entry.error(&archive.path, "which changed while the archive was being read: import it again"))
             }
             Some((handle, _)) => writer.fill(*handle, &mut entry.content()).map_err(failed),
             None => Ok(()),
@@ -240,7 +244,7 @@ impl RegionSink for Sink<'_> {
     fn zeros(&mut self, offset: u64, length: u64) -> io::Result<()> {
         // Nothing to write: the new file consists of holes, which read as zeros.
         if offset.checked_add(length).is_none_or(|end| end > self.length) {
-            return Err(io::Error::other("zeroes behind the end of the file system"));
+            return Err(io::Error::other("zeros past the end of the file system"));
         }
         Ok(())
     }

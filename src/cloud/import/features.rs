@@ -27,7 +27,7 @@ use Removal::{Remake, Tune};
 
 struct Feature {
     bit: u32,
-    /// As in e2fsprogs.
+    /// The name in e2fsprogs.
     name: &'static str,
     /// Required kernel options. Empty if no kernel supports the feature.
     options: &'static [&'static str],
@@ -66,21 +66,22 @@ const EXT4_RO_COMPAT_FEATURES: [Feature; 7] = [
     feature(0x8000, "verity", &["CONFIG_FS_VERITY"], Remake),
 ];
 
-/// Returns a sentence that says why the guest kernel cannot use the ext4 file system that starts with `head`, if so.
+/// Returns the reason why the guest kernel cannot use the ext4 file system that starts with `head`, if there is one.
 pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     let word = |at: usize| number::<4>(head, 1024 + at).map(|value| value as u32);
     let (compat, incompat, ro_compat) = (word(0x5c)?, word(0x60)?, word(0x64)?);
     let block_shift = word(0x18)?;
     if incompat & 0x8 != 0 {
         return Some(
-            "it is the external journal of another file system. Import that one, after `tune2fs -f -O ^has_journal FILE`"
+            "it is the external journal of another file system. Remove the journal from that file system with `tune2fs \
+             -f -O ^has_journal FILE`, and import the file system"
                 .into(),
         );
     }
     if block_shift > 2 {
         return Some(
-            "it is an ext4 file system with blocks over 4 KiB, which the guest kernel cannot mount. Create it with \
-             `mkfs.ext4 -b 4096`, or import a tar archive of its files"
+            "it is an ext4 file system with blocks larger than 4 KiB, which the guest kernel cannot mount. Recreate it \
+             with `mkfs.ext4 -b 4096`, or import a tar archive of its files"
                 .into(),
         );
     }
@@ -97,20 +98,20 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     // Inode number of the journal.
     if has_journal && word(0xe0)? == 0 {
         return Some(
-            "it is an ext4 file system with its journal on another device, which a guest does not have. Give it one of its \
-             own: `tune2fs -f -O ^has_journal FILE`, then `tune2fs -j FILE`"
+            "it is an ext4 file system whose journal is on another device, which a guest cannot access. Move the \
+             journal into the file system: `tune2fs -f -O ^has_journal FILE`, then `tune2fs -j FILE`"
                 .into(),
         );
     }
     if !has_journal && incompat & 0x4 != 0 {
         return Some(
-            "it is an ext4 file system that needs recovery and has no journal: repair it with `e2fsck -f FILE`".into(),
+            "it is an ext4 file system that needs recovery but has no journal: repair it with `e2fsck -f FILE`".into(),
         );
     }
     if ro_compat & 0x200 != 0 && incompat & 0x40 == 0 {
         return Some(
-            "it is an ext4 file system with the feature bigalloc and without extents, which the guest kernel cannot mount. \
-             Create it with `mkfs.ext4 -O ^bigalloc`, or import a tar archive of its files"
+            "it is an ext4 file system with the feature bigalloc but without extents, which the guest kernel cannot \
+             mount. Recreate it with `mkfs.ext4 -O ^bigalloc`, or import a tar archive of its files"
                 .into(),
         );
     }
@@ -152,7 +153,7 @@ fn without(missing: &[(String, Removal)]) -> String {
     let advice = if missing.iter().all(|(_, removal)| *removal == Tune) {
         format!("Remove {} with `tune2fs -O {options} FILE`", if names.len() == 1 { "it" } else { "them" })
     } else {
-        format!("Create it with `mkfs.ext4 -O {options}`, or import a tar archive of its files")
+        format!("Recreate it with `mkfs.ext4 -O {options}`, or import a tar archive of its files")
     };
     format!(
         "it is an ext4 file system with {what} {}, which the guest kernel does not support. {advice}",
@@ -181,11 +182,11 @@ const XZ_FILTERS: [(&str, &str); 6] = [
 
 /// Works like [`refuse_ext4`], for SquashFS.
 pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
-    const ADVICE: &str = "make it again with `mksquashfs DIRECTORY FILE -comp zstd`";
+    const ADVICE: &str = "recreate it with `mksquashfs DIRECTORY FILE -comp zstd`";
     let version = number::<2>(head, 28)?;
     if version != 4 {
         return Some(format!(
-            "it is a SquashFS file system of version {version}, and the guest kernel knows version 4: {ADVICE}"
+            "it is a SquashFS file system of version {version}, but the guest kernel supports only version 4: {ADVICE}"
         ));
     }
     let id = number::<2>(head, 20)?;
@@ -204,8 +205,8 @@ pub fn refuse_squashfs(head: &[u8]) -> Option<String> {
             XZ_FILTERS.iter().enumerate().find(|(bit, (_, option))| used >> bit & 1 != 0 && !kernel_has(option));
         if let Some((_, (filter, _))) = lacking {
             return Some(format!(
-                "it is a SquashFS file system compressed with xz and its filter {filter} (-Xbcj), which the guest kernel \
-                 cannot read: {ADVICE}"
+                "it is a SquashFS file system compressed with xz and the filter {filter} (-Xbcj), which the guest \
+                 kernel cannot read: {ADVICE}"
             ));
         }
     }
@@ -224,20 +225,20 @@ const EROFS_COMPRESSORS: [(&str, &str); 4] = [
 
 /// Works like [`refuse_ext4`], for EROFS.
 pub fn refuse_erofs(head: &[u8]) -> Option<String> {
-    const ADVICE: &str = "make it again with `mkfs.erofs -zlz4 FILE DIRECTORY`";
+    const ADVICE: &str = "recreate it with `mkfs.erofs -zlz4 FILE DIRECTORY`";
     let block_shift = number::<1>(head, 1024 + 12)?;
     if !(9..=12).contains(&block_shift) {
         return Some(format!(
-            "it is an EROFS file system with blocks of 2^{block_shift} bytes, which the guest kernel cannot mount: make it \
-             again with `mkfs.erofs -b 4096 FILE DIRECTORY`"
+            "it is an EROFS file system with blocks of 2^{block_shift} bytes, which the guest kernel cannot mount: \
+             recreate it with `mkfs.erofs -b 4096 FILE DIRECTORY`"
         ));
     }
     let features = number::<4>(head, 1024 + 80)?;
     if features & !EROFS_INCOMPAT != 0 {
         let unknown = features & !EROFS_INCOMPAT;
         return Some(format!(
-            "it is an EROFS file system with features ({unknown:#x}) that the guest kernel does not support: {ADVICE}, with \
-             mkfs.erofs of Linux 6.12's time"
+            "it is an EROFS file system with features ({unknown:#x}) that the guest kernel does not support: {ADVICE}, \
+             using a version of mkfs.erofs that is not newer than Linux 6.12"
         ));
     }
     // With the feature compr_cfgs, the field holds the compressors' bits. Without it, the field is the LZ4 distance.
@@ -251,7 +252,7 @@ pub fn refuse_erofs(head: &[u8]) -> Option<String> {
         }
     }
     if features & 0x8 != 0 && number::<2>(head, 1024 + 86)? != 0 {
-        return Some("it is an EROFS file system with its data in other files: make it again without --blobdev".into());
+        return Some("it is an EROFS file system that keeps data in other files: recreate it without --blobdev".into());
     }
     None
 }

@@ -12,7 +12,7 @@ use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
 use crate::host::space::FreeSpace;
 
-/// Bytes. A header can claim far more than the archive contains.
+/// Maximum disk usage in bytes. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;
 
 /// Parses `data` as a manifest and checks that the result survives a round trip.
@@ -20,7 +20,7 @@ pub(crate) fn manifest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(manifest) = Manifest::parse(text) {
         assert!(manifest.files().all(|file| !file.contains('/') && file != ".."), "files are directly in the bundle");
-        let again = Manifest::parse(&super::render(&manifest)).expect("what was read can be written and read");
+        let again = Manifest::parse(&super::render(&manifest)).expect("a rendered manifest can be parsed");
         assert_eq!(again.files().collect::<Vec<_>>(), manifest.files().collect::<Vec<_>>());
     }
 }
@@ -33,7 +33,7 @@ pub(crate) fn archive(data: &[u8]) {
     fs::create_dir(&into).expect("a directory");
     let _ = bundle::is_one(&source);
     if bundle::import_bundle(&source, &into, "", &()).is_err() {
-        assert!(fs::read_dir(&into).expect("a directory").next().is_none(), "what cannot be imported leaves nothing");
+        assert!(fs::read_dir(&into).expect("a directory").next().is_none(), "a failed import leaves no files");
     }
     let names: Vec<_> =
         fs::read_dir(dir.path()).expect("a directory").flatten().map(|entry| entry.file_name()).collect();

@@ -27,7 +27,7 @@ use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
 pub(super) use archive::{ArchiveEntry, TarFile};
 pub(super) use content::{Content, HEAD, detect, unsupported};
 
-/// Maximum size of a file in an image in bytes: that of an EBS volume.
+/// Maximum size of a file in an image in bytes: the maximum size of an EBS volume.
 pub(super) const LARGEST_FILE: u64 = 16 << 40;
 
 pub trait ImportProgress {
@@ -46,14 +46,14 @@ impl ImportProgress for () {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} cannot be written: {source}", path.display())]
+    #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     /// The image is known to need more space than is free.
     #[error(
-        "{} has {free} MiB free, of which {} MiB stay free for the rest of the host, and the image takes {needed} MiB: \
-         make room, or set WISP_HOME to a directory on another disk",
+        "not enough disk space in {}: {free} MiB are free, {} MiB must stay free for the rest of the host, and the \
+         image takes {needed} MiB. Free some space, or set WISP_HOME to a directory on another disk",
         dir.display(), RESERVE >> 20
     )]
     NoSpace {
@@ -64,9 +64,9 @@ pub enum ImportError {
         free: u64,
     },
     /// The free space was used up during an import.
-    #[error("{0}. Make room, or set WISP_HOME to a directory on another disk")]
+    #[error("{0}. Free some space, or set WISP_HOME to a directory on another disk")]
     SpaceExhausted(SpaceExhausted),
-    #[error("{} is not an empty directory, and only such a one can take an image", .0.display())]
+    #[error("the directory {} must be empty", .0.display())]
     NotEmpty(PathBuf),
     #[error(transparent)]
     Bundle(#[from] ImageError),
@@ -77,32 +77,35 @@ pub enum ImportError {
         /// Includes the fix.
         reason: String,
     },
-    #[error("{} holds {entry:?}, {reason}", path.display())]
+    #[error("{} contains {entry:?}, {reason}", path.display())]
     Entry {
         path: PathBuf,
         entry: String,
         /// Completes a sentence: "which ...".
         reason: String,
     },
-    #[error("the archive {} is damaged or cut off: {reason}. Fetch it again", path.display())]
+    #[error("the archive {} is damaged or truncated: {reason}. Download it again", path.display())]
     BadArchive { path: PathBuf, reason: String },
-    #[error("{} cannot be imported: {exceeded}. {advice}", path.display())]
+    #[error("cannot import {}: {exceeded}. {advice}", path.display())]
     Limit {
         path: PathBuf,
         /// The limit, and the value that exceeds it.
         exceeded: String,
         advice: &'static str,
     },
-    #[error("{file} of {} is damaged: its SHA-256 is {found} instead of {expected}. Fetch the bundle again", bundle.display())]
+    #[error(
+        "{file} in {} is damaged: its SHA-256 is {found} instead of {expected}. Download the bundle again",
+        bundle.display()
+    )]
     Damaged { bundle: PathBuf, file: String, expected: String, found: String },
     /// A disk image is invalid, or depends on other files.
     #[error(transparent)]
     Disk(disk_image::ImageError),
-    #[error("no ext4 file system can be made of {}: {reason}", path.display())]
+    #[error("cannot create an ext4 file system from {}: {reason}", path.display())]
     FileSystem { path: PathBuf, reason: String },
-    #[error("the agent that this wisp brings is damaged ({0}): build or install wisp again")]
+    #[error("the embedded agent is damaged ({0}): rebuild or reinstall wisp")]
     Agent(String),
-    #[error("{} exists already; choose another name, or remove it", .0.display())]
+    #[error("{} already exists: choose another name or remove it", .0.display())]
     Exists(PathBuf),
 }
 
@@ -200,7 +203,7 @@ impl Drop for Landing<'_> {
         }
         for entry in fs::read_dir(self.dir).into_iter().flatten().flatten() {
             if let Err(error) = fs::remove_file(entry.path()) {
-                log::warn!("{} cannot be removed: {error}", entry.path().display());
+                log::warn!("cannot remove {}: {error}", entry.path().display());
             }
         }
     }
@@ -215,7 +218,9 @@ pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError
     }
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
-        Some(libc::ELOOP) => ImportError::unusable(path, "it is a symbolic link; a bundle has regular files only"),
+        Some(libc::ELOOP) => {
+            ImportError::unusable(path, "it is a symbolic link; a bundle can contain only regular files")
+        }
         _ => ImportError::read(path)(error),
     })?;
     if !file.metadata().map_err(ImportError::read(path))?.is_file() {
@@ -237,7 +242,7 @@ pub(super) mod testing {
         // Debian installs some of these programs in /usr/sbin, which is not in every user's PATH.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let output = Command::new(program).args(args).env("PATH", path).output();
-        let output = output.unwrap_or_else(|error| panic!("{program} is needed and cannot be run: {error}"));
+        let output = output.unwrap_or_else(|error| panic!("cannot run {program}, which this test needs: {error}"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
         text(&output.stdout)
@@ -269,7 +274,7 @@ mod tests {
     fn space_check_over_free_space_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = Landing::new(dir.path()).unwrap().check_space(u64::MAX).unwrap_err().to_string();
-        assert!(error.contains("make room"), "{error}");
+        assert!(error.contains("Free some space"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Writer for initial RAM disks: linux/Documentation/driver-api/early-userspace/buffer-format.rst, `newc`.
+//! Writer for an initramfs in `newc` format (linux/Documentation/driver-api/early-userspace/buffer-format.rst).
 
-/// Magic number of a header, and the positions of its nonzero fields among the thirteen.
+/// Magic number of a header, the number of its fields, and the positions of those that are not zero.
 const MAGIC: &str = "070701";
 const FIELDS: usize = 13;
 const INODE: usize = 0;

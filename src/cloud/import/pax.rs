@@ -56,7 +56,7 @@ fn split_record(data: &[u8]) -> Result<(Record, &[u8]), String> {
     };
     let Some(record) = data.get(..length) else {
         let left = data.len();
-        return Err(format!("which has a PAX record of {length} bytes ({shown:?}) where only {left} are left"));
+        return Err(format!("which has a PAX record of {length} bytes ({shown:?}), but only {left} are left"));
     };
     let Some(body) = record.get(digits + 1..).and_then(|body| body.strip_suffix(b"\n")) else {
         return Err(format!("which has a PAX record of {length} bytes ({shown:?}) that does not end with a newline"));
@@ -127,7 +127,7 @@ mod tests {
             (b"+9 path=x\n", "begins with"),
             (b"99999999999999999999999 path=x\n", "begins with"),
             (b"9\tpath=x\n", "begins with"),
-            (b"99 path=x\n", "99 bytes (\"99 path=x\\n\") where only 10 are left"),
+            (b"99 path=x\n", "99 bytes (\"99 path=x\\n\"), but only 10 are left"),
             (b"9 path=xy", "does not end with a newline"),
             (b"7 path\n", "without a keyword"),
             (b"2 ", "does not end with a newline"),

@@ -1,8 +1,8 @@
 //! Import of root file systems: a tar archive of files, a file system image, or a qcow2 image of a file system.
 //!
-//! The image gets the embedded image's kernel, and an initial RAM disk with the agent. The agent mounts the root,
-//! arranges to be started there (as a service under systemd), and hands process 1 over to the root's own init. The root
-//! itself is not modified.
+//! The image gets the embedded image's kernel, and an initramfs with the agent. The agent mounts the root, arranges to
+//! be started there (as a service under systemd), and then runs the root's own init as process 1. The root itself is
+//! not modified.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,7 +21,7 @@ use vmm::config::{BootProtocol, DiskFormat};
 
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "agent.cpio";
-/// The agent's name in the initial RAM disk.
+/// The agent's name in the initramfs.
 const AGENT: &str = "init";
 const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
 /// Path of cloud-init, and the file that disables it (cloud-init documentation, "How to disable cloud-init").
@@ -92,7 +92,8 @@ struct Found {
 
 pub fn agent_of(embedded: &Image) -> Result<Vec<u8>, ImportError> {
     let damaged = |reason: String| ImportError::Agent(reason);
-    let root = embedded.manifest.root.as_ref().ok_or_else(|| damaged("there is none".into()))?;
+    let root =
+        embedded.manifest.root.as_ref().ok_or_else(|| damaged("the embedded image has no root file system".into()))?;
     let file = open_regular(&embedded.dir.join(&root.file), false)?;
     let root = Fs::open(file).map_err(|error| damaged(error.to_string()))?;
     let inode = root.resolve(EMBEDDED_AGENT).map_err(|error| damaged(error.to_string()))?;
@@ -165,7 +166,7 @@ impl Import<'_> {
                     String::from_utf8_lossy(&entry.name),
                     limit >> 20
                 ),
-                advice: "Leave files or attributes out, or import a file system image (mkfs.ext4 -d DIRECTORY) instead",
+                advice: "Remove files or attributes, or import a file system image (mkfs.ext4 -d DIRECTORY) instead",
             },
         }
     }
@@ -173,12 +174,12 @@ impl Import<'_> {
     fn check_tree(&self, tree: &mut Tree) -> Result<(), ImportError> {
         let mut has = |path: &[&str]| tree.find(path).is_ok_and(|found| found.is_some());
         let reason = if has(&[MANIFEST]) {
-            "it is an archive of an image's bundle, not of a root file system: import it as one"
+            "it is an archive of an image bundle, not of a root file system"
         } else if has(&["oci-layout"]) || has(&["manifest.json"]) && !has(&["etc"]) {
-            "it is an archive of a container image's layers. Make a container of it and import that one's files: \
-             `docker export CONTAINER > root.tar`"
+            "it is a container image, not a root file system. Create a container from it and import the container's \
+             files: `docker export CONTAINER > root.tar`"
         } else if !["bin", "sbin", "usr", "etc", "init"].iter().any(|name| has(&[name])) {
-            "it is no archive of a root file system: it has none of /bin, /sbin, /usr, /etc and /init"
+            "it is not an archive of a root file system: it contains none of /bin, /sbin, /usr, /etc and /init"
         } else {
             return Ok(());
         };
@@ -188,7 +189,7 @@ impl Import<'_> {
     fn file_system(&self, source: &File, kind: FileSystem) -> Result<Found, ImportError> {
         let length = source.metadata().map_err(ImportError::read(self.source))?.len();
         if length > LARGEST_FILE {
-            return Err(ImportError::unusable(self.source, format!("it has more than {LARGEST_FILE} bytes")));
+            return Err(ImportError::unusable(self.source, format!("it is larger than {LARGEST_FILE} bytes")));
         }
         let name = root_name(kind);
         let file = self.landing.create(&name)?;
@@ -203,19 +204,21 @@ impl Import<'_> {
     fn qcow2(&self) -> Result<Found, ImportError> {
         let image = disk_image::open_alone(self.source)?;
         if image.size() > LARGEST_FILE {
-            return Err(ImportError::unusable(self.source, format!("its disk has more than {LARGEST_FILE} bytes")));
+            return Err(ImportError::unusable(self.source, format!("its disk is larger than {LARGEST_FILE} bytes")));
         }
         let mut head = vec![0; image.size().min(content::HEAD as u64) as usize];
         image.read(head.as_mut_slice(), 0).map_err(ImportError::read(self.source))?;
         let file_system = match content::of(&head, image.size()) {
             Content::FileSystem(kind) => kind,
             Content::Other(reason) if reason.contains("partition table") => {
-                let first = "First `qemu-img convert -O raw FILE disk.raw`, then the same with disk.raw.";
+                let first = "First convert it with `qemu-img convert -O raw FILE disk.raw`, then do this with disk.raw";
                 return Err(ImportError::unusable(self.source, format!("{reason}. {first}")));
             }
-            Content::Other(reason) => return Err(ImportError::unusable(self.source, format!("in its disk, {reason}"))),
+            Content::Other(reason) => {
+                return Err(ImportError::unusable(self.source, format!("cannot use its disk: {reason}")));
+            }
             Content::Archive(_) | Content::Qcow2 => {
-                let reason = "its disk holds another image or an archive, not a file system";
+                let reason = "its disk contains another image or an archive, not a file system";
                 return Err(ImportError::unusable(self.source, reason));
             }
         };
@@ -229,7 +232,7 @@ impl Import<'_> {
         Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Returns true if cloud-init is found. A file system that cannot be read counts as one without it.
+    /// Returns true if cloud-init is found, and false if not or if the file system cannot be read.
     fn finds_cloud_init(&self, name: &str) -> bool {
         let root = open_regular(&self.landing.path(name), false).ok().and_then(|file| Fs::open(file).ok());
         root.is_some_and(|root| runs_cloud_init(|path| root.resolve(path).is_ok()))
@@ -237,11 +240,11 @@ impl Import<'_> {
 
     fn digest(&self, file: &File, name: &str) -> Result<String, ImportError> {
         let path = self.landing.path(name);
-        self.progress.begin("computing its digest", file.metadata().map_err(ImportError::read(&path))?.len());
+        self.progress.begin("computing the digest", file.metadata().map_err(ImportError::read(&path))?.len());
         sparse::sha256(file, &|count| self.progress.advance(count)).map_err(ImportError::read(&path))
     }
 
-    /// Adds the kernel and the agent's RAM disk, and returns the manifest.
+    /// Adds the kernel and the agent's initramfs, and returns the manifest.
     fn manifest(&self, embedded: &Image, found: Found) -> Result<Manifest, ImportError> {
         let kernel = &embedded.manifest.kernel;
         let path = embedded.dir.join(&kernel.file);
@@ -257,8 +260,8 @@ impl Import<'_> {
         let cmdline = format!("{} rootfstype={}", self.options.cmdline.trim(), found.file_system.name());
         if found.file_system.is_read_only() {
             self.progress.note(&format!(
-                "{} cannot be written: what a guest of this image writes to its root file system stays in its memory, \
-                 and is gone when it stops.",
+                "{} is read-only: a guest of this image keeps changes to its root file system in memory and loses \
+                 them when it stops.",
                 found.file_system.name()
             ));
         }
@@ -296,7 +299,7 @@ impl Import<'_> {
     }
 }
 
-/// Returns true for Docker's marker file in each container. Programs that find it would take the VM for a container.
+/// Returns true for the marker file that Docker adds to each container. It makes programs mistake a VM for one.
 fn is_docker_mark(name: &[u8]) -> bool {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     name.strip_prefix(b"/").unwrap_or(name) == b".dockerenv"
@@ -467,7 +470,7 @@ mod tests {
         run("e2fsck", &["-fn", path.to_str().unwrap()]);
         let fs = Fs::open(File::open(&path).unwrap()).unwrap();
         assert_eq!(read(&fs, "/etc/big"), big);
-        assert!(fs.resolve("/.dockerenv").is_err(), "programs would take the machine for a container");
+        assert!(fs.resolve("/.dockerenv").is_err(), "programs would mistake the VM for a container");
         let inode = fs.inode(fs.resolve("/etc/same").unwrap()).unwrap();
         assert_eq!((inode.links_count, inode.uid, inode.gid, inode.mode), (2, 7, 8, 0o100_755));
         let device = run("debugfs", &["-R", "stat /dev/ttyS0", path.to_str().unwrap()]);
@@ -543,19 +546,19 @@ mod tests {
         let (_, dir) = fixture.import_sized(&path, Some(2 << 30)).unwrap();
         assert_eq!(dir.join("root.ext4").metadata().unwrap().len(), 2 << 30);
         let error = fixture.import_sized(&path, Some(64 << 20)).unwrap_err();
-        assert!(error.contains("it was to have 64 MiB"), "{error}");
+        assert!(error.contains("requested size of 64 MiB"), "{error}");
     }
 
     #[test]
     fn hostile_archive_entries_are_refused() {
         let fixture = Fixture::new();
         let cases: [(&[(&str, TestEntry)], &str); 6] = [
-            (&[("bin/../../etc/passwd", Regular(b"x"))], "leads out of a directory"),
-            (&[("bin/a", Hard("nowhere"))], "a link to \"nowhere\""),
+            (&[("bin/../../etc/passwd", Regular(b"x"))], "name contains \"..\""),
+            (&[("bin/a", Hard("nowhere"))], "a hard link to \"nowhere\""),
             (&[("bin", Regular(b"x")), ("bin/a", Regular(b"x"))], "not a directory"),
             (&[("bin/tty", Device('3', 5000, 0))], "device number"),
             (&[("a", Link("b")), ("b", Link("a")), ("a/c", Regular(b""))], "symbolic links"),
-            (&[("bin/x", Device('Z', 0, 0))], "no file system has"),
+            (&[("bin/x", Device('Z', 0, 0))], "unsupported entry type"),
         ];
         for (entries, part) in cases {
             let error = fixture.import(&fixture.archive(entries)).unwrap_err();
@@ -622,17 +625,14 @@ mod tests {
         run("mksquashfs", &[&text(&files), &text(&squashfs), "-quiet"]);
         disk_image::convert(&raw, DiskFormat::Raw, &[], &qcow2, DiskFormat::Qcow2).unwrap();
         let error = fixture.import_with(&tar, None, room()).unwrap_err();
-        assert!(
-            error.contains("has 132 MiB free, of which 128 MiB stay free") && error.contains("takes 6 MiB"),
-            "{error}"
-        );
+        assert!(error.contains("132 MiB are free, 128 MiB must stay free") && error.contains("takes 6 MiB"), "{error}");
         for source in [&raw, &squashfs, &qcow2] {
             let error = fixture.import_with(source, None, room()).unwrap_err();
             assert!(error.contains("/data has 128 MiB free, but 128 MiB are reserved"), "{error}");
             assert!(error.contains("WISP_HOME"), "{error}");
             fixture.import(source).unwrap();
         }
-        // The stated size of a compressed archive's contents counts before they are unpacked.
+        // The stated size of a compressed archive's contents is checked before they are unpacked.
         let bomb = fixture.path("bomb.tar.zst");
         let mut archive = tar::Builder::new(zstd::Encoder::new(File::create(&bomb).unwrap(), 1).unwrap());
         let mut header = tar::Header::new_gnu();
@@ -684,7 +684,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for length in [1500, 2048, whole.len() - 1024] {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(fixture.import(&path).unwrap_err().contains("cut off"), "{length}");
+            assert!(fixture.import(&path).unwrap_err().contains("truncated"), "{length}");
         }
     }
 

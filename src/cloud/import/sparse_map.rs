@@ -25,7 +25,7 @@ impl SparseMap {
         let (mut end, mut data) = (0u64, 0u64);
         for (offset, length) in &segments {
             if !data.is_multiple_of(BLOCK as u64) && *length > 0 {
-                return damaged("a segment that is not the last is no multiple of 512 bytes");
+                return damaged("the size of a segment before the last one is not a multiple of 512 bytes");
             }
             let next = offset.checked_add(*length);
             match next {
@@ -35,7 +35,7 @@ impl SparseMap {
             data += length;
         }
         if data != stored {
-            return damaged(&format!("its segments have {data} bytes, and the archive stores {stored}"));
+            return damaged(&format!("its segments have {data} bytes, but the archive stores {stored}"));
         }
         Ok(SparseMap { segments, size })
     }
@@ -110,7 +110,7 @@ impl SparseMap {
         stored: u64,
         block: &mut dyn FnMut() -> Result<[u8; BLOCK], E>,
     ) -> Result<SparseMap, E> {
-        let gnu = header.as_gnu().ok_or_else(|| "which is sparse in a format other than GNU tar's".to_string())?;
+        let gnu = header.as_gnu().ok_or_else(|| "which has a sparse format other than GNU tar's".to_string())?;
         let size = field(&gnu.realsize)?;
         let mut segments = Vec::new();
         take_segments(&header.as_bytes()[386..482], &mut segments)?;
@@ -127,7 +127,7 @@ impl SparseMap {
 fn field(bytes: &[u8]) -> Result<u64, String> {
     number(bytes)
         .and_then(|value| u64::try_from(value).ok())
-        .ok_or_else(|| "whose sparse map is damaged: it holds something that is no number".to_string())
+        .ok_or_else(|| "whose sparse map is damaged: it contains a value that is not a number".to_string())
 }
 
 /// Parses pairs of 12-byte fields up to the first empty one.

@@ -19,7 +19,7 @@ const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
 /// Bytes for an archive's names and attributes. A million files with names of 20 bytes take about 0.6 GiB.
 pub const MEMORY_LIMIT: u64 = 1 << 30;
-/// Upper estimates, with the allocator's overhead, of a node, a name and an attribute here and in the plan.
+/// Upper estimates of the memory for a node, a name and an attribute, here and in the plan, with allocator overhead.
 const NODE_MEMORY: u64 = 320;
 const NAME_MEMORY: u64 = 192;
 const ATTRIBUTE_MEMORY: u64 = 96;
@@ -94,7 +94,7 @@ impl Memory {
 }
 
 impl Node {
-    /// Returns the memory here and in the plan, which copies the attributes and the target of a symbolic link.
+    /// Returns the node's memory here and in the plan, which copies the attributes and the target of a symbolic link.
     fn memory(&self) -> u64 {
         let attributes =
             self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
@@ -126,7 +126,7 @@ impl Tree {
         let path = components(&entry.name)?;
         let kind = match entry.kind {
             Directory => NodeKind::Directory(BTreeMap::new()),
-            // Pre-POSIX archives mark a directory by the trailing slash of its name.
+            // Pre-POSIX archives mark a directory with a trailing slash in its name.
             Regular if entry.name.ends_with(b"/") => NodeKind::Directory(BTreeMap::new()),
             Regular | Continuous | GNUSparse => NodeKind::File { size: entry.size, entry: entry.index },
             Symlink => NodeKind::Symlink(link_target(entry)?),
@@ -136,7 +136,7 @@ impl Tree {
             Fifo => NodeKind::Special(SpecialKind::Fifo),
             other => {
                 let kind = char::from(other.as_byte());
-                return Err(format!("which is of a kind that no file system has ({kind:?})").into());
+                return Err(format!("which has the unsupported entry type {kind:?}").into());
             }
         };
         let mut node = Node::new(entry.mode()?, entry.modified()?, kind);
@@ -152,7 +152,7 @@ impl Tree {
         let Some((name, parent)) = path.split_last() else {
             return match node.kind {
                 NodeKind::Directory(_) => Ok(self.merge(ROOT, node)),
-                _ => Err("which has the root directory's name and is none".into()),
+                _ => Err("which replaces the root directory but is not a directory".into()),
             };
         };
         let parent = self.directory(parent)?;
@@ -162,7 +162,7 @@ impl Tree {
             match &self.nodes[present].kind {
                 NodeKind::Directory(_) if is_directory => return Ok(self.merge(present, node)),
                 NodeKind::Directory(children) if !children.is_empty() => {
-                    return Err("which is a directory with files in it and, further on, something else".into());
+                    return Err("which is a non-empty directory and appears again as something else".into());
                 }
                 // For example, /lib is a link to /usr/lib, and the archive adds the directory /lib.
                 NodeKind::Symlink(_) if is_directory => {
@@ -231,26 +231,26 @@ impl Tree {
     }
 
     fn link(&mut self, path: &[&str], entry: &ArchiveEntry) -> Result<(), AddError> {
-        let target = entry.target.as_deref().ok_or("which is a link to nothing")?;
+        let target = entry.target.as_deref().ok_or("which is a hard link without a target")?;
         let shown = String::from_utf8_lossy(target);
         let target = components(target)?;
-        let missing = || format!("which is a link to {shown:?}, and that is not in the archive before it");
+        let missing = || format!("which is a hard link to {shown:?}, but no earlier entry has that name");
         let (name, dir) = target.split_last().ok_or_else(missing)?;
         let dir = self.find(dir)?.ok_or_else(missing)?;
         let id = self.child(dir, name).ok_or_else(missing)?;
         if matches!(self.nodes[id].kind, NodeKind::Directory(_)) {
-            return Err(format!("which is a link to the directory {shown:?}").into());
+            return Err(format!("which is a hard link to the directory {shown:?}").into());
         }
-        let (name, parent) = path.split_last().ok_or("which has the root directory's name and is none")?;
+        let (name, parent) = path.split_last().ok_or("which replaces the root directory but is not a directory")?;
         let parent = self.directory(parent)?;
         match self.child(parent, name).map(|present| &self.nodes[present].kind) {
-            Some(NodeKind::Directory(_)) => Err("which is a directory and, further on, something else".into()),
+            Some(NodeKind::Directory(_)) => Err("which is a directory and appears again as something else".into()),
             _ => self.name(parent, name, id),
         }
     }
 
     fn directory(&mut self, path: &[&str]) -> Result<usize, AddError> {
-        let id = self.walk(path, true)?.expect("it was made where it was not there");
+        let id = self.walk(path, true)?.expect("missing directories were created");
         match self.nodes[id].kind {
             NodeKind::Directory(_) => Ok(id),
             _ => Err(format!("whose parent {:?} is not a directory", format!("/{}", path.join("/"))).into()),
@@ -271,7 +271,7 @@ impl Tree {
             }
             if !matches!(self.nodes[here].kind, NodeKind::Directory(_)) {
                 return if make {
-                    Err(format!("whose parent {name:?} is in something that is no directory").into())
+                    Err(format!("whose parent {name:?} is inside something that is not a directory").into())
                 } else {
                     Ok(None)
                 };
@@ -289,7 +289,7 @@ impl Tree {
                     NodeKind::Symlink(target) => {
                         links += 1;
                         if links > LINK_LIMIT {
-                            return Err(format!("whose path goes over more than {LINK_LIMIT} symbolic links").into());
+                            return Err(format!("whose path contains more than {LINK_LIMIT} symbolic links").into());
                         }
                         if target.starts_with('/') {
                             trail.truncate(1);
@@ -309,16 +309,16 @@ impl Tree {
 /// Splits an archive's path, which is relative to the root. `..`, NULs and long components are errors.
 pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
-        return Err(format!("whose name has more than {PATH_LIMIT} bytes"));
+        return Err(format!("whose name is longer than {PATH_LIMIT} bytes"));
     }
-    let path = std::str::from_utf8(path).map_err(|_| "whose name is not UTF-8, which is not supported")?;
+    let path = std::str::from_utf8(path).map_err(|_| "whose name is not valid UTF-8")?;
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
         if part == ".." {
-            return Err("whose name leads out of a directory (..)".into());
+            return Err("whose name contains \"..\"".into());
         }
         if part.len() > NAME_LIMIT || part.contains('\0') {
-            return Err(format!("whose name has a part that is no file name: over {NAME_LIMIT} bytes, or with a NUL"));
+            return Err(format!("whose name has a component that is longer than {NAME_LIMIT} bytes or contains a NUL"));
         }
         parts.push(part);
     }
@@ -328,9 +328,9 @@ pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
 fn link_target(entry: &ArchiveEntry) -> Result<String, String> {
     let target = entry.target.as_deref().unwrap_or_default();
     let target =
-        std::str::from_utf8(target).map_err(|_| "which links to a name that is not UTF-8, which is not supported")?;
+        std::str::from_utf8(target).map_err(|_| "which is a symbolic link to a name that is not valid UTF-8")?;
     if target.is_empty() || target.len() >= PATH_LIMIT || target.contains('\0') {
-        return Err("which is a symbolic link to no file name".into());
+        return Err("which is a symbolic link with an invalid target".into());
     }
     Ok(target.to_string())
 }
@@ -349,12 +349,12 @@ fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
         let known = std::str::from_utf8(name).ok().filter(|name| name.len() - space.len() <= NAME_LIMIT);
         let Some(known) = known else {
             return Err(format!(
-                "whose attribute {:?} has a name that is not UTF-8 or over {NAME_LIMIT} bytes",
+                "whose extended attribute {:?} has a name that is not valid UTF-8 or longer than {NAME_LIMIT} bytes",
                 cut(&shown)
             ));
         };
         let value = if known.starts_with("system.posix_acl_") {
-            ext4_acl(value).ok_or("whose access control list is damaged")?
+            ext4_acl(value).ok_or("whose ACL is damaged")?
         } else {
             value.to_vec()
         };
@@ -363,7 +363,7 @@ fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     let attributes: Vec<(String, Vec<u8>)> = attributes.into_iter().collect();
     if let Err(size) = ext4::check_attributes(&attributes) {
         return Err(format!(
-            "whose extended attributes take {size} bytes, and ext4 holds {} of one file. Leave them out with tar \
+            "whose extended attributes take {size} bytes, but ext4 allows only {} per file. Exclude them with tar \
              --xattrs-exclude=PATTERN or --no-xattrs",
             ext4::ATTRIBUTE_SPACE
         ));
@@ -463,7 +463,7 @@ mod tests {
         let added = (0..1000).map(|number| put(&mut tree, &format!("etc/{number}"), file())).take_while(Result::is_ok);
         assert!((150..250).contains(&added.count()));
         assert_eq!(put(&mut tree, "etc/next", file()), Err(AddError::Memory { limit: 100_000 }));
-        // Attributes, symbolic link targets and implicitly created directories also count.
+        // Attributes, symbolic link targets and implicitly created directories also use memory.
         let mut node = Node::new(0o644, 0, file());
         node.attributes = vec![("user.a".into(), vec![0; 60_000])];
         assert!(Tree::with_limit(0, 100_000).put(&["a"], node).is_err());

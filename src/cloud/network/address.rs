@@ -44,8 +44,8 @@ impl Addresses {
         Ok(())
     }
 
-    /// Assigns missing addresses to an interface: a private one for its lifetime, and a public one, if requested, for
-    /// as long as its instance runs.
+    /// Assigns missing addresses to an interface: a private one for its lifetime, and a public one, if requested, until
+    /// its instance stops.
     pub fn give(&mut self, network: &mut NetworkRecord) -> Result<(), CloudError> {
         if network.private_ip.is_unspecified() {
             network.private_ip = self.free_private(network)?;
@@ -76,7 +76,7 @@ impl Addresses {
             CloudError::refused(
                 ErrorCode::InsufficientFreeAddressesInSubnet,
                 format!("The subnet {} ({}) has no free address.", network.subnet_id, subnet.own),
-                Some("An instance that is terminated gives its address back: `wisp terminate`.".into()),
+                Some("Terminate an instance to free its address: `wisp terminate`.".into()),
             )
         })
     }

@@ -22,8 +22,8 @@ impl Cloud {
         let origin = self.address_origin();
         self.store.write(|tx| {
             let public_ip = Addresses::taken(tx, origin)?.free_public().ok_or_else(|| {
-                let hint = "`wisp address release` gives one back.";
-                let what = "All of 127.18.0.0/16 is in use.";
+                let hint = "Release one with `wisp address release`.";
+                let what = "All addresses in 127.18.0.0/16 are in use.";
                 CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
             })?;
             let record = AddressRecord { id: new_id(), public_ip, association: None, tags: tags.clone() };
@@ -32,7 +32,7 @@ impl Cloud {
         })
     }
 
-    /// Replaces an instance's public address. `may_move` permits taking the address from another instance.
+    /// Makes an address an instance's public address. `may_move` allows taking it from another instance.
     pub fn associate_address(
         &mut self,
         reference: &str,
@@ -45,12 +45,13 @@ impl Cloud {
             let instance = resolve::instance(tx, instance)?;
             if instance.state == InstanceState::Terminated || instance.network.is_none() {
                 let (id, state) = (instance.id, instance.state.as_str());
-                return Err(Ec2Error::IncorrectInstanceState { instance: id, state, action: "given an address" }.into());
+                let action = "associated with an address";
+                return Err(Ec2Error::IncorrectInstanceState { instance: id, state, action }.into());
             }
             let holder = record.instance().filter(|holder| *holder != instance.id);
             if let Some(holder) = holder.filter(|_| !may_move) {
                 let what = format!("resource {} is already associated with {holder}.", record.id);
-                let hint = format!("`wisp address disassociate {}` frees it.", record.public_ip);
+                let hint = format!("Free it with `wisp address disassociate {}`.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::ResourceAlreadyAssociated, what, Some(hint)));
             }
             let mut before = Vec::new();
@@ -71,13 +72,13 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Disassociates an address. Its running instance gets another public address, if it should have one.
+    /// Disassociates an address. A running instance gets another public address, if it should have one.
     pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         let (record, from) = self.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let Some(association) = record.association.take() else {
-                let what = format!("The address {} is associated with no instance.", record.public_ip);
+                let what = format!("The address {} is not associated with an instance.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&record)?;
@@ -91,8 +92,8 @@ impl Cloud {
         self.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
             if let Some(instance) = record.instance() {
-                let what = format!("Address {} is in use: {instance} has it.", record.public_ip);
-                let hint = format!("`wisp address disassociate {}` frees it.", record.public_ip);
+                let what = format!("Address {} is in use by {instance}.", record.public_ip);
+                let hint = format!("Free it with `wisp address disassociate {}`.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint)));
             }
             tx.remove::<AddressRecord>(&record.id.to_string())?;

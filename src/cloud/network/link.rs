@@ -42,13 +42,13 @@ pub(super) fn link_of(
     NetstackConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 
-/// Empty user data, which older versions stored, counts as none.
+/// Returns the user data. Older versions stored empty user data, which is the same as none.
 fn user_data_of(record: &InstanceRecord) -> Option<String> {
     record.user_data.clone().filter(|text| !text.is_empty())
 }
 
 pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> NetstackConfig {
-    // The guest is alone on its network, so it gets the first address that an instance can have.
+    // The guest is alone on its network, so it gets the first usable address.
     let subnet = SubnetRange::default_in(Zone::A);
     let address = subnet.addresses().next().unwrap_or(subnet.own.base);
     let options = spec

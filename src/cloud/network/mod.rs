@@ -1,7 +1,7 @@
 //! The network of instances: their addresses, and the backends of their network devices.
 //!
 //! Each instance's VMM has a netstack, configured by a file in the instance's directory. Behind the netstack is a
-//! user-mode network, if the host has the program for it, or the router of a VPC.
+//! user-mode network, if passt is installed, or the router of a VPC.
 
 mod address;
 mod elastic;
@@ -56,7 +56,7 @@ pub struct NetworkSpec {
     pub zone: Option<Zone>,
     /// Must be in the subnet.
     pub private_ip: Option<Ipv4Addr>,
-    /// By default, the subnet decides.
+    /// The default is the subnet's setting.
     pub public_ip: Option<bool>,
     /// Host ports that are forwarded to the instance.
     pub published: Vec<PublishedPort>,
@@ -66,7 +66,7 @@ pub struct NetworkSpec {
     pub metadata: Option<MetadataChange>,
 }
 
-/// Copies an interface without addresses, and without published ports: a host port leads to one instance only.
+/// Copies an interface, but not its addresses and published ports: a host port is forwarded to only one instance.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -82,12 +82,12 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
 pub(super) struct NetworkConnection {
     /// A tap, or the socket of a user-mode network.
     device: OwnedFd,
-    /// The machine need not wait for it.
+    /// Started after the VMM, which need not wait for it.
     user_mode: Option<passt::Prepared>,
 }
 
 impl NetworkConnection {
-    /// Returns the device's end, and the backend to start after the VMM.
+    /// Returns the device's file descriptor, and the backend to start after the VMM.
     pub fn split(self) -> (OwnedFd, DeferredPasst) {
         (self.device, DeferredPasst(self.user_mode))
     }
@@ -103,7 +103,7 @@ impl DeferredPasst {
 }
 
 fn unsupported(error: passt::PasstError) -> CloudError {
-    let hint = "`--network none` does without; `wisp doctor` says what the host has.";
+    let hint = "Use `--network none`, or run `wisp doctor` to check the host.";
     CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
 }
 
@@ -126,7 +126,7 @@ fn add_device(
     Ok(())
 }
 
-/// Connects a machine outside of VPCs. Returns `None` without a network, or if the host lacks the program.
+/// Connects a machine outside of VPCs. Returns `None` without a network, or if passt is not available.
 pub(super) fn connect(
     id: InstanceId,
     dir: &Path,
@@ -135,8 +135,8 @@ pub(super) fn connect(
     machine: &mut MachineConfig,
 ) -> Result<Option<NetworkConnection>, CloudError> {
     if mode == NetworkMode::Vpc {
-        let what = "A guest that is there for one command is in no VPC.";
-        let hint = "`wisp launch --network vpc` launches an instance that is.";
+        let what = "An ephemeral instance cannot be in a VPC.";
+        let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
         return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
     }
     add_device(id, dir, link, machine)?;
@@ -153,7 +153,7 @@ pub(super) fn connect(
 fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
     let path = dir.join(FILE);
     let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
-    write_private(&path, &text).map_err(CloudError::file(&path, "written"))?;
+    write_private(&path, &text).map_err(CloudError::file(&path, "write"))?;
     Ok(path)
 }
 
@@ -184,7 +184,7 @@ impl Cloud {
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
-            self.notice_once(format!("Guests reach nothing outside: {error}."));
+            self.notice_once(format!("Guests have no outbound connectivity: {error}."));
         }
         Ok(connected)
     }

@@ -39,8 +39,8 @@ impl Placement {
         let mode = match spec.mode {
             NetworkMode::Auto if !is_default || router_is_possible() => NetworkMode::Vpc,
             NetworkMode::User if !is_default => {
-                let what = "A user-mode network is in the default VPC only.";
-                let hint = "`--network vpc`, which is the default there, connects an instance to its VPC.";
+                let what = "A user-mode network is available only in the default VPC.";
+                let hint = "Use `--network vpc`, which is the default in other VPCs.";
                 return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
             }
             mode => mode,
@@ -49,7 +49,7 @@ impl Placement {
         Ok(Placement { subnet, security_groups, mode })
     }
 
-    /// Returns an interface without addresses. `metadata` has the options that the launch omits.
+    /// Returns an interface without addresses. `metadata` provides the options that `spec` omits.
     pub fn interface(&self, spec: &NetworkSpec, metadata: MetadataOptions) -> NetworkRecord {
         NetworkRecord {
             vpc_id: self.subnet.vpc_id,
@@ -73,10 +73,10 @@ fn default_subnet(tx: &Transaction, spec: &NetworkSpec) -> Result<SubnetRecord, 
     let mut subnets: Vec<SubnetRecord> = tx.list()?;
     subnets.retain(|subnet| subnet.vpc_id == vpc.id && subnet.default_for_zone);
     subnets.sort_by_key(|subnet| (subnet.zone != zone, subnet.zone));
-    // Without a requested zone, another zone's subnet will do if the default zone's was deleted.
+    // If no zone was requested and the default zone's subnet was deleted, use the subnet of another zone.
     subnets.into_iter().next().filter(|subnet| spec.zone.is_none_or(|zone| zone == subnet.zone)).ok_or_else(|| {
         let what = format!("There is no default subnet in {zone}.");
-        let hint = "`wisp subnet ls` lists the subnets; `--subnet` names one of them.";
+        let hint = "Choose a subnet with `--subnet`; `wisp subnet ls` lists them.";
         CloudError::refused(ErrorCode::MissingParameter, what, Some(hint.into()))
     })
 }

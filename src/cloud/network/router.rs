@@ -36,15 +36,15 @@ impl Cloud {
         Ok(tap)
     }
 
-    /// Adds a notice for each VPC without an uplink that instances were attached to. The caller has started the
-    /// instances, because the uplink takes longer to come up.
+    /// Adds a notice for each VPC that instances were attached to and that has no uplink. Call this after starting the
+    /// instances, to give the uplink time to come up.
     pub(in crate::cloud) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
                 self.notice_once(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
-                     `wisp doctor` says more."
+                     run `wisp doctor` for details."
                 ));
             }
         }
@@ -65,7 +65,7 @@ impl Cloud {
     }
 
     /// Restarts killed routers of running instances, if an instance still holds the router's namespace. A failure
-    /// becomes a notice, because no command exists for this purpose alone.
+    /// becomes a notice, because the user's command may not need the router.
     pub(in crate::cloud) fn restart_routers(&mut self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
@@ -93,9 +93,8 @@ impl Cloud {
             Some(false) => Some("it was restarted without an uplink; its instances stay connected"),
             None => None,
         };
-        let disconnected = (!recovery.disconnected.is_empty()).then(|| {
-            format!("{} have no network until they are stopped and started", recovery.disconnected.join(", "))
-        });
+        let disconnected = (!recovery.disconnected.is_empty())
+            .then(|| format!("{} have no network until you stop and start them", recovery.disconnected.join(", ")));
         let said: Vec<String> = uplink.map(String::from).into_iter().chain(disconnected).collect();
         if !said.is_empty() {
             self.notice_once(format!("The router of {vpc} was killed: {}.", said.join("; ")));
@@ -110,7 +109,7 @@ impl Cloud {
     fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
         let dir = self.router_directory(vpc);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.map_err(CloudError::file(&dir, "made"))?;
+        made.map_err(CloudError::file(&dir, "create"))?;
         Router::lock(&dir).map_err(refused)
     }
 
@@ -142,6 +141,6 @@ impl Cloud {
 }
 
 fn refused(error: RouterError) -> CloudError {
-    let hint = "`--network user` does without a VPC; `wisp doctor` says what the host has.";
+    let hint = "Use `--network user` to do without a VPC, or run `wisp doctor` to check the host.";
     CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
 }

@@ -81,7 +81,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a group that has no members and that no rule of another group names.
+    /// Deletes a group. Fails if it has members, or if a rule of another group refers to it.
     pub fn delete_security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| {
             let record = find_group(tx, reference)?;
@@ -122,7 +122,9 @@ impl Cloud {
             if record.rules.iter().filter(|rule| rule.egress == spec.egress).count() > MAX_RULES {
                 return Err(CloudError::refused(
                     ErrorCode::RulesPerSecurityGroupLimitExceeded,
-                    format!("The maximum number of rules per security group has been reached: {MAX_RULES} each way."),
+                    format!(
+                        "The maximum number of rules per security group has been reached: {MAX_RULES} per direction."
+                    ),
                     None,
                 ));
             }
@@ -171,7 +173,7 @@ impl Cloud {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidPermissionNotFound,
                     "The specified rule does not exist in this security group.",
-                    Some(format!("`wisp {}` shows those that do.", shell::command(["sg", "show", reference]))),
+                    Some(format!("`wisp {}` lists its rules.", shell::command(["sg", "show", reference]))),
                 ));
             };
             record.rules.retain(|rule| !ids.contains(&rule.id));
@@ -182,7 +184,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Applies the current groups to all running instances: their rules may name groups whose members have changed.
+    /// Applies the current groups to all running instances: rules may refer to groups whose members changed.
     pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.push_network_config(record))?;
@@ -236,7 +238,7 @@ pub(in crate::cloud) fn chosen_groups(
         return Err(Ec2Error::InvalidParameterValue {
             parameter: "SecurityGroup",
             given: references.join(", "),
-            rule: format!("an instance is in {MAX_GROUPS} groups at most."),
+            rule: format!("an instance can be in at most {MAX_GROUPS} groups."),
         }
         .into());
     }
@@ -296,7 +298,7 @@ fn rule(egress: bool, traffic: Traffic, peer: Peer) -> Rule {
     Rule { id: new_id(), egress, traffic, peer }
 }
 
-/// Formats a peer as it is given on the command line.
+/// Formats a peer as on the command line.
 pub fn shown(peer: Peer) -> String {
     match peer {
         Peer::Range(range) => range.to_string(),

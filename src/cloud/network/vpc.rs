@@ -61,7 +61,7 @@ impl Cloud {
     pub fn create_default_vpc(&mut self) -> Result<VpcRecord, CloudError> {
         self.store.write(|tx| {
             if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
-                let what = format!("There is a default VPC already: {}.", vpc.id);
+                let what = format!("A default VPC already exists: {}.", vpc.id);
                 return Err(CloudError::refused(ErrorCode::DefaultVpcAlreadyExists, what, None));
             }
             let vpc = VpcRecord { id: new_id(), cidr: DEFAULT_VPC, is_default: true, tags: Tags::new() };
@@ -129,7 +129,7 @@ impl Cloud {
         })
     }
 
-    /// Affects only instances that are launched into the subnet from now on.
+    /// Sets whether instances that are launched into the subnet from now on get a public address by default.
     pub fn map_public_ip(&mut self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
@@ -168,7 +168,7 @@ impl Cloud {
             let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VpcId>().ok());
             if id.is_some_and(|id| vpcs.iter().all(|vpc| vpc.id != id)) {
-                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "removed"))?;
+                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "remove"))?;
             }
         }
         Ok(())
@@ -184,7 +184,7 @@ pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Resul
 
 pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
     tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default).ok_or_else(|| {
-        let hint = "`wisp vpc create --default` makes one anew; `wisp subnet ls` lists other VPCs' subnets.";
+        let hint = "Create one with `wisp vpc create --default`, or use another VPC (see `wisp subnet ls`).";
         CloudError::refused(ErrorCode::VpcIdNotSpecified, "There is no default VPC.", Some(hint.into()))
     })
 }
@@ -207,7 +207,7 @@ pub(super) fn depends(resource: &str, dependent: &str) -> CloudError {
         Some("subnet") => "The subnet",
         _ => "resource",
     };
-    let hint = format!("What needs it goes first: {dependent}.");
+    let hint = format!("Remove {dependent} first.");
     let text = format!("{what} '{resource}' has dependencies and cannot be deleted.");
     Ec2Error::refused(ErrorCode::DependencyViolation, text, Some(hint)).into()
 }
