@@ -156,7 +156,7 @@ mod tests {
         let findings = [finding("CPU", Severity::Ok)];
         let report = Report { can_run_guests: true, software_kvm: false, findings: &findings };
         assert_eq!(
-            serde_json::to_value(&report).expect("it is plain data"),
+            serde_json::to_value(&report).expect("plain data"),
             serde_json::json!({
                 "CanRunGuests": true,
                 "SoftwareKvm": false,

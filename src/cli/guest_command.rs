@@ -11,7 +11,7 @@ use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
 pub enum Outcome {
     /// The exit code of the command, or 126 or 127 if it could not be started.
     Exited(u8),
-    /// A signal interrupted this process; 128 plus its number.
+    /// 128 plus the number of the signal that interrupted this process.
     Interrupted(u8),
     /// The guest ended during the command.
     GuestGone,
@@ -43,6 +43,6 @@ fn complain(error: guest::Error, code: u8) -> u8 {
 }
 
 fn exit_code(status: &ExitStatus) -> u8 {
-    // An exit status has eight bits, and so has a signal number plus 128.
+    // Exit codes, and signal numbers plus 128, fit in eight bits.
     (status.exit_code() & 0xff) as u8
 }

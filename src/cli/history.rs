@@ -20,7 +20,7 @@ pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Out
         return output::print_json(&json!({"InstanceId": record.id, "Name": record.name(), "Datapoints": datapoints}));
     }
     if points.is_empty() {
-        output::say(&format!("No usage of {} has been recorded yet.", record.id));
+        output::say(&format!("No usage has been recorded for {} yet.", record.id));
         return Ok(());
     }
     let columns = [

@@ -62,7 +62,7 @@ enum Command {
         /// Image name.
         #[arg(long)]
         name: String,
-        /// Description.
+        /// Image description.
         #[arg(long, default_value = "")]
         description: String,
         /// Do not flush a running guest's file systems; the image is then crash-consistent.
@@ -82,7 +82,7 @@ enum Command {
         /// Image name [default: the bundle's name].
         #[arg(long)]
         name: Option<String>,
-        /// Description.
+        /// Image description.
         #[arg(long)]
         description: Option<String>,
         /// Make the image public.
@@ -120,7 +120,7 @@ enum Command {
         /// Visibility: private (owner only) or public (all users).
         #[arg(long)]
         visibility: Option<VisibilityArg>,
-        /// Description.
+        /// Image description.
         #[arg(long)]
         description: Option<String>,
         /// v2.0: require IMDSv2 in new instances, unless overridden at launch. This cannot be undone.

@@ -98,7 +98,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     hibernation: bool,
 
-    /// Idempotency token: repeating the launch with it creates no more instances.
+    /// Idempotency token: a repeated launch with the same token creates no new instances.
     #[arg(long, value_name = "TOKEN", help_heading = ADVANCED)]
     client_token: Option<String>,
 

@@ -1,4 +1,4 @@
-//! `wisp router`: a VPC's router, which other commands start.
+//! `wisp router`: runs a VPC's router. Other commands start it.
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;

@@ -49,7 +49,7 @@ Examples:
   wisp run --disk data.img -- ls -l /dev/vdb    attach a raw disk, writable
   wisp run --disk data.qcow2,ro                 attach a qcow2 disk, read-only
   wisp run --kernel vmlinux --disk root.ext4,ro --console
-                                                boot any kernel on the console (Ctrl-] exits)")]
+                                                boot a kernel with its console (Ctrl-] exits)")]
 pub struct Args {
     /// Image name or ID, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
@@ -111,7 +111,7 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command; `began_ns` is the start of this process.
+/// Runs the command. `began_ns` is the start time of this process.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let disks = args.disks.iter().map(|disk| disk_option::parse(disk)).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
@@ -242,7 +242,7 @@ fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
         }
         serial::Left::GuestEnded => {
             let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
-            output::say(&format!("The guest has ended: {end}."));
+            output::say(&format!("The VM has stopped: {end}."));
             Ok(u8::from(!end.is_orderly()))
         }
     }
@@ -305,7 +305,7 @@ fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
     match end {
         End::PowerOff | End::Reboot => {
-            output::say(&format!("The guest has ended: {end}."));
+            output::say(&format!("The VM has stopped: {end}."));
             Ok(0)
         }
         end => anyhow::bail!("the command did not finish: {end}{}", instance.console_tail()),

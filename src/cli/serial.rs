@@ -54,7 +54,7 @@ fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_termi
             let count = rustix::io::read(&input, &mut buffer).unwrap_or(0);
             let escape = if is_terminal { buffer[..count].iter().position(|byte| *byte == ESCAPE) } else { None };
             let typed = &buffer[..escape.unwrap_or(count)];
-            // If the guest has ended, the next read returns its end.
+            // If the guest has ended, the next read detects it.
             let _ = (&*stream).write_all(typed);
             if escape.is_some() {
                 return Ok(Left::ByEscape);

@@ -35,7 +35,7 @@ enum Command {
     Create {
         /// Security group name.
         name: String,
-        /// Description.
+        /// Security group description.
         #[arg(long, default_value = "created by wisp")]
         description: String,
         /// VPC ID or name [default: the default VPC].

@@ -34,7 +34,7 @@ enum Command {
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Description.
+        /// Snapshot description.
         #[arg(long, default_value = "")]
         description: String,
     },

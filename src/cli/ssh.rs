@@ -71,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(mut command) => format!("cannot start ssh ({})", command.exec()),
         Err(why) => why,
     };
-    anyhow::ensure!(!args.print, "{}: {why}. Use `wisp exec`, which does not need SSH.", target.instance);
+    anyhow::ensure!(!args.print, "{}: {why}; use `wisp exec`, which does not need SSH", target.instance);
     output::say(&format!("{}: {why}; connecting through the guest's agent instead.", target.instance));
     let agent = target.dir.agent(AGENT_TIMEOUT)?;
     let command = if args.command.is_empty() { Vec::new() } else { in_a_shell(&args.command) };

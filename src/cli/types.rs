@@ -239,7 +239,7 @@ fn ebs_gbps(ebs: EbsBandwidth) -> String {
 
 /// Rounds to two decimals, without trailing zeros.
 fn decimal(number: f64) -> String {
-    // Formatting alone rounds half to even, and 0.425 to 0.42.
+    // Formatting alone would round half to even: 0.425 to 0.42.
     let rounded = (number * 100.0).round() / 100.0;
     format!("{rounded:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -392,7 +392,7 @@ mod tests {
         Screen { width: Some(width), color: false }
     }
 
-    /// Hosts that lack one resource or another.
+    /// Hosts that lack CPUs, memory or both.
     const HOSTS: [HostCapacity; 3] =
         [LAPTOP, HostCapacity { cpus: 1, memory_mib: 200 }, HostCapacity { cpus: 512, memory_mib: 200 }];
 
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_family_stands_under_its_explanation() {
-        let types = catalog::select("d3").expect("it is there");
+        let types = catalog::select("d3").expect("a known family");
         let text = render_all(&types[..1], LAPTOP, screen(80));
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_column_that_would_be_empty_is_left_out() {
-        let types = catalog::select("c6i").expect("it is there");
+        let types = catalog::select("c6i").expect("a known family");
         assert!(!render_all(&types, LAPTOP, screen(80)).contains("EXTRAS"));
     }
 

@@ -1,4 +1,4 @@
-//! `wisp vmm`: the supervisor and VMM processes, which other commands start.
+//! `wisp vmm`: runs the supervisor and VMM processes. Other commands start it.
 
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -142,7 +142,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Creates the broker of the machine's sockets, and the VMM's end of it.
+/// Creates the broker for the machine's sockets, and the client for its VMM.
 fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
     let link = config.and_then(|config| config.net.as_ref()?.link.clone());
     broker::pair(link, Some(vmm_directory(dir).join(vsock::SOCKET)))
@@ -176,8 +176,8 @@ impl Aftermath {
     }
 }
 
-/// Handles the VMM's end with exit code `code`, if it exited. Returns the supervisor's exit code, or none if the
-/// machine must be started again.
+/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or none to
+/// restart the machine.
 fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
         log::warn!("cannot remove the link to the restored snapshot's memory: {error}");
@@ -367,7 +367,7 @@ fn has_left(owner: &UnixStream) -> bool {
 
 /// Takes ownership of an inherited descriptor.
 pub(super) fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
-    // SAFETY: fcntl with F_GETFD only looks the number up.
+    // SAFETY: fcntl with F_GETFD only reads the descriptor's flags.
     anyhow::ensure!(fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1, "descriptor {fd} was not inherited");
     // SAFETY: it is open, as was just checked, and the parent process passed it to this process alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };

@@ -63,7 +63,7 @@ pub fn page(shown: &Shown, data: &Value) -> String {
         section(&mut page, shown, compared);
     }
     host(&mut page, shown);
-    // In a script element, only "<" could end it.
+    // Only "<" can end the script element.
     let data = data.to_string().replace('<', "\\u003c");
     let _ = write!(page, "<script type=\"application/json\" id=\"bench\">{data}</script>\n</body>\n</html>\n");
     page

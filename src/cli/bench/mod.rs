@@ -115,7 +115,7 @@ impl FromStr for Price {
         let (name, amount) = text.split_once('=').ok_or("it must be TYPE=AMOUNT, such as t3.micro=0.0104")?;
         let instance_type = catalog::find(name).map_err(|error| error.to_string())?.name;
         let amount = amount.parse::<f64>().ok().filter(|amount| amount.is_finite() && *amount >= 0.0);
-        Ok(Price { instance_type, amount: amount.ok_or("the amount must be a number that is not negative")? })
+        Ok(Price { instance_type, amount: amount.ok_or("the amount must be a non-negative number")? })
     }
 }
 
@@ -126,7 +126,7 @@ fn parse_percent(text: &str) -> Result<f64, String> {
         .ok_or("it must be a percentage from 0 to 100000".into())
 }
 
-/// A finished bench, as input of all output formats.
+/// A finished bench, in a form for all output formats.
 struct Shown<'a> {
     report: &'a Report,
     comparison: Comparison<'a>,
