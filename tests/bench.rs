@@ -43,7 +43,10 @@ fn measure_and_compare(wisp: &Wisp) {
     let price = ["--price", "t3.nano=2,t3a.nano=1,m5.24xlarge=9", "--within", "100000"];
     let outcome = wisp.run(&[&["bench", "--types", TYPES], &what[..], &how[..], &price].concat());
     let text = outcome.expect_code(0).text();
-    assert!(text.contains("m5.24xlarge was not measured") && text.contains("t3a.nano (by the prices given)"), "{text}");
+    assert!(
+        text.contains("m5.24xlarge was not fully measured") && text.contains("t3a.nano (ordered by price)"),
+        "{text}"
+    );
 
     let page = fs::read_to_string(&html).unwrap();
     let bench: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
@@ -90,7 +93,7 @@ fn interrupt(wisp: &Wisp) {
     }
     running.signal(libc::SIGINT);
     let outcome = running.wait().expect_code(130);
-    assert!(outcome.stderr.contains("no instance of the bench is left"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("All instances of the bench were terminated"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -98,7 +101,7 @@ fn invalid_bench_requests_are_refused() {
     let wisp = Wisp::new();
     for (args, text) in [
         (&["--types", "t3.micr0"][..], "Did you mean t3.micro?"),
-        (&["--types", "t3.micro", "--workloads", "gpu"], "'gpu' is no workload; there are: integer-one"),
+        (&["--types", "t3.micro", "--workloads", "gpu"], "unknown workload 'gpu'; the workloads are: integer-one"),
         (&["--types", "t3.micro", "--html", "/no/such/directory/page.html"], "no such directory"),
         (&["--types", "t3.micro", "no-such-image"], "no-such-image"),
     ] {

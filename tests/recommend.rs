@@ -37,7 +37,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     let own = dir.join("vmm");
     let early = instances::json(&wisp, &["recommend", "a"]);
     assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
-    assert!(early["errors"][0]["message"].as_str().unwrap().contains("5 min are needed"), "{early}");
+    assert!(early["errors"][0]["message"].as_str().unwrap().contains("the minimum is 5 min"), "{early}");
 
     // The guest writes, then is busy until its VMM takes a reading.
     instances::exec(&wisp, "a", "dd if=/dev/zero of=/root/file bs=1M count=8 conv=fsync 2>/dev/null");

@@ -38,7 +38,7 @@ fn invalid_kernels_are_refused() {
     let high = file("high", &high);
     refuses(&["run", "--kernel", &high], &["high needs guest memory from 0x90000000", "256 MiB"]);
     let missing = dir.path().join("missing");
-    refuses(&["run", "--kernel", missing.to_str().unwrap()], &["missing cannot be opened", "No such file"]);
+    refuses(&["run", "--kernel", missing.to_str().unwrap()], &["cannot open", "missing: No such file"]);
 }
 
 #[test]

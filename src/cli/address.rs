@@ -1,4 +1,4 @@
-//! `wisp address`: elastic addresses.
+//! `wisp address`: manages elastic addresses.
 
 use std::process::ExitCode;
 
@@ -9,17 +9,17 @@ use super::{args, launch, open_cloud, print_warnings, shapes};
 use ec2::tag::Tag;
 use store::AddressRecord;
 
-/// Manage elastic addresses.
+/// Manage elastic addresses (Elastic IPs).
 ///
-/// An elastic address is a public address that is yours until you release it, and that can move between instances.
-/// Public addresses are addresses of this host's loopback interface, 127.18.x.y. They lead to the ports that the
-/// instance's security groups open.
+/// An elastic address is a public address that is yours until you release it. It can move between instances. Public
+/// addresses are loopback addresses of this host (127.18.x.y). Connections to one are forwarded to the instance, if
+/// its security groups allow the port.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp address allocate --name www
-  wisp address associate www web               instead of its own public address
-  wisp address associate www web-2             fail over: it is taken from the first
+  wisp address associate www web               replace its public address
+  wisp address associate www web-2             fail over: move it to web-2
   wisp address disassociate www
   wisp address release www")]
 pub struct Args {
@@ -34,19 +34,19 @@ enum Command {
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Tag; repeat for more.
+        /// Tag; can be repeated.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
     /// List addresses.
     Ls,
-    /// Associate an address with an instance, also if another instance has it.
+    /// Associate an address with an instance, even if another instance has it.
     Associate {
         #[arg(help = args::ADDRESS)]
         address: String,
         #[arg(help = args::INSTANCE)]
         instance: String,
-        /// Refuse if another instance has the address.
+        /// Fail if another instance has the address.
         #[arg(long)]
         no_reassociation: bool,
     },

@@ -14,45 +14,45 @@ pub const ADVANCED: &str = "Advanced";
 pub const GLOBAL: &str = "Global options";
 
 /// Help of arguments that name a resource.
-pub const INSTANCE: &str = "Instance id, the start of one, or a name";
-pub const INSTANCES: &str = "Instance ids, the start of each, or names";
-pub const IMAGE: &str = "Image id, the start of one, or a name";
-pub const VOLUME: &str = "Volume id, the start of one, or a name";
-pub const VPC: &str = "VPC id, the start of one, or a name";
-pub const SUBNET: &str = "Subnet id, the start of one, or a name";
-pub const ADDRESS: &str = "Public address, its id, the start of its id, or its name";
+pub const INSTANCE: &str = "Instance ID, unique ID prefix or name";
+pub const INSTANCES: &str = "Instance IDs, unique ID prefixes or names";
+pub const IMAGE: &str = "Image ID, unique ID prefix or name";
+pub const VOLUME: &str = "Volume ID, unique ID prefix or name";
+pub const VPC: &str = "VPC ID, unique ID prefix or name";
+pub const SUBNET: &str = "Subnet ID, unique ID prefix or name";
+pub const ADDRESS: &str = "Public address, or its ID, unique ID prefix or name";
 
-/// The wait of a command that starts guests.
+/// Options of commands that start guests and wait for them.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct WaitArgs {
-    /// Return when the VMMs run, before the guests are ready.
+    /// Return once the VMMs are running, without waiting for the guests to be ready.
     #[arg(long)]
     no_wait: bool,
 
-    /// Seconds to wait for the guests to become ready.
+    /// Maximum time to wait for the guests to be ready, in seconds.
     #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, conflicts_with = "no_wait",
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
 impl WaitArgs {
-    /// Returns the timeout for the guests to become ready; none if the command does not wait.
+    /// Returns the timeout for the guests to be ready, or `None` with `--no-wait`.
     pub fn timeout(self) -> Option<Duration> {
         (!self.no_wait).then(|| wait::boot_timeout(self.timeout))
     }
 }
 
-/// Combines a `--flag` and `--no-flag` pair, of which clap accepts at most one.
+/// Combines a `--flag` and `--no-flag` pair, which clap rejects if both are given.
 pub fn flag_pair(on: bool, off: bool) -> Option<bool> {
     (on || off).then_some(on)
 }
 
-/// The instance metadata service, in one word.
+/// Values of --imds, a shorthand for the token and endpoint settings of --metadata-options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Imds {
-    /// Requests need a session token (IMDSv2).
+    /// Requests must have a session token (IMDSv2).
     Required,
-    /// Requests without a token are accepted, too (IMDSv1).
+    /// Requests without a token are also accepted (IMDSv1).
     Optional,
     /// The service is disabled.
     Off,
@@ -61,11 +61,11 @@ enum Imds {
 /// Options of the instance metadata service.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct MetadataArgs {
-    /// Session tokens for instance metadata: required (IMDSv2 only) or optional, or no metadata: off.
+    /// Instance metadata service: required (IMDSv2 only), optional (IMDSv1 also allowed) or off.
     #[arg(long, value_name = "MODE", help_heading = NETWORK, conflicts_with = "metadata_options", hide_possible_values = true)]
     imds: Option<Imds>,
 
-    /// Metadata options in EC2's long form, separated by commas.
+    /// Metadata options in EC2's format, as comma-separated KEY=VALUE pairs.
     ///
     /// HttpTokens=required|optional, HttpEndpoint=enabled|disabled, HttpPutResponseHopLimit=1-64,
     /// InstanceMetadataTags=enabled|disabled.
@@ -74,7 +74,7 @@ pub struct MetadataArgs {
 }
 
 impl MetadataArgs {
-    /// Returns the requested change of the options.
+    /// Returns the requested change to the options.
     pub fn change(self) -> Option<MetadataChange> {
         self.metadata_options.or(self.imds.map(|imds| match imds {
             Imds::Required => MetadataChange::tokens(true),

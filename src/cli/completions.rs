@@ -12,7 +12,7 @@ Examples:
   wisp completions zsh > ~/.zfunc/_wisp
   wisp completions fish > ~/.config/fish/completions/wisp.fish")]
 pub struct Args {
-    /// Shell.
+    /// Shell to print the script for.
     #[arg(value_enum)]
     shell: Shell,
 }

@@ -1,4 +1,4 @@
-//! `wisp console`: the output of a guest's serial console, and the console itself.
+//! `wisp console`: shows the output of a guest's serial console, or attaches to the console.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
@@ -16,31 +16,31 @@ use vmm::console_socket::SOCKET;
 use vmm::devices::console::LOG;
 use vmm::untrusted;
 
-/// The size of EC2's console output, in bytes.
+/// The maximum size of console output in bytes, as in EC2.
 const LIMIT: usize = 64 << 10;
 /// The maximum number of bytes copied to the terminal at a time.
 const AT_A_TIME: u64 = 2 << 20;
 
-/// Show the last 64 KiB of console output, or use the console.
+/// Show the last 64 KiB of console output, or attach to the console.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp console web
-  wisp console web --follow      follow the output until the instance ends or you press ctrl-c
-  wisp console web > log         save exactly the bytes that the guest wrote
+  wisp console web --follow      follow the output until the instance stops or you press Ctrl-C
+  wisp console web > log         save the last 64 KiB unmodified
   wisp launch --name web --cmdline wisp.console=shell && wisp console -i web
-                                 press return for a prompt, ctrl-] to detach
+                                 press Enter for a prompt, Ctrl-] to detach
 
-On a terminal, control characters are escaped and colors are left out. A pipe or a file gets all bytes.")]
+On a terminal, control characters are escaped and colors are removed. Output to a pipe or a file is unmodified.")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
 
-    /// Attach this terminal to the console; ctrl-] detaches and the guest keeps running.
+    /// Attach this terminal to the console; Ctrl-] detaches, and the guest keeps running.
     #[arg(long, short, conflicts_with_all = ["follow", "raw"])]
     interactive: bool,
 
-    /// Follow the output until the instance ends.
+    /// Follow the output until the instance stops.
     #[arg(long, short)]
     follow: bool,
 
@@ -92,12 +92,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
             "Output": String::from_utf8_lossy(&bytes),
             "Timestamp": timestamp(record.launch_time),
         }))?,
-        Output::Table => printer.print(&bytes).context("standard output")?,
+        Output::Table => printer.print(&bytes).context("cannot write to standard output")?,
     }
     if args.follow && record.state.has_machine() {
         follow(&dir, &mut printer)?;
     }
-    printer.finish().context("standard output")?;
+    printer.finish().context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -105,8 +105,8 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 fn attach(instance: &str) -> anyhow::Result<ExitCode> {
     let (record, dir) = open_cloud()?.reachable(instance)?;
     let stream = untrusted::connect(&dir.vmm_directory().join(SOCKET))
-        .with_context(|| format!("{}: its console cannot be reached", record.id))?;
-    output::say("Attached. Press ctrl-] to detach.");
+        .with_context(|| format!("{}: cannot connect to its console", record.id))?;
+    output::say("Attached. Press Ctrl-] to detach.");
     match serial::join(stream)? {
         serial::Left::ByEscape => output::say("\nDetached. The instance is still running."),
         serial::Left::GuestEnded => output::say("\nThe guest has ended."),
@@ -114,15 +114,15 @@ fn attach(instance: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what is appended to the log until the machine has ended.
+/// Prints new console output until the machine has ended.
 fn follow(dir: &crate::cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
     let path = dir.vmm_directory().join(LOG);
-    let mut log = untrusted::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let mut log = untrusted::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     log.seek(SeekFrom::End(0))?;
     let mut machine = dir.connect()?;
     machine.subscribe()?;
     loop {
-        // The file's size is checked ten times a second, while waiting for the machine's end.
+        // Reads the file ten times a second, while waiting for the machine's end.
         let ended = machine.wait_ended(Duration::from_millis(100))?;
         let mut more = Vec::new();
         (&log).take(AT_A_TIME).read_to_end(&mut more)?;

@@ -1,4 +1,4 @@
-//! `wisp cp`: copies between the host and a guest.
+//! `wisp cp`: copies files between the host and a guest.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,16 +12,16 @@ use super::wait::{self, AGENT_TIMEOUT};
 
 /// Copy files and directories to or from an instance.
 ///
-/// The copy needs no network and no key. If DST is an existing directory, the copy is created inside it, under the
-/// last component of SRC. A SRC without one, such as `web:/` or `web:/srv/.`, needs a DST that does not exist. Holes
-/// of sparse files stay holes. Symbolic links inside SRC are copied as links. Links copied from an instance are never
-/// followed later, neither in SRC nor in DST. Devices, pipes and sockets are not copied and not written to.
+/// Files are copied through the guest's agent, without a network or a key. If DST is an existing directory, the copy is
+/// created inside it, named after the last component of SRC. If SRC has no last component, as in `web:/` or
+/// `web:/srv/.`, DST must not exist. Sparse files stay sparse. Symbolic links inside SRC are copied as links. Later
+/// copies do not follow links that came from an instance. Devices, pipes and sockets are neither copied nor written to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp cp notes.txt web:/root/        to the instance
-  wisp cp web:/var/log ./logs         from the instance, with everything in it
-  wisp cp web:/srv/. ./new            the contents of /srv, as the new directory ./new")]
+  wisp cp notes.txt web:/root/        copy a file to the instance
+  wisp cp web:/var/log ./logs         copy a directory from the instance
+  wisp cp web:/srv/. ./new            copy the contents of /srv to a new directory")]
 pub struct Args {
     /// Source: a path on this host, or INSTANCE:PATH.
     #[arg(value_name = "SRC")]
@@ -59,8 +59,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let agent = cloud.dir(record.id).agent(AGENT_TIMEOUT)?;
             agent.copy_from_guest(OsStr::new(path), Path::new(&args.destination), holes, &mut progress)?
         }
-        (None, None) => bail!("neither path is in a guest: write one of them as INSTANCE:PATH"),
-        (Some(_), Some(_)) => bail!("both paths are in guests: copy to this host first, and then to the other guest"),
+        (None, None) => bail!("neither path is in an instance: write one of them as INSTANCE:PATH"),
+        (Some(_), Some(_)) => bail!("both paths are in instances: copy to this host first, then to the other instance"),
     };
     spinner.finish_and_clear();
     log::info!("{summary:?}");

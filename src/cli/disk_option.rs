@@ -30,7 +30,7 @@ struct Written {
 }
 
 /// Parses the option and finds the disk's files. The format is the option's, or raw unless the name ends in `.qcow2`.
-/// A guest can write another format's header to a disk, so the content never decides.
+/// A guest can write another format's header to a disk, so the format is never detected from the content.
 pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     let written = read(text)?;
     let by_name = match written.file.extension() {
@@ -40,7 +40,7 @@ pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     let format = written.format.unwrap_or(by_name);
     ensure!(
         written.backing.is_empty() || format == DiskFormat::Qcow2,
-        "--disk {text:?}: a raw image has no backing file; if it is a qcow2 image, add format=qcow2"
+        "--disk {text:?}: backing= requires a qcow2 image; if the file is one, add format=qcow2"
     );
     let path = find(&written.file)?;
     let named = written.backing.iter().map(|file| find(file)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -50,11 +50,11 @@ pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     Ok(disk)
 }
 
-/// Splits the option at its commas; two commas stand for one in a file name.
+/// Splits the option at its commas. A double comma stands for a comma in a file name.
 fn read(text: &OsStr) -> anyhow::Result<Written> {
     let mut fields = fields(text.as_bytes()).into_iter();
     let file = PathBuf::from(fields.next().unwrap_or_default());
-    ensure!(!file.as_os_str().is_empty(), "--disk {text:?} names no file; the option is {SYNTAX}");
+    ensure!(!file.as_os_str().is_empty(), "--disk {text:?}: the file name is missing; the syntax is {SYNTAX}");
     let mut written = Written { file, format: None, read_only: false, backing: Vec::new() };
     for field in fields {
         match field.as_bytes() {
@@ -64,10 +64,9 @@ fn read(text: &OsStr) -> anyhow::Result<Written> {
             bytes if bytes.len() > b"backing=".len() && bytes.starts_with(b"backing=") => {
                 written.backing.push(PathBuf::from(OsStr::from_bytes(&bytes[b"backing=".len()..])));
             }
-            _ => bail!(
-                "--disk {text:?}: {field:?} is not an option here; the option is {SYNTAX}. A comma in a file's name is \
-                 written twice"
-            ),
+            _ => {
+                bail!("--disk {text:?}: unexpected {field:?}; the syntax is {SYNTAX}. Double each comma in a file name")
+            }
         }
     }
     Ok(written)
@@ -89,18 +88,18 @@ fn fields(text: &[u8]) -> Vec<OsString> {
 fn find(path: &Path) -> anyhow::Result<PathBuf> {
     path.canonicalize().with_context(|| {
         let hint = match path.as_os_str().as_bytes() {
-            bytes if bytes.ends_with(b":ro") => "; a read-only disk is written FILE,ro",
+            bytes if bytes.ends_with(b":ro") => "; for a read-only disk, write FILE,ro",
             _ => "",
         };
-        format!("the disk image {path:?} cannot be opened{hint}")
+        format!("cannot open the disk image {path:?}{hint}")
     })
 }
 
-/// Notes about properties of the disk that a user may not expect.
+/// Returns notes about properties of the disk that a user may not expect.
 fn notes(disk: &ExtraDisk, format_is_given: bool) -> anyhow::Result<Vec<String>> {
     let mut notes = Vec::new();
     let path = &disk.path;
-    let failed = || format!("the disk image {path:?} cannot be read");
+    let failed = || format!("cannot read the disk image {path:?}");
     let file = File::open(path).with_context(failed)?;
     let metadata = file.metadata().with_context(failed)?;
     if disk.format != DiskFormat::Raw || metadata.file_type().is_block_device() {
@@ -109,8 +108,8 @@ fn notes(disk: &ExtraDisk, format_is_given: bool) -> anyhow::Result<Vec<String>>
     let size = metadata.len();
     if disk.read_only && !size.is_multiple_of(SECTOR) {
         notes.push(format!(
-            "Note: {path:?} has {size} bytes, not a whole number of sectors of {SECTOR} bytes. The guest sees {} zero \
-             bytes at the end.",
+            "Note: the size of {path:?} ({size} bytes) is not a multiple of the sector size ({SECTOR} bytes). The \
+             guest sees {} zero bytes at the end.",
             SECTOR - size % SECTOR
         ));
     }
@@ -118,8 +117,8 @@ fn notes(disk: &ExtraDisk, format_is_given: bool) -> anyhow::Result<Vec<String>>
     file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic).with_context(failed)?;
     if !format_is_given && magic == QCOW2_MAGIC {
         notes.push(format!(
-            "Note: {path:?} is used as a raw disk, but begins like a qcow2 image. If you made it as one, stop the \
-             guest and add format=qcow2; if a guest wrote it, add format=raw."
+            "Note: {path:?} is used as a raw disk, but has a qcow2 header. If you created it as a qcow2 image, stop \
+             the guest and add format=qcow2. If a guest wrote the header, add format=raw to silence this note."
         ));
     }
     Ok(notes)
@@ -137,7 +136,7 @@ mod tests {
 
     fn qemu_img(arguments: &[&str], dir: &Path) {
         let output = Command::new("qemu-img").args(arguments).current_dir(dir).output().unwrap_or_else(|error| {
-            panic!("qemu-img, of Debian's qemu-utils, is needed to make images and cannot be run: {error}")
+            panic!("cannot run qemu-img (Debian package qemu-utils), which creates the test images: {error}")
         });
         assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -182,7 +181,7 @@ mod tests {
         assert_eq!(format(at("real.qcow2").display().to_string()), DiskFormat::Qcow2);
         assert_eq!(format(format!("{},format=raw", at("real.qcow2").display())), DiskFormat::Raw);
         let noted = notes(&parse(OsStr::new(&disk)).unwrap(), false).unwrap();
-        assert!(matches!(&noted[..], [note] if note.contains("begins like a qcow2 image")), "{noted:?}");
+        assert!(matches!(&noted[..], [note] if note.contains("has a qcow2 header")), "{noted:?}");
         assert_eq!(notes(&parse(OsStr::new(&disk)).unwrap(), true).unwrap(), [] as [String; 0]);
     }
 
@@ -206,7 +205,7 @@ mod tests {
             (format!("{top},backing={other}"), "not the backing file"),
             (format!("{top},backing={middle},backing={base},backing={other}"), "not the backing file"),
             (format!("{base},backing={other}"), "format=qcow2"),
-            (format!("{top},backing={other}-not-there"), "cannot be opened"),
+            (format!("{top},backing={other}-not-there"), "cannot open"),
         ] {
             let error = format!("{:#}", parse(text.clone()).unwrap_err());
             assert!(error.contains(expected), "{text}: {error}");

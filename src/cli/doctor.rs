@@ -1,4 +1,4 @@
-//! `wisp doctor`: checks of the host, with the commands that fix problems.
+//! `wisp doctor`: checks the host and suggests commands that fix problems.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{self, Output, Screen, Tone};
 use crate::host::probe::{self, Finding, Severity};
 
-/// The columns before a finding: a mark, a space, the part's name and two spaces.
+/// The width before a finding: a mark, a space, the finding's name and two spaces.
 const INDENT: usize = 19;
 /// The maximum line width, because longer lines are hard to read.
 const LONGEST_LINE: usize = 100;
@@ -16,10 +16,10 @@ const LONGEST_LINE: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp doctor                  everything about this host
-  wisp doctor && wisp run      start a guest only where guests can run
+  wisp doctor                  check this host
+  wisp doctor && wisp run      start a guest only if this host is ready
 
-Exit code: 0 if guests can run here, else 1.")]
+The exit code is 0 if this host can run guests, else 1.")]
 pub struct Args {}
 
 /// Runs the command.
@@ -34,7 +34,7 @@ pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         })?,
         Output::Table => {
             output::print(&render(&findings, Screen::stdout()))?;
-            output::next(if guests_run { "run" } else { "doctor   (once that is fixed)" });
+            output::next(if guests_run { "run" } else { "doctor   (after fixing the problems)" });
         }
     }
     Ok(if guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -156,7 +156,7 @@ mod tests {
         let findings = [finding("CPU", Severity::Ok)];
         let report = Report { can_run_guests: true, software_kvm: false, findings: &findings };
         assert_eq!(
-            serde_json::to_value(&report).expect("it is plain data"),
+            serde_json::to_value(&report).expect("plain data"),
             serde_json::json!({
                 "CanRunGuests": true,
                 "SoftwareKvm": false,

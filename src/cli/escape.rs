@@ -1,9 +1,9 @@
 //! Escapes control characters in untrusted text before a terminal sees it.
 //!
 //! Names, tags, paths and error messages of a guest, an image or an archive can contain control characters: sequences
-//! that move the cursor, set the window's title or hide text, and bidirectional overrides that show a name in another
-//! order. They are shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and `wisp
-//! attach` are the user's own terminal sessions, and pass unchanged.
+//! that move the cursor, set the window's title or hide text, and bidirectional overrides that display a name in
+//! another order. They are shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and
+//! `wisp console -i` are the user's own terminal sessions, which are not escaped.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     escape_unless(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// Escapes control characters in text of one line, including newline and tab.
+/// Escapes control characters in single-line text, including newline and tab.
 pub fn escape_line(text: &str) -> Cow<'_, str> {
     escape_unless(text, |_| false)
 }
@@ -38,8 +38,8 @@ pub fn escape_output(text: &str) -> Cow<'_, str> {
     Cow::Owned(output)
 }
 
-/// Escapes the characters in JSON that its encoder leaves: DEL, C1 and bidirectional controls, which only strings
-/// contain. The value stays the same.
+/// Escapes the control characters that the JSON encoder does not escape: DEL, C1 and bidirectional controls. They occur
+/// only in strings, so the value stays the same.
 pub fn escape_json(json: &str) -> Cow<'_, str> {
     let is_left = |c: char| is_control(c) && c >= '\x7f';
     if !json.contains(is_left) {
@@ -47,7 +47,7 @@ pub fn escape_json(json: &str) -> Cow<'_, str> {
     }
     let mut output = String::with_capacity(json.len());
     for c in json.chars() {
-        // All of them are in the basic multilingual plane.
+        // All of them are in the basic multilingual plane, so four digits are enough.
         if is_left(c) {
             let _ = write!(output, "\\u{:04x}", u32::from(c));
         } else {
@@ -105,8 +105,8 @@ fn push_escaped(output: &mut String, c: char) {
 /// escaped.
 const LONGEST: usize = 32;
 
-/// Escapes console output piece by piece. Line ends are kept. Styles (SGR, `ESC [ ... m`), of which boot messages are
-/// full, are dropped.
+/// Escapes console output piece by piece. Keeps line ends. Drops styles (SGR, `ESC [ ... m`), which are common in boot
+/// messages.
 #[derive(Debug, Default)]
 pub struct ConsoleFilter {
     /// The end of the last piece, which may continue in the next.
@@ -123,13 +123,13 @@ impl ConsoleFilter {
         output
     }
 
-    /// Returns the rest at the end of the output.
+    /// Returns the printable part of the rest, at the end of the output.
     pub fn finish(&mut self) -> String {
         filtered(&std::mem::take(&mut self.pending), true).0
     }
 }
 
-/// Returns the printable text, and an incomplete end unless `is_last`.
+/// Returns the printable text and, unless `is_last`, an incomplete sequence at the end.
 fn filtered(bytes: &[u8], is_last: bool) -> (String, &[u8]) {
     let mut output = String::with_capacity(bytes.len());
     let mut rest = bytes;

@@ -9,8 +9,8 @@ use super::{args, open_cloud};
 
 /// Run a command or a shell in an instance.
 ///
-/// No network and no key are needed. The exit code is the command's. Standard input, output and error are passed
-/// through, and signals are forwarded.
+/// The command runs through the guest's agent, without a network or a key. Standard input, output and error are
+/// connected to it, signals are forwarded to it, and its exit code is returned.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, short, value_name = "NAME")]
     user: Option<String>,
 
-    /// Command and arguments, with or without `--` before it [default: a login shell].
+    /// Command and arguments, with or without `--` before them [default: a login shell].
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -37,7 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => {
             let state = open_cloud()?.state_after_guest_end(record.id)?;
-            anyhow::bail!("{}: the guest ended while the command ran; the instance is {state} now", record.id)
+            anyhow::bail!("{}: the guest ended while the command was running; the instance is now {state}", record.id)
         }
     }
 }

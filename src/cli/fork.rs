@@ -1,4 +1,4 @@
-//! `wisp fork`: new instances from a running one's exact state.
+//! `wisp fork`: forks a running instance with its memory and disks.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use store::InstanceRecord;
 
 /// Fork a running instance with its memory and disks.
 ///
-/// The original keeps running. Programs in the forks continue; host names, random numbers and connections are their
-/// own. User data does not run again.
+/// The original keeps running. Programs keep running in each fork, which gets its own host name, addresses and random
+/// numbers. User data does not run again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp fork web                              one more
-  wisp fork web --count 10 --overcommit      ten, with more vCPUs than this host has CPUs")]
+  wisp fork web                              one fork
+  wisp fork web --count 10 --overcommit      ten forks, with more vCPUs than this host has CPUs")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,

@@ -1,4 +1,4 @@
-//! A command or a shell in a guest, for `wisp run` and `wisp exec`.
+//! Runs a command or a shell in a guest, for `wisp run`, `wisp exec` and `wisp ssh`.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -9,9 +9,9 @@ use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
 /// The outcome of a command in a guest.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The command exited or could not be started, with a shell's exit code.
+    /// The exit code of the command, or 126 or 127 if it could not be started.
     Exited(u8),
-    /// A signal to this process ended the wait.
+    /// 128 plus the number of the signal that interrupted this process.
     Interrupted(u8),
     /// The guest ended during the command.
     GuestGone,
@@ -43,6 +43,6 @@ fn complain(error: guest::Error, code: u8) -> u8 {
 }
 
 fn exit_code(status: &ExitStatus) -> u8 {
-    // An exit status has eight bits, and so has a signal number plus 128.
+    // Exit codes, and signal numbers plus 128, fit in eight bits.
     (status.exit_code() & 0xff) as u8
 }

@@ -1,4 +1,4 @@
-//! The page of `wisp --help`, with the subcommands under headings.
+//! The `wisp --help` page, with the subcommands under headings.
 
 use std::fmt::Write as _;
 
@@ -21,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Host", &["doctor", "completions"]),
 ];
 
-/// Returns the command line with its help.
+/// Returns the clap command with this page.
 pub fn command() -> Command {
     let command = Cli::command();
     let header = command.get_styles().get_header();
@@ -90,7 +90,7 @@ mod tests {
             };
             count += 1;
             let first = about.split_whitespace().next().unwrap();
-            // A third person ("Makes a volume") ends with an s, an imperative with none.
+            // A verb in the third person ("Creates") ends with an s, and an imperative does not.
             assert!(first.starts_with(char::is_uppercase) && !first.ends_with('s'), "{}: {about}", sub.get_name());
             assert!(about.len() <= 80, "{}: {about}", sub.get_name());
         }

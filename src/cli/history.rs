@@ -1,4 +1,4 @@
-//! Usage over time for `wisp top --history`, in CloudWatch's metrics.
+//! `wisp top --history`: shows usage over time, with CloudWatch's metrics.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Out
         return output::print_json(&json!({"InstanceId": record.id, "Name": record.name(), "Datapoints": datapoints}));
     }
     if points.is_empty() {
-        output::say(&format!("Nothing is known yet of what {} used.", record.id));
+        output::say(&format!("No usage has been recorded for {} yet.", record.id));
         return Ok(());
     }
     let columns = [
-        ("Until", Align::Left),
+        ("End", Align::Left),
         ("Period", Align::Right),
         ("CPU", Align::Right),
         ("Credits", Align::Right),
@@ -45,7 +45,7 @@ fn row(point: &Datapoint) -> Vec<Cell> {
     vec![
         Cell::from(utc(point.end_ms / 1000)),
         Cell::from(output::duration(Duration::from_millis(point.period_ms))),
-        Cell::new(format!("{:.1} %", point.cpu_percent()), Tone::Strong),
+        Cell::new(format!("{:.1}%", point.cpu_percent()), Tone::Strong),
         Cell::from(credits.map_or("-".into(), |credits| format!("{credits:.1}"))),
         Cell::from(output::bytes(point.touched_bytes)),
         Cell::from(output::bytes(disks.read_bytes)),
@@ -56,7 +56,7 @@ fn row(point: &Datapoint) -> Vec<Cell> {
     ]
 }
 
-/// A datapoint under CloudWatch's names: sums over the interval, except percentages, memory and balances.
+/// A datapoint with CloudWatch's names. Values are sums over the interval, except percentages, memory and balances.
 fn shape(point: &Datapoint) -> Value {
     let Datapoint { ebs, instance_store, network, .. } = point;
     let memory_bytes = (point.memory_mib << 20).max(1) as f64;

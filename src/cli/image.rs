@@ -1,4 +1,4 @@
-//! `wisp image`: AMIs.
+//! `wisp image`: manages images (AMIs).
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -34,10 +34,10 @@ use vmm::config::CpuConfig;
 Examples:
   wisp image ls
   wisp image show tiny
-  wisp image create web --name web-1      of an instance's root volume
-  wisp image import debian.tar --name debian      a root file system, with wisp's kernel and agent
-  wisp image export web-1 web-1.tar.zst   a bundle for another host, where `import` takes it
-  wisp image warm tiny --type t3.nano     launches of that size start in milliseconds
+  wisp image create web --name web-1      from an instance's root volume
+  wisp image import debian.tar --name debian      a root file system; wisp adds its kernel and agent
+  wisp image export web-1 web-1.tar.zst   a bundle to import on another host
+  wisp image warm tiny --type t3.nano     speed up launches of that size
   wisp image rm web-1")]
 pub struct Args {
     #[command(subcommand)]
@@ -62,42 +62,42 @@ enum Command {
         /// Image name.
         #[arg(long)]
         name: String,
-        /// Description.
+        /// Image description.
         #[arg(long, default_value = "")]
         description: String,
-        /// Do not flush a running guest's file systems: the image is crash-consistent.
+        /// Do not flush a running guest's file systems; the image is then crash-consistent.
         #[arg(long)]
         no_reboot: bool,
-        /// Include a running guest's memory: launches in the instance's size are restored from it.
+        /// Include a running guest's memory; launches of the same size are restored from it.
         #[arg(long, conflicts_with = "no_reboot")]
         with_memory: bool,
     },
     /// Import an image.
     ///
-    /// The source is a bundle, a tar archive of a root file system (plain, gzip or zstd), or a disk without partitions
-    /// (ext4, SquashFS, EROFS; raw or qcow2). See docs/images.md.
+    /// The source is a bundle, a tar archive of a root file system (plain, gzip or zstd), or a disk image without
+    /// partitions (ext4, SquashFS or EROFS; raw or qcow2). See docs/images.md.
     Import {
-        /// Bundle directory or archive, or root file system.
+        /// Bundle directory, bundle archive or root file system.
         source: PathBuf,
-        /// Image name [default: the bundle's].
+        /// Image name [default: the bundle's name].
         #[arg(long)]
         name: Option<String>,
-        /// Description.
+        /// Image description.
         #[arg(long)]
         description: Option<String>,
         /// Make the image public.
         #[arg(long)]
         public: bool,
-        /// Root file system: user who gets a key pair's public key.
+        /// Default user, who gets the key pair's public key (root file systems only).
         #[arg(long, value_name = "USER", default_value = "root", value_parser = parse_user_name)]
         default_user: String,
-        /// Root file system: kernel command line options.
+        /// Kernel command line options (root file systems only).
         #[arg(long, value_name = "OPTIONS", default_value = "quiet")]
         cmdline: String,
-        /// Archive of files: size of the file system, such as 4G.
+        /// Size of the file system, such as 4G (tar archives only).
         #[arg(long, value_name = "SIZE")]
         size: Option<MemorySize>,
-        /// SquashFS or EROFS image: it contains cloud-init. In others it is detected.
+        /// The image contains cloud-init (SquashFS and EROFS only; detected for other formats).
         #[arg(long)]
         cloud_init: bool,
     },
@@ -105,7 +105,7 @@ enum Command {
     Export {
         #[arg(help = args::IMAGE)]
         image: String,
-        /// New archive: FILE.tar or FILE.tar.zst.
+        /// Archive to create: FILE.tar or FILE.tar.zst.
         file: PathBuf,
     },
     /// Verify the digests of an image's files.
@@ -117,34 +117,34 @@ enum Command {
     Modify {
         #[arg(help = args::IMAGE)]
         image: String,
-        /// Visible to its owner (private) or to all (public).
+        /// Visibility: private (owner only) or public (all users).
         #[arg(long)]
         visibility: Option<VisibilityArg>,
-        /// Description.
+        /// Image description.
         #[arg(long)]
         description: Option<String>,
-        /// Require IMDSv2 tokens in new instances (v2.0), unless the launch says otherwise. It cannot be removed.
+        /// v2.0: require IMDSv2 in new instances, unless overridden at launch. This cannot be undone.
         #[arg(long, value_name = "VERSION")]
         imds_support: Option<ImdsSupport>,
     },
-    /// Make templates from which launches of their size are restored.
+    /// Create a template, from which launches of its size are restored.
     ///
-    /// A launch that had to boot also makes one in the background.
+    /// A launch that finds no template also creates one in the background.
     Warm {
-        /// Image name or id, or bundle directory.
+        /// Image name or ID, or bundle directory.
         image: String,
         #[command(flatten)]
         size: SizeArgs,
         /// Remove the image's templates instead.
         #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
         remove: bool,
-        /// Do nothing if there is a template, or if one is being made.
+        /// Do nothing if a template exists or is being created.
         #[arg(long, hide = true, conflicts_with = "remove")]
         if_missing: bool,
     },
-    /// Deregister images. Instances that use one keep it.
+    /// Deregister images. Existing instances are not affected.
     Rm {
-        /// Names or ids.
+        /// Image names or IDs.
         #[arg(required = true)]
         images: Vec<String>,
     },
@@ -282,16 +282,16 @@ fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<E
     }
     for file in &files {
         if file.result.is_ok() {
-            output::print(&format!("{}  as it was registered", file.file))?;
+            output::print(&format!("{}  ok", file.file))?;
         }
     }
     match files.into_iter().find_map(|file| file.result.err()) {
-        Some(error) => Err(anyhow::Error::new(error).context(format!("{image} cannot be trusted"))),
+        Some(error) => Err(anyhow::Error::new(error).context(format!("{image} failed verification"))),
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// The progress bar of an import, an export or a verification.
+/// The progress bar of an import, export or verification.
 #[derive(Debug, Default)]
 struct Bar {
     bar: RefCell<Option<ProgressBar>>,
@@ -343,7 +343,7 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
         line("Image", &format!("{}  {}", record.id, screen.paint(Tone::Strong, &record.name))),
         line("Description", &record.description),
         line("Owner", &format!("{}, {}", record.owner, record.visibility.as_str())),
-        line("Made", &utc(record.created)),
+        line("Created", &utc(record.created)),
         line("Architecture", &manifest.architecture),
         line("Default user", &manifest.default_user),
         line("Kernel", &format!("{}, options: {}", manifest.kernel.file, manifest.kernel.cmdline)),
@@ -352,26 +352,26 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
         lines.push(line("Root", &format!("{ROOT_DEVICE}: {}, {}", root.file, root.file_system)));
     }
     if manifest.cloud_init {
-        lines.push(line("Set up by", "cloud-init, from the metadata service"));
+        lines.push(line("cloud-init", "yes, configured from instance metadata"));
     }
     if let Some(version) = record.imds_support {
         lines.push(line("IMDS support", version.as_str()));
     }
     if let Some(instance) = record.source_instance {
-        lines.push(line("Made of", &instance.to_string()));
+        lines.push(line("Created from", &instance.to_string()));
     }
     if let Some(memory) = ImageMemory::of(image) {
         let saved = saved_line(memory.cpus, memory.memory_mib, image_memory::bytes(image));
         lines.push(line("Memory", &format!("{saved}; launches of this size are restored from it")));
     }
-    lines.extend(warm.iter().map(|record| line("Warm", &warm_line(record))));
+    lines.extend(warm.iter().map(|record| line("Template", &warm_line(record))));
     for part in &manifest.components {
-        lines.push(line("Contains", &format!("{} {} ({})", part.name, part.version, part.license)));
+        lines.push(line("Component", &format!("{} {} ({})", part.name, part.version, part.license)));
     }
     lines
 }
 
-/// Boots a guest and snapshots it.
+/// Creates a template: boots a guest and takes a snapshot of it.
 fn make_warm(
     cloud: &Cloud,
     image: &Image,
@@ -383,12 +383,12 @@ fn make_warm(
     crate::host::probe::kvm_access()?;
     let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
-    anyhow::ensure!(template::limit() > 0, "{}=0 turns templates off", template::LIMIT_VARIABLE);
+    anyhow::ensure!(template::limit() > 0, "templates are disabled by {}=0", template::LIMIT_VARIABLE);
     let task = template::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
     if if_missing && task.is_none() {
         return Ok(());
     }
-    let spinner = super::wait::spinner("A guest is booting, to be saved");
+    let spinner = super::wait::spinner("Booting a guest for the template");
     let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
     let made = template::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
     spinner.finish_and_clear();
@@ -396,20 +396,20 @@ fn make_warm(
     match output {
         Output::Json => output::print_json(&warm_shape(&record))?,
         Output::Table => {
-            output::print(&format!("warm: {}", warm_line(&record)))?;
+            output::print(&format!("template: {}", warm_line(&record)))?;
             output::next(&format!("{}{}", shell::command(["launch", &image.manifest.name]), size.options()));
         }
     }
     Ok(())
 }
 
-/// A template's size and disk usage.
+/// Formats a template's size and disk usage.
 fn warm_line(record: &TemplateRecord) -> String {
     let facts = &record.facts;
-    format!("{}, made {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
+    format!("{}, created {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
 }
 
-/// The size and disk usage of any snapshot.
+/// Formats the size and disk usage of a snapshot.
 fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
     let vcpus = output::count(cpus.count as usize, "vCPU");
     format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))
@@ -446,7 +446,7 @@ fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {
         ("Image", Align::Left),
         ("Owner", Align::Left),
         ("Visibility", Align::Left),
-        ("Made", Align::Left),
+        ("Created", Align::Left),
         ("Description", Align::Left),
     ];
     let row = |record: &ImageRecord| {

@@ -1,4 +1,4 @@
-//! `wisp key`: key pairs.
+//! `wisp key`: manages key pairs.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use store::KeyPairRecord;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp key create me                                 writes me.pem, for you alone
+  wisp key create me                                 write the private key to me.pem
   wisp key import laptop ~/.ssh/id_ed25519.pub
   wisp launch --key me --name web")]
 pub struct Args {
@@ -39,7 +39,7 @@ enum Command {
         /// Private key format: pem or openssh.
         #[arg(long, default_value = "pem")]
         format: KeyFormat,
-        /// Private key file [default: NAME.pem]. An existing file is never replaced.
+        /// Private key file [default: NAME.pem]. An existing file is never overwritten.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -47,15 +47,15 @@ enum Command {
     Import {
         /// Key pair name.
         name: KeyName,
-        /// Public key file; - for standard input.
+        /// Public key file, or - for standard input.
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
     /// List key pairs.
     Ls,
-    /// Delete key pairs. Guests keep the public key.
+    /// Delete key pairs. Existing guests keep the public key.
     Rm {
-        /// Names.
+        /// Key pair names.
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -72,7 +72,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 Output::Json => output::print_json(&shapes::key_pair(&record))?,
                 Output::Table => {
                     output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
-                    output::say(&format!("The private key is in {}; there is no other copy of it.", path.display()));
+                    output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
                     output::next_command(["launch", "--key", &record.name]);
                 }
             }
@@ -99,7 +99,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 ("Key pair", Align::Left),
                 ("Type", Align::Left),
                 ("Fingerprint", Align::Left),
-                ("Made", Align::Left),
+                ("Created", Align::Left),
             ];
             let row = |record: &KeyPairRecord| {
                 vec![
@@ -128,8 +128,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
 pub fn read(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("standard input")?;
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
         return Ok(bytes);
     }
-    std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! `wisp launch`: instances that outlive the command.
+//! `wisp launch`: launches instances.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,23 +22,23 @@ use store::InstanceRecord;
 /// The default instance type, which is in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";
 
-/// Launch instances from an image, and print their ids.
+/// Launch instances from an image and print their IDs.
 ///
-/// They run until they are stopped or terminated; `wisp ls` lists them. Either all of them start, or none does.
+/// Instances run until they are stopped or terminated. Either all of the requested instances start, or none do.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp launch --name web                          one instance, of type t2.micro
-  wisp launch --count 3 --type t3.nano            three at the same time
-  wisp launch --vcpus 1 --memory 128M             smaller than any type
+  wisp launch --name web                          one t2.micro instance
+  wisp launch --count 3 --type t3.nano            three instances
+  wisp launch --vcpus 1 --memory 128M             smaller than any instance type
   wisp launch --type t3.small --cpu-credits standard
-  wisp launch --volume 8 --volume size=1,type=gp2  with two more volumes
+  wisp launch --volume 8 --volume size=1,type=gp2  with two additional volumes
   wisp launch --subnet front --private-ip 10.0.1.10
-  wisp launch --name web -p 8080:80               port 8080 of this host leads to its port 80
-  wisp launch --tag team=red --tag stage=test     with tags
+  wisp launch --name web -p 8080:80               forward port 8080 of this host to its port 80
+  wisp launch --tag team=red --tag stage=test     with two tags
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
-    /// Image name or id [default: tiny, the embedded image].
+    /// Image name or ID [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
@@ -49,17 +49,17 @@ pub struct Args {
     #[command(flatten)]
     placement: PlacementArgs,
 
-    /// Security group (see `wisp sg`); repeat for more [default: the VPC's default group].
+    /// Security group (see `wisp sg`); can be repeated [default: the VPC's default group].
     #[arg(long = "security-group", value_name = "GROUP", help_heading = NETWORK)]
     security_groups: Vec<String>,
 
     #[command(flatten)]
     metadata: MetadataArgs,
 
-    /// Add a volume; repeat for more.
+    /// Add a volume; can be repeated.
     ///
-    /// SIZE, or KEY=VALUE separated by commas: size, type, iops, throughput, device, snapshot, volume,
-    /// delete-on-termination, name.
+    /// SIZE, or comma-separated KEY=VALUE pairs. The keys are size, type, iops, throughput, device, snapshot, volume,
+    /// delete-on-termination and name.
     #[arg(long = "volume", value_name = "SPEC", help_heading = STORAGE)]
     volumes: Vec<VolumeOption>,
 
@@ -74,23 +74,23 @@ pub struct Args {
     #[arg(long)]
     name: Option<String>,
 
-    /// Key pair whose public key the guest gets (see `wisp key`).
+    /// Key pair to install in the guest (see `wisp key`).
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
 
-    /// User data file: a script (#!...) that runs once at the first boot, or other data; - for standard input.
+    /// User data file, or - for standard input. A script (#!...) runs once, at the first boot.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
-    /// Tag; repeat for more.
+    /// Tag; can be repeated.
     #[arg(long = "tag", value_name = "KEY=VALUE")]
     tags: Vec<Tag>,
 
-    /// Effect of the guest's own power-off: stop or terminate.
+    /// Action when the guest powers off: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR", default_value = "stop", help_heading = ADVANCED)]
     shutdown_behavior: ShutdownBehavior,
 
-    /// Refuse `wisp terminate` until protection is turned off.
+    /// Enable termination protection.
     #[arg(long, help_heading = ADVANCED)]
     termination_protection: bool,
 
@@ -98,7 +98,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     hibernation: bool,
 
-    /// Launch at most once with this token.
+    /// Idempotency token: a repeated launch with the same token creates no new instances.
     #[arg(long, value_name = "TOKEN", help_heading = ADVANCED)]
     client_token: Option<String>,
 
@@ -106,18 +106,18 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
-    /// Check the request without launching.
+    /// Check the request without launching instances.
     #[arg(long, help_heading = ADVANCED)]
     dry_run: bool,
 
-    /// Kernel command line options, appended to the image's.
+    /// Append these options to the image's kernel command line.
     #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
 
     /// CPU credit mode: standard or unlimited.
     ///
-    /// An instance whose credits are spent is throttled to its baseline (standard) or uses surplus credits
-    /// (unlimited). The default is standard for T2, and unlimited for T3 and T3a. Other types have no credits.
+    /// When an instance runs out of credits, it is throttled to its baseline (standard) or uses surplus credits
+    /// (unlimited). The default is standard for T2, and unlimited for T3 and T3a. Other types have no CPU credits.
     #[arg(long, value_name = "MODE", help_heading = ADVANCED)]
     cpu_credits: Option<CreditMode>,
 
@@ -129,14 +129,14 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Adds the name to the tags.
+/// Adds a Name tag to the tags, if a name is given.
 pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
     let name = name.map(|name| Tag::new("Name", name)).transpose()?;
     with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
 }
 
-/// Reads a user data file, raw or in base64, and returns it in base64 as EC2's API takes it. An empty file is no user
-/// data.
+/// Reads a user data file, raw or base64-encoded, and returns it in base64, as EC2's API expects it. Returns `None` for
+/// an empty file.
 pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> {
     let data = UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?;
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))

@@ -14,20 +14,20 @@ pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
     credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
 }
 
-/// The credit balance: the running VMM's, or the one kept at the last stop.
+/// Returns the credit balance of the running VMM, or the balance that was saved at the last stop.
 fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
     let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
     running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
 }
 
-/// The credit balance for a table; negative if surplus is owed.
+/// Formats the credit balance for a table. Surplus credits are subtracted.
 pub fn credit_cell(status: &VmmStatus) -> String {
     let Some(now) = &status.cpu_budget else { return "-".into() };
     let credits = credits_of(&now.budget.balance);
     format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
 }
 
-/// The throttled time since the start in nanoseconds: vCPUs, disks and network added up.
+/// Returns the throttled time of vCPUs, disks and network since the start, added up, in nanoseconds.
 pub fn throttled_ns(status: &VmmStatus) -> u64 {
     let ThrottledTime { cpus_ns, disks_ns, network_ns } = throttled_time(status);
     cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
@@ -38,7 +38,7 @@ pub fn seconds(ns: u64) -> String {
     format!("{:.1} s", ns as f64 / 1e9)
 }
 
-/// Labels and texts of an instance's limits.
+/// Returns labels and texts for an instance's limits.
 pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'static str, String)> {
     if record.no_limits {
         return vec![("Limits", "none".into())];
@@ -48,7 +48,7 @@ pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'stat
         let mut text = mode_of(record, &rules).to_string();
         if let Some(credits) = credits(record, status) {
             text = format!("{text}; {:.2} of {:.0}", credits.credits(), in_credits(rules.limit_ns()));
-            for (ns, what) in [(credits.surplus_ns, "owed"), (credits.charged_ns, "charged")] {
+            for (ns, what) in [(credits.surplus_ns, "surplus"), (credits.charged_ns, "charged")] {
                 if ns > 0 {
                     text = format!("{text}, {:.2} {what}", in_credits(ns));
                 }
@@ -65,7 +65,7 @@ pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'stat
     }
     for DiskRecord { id, limits, burst_percent, throttled_ns, .. } in &status.disks {
         let Some(limits) = limits else { continue };
-        let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; {percent} % burst balance"));
+        let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; burst balance {percent}%"));
         let held = seconds(*throttled_ns);
         lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
     }
@@ -94,7 +94,7 @@ fn disk_text(limits: &DiskLimits) -> String {
     operations.chain(bytes).collect::<Vec<_>>().join("; ")
 }
 
-/// The limits as data, under EC2's and CloudWatch's names where they exist.
+/// Formats the limits as JSON, with EC2's and CloudWatch's names where they exist.
 pub fn shape(record: &InstanceRecord, status: Option<&VmmStatus>) -> Value {
     let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
     let disk_limits = |limits: &DiskLimits| {

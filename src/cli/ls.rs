@@ -21,18 +21,18 @@ use vmm::timeline::Mark;
 Examples:
   wisp ls                                    all instances
   wisp ls --output json | jq -r '.Reservations[].Instances[].InstanceId'
-  wisp ls -q --state running                 only the ids of those that run"
+  wisp ls -q --state running                 IDs of running instances only"
 )]
 pub struct Args {
-    /// Only instances in this state; repeat for more.
+    /// Show only instances in this state; can be repeated.
     #[arg(long = "state", value_name = "STATE", value_parser = parse_state)]
     states: Vec<InstanceState>,
 
-    /// Only instances with this tag; repeat for more, all must match.
+    /// Show only instances with this tag; can be repeated, and all tags must match.
     #[arg(long = "tag", value_name = "KEY=VALUE")]
     tags: Vec<Tag>,
 
-    /// Print ids only.
+    /// Print only IDs.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -41,7 +41,7 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
     let known = InstanceState::ALL.iter().find(|state| state.as_str() == text);
     known.copied().ok_or_else(|| {
         let names: Vec<&str> = InstanceState::ALL.iter().map(|state| state.as_str()).collect();
-        format!("it is one of {}", names.join(", "))
+        format!("it must be one of {}", names.join(", "))
     })
 }
 
@@ -72,7 +72,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn suggest_next(instances: &[InstanceRecord]) {
-    // A name shared by several living instances identifies none.
+    // A name must be unique among instances that are not terminated.
     let is_living = |record: &&InstanceRecord| record.state != InstanceState::Terminated;
     let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.name() == Some(name)).count();
     let called = |record: &InstanceRecord| match record.name() {
@@ -120,7 +120,7 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
     }
     let mut lines = table.lines();
     if instances.iter().any(|record| record.overridden) {
-        lines.push(screen.paint(Tone::Quiet, "* vCPUs or memory are not the type's"));
+        lines.push(screen.paint(Tone::Quiet, "* vCPUs or memory overridden"));
     }
     lines.join("\n")
 }
@@ -129,7 +129,7 @@ fn address(address: Option<Ipv4Addr>) -> Cell {
     address.map_or_else(|| Cell::new("-", Tone::Quiet), |address| Cell::from(address.to_string()))
 }
 
-/// The state, with a mark if a failure caused it.
+/// Returns the state, with a note if a failure caused it.
 pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     let failed = record.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
     match record.state {
@@ -146,13 +146,13 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     }
 }
 
-/// The status of a running instance's VMM.
+/// Returns the status of a running instance's VMM.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, CloudError>> {
     (record.state == InstanceState::Running)
         .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
 }
 
-/// EC2's status check: whether the guest is up.
+/// Returns EC2's status check, which passes once the guest's agent is ready.
 pub fn check_cell(status: Option<&Result<VmmStatus, CloudError>>) -> (&'static str, Tone) {
     match status {
         None => ("-", Tone::Quiet),

@@ -1,4 +1,4 @@
-//! `wisp metadata-defaults`: metadata options of new instances.
+//! `wisp metadata-defaults`: shows or sets the default metadata options of new instances.
 
 use std::process::ExitCode;
 
@@ -9,15 +9,15 @@ use super::open_cloud;
 use super::output::{self, Output};
 use ec2::metadata::MetadataChange;
 
-/// Show or set the metadata options of new instances.
+/// Show or set the default metadata options of new instances.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp metadata-defaults                        show them
-  wisp metadata-defaults --imds required        refuse IMDSv1 in new instances
-  wisp metadata-defaults --reset                leave all to the image
+  wisp metadata-defaults                        show the defaults
+  wisp metadata-defaults --imds required        require IMDSv2 in new instances
+  wisp metadata-defaults --reset                remove the defaults; the image's settings apply
 
-Options of a launch come first. Existing instances keep theirs.")]
+Options given at launch override these defaults. Existing instances are not affected.")]
 pub struct Args {
     #[command(flatten)]
     metadata: MetadataArgs,
@@ -45,13 +45,17 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Output::Table => {
             let lines: String = named.iter().map(|(name, value)| format!("{name:<25} {value}\n")).collect();
-            output::print(if lines.is_empty() { "No defaults: the image decides.\n" } else { &lines })?;
+            output::print(if lines.is_empty() {
+                "No defaults are set. The image's settings apply.\n"
+            } else {
+                &lines
+            })?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The value as EC2's API has it: the hop limit is a number.
+/// Returns the value in the type that EC2's API uses: the hop limit is a number.
 fn json_value(name: &str, value: String) -> Value {
     match value.parse::<u64>() {
         Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),

@@ -59,7 +59,7 @@ use crate::cloud::Cloud;
 use crate::cloud::lifecycle::StateChange;
 use ::vmm::timeline::monotonic_ns;
 
-/// EC2 on one Linux machine: real Linux guests under KVM, with EC2's nouns and behavior.
+/// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]
 #[command(
     name = "wisp",
@@ -71,10 +71,10 @@ use ::vmm::timeline::monotonic_ns;
 Try first:
   wisp run                     Boot a Linux guest and open a shell in it
   wisp run -- uname -a         Run one command in a guest
-  wisp launch --name web       Launch an instance that stays; then wisp ls, wisp exec web
+  wisp launch --name web       Launch an instance that keeps running (see wisp ls, wisp exec)
   wisp doctor                  Check whether this host can run guests
 
-wisp COMMAND --help explains a command, with examples."
+Run wisp COMMAND --help for the options and examples of a command."
 )]
 struct Cli {
     /// Output format.
@@ -133,19 +133,19 @@ enum Command {
     Vmm(vmm::Args),
 }
 
-/// Exit codes of Wisp itself. 126 and 127 are a command's that cannot be run or found in the guest.
+/// Exit codes of Wisp itself. 126 and 127 mean that a guest command cannot be executed or is not found.
 const USAGE: u8 = 2;
 const NOT_RUN: u8 = 125;
 
 /// Runs the command line. The exit code is 0, 1 (failed) or 2 (usage). Commands that run a program in a guest return
-/// its exit code, or 125 if Wisp failed before it had one, as docker does.
+/// its exit code or, like docker, 125 if Wisp itself fails.
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
     let matches = help::command().try_get_matches();
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed standard output or error is no reason for another exit code.
+            // A closed standard output or error does not change the exit code.
             let _ = error.print();
             return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
@@ -207,7 +207,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// The exit code for arguments that cannot be parsed.
+/// Returns the exit code for invalid arguments.
 fn usage_code() -> ExitCode {
     let matches = help::command().ignore_errors(true).try_get_matches().ok();
     let runs_in_guest =
@@ -215,14 +215,14 @@ fn usage_code() -> ExitCode {
     ExitCode::from(if runs_in_guest { NOT_RUN } else { USAGE })
 }
 
-/// Opens the data directory, and prints what was reconciled since the last command.
+/// Opens the data directory and prints its notices, such as instances that ended since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
     let mut cloud = Cloud::open()?;
     print_warnings(&mut cloud);
     Ok(cloud)
 }
 
-/// Prints warnings.
+/// Prints notices.
 fn print_warnings(cloud: &mut Cloud) {
     for notice in cloud.take_notices() {
         output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));

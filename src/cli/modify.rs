@@ -15,7 +15,7 @@ use ec2::state::ShutdownBehavior;
 
 /// Change an instance's attributes.
 ///
-/// The type and the user data can be changed while the instance is stopped, the others at any time.
+/// The type and the user data can be changed only while the instance is stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,11 +31,11 @@ pub struct Args {
     #[command(flatten)]
     size: SizeArgs,
 
-    /// New user data of a stopped instance; - for standard input. It runs at the first boot only.
+    /// New user data file, or - for standard input. A script runs only at the first boot.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
-    /// Effect of the guest's own power-off: stop or terminate.
+    /// Action when the guest powers off: stop or terminate.
     #[arg(long, value_name = "BEHAVIOR")]
     shutdown_behavior: Option<ShutdownBehavior>,
 
@@ -43,18 +43,18 @@ pub struct Args {
     #[arg(long, value_name = "MODE")]
     cpu_credits: Option<CreditMode>,
 
-    /// Replace the security groups; repeat for more.
+    /// Replace the security groups; can be repeated.
     #[arg(long = "security-group", value_name = "GROUP", help_heading = NETWORK)]
     security_groups: Vec<String>,
 
     #[command(flatten)]
     metadata: MetadataArgs,
 
-    /// Refuse `wisp terminate` until protection is turned off.
+    /// Enable termination protection.
     #[arg(long)]
     termination_protection: bool,
 
-    /// Allow `wisp terminate` again.
+    /// Disable termination protection.
     #[arg(long, conflicts_with = "termination_protection")]
     no_termination_protection: bool,
 }

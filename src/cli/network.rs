@@ -6,18 +6,18 @@ use super::args::{NETWORK, flag_pair};
 use crate::cloud::network::NetworkSpec;
 use ec2::network::{NetworkMode, PublishedPort, Zone};
 
-/// The options.
+/// Network options.
 #[derive(Debug, Clone, clap::Args)]
 pub struct NetworkArgs {
-    /// Publish a guest port: [127.x.y.z:]HOST:GUEST[/udp]; repeat for more.
+    /// Publish a guest port: [127.x.y.z:]HOST:GUEST[/udp]; can be repeated.
     #[arg(short, long = "publish", value_name = "HOST:GUEST", display_order = 100)]
     published: Vec<PublishedPort>,
 
     /// Network mode: vpc, user, none or auto.
     ///
-    /// vpc: the VPC, in which instances reach each other. user: a network of its own, through passt. none: only
-    /// metadata and published ports. auto: an instance's VPC if this host supports one, else user if passt is
-    /// installed.
+    /// vpc: connect the instance to its VPC. user: an isolated user-mode network through passt. none: only the metadata
+    /// service and published ports. auto: vpc if the guest is an instance and this host supports it, else user if passt
+    /// is installed.
     #[arg(long = "network", value_name = "MODE", default_value = "auto", help_heading = NETWORK)]
     mode: NetworkMode,
 }
@@ -32,23 +32,23 @@ impl NetworkArgs {
 /// Placement in a VPC.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PlacementArgs {
-    /// Subnet (see `wisp subnet`) [default: one of the default VPC's].
+    /// Subnet (see `wisp subnet`) [default: a subnet of the default VPC].
     #[arg(long, value_name = "SUBNET", help_heading = NETWORK)]
     subnet: Option<String>,
 
-    /// Availability zone, which is a label here: us-east-1a to us-east-1f.
+    /// Availability zone, which is just a label: us-east-1a to us-east-1f.
     #[arg(long, value_name = "ZONE", help_heading = NETWORK)]
     zone: Option<Zone>,
 
-    /// Private address, a free one of the subnet.
+    /// Private address; must be free in the subnet.
     #[arg(long, value_name = "ADDRESS", help_heading = NETWORK)]
     private_ip: Option<Ipv4Addr>,
 
-    /// Give the instance a public address while it runs [default: the subnet's setting].
+    /// Give the instance a public address while it is running [default: the subnet's setting].
     #[arg(long, help_heading = NETWORK)]
     public_ip: bool,
 
-    /// Give the instance no public address.
+    /// Do not give the instance a public address.
     #[arg(long, conflicts_with = "public_ip", help_heading = NETWORK)]
     no_public_ip: bool,
 }

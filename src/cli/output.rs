@@ -1,9 +1,9 @@
-//! Output of all subcommands: tables, JSON, errors with hints, the next command.
+//! Output of all subcommands: tables, JSON, errors with hints, and the suggested next command.
 //!
-//! Results go to standard output and messages to standard error, so that a pipe carries results only. Colors appear on
-//! terminals only, unless `NO_COLOR` is set.
+//! Results go to standard output and messages to standard error, so that a pipe carries only results. Colors are used
+//! only on terminals, and only if `NO_COLOR` is not set.
 //!
-//! Control characters in names, paths and messages are [escaped](super::escape), also in pipes.
+//! Control characters in names, paths and messages are [escaped](super::escape), even in pipes.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -21,10 +21,10 @@ use ec2::Ec2Error;
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// For people, as tables and text.
     #[default]
     Table,
-    /// For programs, in the shapes of the EC2 API.
+    /// For programs, in the format of the EC2 API.
     Json,
 }
 
@@ -76,7 +76,7 @@ impl Screen {
     }
 }
 
-/// The meaning of a color. A color is never the only carrier of a meaning.
+/// The meaning of a color. The text has the same meaning without color.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     /// No emphasis.
@@ -117,9 +117,9 @@ impl<T: Into<String>> From<T> for Cell {
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -191,7 +191,7 @@ pub fn print_table(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec
     print(&table.lines().join("\n"))
 }
 
-/// Prints results. A reader that closes the pipe early, such as `head`, is not an error.
+/// Prints results. Succeeds if the reader, such as `head`, closes the pipe early.
 pub fn print(text: &str) -> io::Result<()> {
     print_raw(&escape_output(text))
 }
@@ -219,7 +219,7 @@ pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
 }
 
-/// Suggests the next useful command by its words, without `wisp`.
+/// Suggests the next useful command, given as words without `wisp`.
 pub fn next_command<'a>(words: impl IntoIterator<Item = &'a str>) {
     next(&shell::command(words));
 }
@@ -253,7 +253,7 @@ pub fn explain(error: &anyhow::Error) -> String {
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), escape(&explain(error)));
     for cause in error.chain() {
-        // A refusal inside a cloud error would appear twice in the chain.
+        // A transparent cloud error hides the EC2 error inside it from the chain.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
         if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
@@ -268,8 +268,8 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     text
 }
 
-/// Formats commands that fix a problem. A single command stands alone; several are listed with their purposes. A
-/// command is never wrapped, so that it can be copied.
+/// Formats commands that fix a problem. Each of several commands is listed below its purpose. A command is never
+/// wrapped, so that it can be copied.
 pub fn fix_lines(fixes: &[Fix], screen: Screen) -> Vec<String> {
     let command = |fix: &Fix| screen.paint(Tone::Strong, &fix.command);
     match fixes {
@@ -280,7 +280,7 @@ pub fn fix_lines(fixes: &[Fix], screen: Screen) -> Vec<String> {
     }
 }
 
-/// Wraps a text at spaces to lines of up to `width` characters; a longer word gets its own line.
+/// Wraps text at spaces to lines of up to `width` characters. A longer word gets its own line.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();

@@ -8,7 +8,7 @@ use super::{open_cloud, wait};
 
 /// Reboot running instances.
 ///
-/// The agent reboots the guest; if it does not respond, ctrl-alt-del is pressed.
+/// The agent reboots the guest. If it does not respond, the VMM sends Ctrl-Alt-Del.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:

@@ -1,4 +1,4 @@
-//! `wisp recommend`: right-sizing recommendations.
+//! `wisp recommend`: recommends instance types.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,21 +17,21 @@ use store::InstanceRecord;
 
 /// Recommend instance types from recorded usage.
 ///
-/// Instances are judged under-provisioned, over-provisioned or optimized by their usage of the last 14 days. The 99th
-/// percentile counts, with 20 % headroom. Memory is what the guest has touched, including its page cache, and so an
-/// upper bound.
+/// Instances are rated under-provisioned, over-provisioned or optimized by their usage in the last 14 days.
+/// Recommendations use the 99th percentile plus 20% headroom. Memory usage counts every page that the guest has
+/// touched, including its page cache, so it is an upper bound.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp recommend                            all instances
-  wisp recommend web                        one, with the figures behind it
-  wisp recommend web --least 30             even if it ran for half a minute only
-  wisp recommend --output json              in the shape of Compute Optimizer's API")]
+  wisp recommend web                        one instance, with its figures
+  wisp recommend web --least 30             even after only 30 seconds of usage
+  wisp recommend --output json              in the format of Compute Optimizer's API")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCES)]
     instances: Vec<String>,
 
-    /// Minimum observation time in seconds, without boots.
+    /// Minimum observation time in seconds, excluding boots.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     least: u32,
 }
@@ -86,7 +86,7 @@ fn suggest_next(all: &[(&InstanceRecord, Verdict)]) {
 
 fn too_little(TooLittle { observed }: TooLittle, least: u32) -> String {
     format!(
-        "too little to judge by: it ran for {} with this size since it booted, and {} are needed (--least)",
+        "not enough data: observed for {} with this size, excluding boots; the minimum is {} (see --least)",
         time(observed),
         time(least.into())
     )
@@ -105,10 +105,10 @@ fn tone(finding: Finding) -> Tone {
 }
 
 fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
+    format!("{:.1}%", share * 100.0)
 }
 
-/// A statistic as shares of `all`.
+/// Formats a statistic as percentages of `all`.
 fn shares(statistic: &Statistic, all: f64) -> String {
     let [average, p99, maximum] =
         [statistic.average, statistic.p99, statistic.maximum].map(|value| percent(value / all));
@@ -125,7 +125,7 @@ fn per_second(bytes: u64) -> String {
     format!("{}/s", output::bytes(bytes))
 }
 
-/// The full recommendation for one instance.
+/// Formats the full recommendation for one instance.
 fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
     let name = screen.paint(Tone::Strong, record.name().unwrap_or(""));
@@ -148,59 +148,61 @@ fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen)
     lines.push(line("Observed", &observed(figures, *confidence)));
     lines.extend(figure_lines(record, figures).iter().map(|(label, text)| line(label, text)));
     for (index, option) in options.iter().enumerate() {
-        lines.push(line(if index == 0 { "Recommended" } else { "Or" }, &option_text(option, figures)));
+        lines.push(line(if index == 0 { "Recommended" } else { "Alternative" }, &option_text(option, figures)));
     }
     if options.is_empty() && *finding == Finding::Underprovisioned {
-        lines.push(line("Recommended", "none: no type that runs here carries it with a fifth of headroom"));
+        lines.push(line("Recommended", "none: no type that this host can run has enough headroom (20%)"));
     }
     lines
 }
 
 fn observed(figures: &Figures, confidence: Confidence) -> String {
     let how_sure = match confidence {
-        Confidence::Low => "low: less than an hour",
-        Confidence::Medium => "medium: less than 30 hours",
+        Confidence::Low => "low (less than 1 hour)",
+        Confidence::Medium => "medium (less than 30 hours)",
         Confidence::High => "high",
     };
-    format!("{} since {}; confidence {how_sure}", time(figures.observed), utc(figures.since_ms / 1000))
+    format!("{} since {}; confidence: {how_sure}", time(figures.observed), utc(figures.since_ms / 1000))
 }
 
 fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str, String)> {
     let known = catalog::find(&record.instance_type).ok().filter(|_| !record.no_limits);
     let vcpus = f64::from(record.vcpus);
     let baseline = known.and_then(|known| known.credits).map(|credits| credits.baseline_percent);
-    let baseline = baseline.map(|baseline| format!("; its baseline is {baseline} %")).unwrap_or_default();
+    let baseline = baseline.map(|baseline| format!("; baseline {baseline}%")).unwrap_or_default();
     let mut lines = vec![("CPU", format!("{}{baseline}", shares(&figures.cpu, vcpus)))];
     if figures.cpu_throttled > 0.0 {
         let held = percent(figures.cpu_throttled);
         let wanted = shares(&figures.cpu_wanted, vcpus);
-        lines.push(("", format!("throttled for {held} of the time for lack of credits; demand {wanted}")));
+        lines.push(("", format!("throttled {held} of the time because credits ran out; demand: {wanted}")));
     }
     let memory_bytes = record.memory_mib << 20;
     let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
-    lines.push(("Memory", format!("{} touched, page cache included: {touched}", output::bytes(figures.touched_bytes))));
+    lines.push((
+        "Memory",
+        format!("{} touched, including the page cache: {touched}", output::bytes(figures.touched_bytes)),
+    ));
     let ebs = known.and_then(InstanceType::ebs_performance);
-    let of =
-        |limit: Option<String>| limit.map(|limit| format!("; its type has {limit} at any time")).unwrap_or_default();
+    let of = |limit: Option<String>| limit.map(|limit| format!("; baseline {limit}")).unwrap_or_default();
     let limit = of(ebs.map(|ebs| per_second(ebs.bytes.baseline)));
     lines.push(("Volumes", format!("{}{limit}", rates(&figures.ebs_bytes, per_second))));
     let limit = of(ebs.map(|ebs| format!("{} IOPS", ebs.operations.baseline)));
     lines.push(("", format!("{}{limit}", rates(&figures.ebs_operations, |count| format!("{count} IOPS")))));
     if figures.ebs_held > 0.0 {
         let held = percent(figures.ebs_held);
-        lines.push(("", format!("throttled for {held} of the time, summed, by the type's or the volumes' limits")));
+        lines.push(("", format!("throttled {held} of the time by limits of the type or the volumes (added up)")));
     }
     let limit = of(known.map(|known| per_second(known.network_speed().baseline)));
     lines.push(("Network", format!("{}{limit}", rates(&figures.network, per_second))));
     if figures.network_held > 0.0 {
-        lines.push(("", format!("throttled for {} of the time", percent(figures.network_held))));
+        lines.push(("", format!("throttled {} of the time", percent(figures.network_held))));
     }
     lines
 }
 
 fn option_text(option: &InstanceType, figures: &Figures) -> String {
     format!(
-        "{}: {}, {}; CPU would be {}",
+        "{}: {}, {}; projected CPU: {}",
         option.name,
         output::count(option.vcpus as usize, "vCPU"),
         approximate_mib(option.memory_mib),
@@ -239,7 +241,7 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
                 ]
             }
             Err(TooLittle { observed }) => {
-                let finding = Cell::new("too little to judge by", Tone::Quiet);
+                let finding = Cell::new("not enough data", Tone::Quiet);
                 [finding, "-".into(), "-".into(), "-".into(), Cell::from(time(*observed)), "-".into()]
             }
         });
@@ -248,7 +250,7 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
     Ok(output::print_table(&columns, rows)?)
 }
 
-/// The shape of Compute Optimizer's `GetEC2InstanceRecommendations`.
+/// The response of Compute Optimizer's `GetEC2InstanceRecommendations`.
 fn shape(all: &[(&InstanceRecord, Verdict)], least: u32) -> Value {
     let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
     let errors = all.iter().filter_map(|(record, verdict)| {

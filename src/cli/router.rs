@@ -1,4 +1,4 @@
-//! `wisp router`: a VPC's router, which other commands start.
+//! `wisp router`: runs a VPC's router. Other commands start it.
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
@@ -12,12 +12,12 @@ use crate::host::router::{self, NamespaceSource};
 
 /// Run the router of a network directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Started by wisp itself, when an instance is connected to its network.")]
+#[command(after_help = "Internal command, started by wisp for the first instance in a VPC.")]
 pub struct Args {
     /// Network directory.
     dir: PathBuf,
 
-    /// Descriptor of the listening socket.
+    /// File descriptor of the listening socket.
     #[arg(long)]
     listener_fd: RawFd,
 
@@ -33,7 +33,7 @@ struct PlaceArgs {
     #[arg(long)]
     first: Option<Ipv4Addr>,
 
-    /// Descriptor of the network namespace of a killed router.
+    /// File descriptor of the network namespace of a killed router.
     #[arg(long)]
     namespace_fd: Option<RawFd>,
 }
@@ -43,14 +43,14 @@ impl PlaceArgs {
         match (self.first, self.namespace_fd) {
             (Some(first), _) => Ok(NamespaceSource::New(first)),
             (None, Some(fd)) => Ok(NamespaceSource::Held(inherit(fd)?)),
-            (None, None) => anyhow::bail!("a router is started for an instance, or in the place of another"),
+            (None, None) => anyhow::bail!("specify --first or --namespace-fd"),
         }
     }
 }
 
-/// Runs the router until its last instance has ended.
+/// Runs the router until the last instance in its VPC has ended.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let listener = inherit(args.listener_fd)?;
-    router::run(&args.dir, listener, args.place.place()?).context("the network's router cannot continue")?;
+    router::run(&args.dir, listener, args.place.place()?).context("the VPC's router failed")?;
     Ok(ExitCode::SUCCESS)
 }

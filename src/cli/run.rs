@@ -1,4 +1,4 @@
-//! `wisp run`: an ephemeral instance for one command or shell.
+//! `wisp run`: runs a command or a shell in an ephemeral instance.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -27,42 +27,42 @@ use vmm::config::BootProtocol;
 use vmm::end::End;
 use vmm::timeline::Mark;
 
-/// The default size, which no EC2 type is as small as and which boots fastest.
+/// The default size. It is smaller than any EC2 type, because small guests boot fastest.
 const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_MIB: u64 = 256;
 /// The timeout for a guest's shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
-/// The option in the command line handling of kernels that are built for emulation.
+/// A command line option that only kernels built for emulation contain.
 const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
-/// Run a command or a shell in a new guest, and terminate it.
+/// Run a command or a shell in a new, temporary guest.
 ///
-/// The exit code is the command's. Standard input, output and error are passed through, and signals are forwarded.
-/// Changes to the guest's root file system are discarded.
+/// Standard input, output and error are connected to the command, signals are forwarded to it, and its exit code is
+/// returned. Changes to the guest's root file system are discarded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp run                                      a shell in the embedded image
-  wisp run -- uname -a                          one command
-  echo hello | wisp run -- wc -c                standard input is passed through
-  wisp run --type c6i.large -- nproc            an instance type's vCPUs and memory
-  wisp run -p 8080:80 -- httpd -f -p 80         port 8080 of this host leads to it
-  wisp run --disk data.img -- ls -l /dev/vdb    a disk of yours, writable
-  wisp run --disk data.qcow2,ro                 a qcow2 disk, read-only
+  wisp run -- uname -a                          a single command
+  echo hello | wisp run -- wc -c                with standard input
+  wisp run --type c6i.large -- nproc            with the size of an instance type
+  wisp run -p 8080:80 -- httpd -f -p 80         forward port 8080 of this host to it
+  wisp run --disk data.img -- ls -l /dev/vdb    attach a raw disk, writable
+  wisp run --disk data.qcow2,ro                 attach a qcow2 disk, read-only
   wisp run --kernel vmlinux --disk root.ext4,ro --console
-                                                any kernel, on its serial console (ctrl-] leaves)")]
+                                                boot a kernel with its console (Ctrl-] exits)")]
 pub struct Args {
-    /// Image name or id, or bundle directory [default: tiny, the embedded image].
+    /// Image name or ID, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
     image: Option<String>,
 
     #[command(flatten)]
     network: NetworkArgs,
 
-    /// Attach a disk; repeat for more. With --kernel, the first one is the root.
+    /// Attach a disk; can be repeated. With --kernel, the first disk is the root disk.
     ///
-    /// The format is raw unless the name ends in .qcow2 or format= says otherwise. The content never decides. `ro`
-    /// makes the disk read-only. A qcow2 image with backing files needs a backing=FILE for each, the topmost first.
-    /// Write a comma in a file name twice.
+    /// The format is raw unless the name ends in .qcow2 or format= is given. It is never detected from the content.
+    /// `ro` makes the disk read-only. For a qcow2 image with backing files, specify a backing=FILE for each, starting
+    /// with the immediate one. Double each comma in a file name.
     #[arg(long = "disk", value_name = disk_option::SYNTAX, help_heading = STORAGE)]
     disks: Vec<OsString>,
 
@@ -73,16 +73,16 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = ADVANCED)]
     kernel: Option<PathBuf>,
 
-    /// Initial RAM disk for --kernel.
+    /// Initramfs for --kernel.
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = ADVANCED)]
     initrd: Option<PathBuf>,
 
-    /// Boot protocol of --kernel; `auto` selects PVH if the kernel has its note.
+    /// Boot protocol for --kernel: auto, linux64 or pvh; `auto` selects PVH if the kernel has a PVH note.
     #[arg(long, value_name = "PROTOCOL", requires = "kernel", value_parser = parse_protocol, default_value = "auto",
         help_heading = ADVANCED)]
     protocol: BootProtocol,
 
-    /// Kernel command line options, appended to the image's.
+    /// Append these options to the image's kernel command line.
     #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
 
@@ -90,7 +90,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
-    /// Show the serial console instead of running a command; ctrl-] ends the guest.
+    /// Attach to the serial console instead of running a command; Ctrl-] terminates the guest.
     #[arg(long, conflicts_with = "command")]
     console: bool,
 
@@ -102,7 +102,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 
-    /// Show the boot timeline afterwards.
+    /// Show the boot timeline after the command.
     #[arg(long)]
     timeline: bool,
 
@@ -111,7 +111,7 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command; `began_ns` is the start of this process.
+/// Runs the command. `began_ns` is the start time of this process.
 pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let disks = args.disks.iter().map(|disk| disk_option::parse(disk)).collect::<anyhow::Result<Vec<_>>>()?;
     probe::kvm_access()?;
@@ -134,11 +134,11 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let ended = instance.kill();
-    // The command's error says more than the end of its machine.
+    // The command's error is more specific than the machine's, so it is reported first.
     let code = outcome?;
     let (end, status) = ended?;
     if let Err(error) = timeline::keep(&home, &status) {
-        log::warn!("the timeline cannot be stored: {error:#}");
+        log::warn!("cannot save the boot timeline: {error:#}");
     }
     if args.timeline {
         output::say(&timeline::render(&status, output::Screen::stderr()));
@@ -150,12 +150,12 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// The template for the guest.
+/// The use of templates in this run.
 #[derive(Debug)]
 struct Warming {
     /// The template from which the guest is restored.
     found: Option<Template>,
-    /// True if a template is made for the next guest.
+    /// True if a template must be created for the next guest.
     is_wanted: bool,
 }
 
@@ -172,7 +172,7 @@ impl Warming {
     }
 }
 
-/// The requested vCPUs and memory, if this host has them.
+/// Returns the requested vCPUs and memory. Fails if this host does not have them.
 fn size(size: &SizeArgs) -> anyhow::Result<InstanceSize> {
     let request = size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
     size.check(&request)?;
@@ -191,7 +191,7 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
     Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol, software_kvm_aware })
 }
 
-/// Opens the image. The embedded image and a bundle directory need no store, which takes time to open.
+/// Opens the image. Does not open the store, which takes time, for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     match Image::unregistered(home, reference)? {
         Some(image) => Ok(image),
@@ -200,7 +200,7 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    path.canonicalize().with_context(|| format!("{} cannot be opened", path.display()))
+    path.canonicalize().with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
@@ -208,23 +208,22 @@ fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
         "auto" => Ok(BootProtocol::Auto),
         "linux64" => Ok(BootProtocol::Linux64),
         "pvh" => Ok(BootProtocol::Pvh),
-        _ => Err("it is one of auto, linux64, pvh".into()),
+        _ => Err("it must be auto, linux64 or pvh".into()),
     }
 }
 
-/// Returns true if a kernel is built for emulation, in which case it contains the option. An unreadable kernel is
-/// reported when it is loaded.
+/// Returns true if a kernel contains the option, and so is built for emulation. An unreadable kernel is reported later,
+/// when it is loaded.
 fn is_software_kvm_aware(kernel: &Path) -> bool {
     std::fs::read(kernel).is_ok_and(|content| contains(&content, EMULATION_OPTION))
 }
 
-/// Warns about kernels that are not built for emulation on software KVM, where they are very slow and cannot run
-/// programs.
+/// Warns that a kernel that is not built for emulation is very slow on software KVM and cannot run programs.
 fn warn_of_emulation(kernel: &Path) {
     output::say(&format!(
-        "Note: this host has software KVM, which emulates guest kernels. {} is not built for that: it takes many \
-         minutes to boot and cannot run programs. The embedded kernel can (leave --kernel out); on hardware KVM \
-         this one needs no change.",
+        "Note: this host has software KVM, which emulates guest kernels. {} is not built for software KVM: it takes \
+         many minutes to boot and cannot run programs. Omit --kernel to boot the embedded kernel, or use a host with \
+         hardware KVM.",
         kernel.display()
     ));
 }
@@ -233,23 +232,23 @@ fn contains(content: &[u8], word: &[u8]) -> bool {
     content.windows(word.len()).any(|window| window == word)
 }
 
-/// Shows the serial console until the guest ends or the user leaves.
+/// Attaches to the serial console until the guest ends or the user exits.
 fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let stream = instance.take_console().context("the instance was started without a console")?;
     match serial::join(stream)? {
         serial::Left::ByEscape => {
-            output::say("Left the console; the guest was ended.");
+            output::say("Console closed. The guest was terminated.");
             Ok(0)
         }
         serial::Left::GuestEnded => {
             let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
-            output::say(&format!("The machine has ended: {end}."));
+            output::say(&format!("The VM has stopped: {end}."));
             Ok(u8::from(!end.is_orderly()))
         }
     }
 }
 
-/// Runs the command through the agent. With a writable disk of the user's, the guest is shut down cleanly.
+/// Runs the command through the agent. If the user attached a writable disk, shuts the guest down cleanly.
 fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     wait_ready(args, instance)?;
     let interactive = guest_command::is_interactive(&args.command);
@@ -267,7 +266,7 @@ fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) ->
         instance.wait_ended(Some(SHUTDOWN_TIMEOUT)).context("the guest did not shut down in time")?;
     }
     if interactive {
-        output::next("timeline   (where that boot's time went)");
+        output::next("timeline   (to see the phases of this boot)");
     }
     Ok(code)
 }
@@ -279,7 +278,7 @@ fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunEr
         Err(RunError::NotReady { .. }) if timeout > first => {}
         result => return result,
     }
-    let spinner = wait::spinner("The guest is booting");
+    let spinner = wait::spinner("Booting the guest");
     let result = instance.wait_ready(timeout - first);
     spinner.finish_and_clear();
     match result {
@@ -292,7 +291,7 @@ fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunEr
 fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()> {
     let boot = instance.status()?.timeline.between(Mark::ProcessStart, Mark::AgentReady).unwrap_or(0);
     output::say(&format!(
-        "{} is up after {}: {}, {} MiB. Leave it with `exit`; nothing of it will be left.",
+        "{} is ready after {}: {}, {} MiB. Type `exit` to terminate it and discard its root file system.",
         instance.id(),
         output::duration(Duration::from_nanos(boot)),
         output::count(spec.cpus.count as usize, "vCPU"),
@@ -301,15 +300,15 @@ fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Handles the guest's end during the command, which is normal if the guest was told to shut down.
+/// Handles the guest's end during the command. A power-off or a reboot is not an error.
 fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
     match end {
         End::PowerOff | End::Reboot => {
-            output::say(&format!("The machine has ended: {end}."));
+            output::say(&format!("The VM has stopped: {end}."));
             Ok(0)
         }
-        end => anyhow::bail!("{end}, while the command ran{}", instance.console_tail()),
+        end => anyhow::bail!("the command did not finish: {end}{}", instance.console_tail()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A guest's serial console on this terminal.
+//! Connects this terminal to a guest's serial console.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -10,15 +10,15 @@ use wisp_agent::poll::{Interest, poll};
 
 use crate::guest::terminal::RawMode;
 
-/// Ctrl-] leaves the console.
+/// Ctrl-], which detaches from the console.
 const ESCAPE: u8 = 0x1d;
 
-/// The way in which the console was left.
+/// The reason why the console was detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// The user typed the escape character.
     ByEscape,
-    /// The machine closed its end.
+    /// The machine closed the connection.
     GuestEnded,
 }
 
@@ -27,7 +27,7 @@ pub fn join(stream: UnixStream) -> anyhow::Result<Left> {
     let stdin = io::stdin();
     let is_terminal = io::IsTerminal::is_terminal(&stdin);
     let raw = is_terminal.then(|| RawMode::enter(rustix::stdio::stdin())).transpose();
-    let _raw = raw.context("the terminal cannot be put into raw mode")?;
+    let _raw = raw.context("cannot put the terminal into raw mode")?;
     copy(&stream, rustix::stdio::stdin(), &mut io::stdout(), is_terminal)
 }
 
@@ -36,12 +36,15 @@ fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_termi
     let mut input_open = true;
     loop {
         let waits = [Some((stream.as_fd(), Interest::Read)), input_open.then(|| (input.as_fd(), Interest::Read))];
-        let [from_guest, from_user] = poll(waits, None).context("the console cannot be waited on")?;
+        let [from_guest, from_user] = poll(waits, None).context("polling the console failed")?;
         if from_guest.read {
             match (&*stream).read(&mut buffer) {
                 Ok(0) => return Ok(Left::GuestEnded),
                 Ok(count) => {
-                    output.write_all(&buffer[..count]).and_then(|()| output.flush()).context("standard output")?;
+                    output
+                        .write_all(&buffer[..count])
+                        .and_then(|()| output.flush())
+                        .context("cannot write to standard output")?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Ok(Left::GuestEnded),
@@ -51,13 +54,13 @@ fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_termi
             let count = rustix::io::read(&input, &mut buffer).unwrap_or(0);
             let escape = if is_terminal { buffer[..count].iter().position(|byte| *byte == ESCAPE) } else { None };
             let typed = &buffer[..escape.unwrap_or(count)];
-            // The guest's end is noticed when its output ends.
+            // If the guest has ended, the next read detects it.
             let _ = (&*stream).write_all(typed);
             if escape.is_some() {
                 return Ok(Left::ByEscape);
             }
             if count == 0 {
-                // The guest's output continues.
+                // The guest's output is still shown.
                 input_open = false;
                 let _ = stream.shutdown(Shutdown::Write);
             }

@@ -1,4 +1,4 @@
-//! `wisp sg`: security groups.
+//! `wisp sg`: manages security groups.
 
 use std::process::ExitCode;
 
@@ -17,9 +17,9 @@ use store::SecurityGroupRecord;
 #[command(after_help = "\
 Examples:
   wisp sg create web --description 'web servers'
-  wisp sg authorize web --port 80                     from everywhere
+  wisp sg authorize web --port 80                     from anywhere
   wisp sg authorize web --port 5432 --group backend   from the members of another group
-  wisp sg authorize default --port 22                 for wisp ssh
+  wisp sg authorize default --port 22                 allow wisp ssh
   wisp sg revoke web --port 80
   wisp launch --name first --security-group web")]
 pub struct Args {
@@ -33,38 +33,38 @@ enum Command {
     ///
     /// It allows all outbound and no inbound traffic.
     Create {
-        /// Name.
+        /// Security group name.
         name: String,
-        /// Description.
-        #[arg(long, default_value = "made by wisp")]
+        /// Security group description.
+        #[arg(long, default_value = "created by wisp")]
         description: String,
-        /// VPC: id or name [default: the default VPC].
+        /// VPC ID or name [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
     },
     /// List security groups.
     Ls {
-        /// Only groups of this VPC: id or name.
+        /// Show only the groups of this VPC (ID or name).
         #[arg(long)]
         vpc: Option<String>,
     },
     /// Show a security group's rules.
     Show {
-        /// Security group: name or id.
+        /// Security group name or ID.
         group: String,
     },
     /// Delete a security group that no instance uses.
     Rm {
-        /// Security group: name or id.
+        /// Security group name or ID.
         group: String,
     },
-    /// Add rules. They apply to running instances at once.
+    /// Add rules. They apply to running instances immediately.
     Authorize(RuleArgs),
     /// Remove rules. Established connections stay open.
     Revoke {
         #[command(flatten)]
         rule: RuleArgs,
-        /// Rule id, instead of a description of the rule.
+        /// Rule ID, instead of the options above.
         #[arg(long = "rule", value_name = "ID", conflicts_with_all = ["protocol", "port", "ranges", "groups"])]
         id: Option<SecurityGroupRuleId>,
     },
@@ -72,7 +72,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RuleArgs {
-    /// Security group: name or id.
+    /// Security group name or ID.
     group: String,
     /// Inbound rule [default].
     #[arg(long, conflicts_with = "egress")]
@@ -80,16 +80,16 @@ struct RuleArgs {
     /// Outbound rule.
     #[arg(long)]
     egress: bool,
-    /// tcp, udp, icmp, all, or a protocol number [default: tcp if ports are given].
+    /// Protocol: tcp, udp, icmp, all or a number [default: tcp if --port is given].
     #[arg(long, value_name = "PROTOCOL")]
     protocol: Option<String>,
-    /// Port, range such as 8000-8100, or all; for icmp, a type.
+    /// Port, port range such as 8000-8100, or all; for icmp, the ICMP type.
     #[arg(long, value_name = "PORT")]
     port: Option<String>,
-    /// Address range; repeat for more [default: 0.0.0.0/0].
+    /// Address range; can be repeated [default: 0.0.0.0/0 unless --group is given].
     #[arg(long = "cidr", value_name = "RANGE")]
     ranges: Vec<Ipv4Range>,
-    /// Members of this security group; repeat for more.
+    /// Security group whose members are the peers; can be repeated.
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
 }
@@ -98,7 +98,7 @@ impl RuleArgs {
     fn spec(&self) -> anyhow::Result<RuleSpec> {
         anyhow::ensure!(
             self.protocol.is_some() || self.port.is_some(),
-            "MissingParameter: which packets? Say --port 80, or --protocol icmp, or --protocol all."
+            "MissingParameter: specify the traffic, for example --port 80, --protocol icmp or --protocol all."
         );
         let traffic = Traffic::parse(self.protocol.as_deref(), self.port.as_deref())?;
         let everywhere = self.ranges.is_empty() && self.groups.is_empty();
@@ -178,7 +178,7 @@ fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
 }
 
 fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
-    let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Packets", Align::Left), ("With", Align::Left)];
+    let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Traffic", Align::Left), ("Peer", Align::Left)];
     let row = |rule: &ec2::network::Rule| {
         vec![
             Cell::new(rule.id.to_string(), Tone::Quiet),

@@ -20,18 +20,18 @@ use vmm::control::VmmStatus;
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Show an instance: its state, size, addresses and problems.
+/// Show an instance's state, size, addresses and problems.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp show web
-  wisp show i-0a1b --all        by the start of its id, with limits, sandbox, options and tags
-  wisp show web --output json   in the shape of DescribeInstances, with its limits")]
+  wisp show i-0a1b --all        by ID prefix, with limits, sandbox, metadata options and tags
+  wisp show web --output json   in the format of DescribeInstances, with its limits")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
 
-    /// Show everything, including limits, sandbox, metadata options and tags.
+    /// Also show limits, sandbox, metadata options and tags.
     #[arg(long)]
     all: bool,
 }
@@ -63,7 +63,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The state of the user data, as the guest reports it.
+/// Returns the state of the user data, as reported by the guest.
 fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
         return "set".into();
@@ -82,18 +82,18 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     }
 }
 
-/// Facts beside the record.
+/// Facts that are not in the instance record.
 #[derive(Default)]
 struct Facts {
     volumes: Vec<VolumeRecord>,
     groups: GroupNames,
     user_data: Option<String>,
-    /// The VMM's response; none if no VMM runs.
+    /// The VMM's response; none if no VMM is running.
     status: Option<Result<VmmStatus, CloudError>>,
     console: String,
 }
 
-/// Lines of a label and a text.
+/// Lines, each with a label and a text.
 struct Page {
     screen: Screen,
     lines: Vec<String>,

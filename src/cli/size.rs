@@ -1,4 +1,4 @@
-//! Instance size options, shared by subcommands.
+//! Instance size options that several subcommands share.
 
 use crate::cloud::image_memory::ImageMemory;
 use crate::host::probe;
@@ -7,21 +7,21 @@ use ec2::catalog;
 use ec2::size::MemorySize;
 use ec2::{Ec2Error, InstanceType};
 
-/// The base type when only --vcpus or --memory are given; both are replaced.
+/// The base type if --type is not given. Its vCPUs and memory are both overridden.
 const OVERRIDDEN_TYPE: &str = "t2.nano";
 
-/// A type, and overrides.
+/// An instance type and overrides.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SizeArgs {
     /// Instance type (see `wisp types`).
     #[arg(long = "type", value_name = "TYPE")]
     pub instance_type: Option<String>,
 
-    /// vCPUs instead of the type's.
+    /// Number of vCPUs; overrides the type's.
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
 
-    /// Memory instead of the type's: 256M, 2G, or a number of MiB.
+    /// Memory: 256M, 2G or a number of MiB; overrides the type's.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
 
@@ -44,7 +44,7 @@ impl SizeArgs {
         [instance_type, vcpus, memory].into_iter().flatten().collect()
     }
 
-    /// Returns the options for an image with memory: its size if none is given.
+    /// Returns the options. If none are given, returns the size of the image's saved memory, if it has one.
     pub fn or_image_size(self, memory: Option<ImageMemory>) -> SizeArgs {
         let Some(memory) = memory.filter(|_| self.is_empty()) else { return self };
         let overridden = memory.overridden;
@@ -61,13 +61,13 @@ impl SizeArgs {
         self.vcpus.is_some() || self.memory.is_some()
     }
 
-    /// Returns the requested size; missing values are `instance_type`'s.
+    /// Returns the requested size. Missing values come from `instance_type`.
     pub fn of_type(&self, instance_type: &'static InstanceType) -> Result<InstanceSize, Ec2Error> {
         let named = self.instance_type.as_deref().map(catalog::find).transpose()?;
         InstanceSize::new(named.unwrap_or(instance_type), self.vcpus, self.memory)
     }
 
-    /// Returns the requested size; missing values are the type's, or without a type this number of vCPUs and MiB.
+    /// Returns the requested size. Missing values come from the type or, without a type, from the arguments.
     pub fn or_else(&self, vcpus: u32, memory_mib: u64) -> Result<InstanceSize, Ec2Error> {
         match &self.instance_type {
             Some(name) => InstanceSize::new(catalog::find(name)?, self.vcpus, self.memory),

@@ -1,4 +1,4 @@
-//! `wisp snapshot`: snapshots of volumes.
+//! `wisp snapshot`: manages snapshots of volumes.
 
 use std::process::ExitCode;
 
@@ -11,12 +11,12 @@ use store::SnapshotRecord;
 
 /// Manage snapshots of volumes.
 ///
-/// A snapshot can be taken while a guest writes, and copies nothing.
+/// You can take a snapshot while the guest is writing to the volume. No data is copied.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp snapshot create data --name before
-  wisp volume create --snapshot before --name copy      a volume like it was then
+  wisp volume create --snapshot before --name copy      a volume as it was then
   wisp snapshot rm before")]
 pub struct Args {
     #[command(subcommand)]
@@ -34,7 +34,7 @@ enum Command {
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Description.
+        /// Snapshot description.
         #[arg(long, default_value = "")]
         description: String,
     },
@@ -42,7 +42,7 @@ enum Command {
     Ls,
     /// Delete snapshots. Volumes created from them keep their data.
     Rm {
-        /// Snapshots.
+        /// Snapshot IDs or names.
         #[arg(required = true)]
         snapshots: Vec<String>,
     },
@@ -78,7 +78,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 ("State", Align::Left),
                 ("Size", Align::Right),
                 ("Volume", Align::Left),
-                ("Taken", Align::Left),
+                ("Created", Align::Left),
                 ("Description", Align::Left),
             ];
             let row = |record: &SnapshotRecord| {

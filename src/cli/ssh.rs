@@ -1,4 +1,4 @@
-//! `wisp ssh`: a shell or a command in an instance by SSH.
+//! `wisp ssh`: opens a shell or runs a command in an instance over SSH.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
@@ -18,28 +18,29 @@ use crate::host::shell;
 /// The timeout for a connection to the host's loopback interface.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Open a shell in an instance by SSH, or run a command.
+/// Open a shell or run a command in an instance over SSH.
 ///
-/// User, key and address are taken from the instance. If SSH is not possible (its security groups do not open port 22,
-/// or `ssh` is not installed), the command runs through the agent as with `wisp exec`. The exit code is the command's.
+/// The user, key and address are taken from the instance. If SSH is not possible, because its security groups do not
+/// allow port 22 or `ssh` is not installed, the command runs through the agent, as with `wisp exec`. The exit code of
+/// the command is returned.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp key create mine && wisp launch --name web --key mine
-  wisp sg authorize default --port 22  lets ssh in; without, the guest's agent is used
+  wisp sg authorize default --port 22  allow SSH; otherwise the guest's agent is used
   wisp ssh web                         a shell
-  wisp ssh web -- 'df -h | sort'       a command: a shell in the guest reads it, as with ssh
+  wisp ssh web -- 'df -h | sort'       a command, run by a shell as with ssh
   wisp ssh web -i mine.pem -l admin    with another key, as another user
-  wisp ssh web --print                 the ssh command, to be used by hand")]
+  wisp ssh web --print                 print the ssh command")]
 pub struct Args {
     #[arg(value_name = "[USER@]INSTANCE", help = args::INSTANCE)]
     instance: String,
 
-    /// Private key file [default: the one that `wisp key create` wrote here, or ssh's own].
+    /// Private key file [default: KEY-PAIR.pem in this directory if it exists, else ssh's default keys].
     #[arg(short, long, value_name = "FILE")]
     identity: Option<PathBuf>,
 
-    /// User in the guest [default: the image's].
+    /// User in the guest [default: the image's default user].
     #[arg(short, long, value_name = "NAME", value_parser = parse_user_name)]
     login: Option<String>,
 
@@ -67,31 +68,31 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         // exec returns only if it fails.
-        Ok(mut command) => format!("ssh cannot be started ({})", command.exec()),
+        Ok(mut command) => format!("cannot start ssh ({})", command.exec()),
         Err(why) => why,
     };
-    anyhow::ensure!(!args.print, "{}: {why}; `wisp exec` needs none of it", target.instance);
-    output::say(&format!("{}: {why}; through the guest's agent instead.", target.instance));
+    anyhow::ensure!(!args.print, "{}: {why}; use `wisp exec`, which does not need SSH", target.instance);
+    output::say(&format!("{}: {why}; connecting through the guest's agent instead.", target.instance));
     let agent = target.dir.agent(AGENT_TIMEOUT)?;
     let command = if args.command.is_empty() { Vec::new() } else { in_a_shell(&args.command) };
     match guest_command::run(agent, &command, Some(user))? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
-        Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command ran", target.instance),
+        Outcome::GuestGone => anyhow::bail!("{}: the guest ended while the command was running", target.instance),
     }
 }
 
 /// Returns the `ssh` command, or a short reason why SSH is not possible.
 fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsString]) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
-        return Err("its security groups do not open port 22 (`wisp sg authorize default --port 22` does)".into());
+        return Err("its security groups do not allow port 22 (run `wisp sg authorize default --port 22`)".into());
     };
     if let Err(error) = TcpStream::connect_timeout(&SocketAddr::V4(endpoint), CONNECT_TIMEOUT) {
-        return Err(format!("{endpoint} does not answer ({error})"));
+        return Err(format!("cannot connect to {endpoint} ({error})"));
     }
     Ok(command(target, endpoint, user, identity, words))
 }
 
-/// Builds the command. No value that the image or the instance's owner chose can be parsed as an option.
+/// Builds the command. No value from the image or the instance's owner can be parsed as an option.
 fn command(
     target: &SshTarget,
     endpoint: SocketAddrV4,
@@ -101,7 +102,7 @@ fn command(
 ) -> Command {
     let identity = match (identity, &target.key_name) {
         (Some(path), _) => Some(path.to_path_buf()),
-        // With "./", a name that starts with "~" is a file here, too.
+        // "./" keeps ssh from expanding a name that starts with "~".
         (None, Some(name)) => Some(PathBuf::from(format!("./{name}.pem"))).filter(|path| path.exists()),
         (None, None) => None,
     };
@@ -111,12 +112,12 @@ fn command(
     if let Some(identity) = identity {
         command.arg("-i").arg(identity).args(["-o", "IdentitiesOnly=yes"]);
     }
-    // After "--", ssh accepts no options, neither before the address nor, as it otherwise would, after it.
+    // After "--", ssh accepts no options, not even after the address.
     command.args(["-l", user, "--", &endpoint.ip().to_string()]).args(words);
     command
 }
 
-/// The option for the known hosts file; ssh splits its value at spaces and expands `%` (ssh_config(5)).
+/// Returns the option for the known hosts file. ssh splits its value at spaces and expands `%` (ssh_config(5)).
 fn known_hosts_option(path: &Path) -> OsString {
     let mut option = b"UserKnownHostsFile=".to_vec();
     let bytes = path.as_os_str().as_bytes();
@@ -134,7 +135,7 @@ fn known_hosts_option(path: &Path) -> OsString {
     OsString::from_vec(option)
 }
 
-/// As ssh does: the words are joined with spaces, and a shell splits them.
+/// Joins the words with spaces for a shell to parse, as ssh does.
 fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
     vec!["sh".into(), "-c".into(), words.join(OsStr::new(" "))]
 }

@@ -6,9 +6,9 @@ use super::args::{self, ADVANCED, WaitArgs};
 use super::output::{self, Output};
 use super::{open_cloud, print_changes, wait};
 
-/// Start stopped instances with the same volumes and identity.
+/// Start stopped instances.
 ///
-/// Hibernated instances are restored with their memory.
+/// Instances keep their volumes and private addresses. Hibernated instances are restored with their memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     overcommit: bool,
 
-    /// Cold-boot a hibernated instance; its memory is lost.
+    /// Cold-boot hibernated instances; their saved memory is lost.
     #[arg(long)]
     cold: bool,
 

@@ -8,23 +8,23 @@ use crate::cloud::lifecycle::StopMode;
 
 /// Stop instances. Their volumes are kept.
 ///
-/// The agent powers the guest off. After 60 s (300 s on software KVM), ctrl-alt-del is pressed; after 20 s (60 s)
-/// more, the VMM is ended by force.
+/// The agent powers the guest off. If it is still running after 60 s (300 s on software KVM), the VMM sends
+/// Ctrl-Alt-Del. After another 20 s (60 s), the VMM is killed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp stop web
-  wisp stop web --force      at once, like pulling the plug
-  wisp stop web --hibernate  with its memory")]
+  wisp stop web --force      immediately, like pulling the plug
+  wisp stop web --hibernate  save its memory")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
 
-    /// Stop at once without asking the guest; unwritten data is lost.
+    /// Stop immediately, without shutting down the guest; unwritten data is lost.
     #[arg(long)]
     force: bool,
 
-    /// Save the guest's memory, which `wisp start` restores; needs `launch --hibernation`.
+    /// Save the guest's memory for `wisp start`; requires `wisp launch --hibernation`.
     #[arg(long, conflicts_with = "force")]
     hibernate: bool,
 }

@@ -1,4 +1,4 @@
-//! `wisp subnet`: subnets of VPCs.
+//! `wisp subnet`: manages subnets of VPCs.
 
 use std::process::ExitCode;
 
@@ -13,13 +13,13 @@ use store::SubnetRecord;
 
 /// Manage subnets of VPCs.
 ///
-/// A subnet is a part of a VPC in one availability zone, which is a label here. Instances are launched into subnets.
+/// A subnet is part of a VPC, in one availability zone (just a label). Instances are launched into subnets.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp subnet ls
   wisp subnet create --vpc lab --cidr 10.0.1.0/24 --zone us-east-1b --name front
-  wisp subnet modify front --map-public-ip         instances in it get public addresses
+  wisp subnet modify front --map-public-ip         give new instances public addresses
   wisp launch --subnet front --private-ip 10.0.1.10
   wisp subnet rm front")]
 pub struct Args {
@@ -31,39 +31,39 @@ pub struct Args {
 enum Command {
     /// Create a subnet.
     Create {
-        /// VPC [default: the default VPC].
+        /// VPC ID or name [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
-        /// Address range within the VPC's: 10.0.1.0/24.
+        /// Address range, such as 10.0.1.0/24; must be within the VPC's range.
         #[arg(long, value_name = "RANGE")]
         cidr: Ipv4Range,
         /// Availability zone: us-east-1a to us-east-1f.
         #[arg(long, value_name = "ZONE", default_value_t)]
         zone: Zone,
-        /// Give instances a public address while they run, unless the launch says otherwise.
+        /// Give instances a public address while they are running, unless overridden at launch.
         #[arg(long)]
         map_public_ip: bool,
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Tag; repeat for more.
+        /// Tag; can be repeated.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
     /// List subnets.
     Ls,
-    /// Change a subnet. It affects later launches only.
+    /// Change a subnet. Existing instances are not affected.
     Modify {
         #[arg(help = args::SUBNET)]
         subnet: String,
         /// Give new instances a public address.
         #[arg(long, required_unless_present = "no_map_public_ip")]
         map_public_ip: bool,
-        /// Give new instances no public address.
+        /// Do not give new instances a public address.
         #[arg(long, conflicts_with = "map_public_ip")]
         no_map_public_ip: bool,
     },
-    /// Delete a subnet without instances.
+    /// Delete an empty subnet.
     Rm {
         #[arg(help = args::SUBNET)]
         subnet: String,
@@ -115,8 +115,8 @@ fn list(subnets: &[SubnetRecord], free: &[usize], output: Output) -> anyhow::Res
         ("Name", Align::Left),
         ("Subnet", Align::Left),
         ("VPC", Align::Left),
-        ("Addresses", Align::Left),
-        ("Free", Align::Right),
+        ("CIDR", Align::Left),
+        ("Free addresses", Align::Right),
         ("Zone", Align::Left),
         ("Public addresses", Align::Left),
     ];

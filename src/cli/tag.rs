@@ -1,4 +1,4 @@
-//! `wisp tag`: tags of instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses.
+//! `wisp tag`: tags instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses.
 
 use std::process::ExitCode;
 
@@ -9,16 +9,16 @@ use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
 ///
-/// Resources are instances, volumes, snapshots, images and everything else with an id.
+/// Any resource that has an ID can be tagged, for example an instance, a volume, a snapshot or an image.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp tag web                            its tags
-  wisp tag web stage=test Name=web-2      set two; Name is what it is called
+  wisp tag web                            print the tags of web
+  wisp tag web stage=test Name=web-2      set two tags; the Name tag renames it
   wisp tag vol-0a1b Name=data
   wisp tag web --remove stage")]
 pub struct Args {
-    /// Resource id, the start of one, or a name.
+    /// Resource ID, unique ID prefix or name.
     #[arg(value_name = "RESOURCE")]
     resource: String,
 
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(value_name = "KEY=VALUE")]
     set: Vec<Tag>,
 
-    /// Tag key to remove; repeat for more.
+    /// Tag key to remove; can be repeated.
     #[arg(long, value_name = "KEY")]
     remove: Vec<String>,
 }

@@ -7,7 +7,7 @@ use crate::host::environment;
 use ec2::capacity::InstanceSize;
 
 /// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
-/// concern the launch.
+/// affect the launch.
 pub fn prepare_in_background(image: Option<&str>, size: &InstanceSize) {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
@@ -21,12 +21,12 @@ pub fn prepare_in_background(image: Option<&str>, size: &InstanceSize) {
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
-            // A slower template is better than none.
+            // If the priority cannot be lowered, create the template anyway.
             let _ = rustix::process::nice(19);
             Ok(())
         });
     }
     if let Err(error) = command.spawn() {
-        log::info!("no template was made: {error}");
+        log::info!("cannot start `wisp image warm`: {error}");
     }
 }

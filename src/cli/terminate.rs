@@ -7,12 +7,12 @@ use super::{args, open_cloud, print_changes, print_warnings, wait};
 
 /// Terminate instances.
 ///
-/// Volumes with delete-on-termination are deleted. The records stay visible for an hour.
+/// Volumes with delete-on-termination are deleted. Terminated instances stay listed for an hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp terminate web
-  wisp terminate $(wisp ls -q)      all of them")]
+  wisp terminate $(wisp ls -q)      all instances")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,

@@ -1,4 +1,4 @@
-//! `wisp timeline`: the phases of a boot with their times, and exits by reason.
+//! `wisp timeline`: shows the phases of a boot with their durations, and VM exits by reason.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use vmm::timeline::{Mark, TimelineRecord};
 /// The maximum width of a bar in columns.
 const BAR: usize = 40;
 
-/// Show the phases of a boot with their times.
+/// Show the phases of a boot with their durations.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp run -- true && wisp timeline      a boot and its phases
+  wisp run -- true && wisp timeline      the phases of this boot
   wisp timeline web                      an instance's last boot
   wisp timeline --output json            in nanoseconds")]
 pub struct Args {
@@ -67,12 +67,12 @@ fn of_last_run() -> anyhow::Result<VmmStatus> {
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            anyhow::bail!("no guest has run yet in this data directory: start one with `wisp run`")
+            anyhow::bail!("no boot timeline in this data directory yet: start a guest with `wisp run` first")
         }
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     let report: Report = serde_json::from_str(&text)
-        .with_context(|| format!("{} is damaged; the next `wisp run` writes it anew", path.display()))?;
+        .with_context(|| format!("{} is damaged; the next `wisp run` will overwrite it", path.display()))?;
     Ok(report.status)
 }
 
@@ -82,40 +82,42 @@ pub fn keep(home: &Home, status: &VmmStatus) -> anyhow::Result<()> {
     Ok(crate::host::home::write_private(&home.last_timeline(), &report)?)
 }
 
-/// Renders a table of phases with bars, and one of exits.
+/// Renders a table of phases with bars, and a table of VM exits.
 pub fn render(status: &VmmStatus, screen: Screen) -> String {
     let mut lines = phase_lines(&status.timeline, screen);
     lines.push(String::new());
     let mut exits = status.exits.clone();
     exits.sort_by_key(|exit| std::cmp::Reverse(exit.count));
-    let mut table = Table::new(screen, &[("Exit", Align::Left), ("Count", Align::Right)]);
+    let mut table = Table::new(screen, &[("VM exit", Align::Left), ("Count", Align::Right)]);
     for exit in &exits {
         table.row(vec![Cell::from(exit.reason.clone()), Cell::from(exit.count.to_string())]);
     }
     lines.extend(table.lines());
     lines.push(String::new());
     lines.push(format!(
-        "{} and {} MiB{}; {} of guest memory touched, {} for the VMM itself{}",
+        "{}, {} MiB{}; {} of guest memory touched, {} used by the VMM itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
         if status.timeline.is_restored() { ", restored from a snapshot" } else { "" },
         output::bytes(status.guest_resident_bytes),
         output::bytes(status.vmm_resident_bytes),
-        if status.software_kvm { "; software KVM: the guest's kernel was emulated" } else { "" },
+        if status.software_kvm { "; software KVM emulated the guest's kernel" } else { "" },
     ));
     lines.join("\n")
 }
 
 fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
-    // Phases are ordered by time, whatever the order of the marks.
+    // The marks may be in another order, but phases are ordered by time.
     let mut marks = timeline.marks.clone();
     marks.sort_by_key(|record| record.at_ns);
     // With a quiet kernel, the first console output comes after the agent is ready, and is not a phase of the boot.
     let ready = timeline.at(Mark::AgentReady).unwrap_or(u64::MAX);
     marks.retain(|record| record.mark != Mark::FirstConsoleByte || record.at_ns < ready);
-    let Some((first, last)) = marks.first().zip(marks.last()) else { return vec!["Nothing was marked.".into()] };
+    let Some((first, last)) = marks.first().zip(marks.last()) else {
+        return vec!["No boot phases were recorded.".into()];
+    };
     let (start, total) = (first.at_ns, (last.at_ns - first.at_ns).max(1));
-    let columns = [("Phase", Align::Left), ("Took", Align::Right), ("Reached", Align::Right), ("", Align::Left)];
+    let columns = [("Phase", Align::Left), ("Duration", Align::Right), ("Elapsed", Align::Right), ("", Align::Left)];
     let mut table = Table::new(screen, &columns);
     for pair in marks.windows(2) {
         let (from, to) = (pair[0].at_ns - start, pair[1].at_ns - start);
@@ -186,6 +188,6 @@ mod tests {
 
     #[test]
     fn a_timeline_without_marks_says_so() {
-        assert!(render(&VmmStatus::default(), Screen::PLAIN).contains("Nothing was marked."));
+        assert!(render(&VmmStatus::default(), Screen::PLAIN).contains("No boot phases were recorded."));
     }
 }

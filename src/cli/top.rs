@@ -17,16 +17,16 @@ use vmm::control::VmmStatus;
 
 /// Show live usage of running instances.
 ///
-/// The columns are CPU, CPU credits, throttled time, memory, disk, network and exits per second.
+/// The columns are CPU, CPU credits, throttled time, memory, disk traffic and VM exits per second.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp top                             until q, return or ctrl-c
-  wisp top --once --output json        one look, for scripts
-  wisp top web --history               what it used in the last three hours
-  wisp top web --history=336           in the last 14 days, which is all that is kept")]
+  wisp top                             until Enter or Ctrl-C
+  wisp top --once --output json        one sample, for scripts
+  wisp top web --history               usage in the last three hours
+  wisp top web --history=336           usage in the last 14 days (the maximum)")]
 pub struct Args {
-    /// Only this instance.
+    /// Show only this instance.
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 
@@ -35,7 +35,7 @@ pub struct Args {
         default_missing_value = "3", value_parser = clap::value_parser!(u32).range(1..=336))]
     history: Option<u32>,
 
-    /// Print one interval and exit.
+    /// Print one sample and exit.
     #[arg(long)]
     once: bool,
 
@@ -98,7 +98,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Waits; returns true if the user pressed return (or q and return) meanwhile.
+/// Waits for the interval. Returns true early if the user presses Enter.
 fn wait(interval: Duration, once: bool) -> bool {
     let timeout = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: 0 };
     let stdin = rustix::stdio::stdin();
@@ -158,7 +158,7 @@ fn shape((record, status, rates): &(&InstanceRecord, &VmmStatus, Rates)) -> Valu
 
 fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> String {
     if rows.is_empty() {
-        return "No instance runs.".into();
+        return "No instances are running.".into();
     }
     let columns = [
         ("Name", Align::Left),
@@ -180,9 +180,9 @@ fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> Stri
             Cell::new(record.name().unwrap_or("-"), Tone::Strong),
             Cell::from(record.id.to_string()),
             Cell::from(status.vcpus.to_string()),
-            Cell::new(format!("{:.0} %", rates.cpu_percent), tone),
+            Cell::new(format!("{:.0}%", rates.cpu_percent), tone),
             Cell::from(limits::credit_cell(status)),
-            Cell::from(format!("{:.0} %", rates.throttled_percent)),
+            Cell::from(format!("{:.0}%", rates.throttled_percent)),
             Cell::from(output::bytes(status.memory_mib << 20)),
             Cell::from(output::bytes(status.guest_resident_bytes)),
             Cell::from(output::bytes(rates.read_bytes as u64)),

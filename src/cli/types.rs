@@ -1,4 +1,4 @@
-//! `wisp types`: the catalog of instance types, and which of them fit this host.
+//! `wisp types`: lists instance types and whether they fit this host.
 
 use std::process::ExitCode;
 
@@ -12,24 +12,24 @@ use ec2::describe::InstanceTypeInfo;
 use ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
 use ec2::size::{MemorySize, approximate_mib};
 
-/// The minimum width of a table with words.
+/// The minimum terminal width for full descriptions.
 const WIDE: usize = 100;
 
-/// List instance types, and which of them fit this host.
+/// List instance types and whether they fit this host.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp types                   every type, by family
-  wisp types --fits            what this host can run now
+  wisp types                   all types, by family
+  wisp types --fits            types that this host can run now
   wisp types c6i               a family
-  wisp types compute           all families for a purpose
-  wisp types c6i.2xlarge       a type, and how its name is read")]
+  wisp types compute           all families in a category
+  wisp types c6i.2xlarge       a type, and what its name means")]
 pub struct Args {
     /// Family (c6i), type (c6i.large) or category (compute) [default: all].
     #[arg(value_name = "FAMILY|TYPE")]
     pub selection: Option<String>,
 
-    /// Only types that fit this host now.
+    /// Show only types that fit this host now.
     #[arg(long)]
     pub fits: bool,
 }
@@ -114,7 +114,7 @@ impl Misfit {
         match self {
             Misfit::Never(reason) => reason.to_string(),
             Misfit::Here(Lacking::Vmm) => {
-                format!("a guest has at most {} vCPUs", capacity::MAX_VCPUS)
+                format!("a guest can have at most {} vCPUs", capacity::MAX_VCPUS)
             }
             Misfit::Here(_) => format!("this host has {}", free(host)),
         }
@@ -158,7 +158,7 @@ fn summary(types: &[&'static InstanceType], host: HostCapacity) -> String {
     let fitting = types.iter().filter(|candidate| verdict(candidate, host).is_ok()).count();
     let this_host = format!("this host: {}", free(host));
     match (fitting, types.len()) {
-        (0, 0) => format!("None fits {this_host}."),
+        (0, 0) => format!("No types fit {this_host}."),
         (0, all) => format!("None of {} fits {this_host}.", output::count(all, "type")),
         (1, 1) => format!("1 type fits {this_host}."),
         (fitting, all) if fitting == all => format!("{all} types fit {this_host}."),
@@ -204,7 +204,7 @@ fn table(types: &[&'static InstanceType], host: HostCapacity, screen: Screen) ->
     table
 }
 
-/// Properties of some types only: a burst baseline, GPUs, disks.
+/// Formats properties that only some types have: a CPU baseline, GPUs and disks.
 fn extras(row: &InstanceType, is_wide: bool) -> String {
     let credits = row.credits.map(|credits| {
         let baseline = decimal(credits.baseline_percent);
@@ -225,7 +225,7 @@ fn memory(row: &InstanceType) -> String {
     MemorySize::from_mib(row.memory_mib).map_or_else(|| "0".to_owned(), |size| size.to_string())
 }
 
-/// Formats a range: `0.75–10`, or one number if there is no burst.
+/// Formats a range such as `0.75–10`, or one number if the two are equal.
 fn range(baseline: f64, peak: f64) -> String {
     match (decimal(baseline), decimal(peak)) {
         (baseline, peak) if baseline == peak => peak,
@@ -239,7 +239,7 @@ fn ebs_gbps(ebs: EbsBandwidth) -> String {
 
 /// Rounds to two decimals, without trailing zeros.
 fn decimal(number: f64) -> String {
-    // Formatting alone rounds half to even, and 0.425 to 0.42.
+    // Formatting alone would round half to even: 0.425 to 0.42.
     let rounded = (number * 100.0).round() / 100.0;
     format!("{rounded:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -281,7 +281,7 @@ fn details(shown: &InstanceType) -> Vec<(&'static str, String)> {
                 plural_addresses(network.ipv4_per_interface),
             ),
         ),
-        ("EBS", shown.ebs.map_or_else(|| "shares the network".to_owned(), ebs_detail)),
+        ("EBS", shown.ebs.map_or_else(|| "shared with the network".to_owned(), ebs_detail)),
         ("Instance store", shown.instance_store.map_or_else(|| "none".to_owned(), |store| store.to_string())),
     ];
     details.extend(shown.gpu.map(|gpu| ("GPUs", format!("{gpu}, {} each", approximate_mib(gpu.memory_mib)))));
@@ -290,7 +290,7 @@ fn details(shown: &InstanceType) -> Vec<(&'static str, String)> {
         let (per_hour, maximum) = (decimal(credits.per_hour), decimal(credits.maximum));
         [
             ("CPU baseline", format!("{baseline}% of each vCPU")),
-            ("CPU credits", format!("{per_hour} earned an hour, {maximum} saved at most")),
+            ("CPU credits", format!("{per_hour} per hour, maximum balance {maximum}")),
         ]
     }));
     details.push(("Hibernation", if shown.hibernation { "yes" } else { "no" }.to_owned()));
@@ -306,7 +306,7 @@ fn ebs_detail(ebs: EbsBandwidth) -> String {
         (baseline, maximum) if baseline == maximum => maximum.to_string(),
         (baseline, maximum) => format!("{baseline}–{maximum}"),
     };
-    format!("{} Gbps, {iops} operations a second", ebs_gbps(ebs))
+    format!("{} Gbps, {iops} IOPS", ebs_gbps(ebs))
 }
 
 fn fit_sentence(shown: &'static InstanceType, host: HostCapacity) -> String {
@@ -392,7 +392,7 @@ mod tests {
         Screen { width: Some(width), color: false }
     }
 
-    /// Hosts that lack one resource or another.
+    /// Hosts that lack CPUs, memory or both.
     const HOSTS: [HostCapacity; 3] =
         [LAPTOP, HostCapacity { cpus: 1, memory_mib: 200 }, HostCapacity { cpus: 512, memory_mib: 200 }];
 
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_family_stands_under_its_explanation() {
-        let types = catalog::select("d3").expect("it is there");
+        let types = catalog::select("d3").expect("a known family");
         let text = render_all(&types[..1], LAPTOP, screen(80));
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_column_that_would_be_empty_is_left_out() {
-        let types = catalog::select("c6i").expect("it is there");
+        let types = catalog::select("c6i").expect("a known family");
         assert!(!render_all(&types, LAPTOP, screen(80)).contains("EXTRAS"));
     }
 
@@ -448,8 +448,8 @@ mod tests {
             "g           Graviton (Arm)",
             "vCPUs           2 (2 cores, 1 thread each)",
             "CPU baseline    5% of each vCPU",
-            "CPU credits     6 earned an hour, 144 saved at most",
-            "Fits this host  no: it has Arm processors, and Wisp runs only x86_64 guests",
+            "CPU credits     6 per hour, maximum balance 144",
+            "Fits this host  no: its processors are Arm, and Wisp runs x86_64 guests",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

@@ -1,4 +1,4 @@
-//! `wisp vmm`: the supervisor and VMM processes, which other commands start.
+//! `wisp vmm`: runs the supervisor and VMM processes. Other commands start it.
 
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -37,90 +37,93 @@ use vmm::virtio::block::Ring;
 use vmm::virtio::vsock;
 use vmm::{Machine, MachineConfig};
 
-/// Run the machine of an instance directory.
+/// Run the virtual machine of an instance directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Started by wisp itself: `wisp run` is what you want.")]
+#[command(after_help = "Internal command, started by wisp. Use `wisp run` or `wisp launch` instead.")]
 pub struct Args {
     /// Instance directory.
     dir: PathBuf,
 
-    /// Descriptor of the instance's lock.
+    /// File descriptor of the instance's lock.
     #[arg(long)]
     lock_fd: RawFd,
 
-    /// Descriptor of the owner's connection; the machine ends when it closes.
+    /// File descriptor of the owner's connection; the machine ends when it closes.
     #[arg(long)]
     owner_fd: Option<RawFd>,
 
-    /// Descriptor of a connection that only waits for the machine to start.
+    /// File descriptor of a connection to notify when the machine has started.
     #[arg(long, conflicts_with = "owner_fd")]
     watcher_fd: Option<RawFd>,
 
-    /// Descriptor of the console's terminal.
+    /// File descriptor of the console's terminal.
     #[arg(long)]
     console_fd: Option<RawFd>,
 
-    /// Descriptor of the network backend.
+    /// File descriptor of the network backend.
     #[arg(long)]
     network_fd: Option<RawFd>,
 
-    /// Start of the user's command, in nanoseconds of the monotonic clock.
+    /// Start time of the user's command, in nanoseconds of the monotonic clock.
     #[arg(long)]
     began_ns: Option<u64>,
 
-    /// Snapshot directory to restore; the guest boots after a later reboot.
+    /// Snapshot directory to restore; after a reboot, the guest cold-boots.
     #[arg(long)]
     restore: Option<PathBuf>,
 
-    /// Number of consecutive reboots soon after a start.
+    /// Number of consecutive reboots shortly after a start.
     #[arg(long, default_value_t = 0)]
     short_runs: u32,
 
-    /// Delete the snapshot's state once the machine runs.
+    /// Delete the snapshot's state once the machine is running.
     #[arg(long, requires = "restore")]
     once: bool,
 }
 
-/// Starts the sandboxed VMM (`vmm/sandbox`) as a child, and supervises it to its end.
+/// Starts the sandboxed VMM (`vmm/sandbox`) as a child, and supervises it until it exits.
 ///
-/// A machine without an owner is an instance: its end is recorded in its directory for the next command, and after a
-/// guest reboot the same supervisor, which keeps the lock, starts another VMM.
+/// A machine without an owner is an instance. The supervisor records the end of an instance in its directory for the
+/// next command. After a guest reboot, the supervisor keeps the lock and starts another VMM.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let inherited = [Some(args.lock_fd), args.owner_fd, args.watcher_fd, args.console_fd, args.network_fd];
     limits::close_others(&inherited.into_iter().flatten().collect::<Vec<_>>())
-        .context("the descriptors that are not the VMM's cannot be closed")?;
+        .context("cannot close the file descriptors that the VMM does not need")?;
     // Files and sockets that the two processes create are private to this user.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    // The lock is held while one of the two processes lives.
+    // The lock is held until both processes have exited.
     let lock = inherit(args.lock_fd)?;
     let network = args.network_fd.map(inherit).transpose()?;
     let connections = Connections::take(&args)?;
-    make_vmm_directory(&args.dir).context("the VMM's directory cannot be made")?;
+    make_vmm_directory(&args.dir).context("cannot create the VMM's directory")?;
     let config = read_config(&args.dir);
-    let (mut broker, client) =
-        broker_of(&args.dir, config.as_ref().ok()).context("sockets cannot be opened for the VMM")?;
-    let signals = Signals::block().context("the signals that end a machine cannot be waited for")?;
-    let (mut log, vmm_stderr) = LogPipe::new(&args.dir.join(LOG)).context("the VMM's log cannot be opened")?;
+    let (mut broker, client) = broker_of(&args.dir, config.as_ref().ok()).context("cannot open the VMM's sockets")?;
+    let signals = Signals::block().context("cannot block the termination signals")?;
+    let (mut log, vmm_stderr) = LogPipe::new(&args.dir.join(LOG)).context("cannot open the VMM's log")?;
     let supervisor = std::process::id();
     let began = Instant::now();
-    match namespaces::split().context("the VMM's process cannot be started")? {
+    match namespaces::split().context("cannot start the VMM process")? {
         Side::Child(sandbox) => {
             drop(broker);
             signals.unblock();
-            // The VMM has only the pipe to the log.
+            // The VMM can write to the log only through the pipe.
             drop(log);
-            rustix::stdio::dup2_stderr(&vmm_stderr).context("the VMM's log cannot be written")?;
+            rustix::stdio::dup2_stderr(&vmm_stderr).context("cannot redirect standard error to the VMM's log")?;
             drop(vmm_stderr);
-            let network = network.as_ref().map(OwnedFd::try_clone).transpose().context("the network cannot be used")?;
+            let network = network
+                .as_ref()
+                .map(OwnedFd::try_clone)
+                .transpose()
+                .context("cannot duplicate the network descriptor")?;
             run_vmm(&args, connections, network, config, Sandboxed { sandbox, supervisor, broker: client })
         }
         Side::Supervisor { child, alive: _alive } => {
-            // The other ends of these must see the VMM's end.
+            // These connections must close when the VMM exits, so only the VMM may keep them open.
             drop((connections, client, vmm_stderr));
-            // For the VPC's next router, if this one is killed. The VMM has no descriptor of the namespace.
+            // Keeps the namespace for the VPC's next router, if this one is killed. The VMM has no descriptor of it.
             let _namespace = network.as_ref().and_then(router::namespace_of);
             let killed_before = OomKillCount::now();
-            let status = signals.wait(child, &mut broker, &mut log).context("the VMM cannot be waited for")?;
+            let status = signals.wait(child, &mut broker, &mut log).context("waiting for the VMM failed")?;
             if status.terminating_signal() == Some(libc::SIGKILL)
                 && args.owner_fd.is_none()
                 && let Some(suspicion) = killed_before.suspicion()
@@ -139,7 +142,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Creates the broker of the machine's sockets, and the VMM's end of it.
+/// Creates the broker for the machine's sockets, and the client for its VMM.
 fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
     let link = config.and_then(|config| config.net.as_ref()?.link.clone());
     broker::pair(link, Some(vmm_directory(dir).join(vsock::SOCKET)))
@@ -147,7 +150,7 @@ fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Bro
 
 /// The exit code of a VMM whose guest rebooted.
 const AGAIN: u8 = 75;
-/// The exit code of a VMM whose owner is gone without having removed the directory.
+/// The exit code of a VMM whose owner exited without removing the directory.
 const LEFT: u8 = 76;
 
 /// The supervisor's reaction to the end of its VMM.
@@ -160,7 +163,7 @@ enum Aftermath {
 }
 
 impl Aftermath {
-    /// A compromised VMM chooses its exit code. A code that does not fit the machine's owner has no effect.
+    /// A compromised VMM can choose its exit code, so a code that is invalid for the kind of machine has no effect.
     fn of(code: Option<i32>, has_owner: bool) -> Aftermath {
         const AGAIN_CODE: i32 = AGAIN as i32;
         const LEFT_CODE: i32 = LEFT as i32;
@@ -173,28 +176,29 @@ impl Aftermath {
     }
 }
 
-/// Handles the VMM's end with exit code `code`, if it exited. Returns the supervisor's exit code, or none if the
-/// machine must be started again.
+/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or none to
+/// restart the machine.
 fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
-        log::warn!("a saved machine's memory stays: {error}");
+        log::warn!("cannot remove the link to the restored snapshot's memory: {error}");
     }
     match Aftermath::of(code, args.owner_fd.is_some()) {
         Aftermath::StartAgain => {
             let delay = supervisor::restart_delay(short_runs);
             if !delay.is_zero() {
-                log::warn!("the guest rebooted {short_runs} times soon after its start; it starts again in {delay:?}");
+                log::warn!("the guest rebooted {short_runs} times shortly after starting; restarting it in {delay:?}");
             }
             if !signals.end_within(delay) {
                 return None;
             }
-            let why = "it was ended by a signal while its guest rebooted".into();
+            let why = "it was terminated by a signal during a guest reboot".into();
             keep(&EndRecord::Failed { why }, &args.dir);
         }
-        // The owner was killed; otherwise it would remove the directory itself.
+        // The owner was killed; otherwise it would have removed the directory itself.
         Aftermath::RemoveDirectory => drop(fs::remove_dir_all(&args.dir)),
         Aftermath::RecordViolation => {
-            let why = violation(&args.dir).unwrap_or_else(|| "its VMM made a system call that it may not".into());
+            let why = violation(&args.dir)
+                .unwrap_or_else(|| "its VMM made a system call that its seccomp filter denies".into());
             keep(&EndRecord::Failed { why }, &args.dir);
         }
         Aftermath::Nothing => {}
@@ -219,15 +223,15 @@ impl Connections {
     }
 }
 
-/// The VMM's knowledge about its processes.
+/// The VMM's sandbox, supervisor (process ID) and broker.
 struct Sandboxed {
     sandbox: namespaces::SandboxedChild,
     supervisor: u32,
     broker: BrokerClient,
 }
 
-/// Enters the sandbox and runs the machine, in the VMM process. A failure to build it is sent to the command that
-/// started it.
+/// Enters the sandbox and runs the machine, in the VMM process. If the machine cannot be built, sends the error to the
+/// command that started it.
 fn run_vmm(
     args: &Args,
     Connections { owner, watcher, console }: Connections,
@@ -236,7 +240,7 @@ fn run_vmm(
     sandboxed: Sandboxed,
 ) -> anyhow::Result<ExitCode> {
     let complaint = owner.as_ref().or(watcher.as_ref()).map(UnixStream::try_clone).transpose();
-    let complaint = complaint.context("the connection of who started the machine cannot be used")?;
+    let complaint = complaint.context("cannot duplicate the connection to the command that started the machine")?;
     let owned = owner.is_some();
     let launcher = match (owner, watcher) {
         (Some(owner), _) => Launcher::Owner(owner),
@@ -254,7 +258,7 @@ fn run_vmm(
             broker: sandboxed.broker,
             process_start_ns: args.began_ns,
             restore: args.restore.clone().map(|dir| Restore { dir, once: args.once }),
-            // They cannot be created inside the sandbox.
+            // An io_uring cannot be created inside the sandbox.
             rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
             files: FdTable::of(&config.disks),
         };
@@ -279,8 +283,7 @@ fn run_vmm(
     })
 }
 
-/// Starts the machine again after a reset, by executing a new program in the supervisor's process. Returns only on
-/// failure.
+/// Restarts the machine after a reset by re-executing wisp in the supervisor's process. Returns only on failure.
 fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
@@ -291,21 +294,22 @@ fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs
                 command.args(number.map(|number| [option.to_string(), number.to_string()]).into_iter().flatten())
             }
             Err(error) => {
-                return anyhow::Error::new(error).context("the lock and the network cannot be passed over the reboot");
+                return anyhow::Error::new(error)
+                    .context("cannot keep the lock and the network open across the reboot");
             }
         };
     }
-    anyhow::Error::new(command.exec()).context("the VMM cannot start again after the guest's reboot")
+    anyhow::Error::new(command.exec()).context("cannot restart the VMM after the guest's reboot")
 }
 
-/// Records the machine's end. If that fails, a later command finds no reason, and only this log has one.
+/// Records the machine's end. If that fails, only the log has the reason.
 fn keep(record: &EndRecord, dir: &Path) {
     keep_in(&vmm_directory(dir), record);
 }
 
 fn keep_in(own: &Path, record: &EndRecord) {
     if let Err(error) = record.write(own) {
-        log::error!("the machine's end cannot be recorded: {error}");
+        log::error!("cannot record the machine's end: {error}");
     }
 }
 
@@ -319,7 +323,7 @@ fn explain(error: &anyhow::Error) -> String {
 
 fn read_config(dir: &Path) -> anyhow::Result<MachineConfig> {
     let path = dir.join(CONFIG);
-    vmm_process::read_config(dir).with_context(|| format!("{} is not a machine's configuration", path.display()))
+    vmm_process::read_config(dir).with_context(|| format!("{} is not a valid machine configuration", path.display()))
 }
 
 fn build_and_run(
@@ -329,7 +333,7 @@ fn build_and_run(
     child: &namespaces::SandboxedChild,
 ) -> anyhow::Result<End> {
     let own = inputs.dir.clone();
-    clear_leftovers(&own).context("what an earlier machine left cannot be removed")?;
+    clear_leftovers(&own).context("cannot remove the files of the previous run")?;
     if let Some(Restore { dir: saved, once: false }) = &inputs.restore {
         origin::keep(saved, &own);
     }
@@ -344,8 +348,8 @@ fn build_and_run(
 }
 
 /// Removes the sockets, the snapshot's origin and the end record of an earlier machine from the VMM's directory `own`.
-/// The lock is held, so they are unused. This process has the user's privileges, so it removes only these names,
-/// whatever an earlier VMM left there.
+/// The lock is held, so they are unused. This process has the user's privileges, so it removes only these names and
+/// does not follow a link that an earlier VMM created.
 fn clear_leftovers(own: &Path) -> std::io::Result<()> {
     EndRecord::clear(own)?;
     origin::forget(own)?;
@@ -363,9 +367,9 @@ fn has_left(owner: &UnixStream) -> bool {
 
 /// Takes ownership of an inherited descriptor.
 pub(super) fn inherit(fd: RawFd) -> anyhow::Result<OwnedFd> {
-    // SAFETY: fcntl with F_GETFD only looks the number up.
-    anyhow::ensure!(fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1, "no descriptor {fd} was inherited");
-    // SAFETY: it is open, as was just seen, and its number came from the process that left it to this one alone.
+    // SAFETY: fcntl with F_GETFD only reads the descriptor's flags.
+    anyhow::ensure!(fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1, "descriptor {fd} was not inherited");
+    // SAFETY: it is open, as was just checked, and the parent process passed it to this process alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     close_on_exec(&fd)?;
     Ok(fd)

@@ -1,4 +1,4 @@
-//! `wisp volume`: EBS volumes.
+//! `wisp volume`: manages EBS volumes.
 
 use std::process::ExitCode;
 
@@ -13,12 +13,12 @@ use ec2::tag::Tag;
 use ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use store::VolumeRecord;
 
-/// Manage EBS volumes, which outlive instances.
+/// Manage EBS volumes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wisp volume create 1 --name data              1 GiB of gp3
-  wisp volume attach data web                   while it runs, or while it is stopped
+  wisp volume create 1 --name data              a gp3 volume of 1 GiB
+  wisp volume attach data web                   to a running or stopped instance
   wisp volume resize data 2                     the guest sees the new size
   wisp volume detach data")]
 pub struct Args {
@@ -30,25 +30,25 @@ pub struct Args {
 enum Command {
     /// Create a volume.
     Create {
-        /// Size, in GiB or with a unit (512M) [default: the snapshot's].
+        /// Size in GiB, or with a unit (512M) [default: the snapshot's size].
         #[arg(value_name = "SIZE")]
         size: Option<VolumeSize>,
-        /// gp2, gp3, io1, io2, st1, sc1 or standard.
+        /// Volume type: gp2, gp3, io1, io2, st1, sc1 or standard.
         #[arg(long = "type", value_name = "TYPE", default_value = "gp3")]
         volume_type: VolumeType,
-        /// IOPS, for io1, io2 and gp3.
+        /// IOPS (io1, io2 and gp3 only).
         #[arg(long)]
         iops: Option<u32>,
-        /// Throughput in MiB/s, for gp3.
+        /// Throughput in MiB/s (gp3 only).
         #[arg(long)]
         throughput: Option<u32>,
-        /// Create the volume from this snapshot; nothing is copied.
+        /// Create the volume from this snapshot, without copying data.
         #[arg(long, value_name = "SNAPSHOT")]
         snapshot: Option<String>,
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Tag; repeat for more.
+        /// Tag; can be repeated.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
     },
@@ -60,7 +60,7 @@ enum Command {
         volume: String,
         #[arg(help = args::INSTANCE)]
         instance: String,
-        /// EC2 device name [default: the next free one].
+        /// EC2 device name [default: the next free name].
         #[arg(long)]
         device: Option<DeviceName>,
         /// Delete the volume when the instance is terminated.
@@ -71,15 +71,15 @@ enum Command {
     Detach {
         #[arg(help = args::VOLUME)]
         volume: String,
-        /// Detach even if the guest uses the volume.
+        /// Detach even if the guest is using the volume.
         #[arg(long)]
         force: bool,
     },
-    /// Grow a volume, also while a guest uses it.
+    /// Grow a volume, even while a guest is using it.
     Resize {
         #[arg(help = args::VOLUME)]
         volume: String,
-        /// New size, in GiB or with a unit.
+        /// New size in GiB, or with a unit (512M).
         size: VolumeSize,
     },
     /// Change a volume's type, IOPS or throughput.
@@ -98,7 +98,7 @@ enum Command {
     },
     /// Delete volumes that are not attached.
     Rm {
-        /// Volumes.
+        /// Volume IDs or names.
         #[arg(required = true)]
         volumes: Vec<String>,
     },
@@ -167,7 +167,7 @@ fn show(record: &VolumeRecord, output: Output) -> anyhow::Result<()> {
         Output::Json => output::print_json(&shapes::volume(record)),
         Output::Table => {
             let place = record.attachment.as_ref().map_or_else(String::new, |attachment| {
-                format!(", {} of {}", attachment.device_name, attachment.instance_id)
+                format!(", {} on {}", attachment.device_name, attachment.instance_id)
             });
             let (size, state) = (output::bytes(record.size), record.state.as_str());
             Ok(output::print(&format!("{}  {size} {}, {state}{place}", record.id, record.volume_type))?)
@@ -189,7 +189,7 @@ fn list(cloud: &mut Cloud, output: Output) -> anyhow::Result<()> {
         ("Type", Align::Left),
         ("Attached to", Align::Left),
         ("Device", Align::Left),
-        ("Made", Align::Left),
+        ("Created", Align::Left),
     ];
     let row = |record: &VolumeRecord| {
         let tone = if record.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };

@@ -1,4 +1,4 @@
-//! `wisp vpc`: VPCs.
+//! `wisp vpc`: manages VPCs.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use ec2::network::Ipv4Range;
 use ec2::tag::Tag;
 use store::VpcRecord;
 
-/// Manage VPCs: isolated networks of instances.
+/// Manage VPCs (isolated networks).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -18,7 +18,7 @@ Examples:
   wisp subnet create --vpc lab --cidr 10.0.1.0/24 --name front
   wisp launch --subnet front --name web
   wisp vpc ls
-  wisp vpc rm lab                                  when nothing is in it any more")]
+  wisp vpc rm lab                                  once it is empty")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -28,16 +28,16 @@ pub struct Args {
 enum Command {
     /// Create a VPC. Add subnets with `wisp subnet create`.
     Create {
-        /// Address range, /16 to /28: 10.0.0.0/16.
+        /// Address range, such as 10.0.0.0/16; the prefix length must be 16 to 28.
         #[arg(long, value_name = "RANGE", required_unless_present = "default")]
         cidr: Option<Ipv4Range>,
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
-        /// Tag; repeat for more.
+        /// Tag; can be repeated.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
-        /// Create the default VPC, with a subnet in each zone, after it was deleted.
+        /// Recreate the default VPC after it was deleted, with a subnet in each zone.
         #[arg(long, conflicts_with_all = ["cidr", "name", "tags"])]
         default: bool,
     },
@@ -66,7 +66,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let columns = [
                 ("Name", Align::Left),
                 ("VPC", Align::Left),
-                ("Addresses", Align::Left),
+                ("CIDR", Align::Left),
                 ("Subnets", Align::Right),
                 ("Instances", Align::Right),
             ];

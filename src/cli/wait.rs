@@ -1,4 +1,4 @@
-//! Waits for guests, with progress on a terminal.
+//! Waits for guests and shows progress on terminals.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The timeout for a ready agent's response.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Work that takes longer than this is shown on a terminal.
+/// The delay before progress is shown.
 pub const SHOW_AFTER: Duration = Duration::from_secs(1);
 
 /// Returns the boot timeout on this host, unless the user sets one.
@@ -23,7 +23,7 @@ pub fn boot_timeout(seconds: Option<u64>) -> Duration {
     seconds.map_or(default, Duration::from_secs)
 }
 
-/// Shows a spinner; on a terminal only.
+/// Shows a spinner, on terminals only.
 pub fn spinner(message: impl Into<String>) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
     let spinner = ProgressBar::new_spinner().with_style(style);
@@ -32,7 +32,7 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner
 }
 
-/// Waits until every agent is ready. The first guest that ends early or is too slow is the error.
+/// Waits until every agent is ready. Fails with the first guest that ends early or times out.
 pub fn until_ready(
     instances: &[InstanceRecord],
     machines: Vec<MachineHandle>,
@@ -40,17 +40,16 @@ pub fn until_ready(
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
     let total = machines.len();
-    let spinner =
-        spinner(if total == 1 { "The guest is booting".into() } else { format!("{total} guests are booting") });
+    let spinner = spinner(if total == 1 { "Booting the guest".into() } else { format!("Booting {total} guests") });
     for (done, (mut machine, record)) in machines.into_iter().zip(instances).enumerate() {
         if total > 1 {
-            spinner.set_message(format!("{} of {total} guests are booting", total - done));
+            spinner.set_message(format!("Booting {} of {total} guests", total - done));
         }
         if !machine.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
             spinner.finish_and_clear();
             return Err(machine.not_ready(record.state, timeout).into());
         }
-        // An unavailable network shows some time after the VMM runs; problems known earlier have been reported.
+        // The network can fail after the VMM has started. Earlier problems have already been reported.
         for problem in machine.link_problems().unwrap_or_default() {
             spinner.suspend(|| output::say(&problem));
         }

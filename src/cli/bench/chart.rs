@@ -1,4 +1,4 @@
-//! A measure as a chart: a bar for each type's median, with a whisker from the minimum to the 95th percentile.
+//! Renders a measure as a chart: a bar for each type's median, with a whisker from the minimum to the 95th percentile.
 //!
 //! The chart is narrow enough for a phone and uses the page's colors.
 
@@ -15,7 +15,7 @@ const DOWN: f64 = 18.0;
 
 /// A bar.
 pub struct Bar<'a> {
-    /// The labels above it, at the left and at the right.
+    /// The text above the bar: the label on the left, the value on the right.
     pub label: &'a str,
     pub value: String,
     pub min: f64,

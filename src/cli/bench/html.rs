@@ -1,4 +1,4 @@
-//! A bench as one self-contained web page: charts, tables, limits, and all figures as JSON.
+//! Renders a bench as one self-contained web page: charts, tables, limits, and all figures as JSON.
 
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ pub fn page(shown: &Shown, data: &Value) -> String {
         section(&mut page, shown, compared);
     }
     host(&mut page, shown);
-    // In a script element, only "<" could end it.
+    // Only "<" can end the script element.
     let data = data.to_string().replace('<', "\\u003c");
     let _ = write!(page, "<script type=\"application/json\" id=\"bench\">{data}</script>\n</body>\n</html>\n");
     page
@@ -84,7 +84,7 @@ fn types(page: &mut String, shown: &Shown) {
     );
     for (of, price) in shown.report.types.iter().zip(&shown.prices) {
         let price = price.map_or("-".into(), |price| price.to_string());
-        let failed = of.failed.as_ref().map(|why| format!("not measured to the end: {why}")).unwrap_or_default();
+        let failed = of.failed.as_ref().map(|why| format!("not fully measured: {why}")).unwrap_or_default();
         let _ = writeln!(
             page,
             "<tr><td>{}</td><td>{}</td><td>{} GiB</td><td>{}</td><td>{}</td></tr>",
@@ -100,13 +100,14 @@ fn types(page: &mut String, shown: &Shown) {
 
 fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheapest }: &Compared) {
     let better = match measure.better {
-        Better::Higher => "more is better",
-        Better::Lower => "less is better",
+        Better::Higher => "higher is better",
+        Better::Lower => "lower is better",
     };
     let unit = measure.unit;
     let _ = writeln!(
         page,
-        "<section id=\"{}\">\n<h2>{}</h2>\n<p class=\"soft\">{}, {better}: median, and from the smallest to p95</p>",
+        "<section id=\"{}\">\n<h2>{}</h2>\n\
+         <p class=\"soft\">{}, {better}; bars show the median, lines the range from minimum to p95</p>",
         escape(measure.name),
         escape(measure.title),
         escape(unit),
@@ -114,7 +115,7 @@ fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheape
     let bar = |entry: &ComparisonRow| {
         let summary = entry.summary.as_ref()?.0;
         let slower = match entry.slowdown {
-            Some(slowdown) if slowdown > 0.0 => format!(", slower by {:.0} %", slowdown * 100.0),
+            Some(slowdown) if slowdown > 0.0 => format!(", {:.0}% slower", slowdown * 100.0),
             _ => String::new(),
         };
         Some(Bar {
@@ -138,7 +139,7 @@ fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheape
     page.push_str("</ul>\n</section>\n");
 }
 
-/// A measure of a type in words.
+/// Describes the result of a type in a measure.
 fn sentence(entry: &ComparisonRow, unit: &str) -> String {
     let mut parts = Vec::new();
     if let Some((summary, bound)) = &entry.summary {
@@ -157,25 +158,25 @@ fn sentence(entry: &ComparisonRow, unit: &str) -> String {
 
 fn host(page: &mut String, shown: &Shown) {
     let host = &shown.report.host;
-    let limits = if shown.limited { "those of their types" } else { "none" };
+    let limits = if shown.limited { "enforced" } else { "not enforced" };
     let rows = [
         ("Processor", format!("{}, {} CPUs", host.cpu, host.cpus)),
         ("KVM", shown.kvm().to_string()),
         ("Date", shown.began.clone()),
         ("wisp", env!("CARGO_PKG_VERSION").to_string()),
         ("Image", shown.image.to_string()),
-        ("Runs", format!("{}, each in a fresh instance", shown.runs)),
-        ("Instances' limits", limits.to_string()),
+        ("Runs", format!("{}, each in a new instance", shown.runs)),
+        ("Type limits", limits.to_string()),
     ];
-    page.push_str("<h2>Where this was measured</h2>\n<div class=\"table\"><table>\n");
+    page.push_str("<h2>Test environment</h2>\n<div class=\"table\"><table>\n");
     for (label, text) in rows {
         let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(label), escape(&text));
     }
     let _ = writeln!(
         page,
         "<tr><th>Command</th><td><code>{}</code></td></tr>\n</table></div>\n\
-         <p class=\"soft\">p95 is the 95th percentile by nearest rank: of fewer than 20 runs, the largest figure. \
-         Green: the cheapest within {} % of the fastest.</p>",
+         <p class=\"soft\">p95 is the 95th percentile by nearest rank: with fewer than 20 runs, the maximum. \
+         Green marks the cheapest type within {}% of the fastest.</p>",
         escape(&shown.command_line.join(" ")),
         shown.within,
     );
@@ -197,7 +198,7 @@ mod tests {
             assert!(!page.contains(raw), "{raw}");
         }
         assert!(page.contains("A &lt;fast&gt; processor") && page.contains("&lt;no&gt; &amp; &quot;such&quot; file"));
-        // The script element ends where it should, and is complete.
+        // The script element is complete and ends only once.
         assert_eq!(page.matches("</script>").count(), 1);
         let inside = page.split("id=\"bench\">").nth(1).unwrap().split("</script>").next().unwrap();
         assert_eq!(serde_json::from_str::<Value>(inside).unwrap(), data);

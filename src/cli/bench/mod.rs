@@ -26,10 +26,10 @@ use ec2::{Ec2Error, catalog};
 
 /// Compare instance types on this host.
 ///
-/// Each type is launched several times and runs workloads or a command. The result names the cheapest type that is
-/// fast enough, and for each figure whether the type or this host is the limit. Built-in workloads: integer and
-/// floating point on one and on all vCPUs, memory bandwidth and latency, sequential and random disk access with 1 and
-/// 32 requests in flight, network, launch and boot.
+/// Each type is launched several times to run workloads or a command. The result names the cheapest type that is fast
+/// enough. For each figure, it says whether the type or this host is the limit. The built-in workloads measure integer
+/// and floating-point speed on one vCPU and on all vCPUs, memory bandwidth and latency, sequential and random disk
+/// access with 1 and 32 requests in flight, the network, launches and boots.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,21 +41,21 @@ Examples:
 
 Workloads: integer-one, integer-all, float-one, float-all (cpu: these four), memory-bandwidth, memory-latency,
 disk-read-1, disk-read-32, disk-write-1, disk-write-32, disk-random-read-1, disk-random-read-32, disk-random-write-1,
-disk-random-write-32, network-throughput, network-latency, warm-launch, boot; the beginning of names is all of them: disk.")]
+disk-random-write-32, network-throughput, network-latency, warm-launch, boot. A prefix selects several, such as disk.")]
 pub struct Args {
-    /// Image name or id, or bundle directory [default: tiny, the embedded image].
+    /// Image name or ID, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
-    /// Instance types, separated by commas (see `wisp types`).
+    /// Comma-separated instance types (see `wisp types`).
     #[arg(long, value_name = "TYPES", value_delimiter = ',', required = true)]
     types: Vec<String>,
 
-    /// Measure this command, run by the guest's shell, instead of the built-in workloads.
+    /// Measure this shell command in the guest, instead of the built-in workloads.
     #[arg(long, value_name = "CMD")]
     command: Option<String>,
 
-    /// Built-in workloads, separated by commas [default: all].
+    /// Comma-separated built-in workloads [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workloads: Vec<String>,
 
@@ -71,16 +71,16 @@ pub struct Args {
     #[arg(long, alias = "slowdown", value_name = "PERCENT", default_value_t = 25.0, value_parser = parse_percent)]
     within: f64,
 
-    /// Price of a type in any unit; separated by commas. Without a price for each type, the smallest one counts as the
+    /// Comma-separated prices of types, in any unit. Unless every type has a price, the smallest type is considered the
     /// cheapest.
     #[arg(long = "price", value_name = "TYPE=AMOUNT", value_delimiter = ',')]
     prices: Vec<Price>,
 
-    /// Also write the result to a file as JSON.
+    /// Also write the result to a file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Write the result to a file as one web page with charts.
+    /// Also write the result to a file, as an HTML page with charts.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
@@ -112,19 +112,21 @@ impl FromStr for Price {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Price, String> {
-        let (name, amount) = text.split_once('=').ok_or("it is TYPE=AMOUNT, such as t3.micro=0.0104")?;
+        let (name, amount) = text.split_once('=').ok_or("it must be TYPE=AMOUNT, such as t3.micro=0.0104")?;
         let instance_type = catalog::find(name).map_err(|error| error.to_string())?.name;
         let amount = amount.parse::<f64>().ok().filter(|amount| amount.is_finite() && *amount >= 0.0);
-        Ok(Price { instance_type, amount: amount.ok_or("an amount is a number, not below zero")? })
+        Ok(Price { instance_type, amount: amount.ok_or("the amount must be a non-negative number")? })
     }
 }
 
 fn parse_percent(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').parse::<f64>().ok();
-    percent.filter(|percent| (0.0..=100_000.0).contains(percent)).ok_or("it is a number of percent, from 0 on".into())
+    percent
+        .filter(|percent| (0.0..=100_000.0).contains(percent))
+        .ok_or("it must be a percentage from 0 to 100000".into())
 }
 
-/// A finished bench, as input of all output formats.
+/// A finished bench, in a form for all output formats.
 struct Shown<'a> {
     report: &'a Report,
     comparison: Comparison<'a>,
@@ -150,31 +152,31 @@ impl Shown<'_> {
         if self.report.host.software_kvm { "software KVM, which emulates guest kernels" } else { "hardware KVM" }
     }
 
-    /// The choice in a sentence.
+    /// Returns the choice as a sentence.
     fn choice(&self) -> String {
         let Comparison { over, has_prices, cheapest, .. } = &self.comparison;
         let what = match over.as_slice() {
-            [] => return "Nothing was measured that a type could be chosen by.".into(),
+            [] => return "No type was chosen, because there are no measurements to compare.".into(),
             [only] => format!("for {only}"),
-            several => format!("in all of {} measures", several.len()),
+            several => format!("in all {} measures", several.len()),
         };
-        let within = format!("within {} % of the fastest {what}", self.within);
-        let order = if *has_prices { "by the prices given" } else { "by size, without prices" };
+        let within = format!("within {}% of the fastest {what}", self.within);
+        let order = if *has_prices { "ordered by price" } else { "ordered by size, without prices" };
         match cheapest {
             Some(subject) => format!("The cheapest type {within} is {} ({order}).", self.name(*subject)),
             None => format!("No type is {within}."),
         }
     }
 
-    /// One sentence for each burstable type about its sustained performance.
+    /// Returns a sentence about the sustained performance of each burstable type.
     fn notes(&self) -> Vec<String> {
         let note = |of: &bench::TypeReport| {
             let (name, credits, mode) =
                 (of.request.instance_type.name, of.request.instance_type.credits?, of.limits.credits?);
             let baseline = credits.baseline_percent;
             Some(format!(
-                "{name} has {baseline} % of each vCPU for good, and the rest for CPU credits ({mode}): every run began \
-                 with what a launch gives.",
+                "{name} has a baseline of {baseline}% of each vCPU and uses CPU credits above it ({mode} mode). Each \
+                 run started with the CPU credits of a new launch.",
             ))
         };
         self.report.types.iter().filter_map(note).collect()
@@ -197,7 +199,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let types = types(&args.types)?;
     let measures = measures(&args)?;
     for file in [&args.json, &args.html].into_iter().flatten() {
-        check_folder(file)?;
+        check_directory(file)?;
     }
     let home = Home::open()?;
     let image = image(&home, args.image.as_deref())?;
@@ -217,7 +219,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let report = match measure(&home, &spec) {
         Ok(report) => report,
         Err(BenchError::Interrupted(signal)) => {
-            output::say("Interrupted; no instance of the bench is left.");
+            output::say("Interrupted. All instances of the bench were terminated.");
             return Ok(ExitCode::from((128 + signal) as u8));
         }
         Err(error) => return Err(error.into()),
@@ -254,7 +256,7 @@ fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Success if every type that fits this host was measured and the command did not fail.
+/// Returns success if every type that fits this host was measured and the command did not fail.
 fn exit_code(report: &Report) -> ExitCode {
     let measured = |of: &bench::TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
     let failed = |of: &bench::TypeReport| {
@@ -266,7 +268,7 @@ fn exit_code(report: &Report) -> ExitCode {
 }
 
 fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
-    let spinner = wait::spinner("Beginning");
+    let spinner = wait::spinner("Starting");
     let result = bench::run(home, spec, &mut |BenchProgress { run, instance_type, what }| {
         let runs = spec.runs;
         let run = if run == 0 { String::new() } else { format!("run {run} of {runs}, ") };
@@ -284,7 +286,7 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     }
 }
 
-/// The types without duplicates.
+/// Returns the types without duplicates.
 fn types(names: &[String]) -> Result<Vec<InstanceSize>, Ec2Error> {
     let mut types: Vec<InstanceSize> = Vec::new();
     for name in names {
@@ -302,16 +304,16 @@ fn measures(args: &Args) -> anyhow::Result<Vec<&'static Measure>> {
     }
     chosen(args.workloads.iter().map(|name| name.trim())).or_else(|name| {
         let all: Vec<&str> = BUILT_IN.iter().map(|measure| measure.name).collect();
-        bail!("'{name}' is no workload; there are: {}", all.join(", "))
+        bail!("unknown workload '{name}'; the workloads are: {}", all.join(", "))
     })
 }
 
-/// Fails before minutes of measurements.
-fn check_folder(file: &Path) -> anyhow::Result<()> {
+/// Checks that the file can be created, before minutes of measurements.
+fn check_directory(file: &Path) -> anyhow::Result<()> {
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if file.is_dir() || !dir.is_dir() {
         bail!(
-            "{} cannot be written: {}",
+            "cannot write {}: {}",
             file.display(),
             if file.is_dir() { "it is a directory" } else { "no such directory" }
         );
@@ -321,8 +323,8 @@ fn check_folder(file: &Path) -> anyhow::Result<()> {
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     use anyhow::Context;
-    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
-    output::say(&format!("Written: {}", path.display()));
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    output::say(&format!("Wrote {}", path.display()));
     Ok(())
 }
 
@@ -388,7 +390,7 @@ mod tests {
         assert_eq!(count(&[]).unwrap().len(), BUILT_IN.len());
         assert_eq!(count(&["--command", "true"]).unwrap().len(), 0);
         assert_eq!(count(&["--command", "true", "--workloads", "cpu, boot"]).unwrap().len(), 5);
-        assert!(count(&["--workloads", "gpu"]).unwrap_err().to_string().contains("'gpu' is no workload"));
+        assert!(count(&["--workloads", "gpu"]).unwrap_err().to_string().contains("unknown workload 'gpu'"));
     }
 
     #[test]
@@ -413,8 +415,8 @@ mod tests {
         }
         let args = parse(&["--types", "t3.micro", "--slowdown", "10%", "--price", "t3.micro=1,m5.large=2.5"]).unwrap();
         assert_eq!((args.within, args.prices[1].amount), (10.0, 2.5));
-        assert!(check_folder(Path::new("/no/such/directory/file")).is_err());
-        assert!(check_folder(Path::new("file")).is_ok());
+        assert!(check_directory(Path::new("/no/such/directory/file")).is_err());
+        assert!(check_directory(Path::new("file")).is_ok());
     }
 
     #[test]
@@ -422,7 +424,7 @@ mod tests {
         let report = report();
         assert_eq!(
             shown(&report).choice(),
-            "The cheapest type within 25 % of the fastest for command is t3.micro (by size, without prices)."
+            "The cheapest type within 25% of the fastest for command is t3.micro (ordered by size, without prices)."
         );
     }
 

@@ -1,4 +1,4 @@
-//! A bench as JSON: all figures of all runs, and the conclusions.
+//! Formats a bench as JSON: all figures of all runs, and the conclusions.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::cloud::bench::comparison::{Compared, ComparisonRow};
 use crate::cloud::bench::measure::Better;
 use vmm::limits::{DiskLimits, Rate};
 
-/// The whole bench.
+/// Returns the whole bench.
 pub fn shape(shown: &Shown) -> Value {
     let host = &shown.report.host;
     let comparison = &shown.comparison;

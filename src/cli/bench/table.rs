@@ -1,4 +1,4 @@
-//! A bench as a table, followed by the conclusions.
+//! Renders a bench as a table, followed by the conclusions.
 
 use super::super::output::{Align, Cell, Screen, Table, Tone};
 use super::{Shown, figure};
@@ -12,7 +12,7 @@ pub fn render(shown: &Shown, screen: Screen) -> String {
     for of in &shown.report.types {
         if let Some(why) = &of.failed {
             let name = of.request.instance_type.name;
-            lines.push(screen.paint(Tone::Warning, &format!("{name} was not measured to the end: {why}")));
+            lines.push(screen.paint(Tone::Warning, &format!("{name} was not fully measured: {why}")));
         }
     }
     lines.extend(shown.notes());
@@ -30,7 +30,7 @@ fn figures(shown: &Shown, screen: Screen) -> Vec<String> {
         ("Min", Align::Right),
         ("Median", Align::Right),
         ("p95", Align::Right),
-        ("", Align::Left),
+        ("Unit", Align::Left),
         ("Slower by", Align::Right),
         ("Limit", Align::Left),
     ];
@@ -59,7 +59,7 @@ fn row(shown: &Shown, name: &str, unit: &str, entry: &ComparisonRow, is_cheapest
     };
     let slower = match entry.slowdown {
         Some(0.0) => "fastest".into(),
-        Some(slowdown) => format!("{:.0} %", slowdown * 100.0),
+        Some(slowdown) => format!("{:.0}%", slowdown * 100.0),
         None => "-".into(),
     };
     let limit = match failure {
@@ -94,7 +94,7 @@ mod tests {
         };
         let micro = line(&["integer-one", "t3.micro"]);
         assert!(
-            ["90.0", "100", "110", "MiB/s", "100 %", "this host"].iter().all(|word| micro.contains(word)),
+            ["90.0", "100", "110", "MiB/s", "100%", "this host"].iter().all(|word| micro.contains(word)),
             "{micro}"
         );
         assert!(line(&["integer-one", "m5.large"]).contains("fastest"));

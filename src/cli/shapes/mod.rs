@@ -1,4 +1,4 @@
-//! EC2's API shapes for `--output json`.
+//! EC2's API shapes (response types) for `--output json`.
 
 mod network;
 
@@ -14,7 +14,7 @@ use ec2::state::InstanceState;
 pub use network::{address, security_group, subnet, vpc};
 use store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 
-/// The account id of all resources. There is one account.
+/// The account ID of all resources. There is only one account.
 pub const OWNER: &str = "000000000000";
 
 /// Names of security groups.
@@ -32,7 +32,7 @@ pub fn reservations(instances: &[InstanceRecord], groups: &GroupNames) -> Value 
     json!({"Reservations": launches.iter().map(|launch| reservation(launch, groups)).collect::<Vec<_>>()})
 }
 
-/// `RunInstances`, and one of `DescribeInstances`' reservations.
+/// The response of `RunInstances`, which is also a reservation of `DescribeInstances`.
 pub fn reservation(instances: &[&InstanceRecord], groups: &GroupNames) -> Value {
     json!({
         "Groups": [],
@@ -101,7 +101,7 @@ pub fn state(state: InstanceState) -> Value {
     json!({"Code": state.code(), "Name": state.as_str()})
 }
 
-/// `StartingInstances`, `StoppingInstances`, `TerminatingInstances`.
+/// `StartingInstances`, `StoppingInstances` or `TerminatingInstances`.
 pub fn state_changes(list: &str, changes: &[StateChange]) -> Value {
     let change = |change: &StateChange| {
         json!({

@@ -1,4 +1,4 @@
-//! EC2's API shapes of networks.
+//! EC2's API shapes for networks.
 
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ pub fn vpc(record: &VpcRecord) -> Value {
     })
 }
 
-/// `Subnet`, with the number of its free addresses.
+/// `Subnet`, with its number of free addresses.
 pub fn subnet(record: &SubnetRecord, free: usize) -> Value {
     json!({
         "AvailabilityZone": record.zone,
