@@ -449,7 +449,7 @@ mod tests {
             "vCPUs           2 (2 cores, 1 thread each)",
             "CPU baseline    5% of each vCPU",
             "CPU credits     6 per hour, maximum balance 144",
-            "Fits this host  no: its processors are Arm, and Wisp runs x86_64 guests",
+            "Fits this host  no: it has Arm processors, and Wisp runs only x86_64 guests",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

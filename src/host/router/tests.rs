@@ -201,4 +201,10 @@ fn exited_router_is_reported_as_ended() {
     let error = ask(dir, &near, RouterRequest::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(error.to_string(), "the VPC's router exited unexpectedly; see /networks/vpc-1/router.log");
+    // A router that has read the whole request leaves no error, but an empty response.
+    let (near, far) = UnixStream::pair().unwrap();
+    let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
+    let answer = ask(dir, &near, RouterRequest::Uplink);
+    router.join().unwrap();
+    assert!(matches!(answer, Err(RouterError::Ended(_))), "{answer:?}");
 }

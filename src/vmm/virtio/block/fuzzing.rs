@@ -13,7 +13,7 @@ use crate::virtio::fuzzing::drive;
 
 const SECTORS: u64 = 64;
 
-pub(crate) fn requests(data: &[u8]) {
+pub fn requests(data: &[u8]) {
     let dir = tempfile::tempdir().expect("cannot create a directory");
     let path = dir.path().join("disk");
     fs::write(&path, [7; (SECTORS * SECTOR) as usize]).expect("cannot write the disk");
@@ -26,7 +26,7 @@ pub(crate) fn requests(data: &[u8]) {
 }
 
 /// Inspects an untrusted qcow2 file, uses it as the backing file of an overlay, and repairs its refcounts.
-pub(crate) fn images(data: &[u8]) {
+pub fn images(data: &[u8]) {
     let dir = tempfile::tempdir().expect("cannot create a directory");
     let path = dir.path().join("disk");
     fs::write(&path, data).expect("cannot write the disk");

@@ -9,7 +9,7 @@ use crate::config::NetConfig;
 use crate::netstack;
 use crate::virtio::fuzzing::drive;
 
-pub(crate) fn frames(data: &[u8]) {
+pub fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("cannot create a socket pair");
     far.set_nonblocking(true).expect("cannot make the socket nonblocking");
     let bits = data.first().copied().unwrap_or(0);

@@ -12,7 +12,7 @@ use crate::virtio::fuzzing::drive;
 /// The host port with a listener.
 const PORT: u32 = 80;
 
-pub(crate) fn packets(data: &[u8]) {
+pub fn packets(data: &[u8]) {
     let dir = tempfile::tempdir().expect("cannot create a directory");
     let (path, seed) = (dir.path().join("v"), dir.path().join("seed"));
     fs::write(&seed, b"a seed").expect("cannot write the seed");
