@@ -76,7 +76,7 @@ struct Options {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ThreadKind {
+enum Access {
     Read,
     /// Ends with a flush, which is included in the time.
     Write,
@@ -86,7 +86,7 @@ enum ThreadKind {
 
 #[derive(Debug, Clone, Copy)]
 struct Measure {
-    kind: ThreadKind,
+    kind: Access,
     is_random: bool,
     length: u32,
     depth: u16,
@@ -97,16 +97,16 @@ impl Measure {
     fn all() -> Vec<Measure> {
         let mut all = Vec::new();
         for (kind, is_random, length) in [
-            (ThreadKind::Read, true, 4096),
-            (ThreadKind::Read, true, 65_536),
-            (ThreadKind::Read, false, 4096),
-            (ThreadKind::Read, false, 131_072),
-            (ThreadKind::Write, true, 4096),
-            (ThreadKind::Write, false, 131_072),
-            (ThreadKind::Mixed, true, 4096),
+            (Access::Read, true, 4096),
+            (Access::Read, true, 65_536),
+            (Access::Read, false, 4096),
+            (Access::Read, false, 131_072),
+            (Access::Write, true, 4096),
+            (Access::Write, false, 131_072),
+            (Access::Mixed, true, 4096),
         ] {
             for depth in [1, 32] {
-                let caches: &[bool] = if kind == ThreadKind::Write { &[true] } else { &[true, false] };
+                let caches: &[bool] = if kind == Access::Write { &[true] } else { &[true, false] };
                 all.extend(caches.iter().map(|&is_cold| Measure { kind, is_random, length, depth, is_cold }));
             }
         }
@@ -115,9 +115,9 @@ impl Measure {
 
     fn name(&self, disk: &str) -> String {
         let kind = match self.kind {
-            ThreadKind::Read => "read",
-            ThreadKind::Write => "write and flush",
-            ThreadKind::Mixed => "mixed",
+            Access::Read => "read",
+            Access::Write => "write and flush",
+            Access::Mixed => "mixed",
         };
         let order = if self.is_random { "random" } else { "sequential" };
         let cache = if self.is_cold { "cold" } else { "warm" };
@@ -303,11 +303,11 @@ impl Driver {
         let mut took = Vec::new();
         let mut free: Vec<u16> = (0..measure.depth).rev().collect();
         let kind_of = |put: u64| match measure.kind {
-            ThreadKind::Read => IN,
-            ThreadKind::Write => OUT,
-            ThreadKind::Mixed if put % 64 == 63 => FLUSH,
-            ThreadKind::Mixed if put % 8 == 7 => OUT,
-            ThreadKind::Mixed => IN,
+            Access::Read => IN,
+            Access::Write => OUT,
+            Access::Mixed if put % 64 == 63 => FLUSH,
+            Access::Mixed if put % 8 == 7 => OUT,
+            Access::Mixed => IN,
         };
         loop {
             let old = self.available;
@@ -331,7 +331,7 @@ impl Driver {
                 in_queue -= 1;
             }
         }
-        if measure.kind == ThreadKind::Write {
+        if measure.kind == Access::Write {
             let old = self.available;
             self.put(0, FLUSH, 0, 0)?;
             self.notify(old)?;
