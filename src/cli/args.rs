@@ -29,7 +29,7 @@ pub struct WaitArgs {
     #[arg(long)]
     no_wait: bool,
 
-    /// Maximum time to wait for the guests to be ready, in seconds.
+    /// Maximum time to wait for the guests to be ready, in seconds [default: 60, or 600 on software KVM]
     #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, conflicts_with = "no_wait",
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,

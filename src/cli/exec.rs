@@ -10,7 +10,9 @@ use super::{args, open_cloud};
 /// Run a command or a shell in an instance.
 ///
 /// The command runs through the guest's agent, without a network or a key. Standard input, output and error are
-/// connected to it, signals are forwarded to it, and its exit code is returned.
+/// connected to it, and signals are forwarded to it.
+///
+/// The exit code is the command's; 126 if it cannot be executed, 127 if it does not exist, 125 if Wisp itself fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -17,7 +17,7 @@ use store::InstanceRecord;
 #[command(after_help = "\
 Examples:
   wisp fork web                              one fork
-  wisp fork web --count 10 --overcommit      ten forks, with more vCPUs than this host has CPUs")]
+  wisp fork web --count 10                   ten forks")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long)]
     name: Option<String>,
 
-    /// Allow more vCPUs than this host has CPUs.
+    /// Allow an instance with more vCPUs than this host has CPUs.
     #[arg(long)]
     overcommit: bool,
 

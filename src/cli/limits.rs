@@ -67,6 +67,8 @@ pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'stat
         let Some(limits) = limits else { continue };
         let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; burst balance {percent}%"));
         let held = seconds(*throttled_ns);
+        // The guest's serial number of a volume is its ID without the hyphen (EC2 User Guide, NVMe EBS volumes).
+        let id = id.strip_prefix("vol").map_or_else(|| id.clone(), |digits| format!("vol-{digits}"));
         lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
     }
     if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {

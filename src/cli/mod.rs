@@ -74,6 +74,11 @@ Try first:
   wisp launch --name web       Launch an instance that keeps running (see wisp ls, wisp exec)
   wisp doctor                  Check whether this host can run guests
 
+Environment:
+  WISP_HOME          Data directory [default: $XDG_DATA_HOME/wisp, ~/.local/share/wisp]
+  WISP_WARM_LIMIT    Disk space for templates in MiB [default: 4096; 0: no templates]
+  WISP_LOG           Log level: error, warn, info or debug [default: warn]
+
 Run wisp COMMAND --help for the options and examples of a command."
 )]
 struct Cli {

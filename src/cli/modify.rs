@@ -79,6 +79,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         metadata_options: args.metadata.change(),
         security_groups: args.security_groups.clone(),
     };
+    anyhow::ensure!(
+        !change.is_empty(),
+        "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
+    );
     let record = cloud.modify(record.id, &change)?;
     print_warnings(&mut cloud);
     match output {

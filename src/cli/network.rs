@@ -15,7 +15,7 @@ pub struct NetworkArgs {
 
     /// Network mode: vpc, user, none or auto.
     ///
-    /// vpc: connect the instance to its VPC. user: an isolated user-mode network through passt. none: only the metadata
+    /// vpc: connect the instance to its VPC (not for `wisp run`). user: an isolated user-mode network through passt. none: only the metadata
     /// service and published ports. auto: vpc if the guest is an instance and this host supports it, else user if passt
     /// is installed.
     #[arg(long = "network", value_name = "MODE", default_value = "auto", help_heading = NETWORK)]

@@ -36,8 +36,10 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
 const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
 /// Run a command or a shell in a new, temporary guest.
 ///
-/// Standard input, output and error are connected to the command, signals are forwarded to it, and its exit code is
-/// returned. Changes to the guest's root file system are discarded.
+/// Standard input, output and error are connected to the command, and signals are forwarded to it. Changes to the
+/// guest's root file system are discarded. The default size is 1 vCPU and 256 MiB.
+///
+/// The exit code is the command's; 126 if it cannot be executed, 127 if it does not exist, 125 if Wisp itself fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -98,7 +100,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     no_limits: bool,
 
-    /// Timeout for the guest's boot, in seconds.
+    /// Timeout for the guest's boot, in seconds [default: 60, or 600 on software KVM]
     #[arg(long, value_name = "SECONDS", help_heading = ADVANCED, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 
@@ -184,11 +186,12 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
         return Ok(Boot::Image(Box::new(image(home, args.image.as_deref())?)));
     };
     let initrd = args.initrd.as_deref().map(absolute).transpose()?;
-    let software_kvm_aware = is_software_kvm_aware(kernel);
+    let kernel = absolute(kernel)?;
+    let software_kvm_aware = is_software_kvm_aware(&kernel);
     if probe::is_software_kvm() && !software_kvm_aware {
-        warn_of_emulation(kernel);
+        warn_of_emulation(&kernel);
     }
-    Ok(Boot::Kernel { kernel: absolute(kernel)?, initrd, protocol: args.protocol, software_kvm_aware })
+    Ok(Boot::Kernel { kernel, initrd, protocol: args.protocol, software_kvm_aware })
 }
 
 /// Opens the image. Does not open the store, which takes time, for the embedded image and bundle directories.

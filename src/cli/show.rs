@@ -172,6 +172,7 @@ fn problems(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
 fn network_details(page: &mut Page, record: &InstanceRecord) {
     let Some(network) = &record.network else { return };
     let mode = match network.mode {
+        _ if !record.state.has_machine() => "not connected while stopped",
         NetworkMode::Vpc => "connected",
         NetworkMode::User | NetworkMode::Auto => "not connected: user-mode network",
         NetworkMode::None => "not connected",
@@ -203,7 +204,7 @@ fn details(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
     if let Some(key) = &record.key_name {
         page.line("Key pair", key);
     }
-    page.line("On power-off", record.shutdown_behavior.as_str());
+    page.line("On shutdown", record.shutdown_behavior.as_str());
     page.line("Hibernation", if record.hibernation { "enabled" } else { "disabled" });
     page.line("Protection", if record.termination_protection { "enabled" } else { "disabled" });
     for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {

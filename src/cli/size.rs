@@ -25,7 +25,7 @@ pub struct SizeArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
 
-    /// Allow more vCPUs than this host has CPUs.
+    /// Allow an instance with more vCPUs than this host has CPUs.
     #[arg(long, help_heading = super::args::ADVANCED)]
     pub overcommit: bool,
 }

@@ -84,7 +84,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Returns the `ssh` command, or a short reason why SSH is not possible.
 fn ssh(target: &SshTarget, user: &str, identity: Option<&Path>, words: &[OsString]) -> Result<Command, String> {
     let Some(endpoint) = target.endpoint else {
-        return Err("its security groups do not allow port 22 (run `wisp sg authorize default --port 22`)".into());
+        return Err(format!(
+            "none of its security groups allows inbound port 22 (`wisp show {}` lists them; `wisp sg authorize GROUP \
+             --port 22` allows it)",
+            target.instance
+        ));
     };
     if let Err(error) = TcpStream::connect_timeout(&SocketAddr::V4(endpoint), CONNECT_TIMEOUT) {
         return Err(format!("cannot connect to {endpoint} ({error})"));

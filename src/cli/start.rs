@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
 
-    /// Allow more vCPUs than this host has CPUs.
+    /// Allow an instance with more vCPUs than this host has CPUs.
     #[arg(long, help_heading = ADVANCED)]
     overcommit: bool,
 

@@ -33,6 +33,20 @@ pub struct Modification {
     pub metadata_options: Option<MetadataChange>,
 }
 
+impl Modification {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Modification { size, user_data, shutdown_behavior, termination_protection, .. } = self;
+        size.is_none()
+            && user_data.is_none()
+            && shutdown_behavior.is_none()
+            && termination_protection.is_none()
+            && self.security_groups.is_empty()
+            && self.cpu_credits.is_none()
+            && self.metadata_options.is_none()
+    }
+}
+
 impl Cloud {
     /// Changes an instance's attributes, all or none.
     pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {

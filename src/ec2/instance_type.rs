@@ -150,7 +150,7 @@ pub struct CpuCredits {
 /// The reason why Wisp cannot run an EC2 type on any host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLaunchable {
-    #[error("it is a bare metal type, and Wisp runs only virtual machines")]
+    #[error("it is bare metal, and Wisp runs only virtual machines")]
     BareMetal,
     #[error("it has GPUs, which Wisp does not support")]
     Gpu,

@@ -88,7 +88,7 @@ pub struct Args {
     #[arg(long)]
     no_limits: bool,
 
-    /// Allow more vCPUs than this host has CPUs.
+    /// Allow an instance with more vCPUs than this host has CPUs.
     #[arg(long)]
     overcommit: bool,
 

@@ -162,11 +162,12 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     }
     // linux/fs/ext4/ext4.h: the superblock is at offset 1024.
     if half(1024 + 0x38) == Some(0xef53) {
-        let shift = word(1024 + 0x18)?;
+        // Linux supports blocks of up to 64 KiB.
+        let block = 1024_u64.checked_shl(word(1024 + 0x18)?).filter(|block| (1024..=65_536).contains(block));
         let has_64_bits = word(1024 + 0x60)? & 0x80 != 0;
         let high = if has_64_bits { u64::from(word(1024 + 0x150)?) } else { 0 };
         let blocks = high << 32 | u64::from(word(1024 + 4)?);
-        return Some(whole(FileSystem::Ext4, blocks.checked_mul(1024 << shift)));
+        return Some(whole(FileSystem::Ext4, block.and_then(|block| blocks.checked_mul(block))));
     }
     // linux/fs/squashfs/squashfs_fs.h.
     if head.starts_with(b"hsqs") {
@@ -278,6 +279,16 @@ mod tests {
         assert!(reason(detect(&file).unwrap()).contains("decompress"));
         file.set_len(10).unwrap();
         assert!(reason(detect(&file).unwrap()).contains("truncated"));
+    }
+
+    #[test]
+    fn ext4_block_size_out_of_range_is_refused() {
+        let mut bytes = vec![0; 2048];
+        bytes[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+        for shift in [7_u8, 53, 54, 64, 255] {
+            bytes[1024 + 0x18] = shift;
+            assert!(reason(of(&bytes, u64::MAX)).contains("truncated"), "{shift}");
+        }
     }
 
     proptest::proptest! {

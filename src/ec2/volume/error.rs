@@ -122,7 +122,7 @@ impl VolumeError {
             VolumeError::Size { .. } => {
                 "Specify a number of GiB, such as 8, or a number and a unit, such as 512M, 20G or 1T.".to_owned()
             }
-            VolumeError::NoSize => "Specify the size in GiB, for example `size=8`.".to_owned(),
+            VolumeError::NoSize => "Specify a size in GiB, such as 8, or a snapshot.".to_owned(),
             VolumeError::NotSupported { parameter: "throughput", .. } => {
                 "You can specify the throughput only for gp3 volumes.".to_owned()
             }

@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
         // The home directory belongs to another user.
         let error = add_keys(home.path(), &key("B"), (owner.0 + 1, owner.1)).unwrap_err().to_string();
-        assert!(error.contains(&format!("belongs to the user {}", owner.0)), "{error}");
+        assert!(error.contains(&format!("belongs to user {}", owner.0)), "{error}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 A A\n");
     }
 
@@ -380,7 +380,7 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         give(&directory, OTHER);
         let error = add_keys(home.path(), &key("A"), USER).unwrap_err().to_string();
-        assert!(error.contains(&format!("~/.ssh belongs to the user {OTHER}")), "{error}");
+        assert!(error.contains(&format!("~/.ssh belongs to user {OTHER}")), "{error}");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
         // A system file that the user cannot read, as if hard-linked by the user.
         give(&directory, USER.0);
