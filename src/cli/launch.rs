@@ -106,7 +106,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
-    /// Check the request without launching instances.
+    /// Check the request without launching instances. On success, it fails with DryRunOperation, as in EC2.
     #[arg(long, help_heading = ADVANCED)]
     dry_run: bool,
 
