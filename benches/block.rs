@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use machine::limits::rate_limiter::SharedDiskLimiter;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Advice, fadvise};
 use serde_json::{Value, json};
 use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;
-use vmm::limits::rate_limiter::SharedDiskLimiter;
 use vmm::memory::{self, GuestMemory, MIB};
 use vmm::virtio::block::{Block, Disk, Ring, SECTOR, SharedDisk};
 use vmm::virtio::interrupt::Interrupt;

@@ -10,10 +10,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::slots::{Bench, CONFIG_CHANGE, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 use vmm::bus::BusDevice;
-use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use vmm::disk_slots::SlotError;
 use vmm::virtio::block::{BlockError, Disk};
 use vmm::virtio::register;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use common::instances::{SMALL, dir, exec, json, launch};
 use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
-use vmm::config::{DiskAccess, DiskConfig, DiskFormat};
+use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 
 /// Returns the VMM and its supervisor.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {

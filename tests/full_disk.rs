@@ -4,8 +4,8 @@
 mod common;
 
 use common::slots::{Bench, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use wisp::host::disk_image;
 
 const BLOCK: usize = 64 << 10;

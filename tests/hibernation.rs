@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
 use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
-use vmm::control::{ControlClient, ControlRequest, Message};
+use machine::control::{ControlClient, ControlRequest, Message};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use common::instances::{exec, files, json, launch};
 use common::{Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use ec2::state::InstanceState;
+use machine::control::{ControlClient, ControlRequest};
 use serde_json::Value;
 use store::{InstanceRecord, Store, StoreError};
-use vmm::control::{ControlClient, ControlRequest};
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Wisp, vmm_pid, wait_for_log, wait_until_gone, wait_until_unlocked};
-use vmm::control::{ControlClient, ControlRequest, Message};
+use machine::control::{ControlClient, ControlRequest, Message};
 
 fn only_vmm_pid(wisp: &Wisp) -> u32 {
     let runs = wisp.runs();
@@ -65,16 +65,16 @@ fn ctrl_alt_del_powers_guest_off() {
             _ => {}
         }
     };
-    assert_eq!(end, vmm::End::PowerOff);
+    assert_eq!(end, machine::End::PowerOff);
     let outcome = running.wait().expect_code(0);
     assert!(outcome.stderr.contains("the guest powered off"), "{}", outcome.stderr);
 }
 
 #[test]
 fn client_that_never_reads_stalls_only_itself() {
+    use machine::unix_socket;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use vmm::unix_socket;
     let wisp = Wisp::warm_in_long_home();
     let mut running = wisp.start_guest();
     let socket = wisp.runs()[0].join("vmm/vsock.sock");

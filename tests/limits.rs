@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use base64::prelude::*;
 use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp, instances};
+use machine::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
+use machine::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmStatus};
+use machine::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
+use machine::network::{MacAddress, MetadataConfig, NetstackConfig};
 use serde_json::json;
-use vmm::config::{DiskAccess, DiskConfig, DiskFormat, NetConfig};
-use vmm::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmStatus};
-use vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
-use vmm::netstack::{MacAddress, MetadataConfig, NetstackConfig};
 
 const SECOND: u64 = 1_000_000_000;
 /// The share of one CPU that the vCPU earns. Even a busy host gives the vCPU more.
@@ -127,7 +127,7 @@ fn thread_cpu_time(pid: u32, name: &str) -> Duration {
 }
 
 /// Returns a machine with a netstack interface and three disks: byte rate, IOPS rate, no limits.
-fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> vmm::MachineConfig {
+fn with_limits(wisp: &Wisp, dir: &std::path::Path) -> machine::MachineConfig {
     let mut config = config(wisp);
     let bytes = DiskLimits { bytes: Some(Rate::constant(DISK_BYTES)), operations: None, operation_bytes: 0 };
     let operations =

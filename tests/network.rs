@@ -11,9 +11,9 @@ use std::time::Instant;
 use common::instances::{dir, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
+use machine::control::{ControlClient, ControlRequest, Message};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use vmm::control::{ControlClient, ControlRequest, Message};
 use vmm::sandbox::SandboxLayer;
 use wisp::host::sparse::hex;
 

@@ -6,8 +6,8 @@ use std::fs;
 use std::time::Instant;
 
 use common::{DEADLINE, Wisp, instances, vmm_pid, wait_until_unlocked};
+use machine::usage::{FILE, Reading, SampleTime, read};
 use serde_json::Value;
-use vmm::usage::{FILE, Reading, SampleTime, read};
 
 const MIB: f64 = 1_048_576.0;
 /// User code, which runs natively even under software KVM.

@@ -12,13 +12,13 @@ use std::process::Command;
 
 use common::Wisp;
 use common::instances::{SMALL, dir, exec};
+use machine::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
+use machine::control::{ControlClient, ControlRequest, Message};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use rustix::thread::CapabilitySet;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-use vmm::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
-use vmm::control::{ControlClient, ControlRequest, Message};
 use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};

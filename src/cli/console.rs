@@ -12,9 +12,9 @@ use super::escape::ConsoleFilter;
 use super::output::{self, Output};
 use super::{args, open_cloud, serial};
 use crate::cloud::timestamp;
+use machine::untrusted;
 use vmm::console_socket::SOCKET;
 use vmm::devices::console::LOG;
-use vmm::untrusted;
 
 /// The maximum size of console output in bytes, as in EC2.
 const LIMIT: usize = 64 << 10;

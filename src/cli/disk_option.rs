@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use super::output;
 use crate::cloud::run_spec::ExtraDisk;
 use crate::host::disk_image;
-use vmm::config::DiskFormat;
+use machine::config::DiskFormat;
 use vmm::virtio::block::SECTOR;
 
 /// The syntax of the option.

@@ -25,8 +25,8 @@ use crate::host::shell;
 use ec2::catalog;
 use ec2::metadata::ImdsSupport;
 use ec2::size::{MemorySize, approximate_mib};
+use machine::config::CpuConfig;
 use store::{ImageRecord, Visibility};
-use vmm::config::CpuConfig;
 
 /// Manage images (AMIs).
 #[derive(Debug, clap::Args)]

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use super::output;
 use crate::cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
 use ec2::credits::{CreditBalance, in_credits};
+use machine::control::{DiskRecord, VmmStatus};
+use machine::limits::{DiskLimits, Rate};
 use store::InstanceRecord;
-use vmm::control::{DiskRecord, VmmStatus};
-use vmm::limits::{DiskLimits, Rate};
 
 /// Returns `CreditSpecification`; none if the type has no credits.
 pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
@@ -135,7 +135,7 @@ pub fn shape(record: &InstanceRecord, status: Option<&VmmStatus>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::limits::{CpuBalance, CpuBudgetConfig, CpuBudgetRecord};
+    use machine::limits::{CpuBalance, CpuBudgetConfig, CpuBudgetRecord};
 
     #[test]
     fn what_is_owed_is_shown_with_a_minus() {

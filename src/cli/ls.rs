@@ -9,9 +9,9 @@ use crate::cloud::{Cloud, CloudError};
 use ec2::size::approximate_mib;
 use ec2::state::{InstanceState, StateReason};
 use ec2::tag::Tag;
+use machine::control::VmmStatus;
+use machine::timeline::Mark;
 use store::InstanceRecord;
-use vmm::control::VmmStatus;
-use vmm::timeline::Mark;
 
 /// List instances.
 #[derive(Debug, clap::Args)]

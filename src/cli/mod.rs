@@ -57,7 +57,7 @@ use clap::{ArgAction, FromArgMatches, Parser, Subcommand};
 use self::output::Output;
 use crate::cloud::Cloud;
 use crate::cloud::lifecycle::StateChange;
-use ::vmm::timeline::monotonic_ns;
+use ::machine::timeline::monotonic_ns;
 
 /// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]

@@ -23,9 +23,9 @@ use crate::guest::Agent;
 use crate::host::home::Home;
 use crate::host::probe;
 use ec2::capacity::InstanceSize;
-use vmm::config::BootProtocol;
-use vmm::end::End;
-use vmm::timeline::Mark;
+use machine::config::BootProtocol;
+use machine::end::End;
+use machine::timeline::Mark;
 
 /// The default size. It is smaller than any EC2 type, because small guests boot fastest.
 const DEFAULT_VCPUS: u32 = 1;
@@ -319,7 +319,7 @@ fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
 mod tests {
     use super::*;
     use clap::Parser;
-    use vmm::config::CpuConfig;
+    use machine::config::CpuConfig;
 
     #[derive(Debug, Parser)]
     struct Line {

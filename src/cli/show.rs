@@ -14,8 +14,8 @@ use ec2::metadata::MetadataChange;
 use ec2::network::NetworkMode;
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
+use machine::control::VmmStatus;
 use store::{InstanceRecord, VolumeRecord};
-use vmm::control::VmmStatus;
 
 /// The timeout for optional information from the guest.
 const SHORT: Duration = Duration::from_secs(5);

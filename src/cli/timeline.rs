@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use crate::host::home::Home;
-use vmm::control::VmmStatus;
-use vmm::end_record::EndRecord;
-use vmm::timeline::{Mark, TimelineRecord};
+use machine::control::VmmStatus;
+use machine::end_record::EndRecord;
+use machine::timeline::{Mark, TimelineRecord};
 
 /// The maximum width of a bar in columns.
 const BAR: usize = 40;
@@ -145,7 +145,7 @@ fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::timeline::MarkRecord;
+    use machine::timeline::MarkRecord;
 
     fn status() -> VmmStatus {
         let marks = Mark::ALL.into_iter().enumerate();

@@ -12,8 +12,8 @@ use super::{history, limits, open_cloud};
 use crate::cloud::Cloud;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
+use machine::control::VmmStatus;
 use store::InstanceRecord;
-use vmm::control::VmmStatus;
 
 /// Show live usage of running instances.
 ///
@@ -126,7 +126,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
     let seconds = (after.at - before.at).as_secs_f64().max(0.001);
     // The counters of a restarted machine start at zero.
     let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
-    let sum = |status: &VmmStatus, of: fn(&vmm::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
+    let sum = |status: &VmmStatus, of: fn(&machine::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
     let exits = |status: &VmmStatus| status.exits.iter().map(|exit| exit.count).sum();
     let (old, new) = (&before.status, &after.status);
     Rates {

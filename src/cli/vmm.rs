@@ -19,23 +19,25 @@ use crate::host::supervisor::{self, LogPipe, Signals};
 use crate::host::vmm_process::{
     self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
 };
+use machine::MachineConfig;
+use machine::config::MAX_DISKS;
+use machine::control::{self, Message};
+use machine::end::End;
+use machine::end_record::EndRecord;
+use machine::launch::{Launcher, Restore};
+use machine::passed_files::FdTable;
+use machine::untrusted;
+use vmm::Machine;
 use vmm::broker::{self, Broker, BrokerClient};
-use vmm::config::MAX_DISKS;
 use vmm::console_socket;
-use vmm::control::{self, Message};
-use vmm::end::End;
-use vmm::end_record::EndRecord;
 use vmm::kvm::VirtualMachine;
-use vmm::machine::{Launcher, Restore, VmmInputs};
-use vmm::passed_files::FdTable;
+use vmm::machine::VmmInputs;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};
 use vmm::sandbox::{self, limits, seccomp};
 use vmm::snapshot::origin;
-use vmm::untrusted;
 use vmm::virtio::block::Ring;
 use vmm::virtio::vsock;
-use vmm::{Machine, MachineConfig};
 
 /// Run the virtual machine of an instance directory.
 #[derive(Debug, clap::Args)]

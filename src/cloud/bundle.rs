@@ -16,7 +16,7 @@ use super::import::{
     unsupported,
 };
 use crate::host::{disk_image, sparse};
-use vmm::config::DiskFormat;
+use machine::config::DiskFormat;
 
 /// Maximum size of a kernel or an initramfs in bytes. The limit for a root file system is [`LARGEST_FILE`].
 const LARGEST_BOOT_FILE: u64 = 4 << 30;

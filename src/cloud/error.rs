@@ -10,8 +10,8 @@ use crate::guest;
 use crate::host::disk_image;
 use crate::host::home::HomeError;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
+use machine::control::ClientError;
 use store::StoreError;
-use vmm::control::ClientError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {

@@ -23,10 +23,10 @@ use crate::host::disk_image;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
+use machine::config::{DiskConfig, DiskFormat, MachineConfig};
+use machine::control::{ControlRequest, Message, NewOverlay};
+use machine::launch::Restore;
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
-use vmm::config::{DiskConfig, DiskFormat, MachineConfig};
-use vmm::control::{ControlRequest, Message, NewOverlay};
-use vmm::machine::Restore;
 use vmm::snapshot;
 
 /// Timeout for a snapshot. The guest keeps running for most of this time.

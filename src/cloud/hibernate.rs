@@ -19,11 +19,11 @@ use crate::guest::FEATURE;
 use crate::host::home::Home;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
+use machine::control::ControlRequest;
+use machine::launch::Restore;
+use machine::timeline::Mark;
 use store::InstanceRecord;
-use vmm::control::ControlRequest;
-use vmm::machine::Restore;
 use vmm::snapshot;
-use vmm::timeline::Mark;
 
 const SAVED: &str = "hibernated";
 /// Long enough to write the memory of the largest VM to a slow disk.

@@ -9,7 +9,7 @@ use super::embedded::{self, EmbeddedError};
 use crate::guest::check_user_name;
 use crate::host::home::Home;
 use ec2::metadata::ImdsSupport;
-use vmm::config::{BootProtocol, DiskFormat};
+use machine::config::{BootProtocol, DiskFormat};
 
 pub const MANIFEST: &str = "image.toml";
 /// Maximum size in bytes.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::error::CloudError;
 use super::image::Image;
 use crate::host::home::write_private;
+use machine::config::CpuConfig;
 use store::InstanceRecord;
-use vmm::config::CpuConfig;
 use vmm::snapshot::{self, BASE, MEMORY, STATE};
 
 const DIRECTORY: &str = "memory";

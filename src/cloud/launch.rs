@@ -26,11 +26,11 @@ use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
 use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
+use machine::config::{CpuConfig, DiskFormat};
 use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
     Transaction, VolumeRecord,
 };
-use vmm::config::{CpuConfig, DiskFormat};
 
 pub const MAX_COUNT: u32 = 100;
 /// Device name of the root volume of EC2's Linux images.

@@ -14,8 +14,8 @@ use super::image::RootEntry;
 use crate::host::disk_image;
 use crate::host::home::Home;
 use ec2::{ErrorCode, ImageId};
+use machine::config::{BackingFile, DiskFormat};
 use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
-use vmm::config::{BackingFile, DiskFormat};
 use vmm::virtio::block::MAX_LAYERS;
 
 /// Directories in the data directory that contain disk images.
@@ -184,7 +184,7 @@ mod tests {
         cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(record)?)).unwrap();
     }
 
-    fn paths(disk: &vmm::config::DiskConfig) -> Vec<String> {
+    fn paths(disk: &machine::config::DiskConfig) -> Vec<String> {
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
         disk.files().map(|(path, _)| name(path)).collect()
     }

@@ -23,8 +23,8 @@ use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
+use machine::control;
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
-use vmm::control;
 
 /// Time for a guest to power off after a request to its agent, and after Ctrl-Alt-Del: with hardware KVM, and with an
 /// emulated guest kernel. After that, the VM is killed.

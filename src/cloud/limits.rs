@@ -10,11 +10,11 @@ use ec2::performance::{Performance, Speed};
 use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeSize, VolumeSpec};
 use ec2::{ErrorCode, InstanceId, catalog};
+use machine::MachineConfig;
+use machine::control::{ControlRequest, VmmStatus};
+use machine::kept_balance::KeptBalance;
+use machine::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 use store::{InstanceRecord, VolumeRecord};
-use vmm::MachineConfig;
-use vmm::control::{ControlRequest, VmmStatus};
-use vmm::cpu::kept_balance::KeptBalance;
-use vmm::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 
 /// Applies an instance's limits to its VM, unless the instance is exempt. The first disks of `config` must be the
 /// instance's volumes, and its network device must be configured.
@@ -170,7 +170,7 @@ impl Cloud {
 mod tests {
     use super::*;
     use ec2::credits::{CREDIT_NS, in_credits};
-    use vmm::limits::CpuBudget;
+    use machine::limits::CpuBudget;
 
     const SECOND: u64 = 1_000_000_000;
     const HOUR: u64 = 3600;

@@ -25,16 +25,16 @@ use crate::host::vmm_process::{self, CONFIG, Inherited};
 use ec2::InstanceId;
 use ec2::catalog;
 use ec2::state::InstanceState;
+use machine::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
+use machine::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
+use machine::end::End;
+use machine::end_record::EndRecord;
+use machine::kept_balance::KeptBalance;
+use machine::launch::{Launcher, Restore};
+use machine::timeline::monotonic_ns;
+use machine::untrusted;
 use store::{InstanceRecord, VolumeRecord};
-use vmm::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, MachineConfig, VsockConfig};
-use vmm::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
-use vmm::cpu::kept_balance::KeptBalance;
 use vmm::devices::console::{FULL_LOG, LOG};
-use vmm::end::End;
-use vmm::end_record::EndRecord;
-use vmm::machine::{Launcher, Restore};
-use vmm::timeline::monotonic_ns;
-use vmm::untrusted;
 use vmm::virtio::vsock;
 
 /// Name prefix of a directory with a snapshot in transit.

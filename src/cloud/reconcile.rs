@@ -16,9 +16,9 @@ use crate::host::home::is_lock;
 use crate::host::vmm_process;
 use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
+use machine::end::End;
+use machine::end_record::EndRecord;
 use store::{ClientToken, InstanceRecord, StoreError};
-use vmm::end::End;
-use vmm::end_record::EndRecord;
 
 /// Seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;

@@ -20,8 +20,8 @@ use ec2::id::Image as ImageKind;
 use ec2::metadata::ImdsSupport;
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, ImageId, InstanceId};
+use machine::config::{BackingFile, DiskFormat};
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
-use vmm::config::{BackingFile, DiskFormat};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageConsistency {

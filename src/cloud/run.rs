@@ -22,12 +22,12 @@ use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private
 use crate::host::out_of_memory::OomKillCount;
 use crate::host::vmm_process::{self, Inherited};
 use ec2::id::InstanceId;
-use vmm::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
+use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
+use machine::end::End;
+use machine::launch::Launcher;
+use machine::untrusted;
 use vmm::devices::console;
-use vmm::end::End;
-use vmm::machine::Launcher;
 use vmm::snapshot;
-use vmm::untrusted;
 use vmm::virtio::vsock;
 
 /// Directory for a snapshot within the VMM's own directory.

@@ -10,7 +10,7 @@ use super::template::{self, Template};
 use ec2::InstanceType;
 use ec2::id::InstanceId;
 use ec2::system;
-use vmm::config::{
+use machine::config::{
     BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
     SystemIdentity, VsockConfig,
 };

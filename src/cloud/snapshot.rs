@@ -15,9 +15,9 @@ use super::{Cloud, new_id, now, resolve};
 use crate::host::disk_image;
 use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use ec2::{SnapshotId, VolumeId};
+use machine::config::DiskFormat;
+use machine::control::ControlRequest;
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
-use vmm::config::DiskFormat;
-use vmm::control::ControlRequest;
 
 impl Cloud {
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {

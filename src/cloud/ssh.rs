@@ -8,7 +8,7 @@ use super::error::CloudError;
 use super::machine::InstanceDir;
 use super::network::FILE;
 use ec2::InstanceId;
-use vmm::netstack::{Forward, NetstackConfig, Transport};
+use machine::network::{Forward, NetstackConfig, Transport};
 
 const PORT: u16 = 22;
 /// The instance's host keys, which are trusted on first use.

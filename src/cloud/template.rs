@@ -26,8 +26,8 @@ use super::run_spec::{Boot, RunSpec};
 use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use crate::host::disk_image;
 use crate::host::home::{Home, private_file, try_lock_file, write_private};
-use vmm::config::CpuConfig;
-use vmm::machine::Restore;
+use machine::config::CpuConfig;
+use machine::launch::Restore;
 use vmm::snapshot;
 
 /// Disk ID of a template's root disk.

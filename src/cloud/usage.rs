@@ -10,9 +10,9 @@ use ec2::credits::CreditBalance;
 use ec2::right_size::{Judgment, Subject, TooLittle, judge};
 use ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
 use ec2::{InstanceId, catalog};
+use machine::control::NetRecord;
+use machine::usage::{BudgetReading, DiskReading, FILE, Reading, read};
 use store::{InstanceRecord, Transaction, UsageCursor};
-use vmm::usage::{BudgetReading, DiskReading, FILE, Reading, read};
-use vmm::virtio::net::NetRecord;
 
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
@@ -186,7 +186,7 @@ fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::usage::SampleTime;
+    use machine::usage::SampleTime;
 
     fn reading(run: u64, up_ms: u64) -> Reading {
         let moment = SampleTime { run, up_ms, at_ms: run * 1000 + up_ms };

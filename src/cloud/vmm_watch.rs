@@ -19,7 +19,7 @@ use super::error::CloudError;
 use super::machine::{InstanceDir, MachineHandle};
 use crate::host::home::lock_file;
 use crate::host::vmm_process::{LOCK, make_vmm_directory};
-use vmm::control::SOCKET;
+use machine::control::SOCKET;
 
 #[derive(Debug)]
 pub(super) enum Awaited {

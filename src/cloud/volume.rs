@@ -21,9 +21,9 @@ use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
+use machine::config::{DiskConfig, DiskFormat};
+use machine::control::{ControlRequest, Message};
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
-use vmm::config::{DiskConfig, DiskFormat};
-use vmm::control::{ControlRequest, Message};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. The guest may have to write much data first.

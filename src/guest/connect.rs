@@ -14,7 +14,7 @@ use wisp_agent::AGENT_PORT;
 use wisp_agent::protocol::{AgentConnection, ToGuest};
 
 use super::Error;
-use vmm::unix_socket;
+use machine::unix_socket;
 
 /// Longer than any valid answer, such as `OK 4294967295\n`.
 const LONGEST_ANSWER: usize = 32;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::space::FreeSpace;
-use vmm::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
 /// Bytes copied at a time, a multiple of both units below.

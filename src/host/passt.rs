@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use crate::host::environment;
 use crate::host::probe::{self, NamespaceSetting};
 use crate::host::vmm_process::keep_open;
-use vmm::netstack::GATEWAY_MAC;
+use machine::network::GATEWAY_MAC;
 
 pub const PROGRAM: &str = "passt";
 pub const INSTALL: &str = "sudo apt install passt";

@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use rustix::stdio::dup2_stderr;
 
-use vmm::bounded_log::BoundedLog;
+use machine::bounded_log::BoundedLog;
 use vmm::broker::Broker;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];

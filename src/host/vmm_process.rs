@@ -21,11 +21,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 
 use super::environment;
 use super::home::write_private;
-use vmm::bounded_log;
-use vmm::config::MachineConfig;
-use vmm::machine::{Launcher, Restore};
+use machine::bounded_log;
+use machine::config::MachineConfig;
+use machine::launch::{Launcher, Restore};
+use machine::untrusted;
 use vmm::sandbox::seccomp;
-use vmm::untrusted;
 
 pub const CONFIG: &str = "config.json";
 /// Lock file. The VMM and its supervisor hold the lock while they are running.

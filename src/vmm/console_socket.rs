@@ -14,7 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::devices::console::Console;
 use super::devices::serial::Serial;
-use crate::unix_socket;
+use machine::unix_socket;
 
 pub const SOCKET: &str = "console.sock";
 /// Sent to a second client.
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::bus::BusDevice;
     use crate::irq::IrqLine;
-    use crate::timeline::Timeline;
+    use machine::timeline::Timeline;
     use std::sync::Arc;
     use vmm_sys_util::eventfd::EventFd;
 

@@ -7,12 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::config::{ConfigError, DiskConfig};
-use super::control::{DiskRecord, Message};
-use super::limits::DiskLimits;
-use super::passed_files::FdTable;
 use super::virtio::block::{BlockError, Disk, Label, SharedDisk};
 use super::virtio::interrupt::{Interrupt, status};
+use machine::config::{ConfigError, DiskConfig};
+use machine::control::{DiskRecord, Message};
+use machine::limits::DiskLimits;
+use machine::passed_files::FdTable;
 
 #[derive(Debug, Default)]
 pub struct DiskSlots {

@@ -4,9 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::boot::BootError;
-use crate::config::ConfigError;
 use crate::console_socket::ConsoleSocketError;
-use crate::control::ControlError;
 use crate::cpu::state::StateError;
 use crate::disk_slots::SlotError;
 use crate::memory::MemoryError;
@@ -14,6 +12,8 @@ use crate::sandbox::SandboxError;
 use crate::snapshot::SnapshotError;
 use crate::virtio::block::BlockError;
 use crate::virtio::vsock::VsockError;
+use machine::config::ConfigError;
+use machine::control::ControlError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -10,17 +10,18 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console_socket::{ConsoleSocket, Wait};
-use super::control::{ControlRequest, ControlServer, Message, VmmStatus};
 use super::cpu::vcpu::VcpuHandle;
 use super::disk_slots::{SlotError, attached};
-use super::end::{End, EndReceiver};
 use super::error::Error;
 use super::freeze::Freezer;
-use super::machine::Launcher;
 use super::memory;
 use super::signals::read_from_descriptor;
-use super::usage::{Reading, Recorder};
+use super::usage_recorder::Recorder;
 use super::wiring::Devices;
+use machine::control::{ControlRequest, ControlServer, Message, VmmStatus};
+use machine::end::{End, EndReceiver};
+use machine::launch::Launcher;
+use machine::usage::Reading;
 
 const AT_ITS_END: &str = "the machine is already stopping";
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];

@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip};
 use kvm_ioctls::VmFd;
 
-use super::config::MachineConfig;
-use super::control::NewOverlay;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
-use super::passed_files::FdTable;
 use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::virtio::mmio::TransportState;
 use super::wiring::Devices;
+use machine::config::MachineConfig;
+use machine::control::NewOverlay;
+use machine::passed_files::FdTable;
 
 /// All parts of a running machine that have state.
 pub(super) struct Freezer<'a> {

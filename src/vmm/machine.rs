@@ -17,18 +17,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::boot::{self, BootState, cmdline};
 use super::broker::BrokerClient;
 use super::bus::Bus;
-use super::config::{CpuConfig, DiskConfig, MachineConfig};
 use super::console_socket::{self, ConsoleSocket};
-use super::control::{ControlServer, GuestFaultRecord, SOCKET, VmmStatus};
 use super::cpu::gate::Gate;
-use super::cpu::kept_balance::KeptBalance;
 use super::cpu::quota::Quota;
 use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::xstate::Xstate;
 use super::cpu::{cpuid, emulation, registers, state};
 use super::devices::console::{self, Console};
-use super::end::{End, EndReceiver, end_channel};
 use super::error::Error;
 use super::event_loop::EventLoop;
 use super::fault::GuestFaults;
@@ -36,19 +32,25 @@ use super::freeze::{self, Freezer};
 use super::kvm::{PendingVm, VirtualMachine};
 use super::memory::{self, GuestMemory};
 use super::netstack::NetstackConfig;
-use super::passed_files::FdTable;
 use super::resume_message::ResumeMessage;
 use super::sandbox;
 use super::snapshot::origin::Origin;
 use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
 use super::snapshot::{self, MachineState, SnapshotError};
-use super::timeline::{ExitCounters, Mark, Timeline};
-use super::usage::{Clock, Recorder, SampleTime};
+use super::usage_recorder::Recorder;
 use super::virtio::block::Ring;
 use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
 use super::virtio::vsock::{self, Vsock};
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
+use machine::config::{CpuConfig, DiskConfig, MachineConfig};
+use machine::control::{ControlServer, GuestFaultRecord, SOCKET, VmmStatus};
+use machine::end::{End, EndReceiver, end_channel};
+use machine::kept_balance::KeptBalance;
+use machine::launch::{Launcher, Restore};
+use machine::passed_files::FdTable;
+use machine::timeline::{ExitCounters, Mark, Timeline};
+use machine::usage::{Clock, SampleTime};
 
 /// Host resources that a machine owns.
 #[derive(Debug)]
@@ -70,24 +72,6 @@ pub struct VmmInputs {
     /// io_uring instances for the disks: one for each slot, or as many as the host allows.
     pub rings: Vec<Ring>,
     pub files: FdTable,
-}
-
-/// A snapshot to restore from.
-#[derive(Debug, Clone)]
-pub struct Restore {
-    pub dir: PathBuf,
-    /// Delete the snapshot before the vCPUs run, so that it is not restored twice.
-    pub once: bool,
-}
-
-/// The connection to the process that started a machine, subscribed from the start.
-#[derive(Debug)]
-pub enum Launcher {
-    /// An ephemeral machine, which ends when this connection closes.
-    Owner(UnixStream),
-    /// A machine that outlives the connection.
-    Watcher(UnixStream),
-    Detached,
 }
 
 #[derive(Debug)]
@@ -273,7 +257,7 @@ impl Machine {
         keep_balance(&context, &self.dir);
         log::info!("{end}");
         conclude(&end, &last_status);
-        control.broadcast(&super::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
+        control.broadcast(&machine::control::Message::Ended { end: end.clone(), status: Box::new(last_status) });
         Ok(end)
     }
 }

@@ -5,12 +5,12 @@ use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::Resumed;
 use wisp_agent::seed::Seed;
 
-use super::config::MachineConfig;
 use super::devices::generation;
 use super::error::Error;
 use super::memory::GuestMemory;
 use super::netstack::NetstackConfig;
 use super::wiring::new_eventfd;
+use machine::config::MachineConfig;
 
 #[derive(Debug)]
 pub(super) struct ResumeMessage {

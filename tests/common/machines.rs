@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use machine::MachineConfig;
+use machine::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
+use machine::control::{ControlClient, ControlRequest, Message, VmmStatus};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
-use vmm::MachineConfig;
-use vmm::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
-use vmm::control::{ControlClient, ControlRequest, Message, VmmStatus};
 use wisp::guest::{Agent, ExecRequest, Streams};
 
 use super::{DEADLINE, Wisp};

@@ -150,7 +150,7 @@ impl Wisp {
 
 impl Drop for Wisp {
     fn drop(&mut self) {
-        use vmm::control::{ControlClient, ControlRequest};
+        use machine::control::{ControlClient, ControlRequest};
         for dir in self.instances() {
             let Ok(mut control) = ControlClient::connect(&dir.join("vmm/control.sock")) else { continue };
             let _ = control.send(&ControlRequest::Kill { by: "the end of a test".into() });
@@ -292,7 +292,7 @@ impl Outcome {
 }
 
 pub fn vmm_pid(dir: &Path) -> u32 {
-    use vmm::control::{ControlClient, ControlRequest, Message};
+    use machine::control::{ControlClient, ControlRequest, Message};
     let mut control = ControlClient::connect(&dir.join("vmm/control.sock")).unwrap();
     control.send(&ControlRequest::Status).unwrap();
     match control.receive(Some(DEADLINE)).unwrap() {

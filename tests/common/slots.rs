@@ -5,10 +5,10 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::bus::BusDevice;
-use vmm::config::{DiskAccess, DiskConfig, DiskFormat};
 use vmm::disk_slots::{DiskSlot, DiskSlots};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;

@@ -7,7 +7,7 @@ use crate::cloud::bench::TypeReport;
 use crate::cloud::bench::bound::By;
 use crate::cloud::bench::comparison::{Compared, ComparisonRow};
 use crate::cloud::bench::measure::Better;
-use vmm::limits::{DiskLimits, Rate};
+use machine::limits::{DiskLimits, Rate};
 
 /// Returns the whole bench.
 pub fn shape(shown: &Shown) -> Value {

@@ -7,7 +7,7 @@ use super::measure::{About, Measure};
 use super::statistics::median;
 use ec2::InstanceType;
 use ec2::credits::CreditMode;
-use vmm::limits::{DiskLimits, Rate};
+use machine::limits::{DiskLimits, Rate};
 
 /// A figure of at least this share of a rate is bounded by the rate.
 const NEAR: f64 = 0.9;

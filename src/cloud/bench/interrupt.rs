@@ -11,7 +11,7 @@ use rustix::fd::AsFd;
 use wisp_agent::poll::{Interest, poll};
 
 use crate::guest::Signals;
-use vmm::control::{ControlClient, ControlRequest, SOCKET};
+use machine::control::{ControlClient, ControlRequest, SOCKET};
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 

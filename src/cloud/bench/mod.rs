@@ -32,7 +32,7 @@ use crate::host::probe;
 use ec2::Ec2Error;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
-use vmm::timeline::monotonic_ns;
+use machine::timeline::monotonic_ns;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

@@ -25,8 +25,8 @@ use crate::host::home::Home;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::network::{Protocol, PublishedPort};
-use vmm::control::VmmStatus;
-use vmm::timeline::{Mark, monotonic_ns};
+use machine::control::VmmStatus;
+use machine::timeline::{Mark, monotonic_ns};
 
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
@@ -273,7 +273,7 @@ fn observe(before: &VmmStatus, after: &VmmStatus, took: Duration, usable: Durati
 mod tests {
     use super::*;
     use crate::guest::ExitStatus;
-    use vmm::control::DiskRecord;
+    use machine::control::DiskRecord;
 
     fn captured(code: i32, stdout: &str, stderr: &str) -> Captured {
         Captured { status: ExitStatus::Exited(code), stdout: stdout.into(), stderr: stderr.into() }

@@ -16,8 +16,8 @@ use super::tree::{self, AddError, Tree};
 use super::{ImportError, ImportProgress, LARGEST_FILE, Landing, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use crate::host::{disk_image, sparse};
+use machine::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
-use vmm::config::{BootProtocol, DiskFormat};
 
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "agent.cpio";

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
-use vmm::netstack::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+use machine::network::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
 /// A rule with more ports than this forwards only well-known ports of a public address.
 const MANY: u16 = 64;

@@ -9,8 +9,8 @@ use super::router::is_in_vpc;
 use super::{MTU, NetworkSpec};
 use ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use ec2::{InstanceId, metadata::MetadataOptions};
+use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
-use vmm::netstack::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 
 /// The netstack's configuration in an instance's directory.
 pub const FILE: &str = "link.json";

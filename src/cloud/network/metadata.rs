@@ -11,8 +11,8 @@ use crate::cloud::timestamp_seconds;
 use ec2::InstanceId;
 use ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
 use ec2::tag::is_metadata_key;
+use machine::network::MacAddress;
 use store::{InstanceRecord, NetworkRecord};
-use vmm::netstack::MacAddress;
 
 /// Values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;

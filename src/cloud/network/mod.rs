@@ -29,10 +29,10 @@ use ec2::id::SubnetId;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
 use ec2::{ErrorCode, InstanceId};
+use machine::config::{MachineConfig, NetConfig};
+use machine::control::{ControlRequest, Message};
+use machine::network::{MacAddress, NetstackConfig};
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
-use vmm::config::{MachineConfig, NetConfig};
-use vmm::control::{ControlRequest, Message};
-use vmm::netstack::{MacAddress, NetstackConfig};
 
 pub(super) use address::{Addresses, take_public_address};
 pub(super) use elastic::free_addresses_of;

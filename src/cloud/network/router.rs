@@ -16,8 +16,8 @@ use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{NetworkMode, SubnetRange, mac_address};
 use ec2::state::InstanceState;
+use machine::network::{Cidr, MacAddress};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
-use vmm::netstack::{Cidr, MacAddress};
 
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc

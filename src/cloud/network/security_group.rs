@@ -14,8 +14,8 @@ use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
+use machine::network::Filter;
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
-use vmm::netstack::Filter;
 
 pub const DEFAULT: &str = "default";
 

@@ -34,10 +34,10 @@ use super::environment;
 use super::home::{lock_file, write_private};
 use super::probe::{self, NamespaceSetting};
 use super::vmm_process::keep_open;
+use machine::network::{Cidr, Filter, MacAddress};
+use machine::unix_socket;
 pub use namespace_holder::namespace_of;
 pub use process::run;
-use vmm::netstack::{Cidr, Filter, MacAddress};
-use vmm::unix_socket;
 
 /// Required programs and their Debian packages.
 pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];

@@ -15,7 +15,7 @@ use rustix::fs::{FileType, fstat};
 use super::namespace::is_configured;
 use super::{Interface, RouterConfig};
 use crate::host::vmm_process::processes;
-use vmm::unix_socket::SocketPath;
+use machine::unix_socket::SocketPath;
 
 // `linux/if_tun.h`, `linux/nsfs.h`.
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;

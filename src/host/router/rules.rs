@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 
 use super::RouterConfig;
 use super::namespace::{BRIDGE, OUT, Port};
-use vmm::netstack::{FilterProtocol, FilterRule};
+use machine::network::{FilterProtocol, FilterRule};
 
 /// Renders the whole table, which atomically replaces the previous one.
 pub(super) fn render(config: &RouterConfig) -> String {
@@ -133,7 +133,7 @@ fn matches(protocol: FilterProtocol) -> String {
 mod tests {
     use super::super::Interface;
     use super::*;
-    use vmm::netstack::{Cidr, Filter, MacAddress};
+    use machine::network::{Cidr, Filter, MacAddress};
 
     fn interface(number: u8, ingress: Vec<FilterRule>) -> Interface {
         let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];

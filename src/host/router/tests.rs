@@ -11,7 +11,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::namespace::{self, Port, Tap};
 use super::*;
-use vmm::netstack::{FilterProtocol, FilterRule, GATEWAY_MAC};
+use machine::network::{FilterProtocol, FilterRule, GATEWAY_MAC};
 
 /// Set in the process that runs in the namespaces.
 const INSIDE: &str = "WISP_TEST_ROUTER";

@@ -1,10 +1,10 @@
 //! The kernel command line. All options that a machine adds are listed here, with reasons.
 
 use super::BootError;
-use crate::config::{DiskAccess, MachineConfig};
 use crate::devices::{generation, pvpanic};
 use crate::memory::VIRTIO_MMIO_SIZE;
 use crate::virtio::mmio::Slot;
+use machine::config::{DiskAccess, MachineConfig};
 
 /// `COMMAND_LINE_SIZE` of x86 less the final NUL.
 const LIMIT: usize = 2047;
@@ -117,7 +117,7 @@ pub(super) fn check(cmdline: &str) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BootProtocol, CpuConfig, DiskConfig, DiskFormat, KernelConfig};
+    use machine::config::{BootProtocol, CpuConfig, DiskConfig, DiskFormat, KernelConfig};
 
     fn config(cmdline: &str) -> MachineConfig {
         let disk = |id: &str, root| DiskConfig {

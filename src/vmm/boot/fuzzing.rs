@@ -5,8 +5,8 @@ use std::fs;
 use vm_memory::GuestAddress;
 
 use super::kernel;
-use crate::config::{BootProtocol, KernelConfig};
 use crate::memory::GuestMemory;
+use machine::config::{BootProtocol, KernelConfig};
 
 /// The size of guest memory: just enough for a kernel at 1 MiB.
 const MEMORY_MIB: u64 = 4;

@@ -10,8 +10,8 @@ use linux_loader::loader::{BzImage, KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, open, read_error};
-use crate::config::{BootProtocol, KernelConfig};
 use crate::memory::{GuestMemory, HIGH_MEMORY_START, MMIO_GAP_START};
+use machine::config::{BootProtocol, KernelConfig};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `HdrS` at byte 0x202 of a bzImage (boot.rst, "The Real-Mode Kernel Header").

@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::config::MachineConfig;
 use crate::memory::{self, GuestMemory, HIGH_MEMORY_START};
 use crate::virtio::mmio::Slot;
+use machine::config::MachineConfig;
 
 pub use kernel::EntryPoint;
 use kernel::LoadedKernel;

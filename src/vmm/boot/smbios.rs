@@ -6,8 +6,8 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::config::SystemIdentity;
 use crate::memory::{GuestMemory, SMBIOS_START, SMBIOS_TABLES, SMBIOS_TABLES_SIZE};
+use machine::config::SystemIdentity;
 
 /// The version in the entry point. Since 2.6, the first fields of a UUID are little-endian.
 const VERSION: [u8; 3] = [3, 6, 0];

@@ -70,24 +70,8 @@ pub struct EmulationFailure {
     pub instruction_bytes: Vec<u8>,
 }
 
-/// The names of the exit counters, in the order of [`Exit::kind`].
-pub const KINDS: [&str; 12] = [
-    "port read",
-    "port write",
-    "mmio read",
-    "mmio write",
-    "interrupted",
-    "halt",
-    "shutdown",
-    "system event",
-    "emulation failure",
-    "internal error",
-    "entry failure",
-    "unexpected",
-];
-
 impl Exit<'_> {
-    /// Returns the index in [`KINDS`].
+    /// Returns the index in [`EXIT_KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Exit::PortRead { .. } => 0,
@@ -193,16 +177,18 @@ fn parse_internal_error(run: &mut kvm_run) -> Exit<'_> {
 
 #[cfg(test)]
 mod tests {
+    use machine::timeline::EXIT_KINDS;
+
     use super::*;
 
     #[test]
     fn exit_kind_names_are_unique() {
-        let mut names = KINDS.to_vec();
+        let mut names = EXIT_KINDS.to_vec();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), KINDS.len());
-        assert_eq!(KINDS[Exit::Unexpected { reason: 0 }.kind()], "unexpected");
-        assert_eq!(KINDS[Exit::Shutdown.kind()], "shutdown");
+        assert_eq!(names.len(), EXIT_KINDS.len());
+        assert_eq!(EXIT_KINDS[Exit::Unexpected { reason: 0 }.kind()], "unexpected");
+        assert_eq!(EXIT_KINDS[Exit::Shutdown.kind()], "shutdown");
     }
 
     #[test]

@@ -6,7 +6,6 @@ pub mod cpuid;
 pub mod emulation;
 pub mod exit;
 pub mod gate;
-pub mod kept_balance;
 mod msrs;
 pub mod quota;
 pub mod registers;

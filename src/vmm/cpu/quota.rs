@@ -15,7 +15,7 @@ use super::cpu_timer::CpuTimer;
 use super::gate::Gate;
 use super::time::CpuTime;
 use super::vcpu::kick_signal;
-use crate::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
+use machine::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 
 /// Its lock comes before those of [`CpuTime`] in the lock order.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Allowance<'_> {
 mod tests {
     use super::*;
     use crate::cpu::time::ThreadClock;
-    use crate::limits::CpuBalance;
+    use machine::limits::CpuBalance;
     use std::sync::Arc;
 
     #[test]

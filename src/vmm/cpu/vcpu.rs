@@ -21,15 +21,15 @@ use super::state::{self, VcpuState};
 use super::time::CpuTime;
 use super::xstate::{self, Xstate};
 use crate::bus::Bus;
-use crate::end::{End, EndSender, KvmFailure};
 use crate::error::Error;
 use crate::fault::GuestFaults;
-use crate::limits::CpuBudgetRecord;
 use crate::memory::GuestMemory;
 use crate::sandbox::calls::ThreadKind;
 use crate::sandbox::threads;
 use crate::snapshot::processor::CpuIdentity;
-use crate::timeline::{ExitCounters, Mark, Timeline};
+use machine::end::{End, EndSender, KvmFailure};
+use machine::limits::CpuBudgetRecord;
+use machine::timeline::{ExitCounters, Mark, Timeline};
 
 #[derive(Debug)]
 pub struct VcpuContext {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
-use crate::end::{End, EndSender};
+use machine::end::{End, EndSender};
 
 /// The first port: the event block, then the control block.
 pub const PORT: u16 = 0x600;
@@ -87,7 +87,7 @@ impl BusDevice for AcpiPm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::end::end_channel;
+    use machine::end::end_channel;
 
     #[test]
     fn sleep_type_five_powers_off_and_others_do_not() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::timeline::{Mark, Timeline};
+use machine::timeline::{Mark, Timeline};
 
 /// Called when the guest's agent reports that it is ready.
 pub type OnReady = Box<dyn FnOnce() + Send>;

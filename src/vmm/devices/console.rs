@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::bounded_log::BoundedLog;
-use crate::timeline::{Mark, Timeline};
+use machine::bounded_log::BoundedLog;
+use machine::timeline::{Mark, Timeline};
 
 pub const LOG: &str = "console.log";
 pub const FULL_LOG: &str = "console.log.1";

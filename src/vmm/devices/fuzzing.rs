@@ -16,9 +16,9 @@ use super::resumed::ResumedPorts;
 use super::rtc::{self, Rtc};
 use super::serial::{self, Serial};
 use crate::bus::{Bus, SharedDevice};
-use crate::end::end_channel;
 use crate::irq::IrqLine;
-use crate::timeline::Timeline;
+use machine::end::end_channel;
+use machine::timeline::Timeline;
 
 pub fn ports(data: &[u8]) {
     let Ok((bus, serial, ports)) = wire() else { return };

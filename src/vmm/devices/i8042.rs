@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
-use crate::end::{End, EndSender};
 use crate::irq::IrqLine;
+use machine::end::{End, EndSender};
 
 /// The first port; data is at offset 0, status and commands at offset 4.
 pub const PORT: u16 = 0x60;
@@ -187,7 +187,7 @@ impl BusDevice for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::end::{EndReceiver, end_channel};
+    use machine::end::{EndReceiver, end_channel};
 
     fn controller() -> (I8042, EndReceiver) {
         let (sender, receiver) = end_channel().unwrap();

@@ -3,7 +3,7 @@
 //! Without ACPI, a PC has no other way to power itself off; the embedded kernel has a patch for it.
 
 use crate::bus::BusDevice;
-use crate::end::{End, EndSender};
+use machine::end::{End, EndSender};
 
 /// The ISA port of the specification.
 pub const PORT: u16 = 0x505;
@@ -40,7 +40,7 @@ impl BusDevice for Pvpanic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::end::end_channel;
+    use machine::end::end_channel;
 
     #[test]
     fn panic_and_power_off_are_distinguished() {

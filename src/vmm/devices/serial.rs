@@ -176,7 +176,7 @@ impl BusDevice for Serial {
 mod tests {
     use super::*;
     use crate::devices::console::Console;
-    use crate::timeline::Timeline;
+    use machine::timeline::Timeline;
 
     const LINE_STATUS: u64 = 5;
     const DATA_READY: u8 = 1;

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::config::{GATEWAY_MAC, MacAddress};
 use super::packet::{self, TYPE_ARP};
+use machine::network::{GATEWAY_MAC, MacAddress};
 
 /// Ethernet and IPv4, with addresses of 6 and 4 bytes.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];

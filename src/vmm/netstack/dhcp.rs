@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::config::{GATEWAY_MAC, MacAddress, NetstackConfig};
 use super::packet::{self, Datagram, TYPE_IPV4};
+use machine::network::{GATEWAY_MAC, MacAddress, NetstackConfig};
 
 pub const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;

@@ -7,8 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::config::{Filter, FilterProtocol, FilterRule};
 use super::packet::{ICMP, Ipv4, TCP, UDP};
+use machine::network::{Filter, FilterProtocol, FilterRule};
 
 const LIMIT: usize = 65536;
 const FIRST_SWEEP: usize = 1024;

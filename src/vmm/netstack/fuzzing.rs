@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
 
-use super::config::{
-    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
-};
 use super::packet::{Ethernet, Ipv4, TCP, TYPE_IPV4, UDP};
 use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet};
+use machine::network::{
+    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
+};
 
 pub(crate) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);

@@ -8,7 +8,6 @@
 //! host, because a backend process would, for example, connect to the host's own loopback address.
 
 mod arp;
-mod config;
 mod dhcp;
 mod filter;
 mod forward;
@@ -28,13 +27,13 @@ use std::time::{Duration, Instant};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::broker::{DatagramChannel, HostPort};
-pub use config::{
-    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
-    NetstackConfig, ParseError, Transport,
-};
 use filter::{Direction, Tracker};
 pub(crate) use forward::FIRST_PORT;
 use forward::Forwards;
+pub use machine::network::{
+    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
+    NetstackConfig, ParseError, Transport,
+};
 use metadata::{Metadata, Server};
 use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};
 use stack::Stack;

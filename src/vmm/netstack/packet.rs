@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
 
-use super::config::MacAddress;
+use machine::network::MacAddress;
 
 /// Header sizes in bytes; for IPv4, the minimum.
 pub const ETHERNET: usize = 14;

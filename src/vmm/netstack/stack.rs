@@ -10,7 +10,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
-use super::config::{METADATA_ADDRESS, NetstackConfig};
+use machine::network::{METADATA_ADDRESS, NetstackConfig};
 
 /// The number of packets queued for the guest. smoltcp retransmits packets that do not fit.
 const WAITING: usize = 64;

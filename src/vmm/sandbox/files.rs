@@ -1,12 +1,12 @@
 //! The files that a machine may open once its VMM is in the sandbox.
 //!
 //! `/dev/kvm` and the disks' files are opened before that. Other disks and overlays are passed as open descriptors (see
-//! [`control`](crate::control)). The VMM cannot open any of them again, or write to a shared backing file.
+//! [`control`](machine::control)). The VMM cannot open any of them again, or write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 
-use crate::config::MachineConfig;
-use crate::machine::Restore;
+use machine::config::MachineConfig;
+use machine::launch::Restore;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -70,7 +70,7 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BootProtocol, CpuConfig, KernelConfig, VsockConfig};
+    use machine::config::{BootProtocol, CpuConfig, KernelConfig, VsockConfig};
 
     #[test]
     fn grants_of_instance_are_its_vmm_directory_and_single_files() {

@@ -16,54 +16,13 @@ pub mod root;
 pub mod seccomp;
 pub mod threads;
 
-use std::fmt;
 use std::io;
 use std::sync::OnceLock;
 
-use serde::{Deserialize, Serialize};
-
 use calls::ThreadKind;
 use files::Grants;
+use machine::sandbox_record::{SandboxLayer, SandboxRecord};
 use rustix::thread::CapabilitySet;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SandboxLayer {
-    /// Executed programs cannot gain privileges.
-    NoNewPrivileges,
-    Seccomp,
-    /// Resource limits are set and capabilities dropped.
-    Limits,
-    /// User, PID, IPC and UTS namespaces.
-    Namespaces,
-    NetworkNamespace,
-    /// A root directory with only the machine's files.
-    Files,
-    Landlock,
-}
-
-impl fmt::Display for SandboxLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SandboxLayer::NoNewPrivileges => "no new privileges",
-            SandboxLayer::Seccomp => "seccomp",
-            SandboxLayer::Limits => "limits",
-            SandboxLayer::Namespaces => "namespaces",
-            SandboxLayer::NetworkNamespace => "network namespace",
-            SandboxLayer::Files => "file system",
-            SandboxLayer::Landlock => "Landlock",
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SandboxRecord {
-    /// The VMM's process ID on the host. [`VmmStatus`](super::control::VmmStatus) has its supervisor's.
-    pub pid: u32,
-    pub layers: Vec<SandboxLayer>,
-    /// Error messages about missing layers.
-    pub missing: Vec<String>,
-}
 
 /// The VMM does not run without the sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -146,20 +105,6 @@ pub fn seal() -> Result<(), SandboxError> {
     seccomp::prepare().map_err(&failed)?;
     threads::begin().map_err(&failed)?;
     seccomp::enter(ThreadKind::Main).map_err(failed)
-}
-
-impl SandboxRecord {
-    #[must_use]
-    pub fn layers_text(&self) -> String {
-        self.layers.iter().map(SandboxLayer::to_string).collect::<Vec<_>>().join(", ")
-    }
-}
-
-impl fmt::Display for SandboxRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.layers_text())?;
-        self.missing.iter().try_for_each(|missing| write!(f, "; {missing}"))
-    }
 }
 
 /// Returns this process's ID in the host's `/proc`, even inside a PID namespace.

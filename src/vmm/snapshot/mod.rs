@@ -21,15 +21,15 @@ use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::config::CpuConfig;
 use super::cpu::state::VcpuState;
 use super::cpu::{cpuid, emulation};
 use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
-use super::untrusted::{self, Presence};
 use super::virtio::mmio::TransportState;
+use machine::config::CpuConfig;
+use machine::untrusted::{self, Presence};
 use origin::Differences;
 use processor::{CpuIdentity, Processor};
 

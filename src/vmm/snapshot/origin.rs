@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BASE, MEMORY, MachineState, SnapshotError, written};
 use crate::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
-use crate::untrusted;
+use machine::untrusted;
 
 /// Mapping more runs of changed pages costs more than saving all pages.
 const MAX_RUNS: usize = 4096;

@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use smoltcp::iface::SocketHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::config::{Forward, NetstackConfig, Transport};
 use super::packet::Datagram;
 use super::stack::Stack;
 use crate::broker::{DatagramChannel, HostPort};
+use machine::network::{Forward, NetstackConfig, Transport};
 use stream::ForwardedConnection;
 
 /// Maximum number of connections, including those that only the guest has yet to close.

@@ -10,8 +10,8 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 use vmm_sys_util::epoll::EventSet;
 
-use super::super::config::{Forward, NetstackConfig};
 use super::super::stack::Stack;
+use machine::network::{Forward, NetstackConfig};
 
 /// Buffer size per direction in bytes.
 const BUFFER: usize = 64 << 10;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::config::MetadataConfig;
 use super::http::{Answer, HttpRequest};
+use machine::network::MetadataConfig;
 pub use server::Server;
 use token::Tokens;
 

@@ -9,9 +9,9 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::Metadata;
-use crate::netstack::config::METADATA_ADDRESS;
 use crate::netstack::http::{self, HEAD_LIMIT, Parsed};
 use crate::netstack::stack::Stack;
+use machine::network::METADATA_ADDRESS;
 
 const PORT: u16 = 80;
 /// Maximum number of connections. Further clients retransmit until a connection closes.

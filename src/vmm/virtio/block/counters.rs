@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::control::DiskRecord;
+use machine::control::DiskRecord;
 
 /// Minimum time between two log lines. A full file system fails every write, which would flood the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);

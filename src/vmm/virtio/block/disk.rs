@@ -14,9 +14,9 @@ use vm_memory::VolatileSlice;
 use super::counters::DiskCounters;
 use super::image::{self, BlockError, Image};
 use super::lock::lock;
-use crate::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use crate::limits::DiskLimits;
-use crate::passed_files::FdTable;
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use machine::limits::DiskLimits;
+use machine::passed_files::FdTable;
 
 /// Sector size in bytes: the unit of every virtio-blk address.
 pub const SECTOR: u64 = 512;

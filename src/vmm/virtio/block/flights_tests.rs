@@ -15,14 +15,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disk::FileExtent;
 use super::flights::{Flights, Recipient};
 use super::*;
-use crate::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
-use crate::limits::rate_limiter::SharedDiskLimiter;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Buffer;
 use crate::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
+use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
+use machine::limits::rate_limiter::SharedDiskLimiter;
 
 /// Offsets of the rings that `queue_with` sets up.
 const AVAILABLE: u64 = 0x100;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::{Block, Disk, SECTOR, SharedDisk, backing, open_alone, refcounts, virtual_size};
-use crate::config::{DiskAccess, DiskConfig, DiskFormat};
-use crate::limits::rate_limiter::SharedDiskLimiter;
 use crate::virtio::fuzzing::drive;
+use machine::config::{DiskAccess, DiskConfig, DiskFormat};
+use machine::limits::rate_limiter::SharedDiskLimiter;
 
 const SECTORS: u64 = 64;
 

@@ -19,8 +19,8 @@ use super::disk::SECTOR;
 use super::image_file::ImageFile;
 use super::lock::lock;
 use super::refcounts;
-use crate::config::{BackingFile, DiskFormat};
-use crate::passed_files::FdTable;
+use machine::config::{BackingFile, DiskFormat};
+use machine::passed_files::FdTable;
 
 /// Maximum number of backing files of a disk. Each costs a descriptor, and a read may have to search all of them.
 pub const MAX_LAYERS: usize = 64;

@@ -98,9 +98,9 @@ fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DiskFormat;
-    use crate::passed_files::FdTable;
     use crate::virtio::block::image::{Image, open};
+    use machine::config::DiskFormat;
+    use machine::passed_files::FdTable;
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, Command, Output, Stdio};
 

@@ -37,7 +37,7 @@ use flights::Flights;
 pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
 use request::{BlockRequest, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Submit};
-pub use ring::{KERNEL_THREADS, Ring};
+pub use ring::Ring;
 use shared_disk::DiskGuard;
 pub use shared_disk::{Label, SharedDisk};
 

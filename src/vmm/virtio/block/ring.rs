@@ -14,12 +14,10 @@ use std::sync::Once;
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, types};
+use machine::config::DISK_KERNEL_THREADS;
 
 /// Maximum number of operations in flight.
 pub(super) const DEPTH: usize = 64;
-
-/// Maximum number of kernel worker threads for one disk: for a flush, and for reads on some file systems.
-pub const KERNEL_THREADS: u32 = 4;
 
 pub struct Ring {
     ring: IoUring,
@@ -39,7 +37,7 @@ impl Ring {
     fn try_new() -> io::Result<Ring> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(DEPTH as u32)?;
         // Kernels before 5.15 do not support this, and start few threads anyway.
-        let _ = ring.submitter().register_iowq_max_workers(&mut [KERNEL_THREADS - 1, 1]);
+        let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_KERNEL_THREADS - 1, 1]);
         let mut only = [Restriction::sqe_op(opcode::Readv::CODE), Restriction::sqe_op(opcode::Fsync::CODE)];
         ring.submitter().register_restrictions(&mut only)?;
         ring.submitter().register_enable_rings()?;

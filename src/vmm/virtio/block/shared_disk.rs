@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::counters::DiskCounters;
 use super::disk::Disk;
-use crate::limits::rate_limiter::SharedDiskLimiter;
-use crate::limits::{DiskLimiter, DiskLimits};
-use crate::timeline::monotonic_ns;
+use machine::limits::rate_limiter::SharedDiskLimiter;
+use machine::limits::{DiskLimiter, DiskLimits};
+use machine::timeline::monotonic_ns;
 
 /// Locks are taken in the order of the fields.
 #[derive(Debug, Default)]

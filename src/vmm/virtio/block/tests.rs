@@ -1,14 +1,14 @@
 use super::*;
-use crate::config::{DiskAccess, DiskConfig, DiskFormat};
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
-use crate::limits::rate_limiter::SharedDiskLimiter;
-use crate::limits::{DiskLimits, Rate};
 use crate::memory::{self, GuestMemory};
-use crate::timeline::monotonic_ns;
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_with};
 use imago::FormatCreateBuilder;
+use machine::config::{DiskAccess, DiskConfig, DiskFormat};
+use machine::limits::rate_limiter::SharedDiskLimiter;
+use machine::limits::{DiskLimits, Rate};
+use machine::timeline::monotonic_ns;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::{Backend, Net};
-use crate::config::NetConfig;
 use crate::netstack;
 use crate::virtio::fuzzing::drive;
+use machine::config::NetConfig;
 
 pub fn frames(data: &[u8]) {
     let (near, mut far) = UnixStream::pair().expect("cannot create a socket pair");

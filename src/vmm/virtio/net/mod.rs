@@ -20,19 +20,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::broker::{LinkSockets, PortsClient};
-use crate::config::NetConfig;
-use crate::limits::{NetLimits, RateLimiter};
 use crate::netstack::{NetstackConfig, Services};
-use crate::passed_files::FdTable;
-use crate::timeline::monotonic_ns;
 pub use backend::Backend;
+use machine::config::NetConfig;
+use machine::limits::{NetLimits, RateLimiter};
+use machine::passed_files::FdTable;
+use machine::timeline::monotonic_ns;
 use service::NetService;
 
 const DEVICE_TYPE: u32 = 1;
@@ -57,22 +56,6 @@ mod feature {
 
 /// Bit of the status field in the configuration (section 5.1.4).
 const LINK_UP: u16 = 1;
-
-/// Traffic counters of a network device since its VM was started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetRecord {
-    /// Delivered to the guest.
-    pub received_frames: u64,
-    pub received_bytes: u64,
-    /// Includes frames that the netstack consumed.
-    pub sent_frames: u64,
-    pub sent_bytes: u64,
-    /// Frames in both directions that were rejected or did not fit.
-    pub dropped_frames: u64,
-    /// Time that frames of either direction were throttled, in nanoseconds.
-    #[serde(default)]
-    pub throttled_ns: u64,
-}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -282,3 +265,4 @@ impl VirtioDevice for Net {
 
 #[cfg(test)]
 mod tests;
+use machine::control::NetRecord;

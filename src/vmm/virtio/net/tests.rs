@@ -9,12 +9,12 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
-use crate::limits::Rate;
 use crate::memory::{self, GuestMemory};
 use crate::netstack::MacAddress;
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_at};
+use machine::limits::Rate;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRANSMIT_RINGS: u64 = 0x2000;

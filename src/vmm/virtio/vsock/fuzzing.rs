@@ -6,8 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::Vsock;
 use crate::broker;
-use crate::config::VsockConfig;
 use crate::virtio::fuzzing::drive;
+use machine::config::VsockConfig;
 
 /// The host port with a listener.
 const PORT: u32 = 80;

@@ -27,8 +27,8 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::broker::VsockConnector;
-use crate::config::VsockConfig;
-use crate::unix_socket;
+use machine::config::VsockConfig;
+use machine::unix_socket;
 use service::VsockService;
 
 /// Name in the VMM's directory. The guest reaches the host at `<socket>_<port>`.

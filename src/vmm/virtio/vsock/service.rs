@@ -19,13 +19,13 @@ use super::connection::{Key, VsockConnection};
 use super::handshake::{Handshake, HandshakeProgress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
 use crate::broker::VsockConnector;
-use crate::config::VsockConfig;
 use crate::memory::GuestMemory;
 use crate::sandbox::calls::ThreadKind;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::{self, Buffer, QueueError};
 use crate::virtio::worker::{Serve, Wakeups};
 use crate::virtio::{Activation, QueueState};
+use machine::config::VsockConfig;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

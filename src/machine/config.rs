@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
-use super::netstack::MacAddress;
-use super::virtio::block::KERNEL_THREADS;
+use super::network::MacAddress;
 
 /// The limit of the embedded kernel.
 pub const MAX_VCPUS: u32 = 64;
@@ -14,6 +13,9 @@ pub const MAX_VCPUS: u32 = 64;
 pub const MIN_MEMORY_MIB: u64 = 64;
 /// Limited by the interrupt lines for virtio devices, see `vmm/wiring.rs`.
 pub const MAX_DISKS: usize = 12;
+
+/// Maximum number of kernel worker threads (io_uring) for one disk: for a flush, and for reads on some file systems.
+pub const DISK_KERNEL_THREADS: u32 = 4;
 
 /// The minimum MTU of an IPv4 network (RFC 791).
 pub const MIN_MTU: u16 = 68;
@@ -208,7 +210,7 @@ impl MachineConfig {
     /// Returns the maximum number of the VMM's threads and processes: one per vCPU, and one plus the kernel's threads
     /// per disk slot. 24 more cover the other devices, the VMM itself and saving.
     pub fn threads(&self) -> u64 {
-        let disk = 1 + u64::from(KERNEL_THREADS);
+        let disk = 1 + u64::from(DISK_KERNEL_THREADS);
         u64::from(self.cpus.count) + self.all_disk_slots() as u64 * disk + 24
     }
 

@@ -35,7 +35,7 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 #[derive(Debug)]
-pub(super) struct ReadingsFile {
+pub struct ReadingsFile {
     path: PathBuf,
     file: File,
     lines: usize,

@@ -4,7 +4,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::exit::KINDS;
+/// The names of the counters of VM exits. The VMM's exit type has an index for each.
+pub const EXIT_KINDS: [&str; 12] = [
+    "port read",
+    "port write",
+    "mmio read",
+    "mmio write",
+    "interrupted",
+    "halt",
+    "shutdown",
+    "system event",
+    "emulation failure",
+    "internal error",
+    "entry failure",
+    "unexpected",
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -118,7 +132,7 @@ impl TimelineRecord {
 
 #[derive(Debug, Default)]
 pub struct ExitCounters {
-    counts: [AtomicU64; KINDS.len()],
+    counts: [AtomicU64; EXIT_KINDS.len()],
 }
 
 impl ExitCounters {
@@ -129,7 +143,7 @@ impl ExitCounters {
 
     /// Returns the counters that are not zero.
     pub fn record(&self) -> Vec<ExitRecord> {
-        let counts = KINDS.iter().zip(&self.counts);
+        let counts = EXIT_KINDS.iter().zip(&self.counts);
         let counts = counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed)));
         counts
             .filter(|(_, count)| *count > 0)
@@ -140,7 +154,7 @@ impl ExitCounters {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// One of [`KINDS`].
+    /// One of [`EXIT_KINDS`].
     pub reason: String,
     pub count: u64,
 }

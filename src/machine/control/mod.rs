@@ -16,13 +16,12 @@ use super::config::{BackingFile, DiskConfig};
 use super::end::End;
 use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::passed_files::PassedFile;
-use super::sandbox::SandboxRecord;
+use super::sandbox_record::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
 use super::usage::SampleTime;
-use super::virtio::net::NetRecord;
 
 pub use client::{ClientError, ControlClient};
-pub(super) use server::ControlServer;
+pub use server::{ControlServer, Incoming};
 
 pub const SOCKET: &str = "control.sock";
 /// In bytes. A client that sends a longer line is disconnected.
@@ -248,6 +247,22 @@ pub fn send_once(mut stream: &UnixStream, message: &Message) {
 pub enum ControlError {
     #[error("cannot create the control socket {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
+}
+
+/// Traffic counters of a network device since its VM was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetRecord {
+    /// Delivered to the guest.
+    pub received_frames: u64,
+    pub received_bytes: u64,
+    /// Includes frames that the netstack consumed.
+    pub sent_frames: u64,
+    pub sent_bytes: u64,
+    /// Frames in both directions that were rejected or did not fit.
+    pub dropped_frames: u64,
+    /// Time that frames of either direction were throttled, in nanoseconds.
+    #[serde(default)]
+    pub throttled_ns: u64,
 }
 
 #[cfg(test)]

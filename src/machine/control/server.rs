@@ -22,7 +22,7 @@ const MAX_CLIENTS: usize = 64;
 const FILES_LIMIT: usize = 1024;
 
 #[derive(Debug)]
-pub(crate) struct ControlServer {
+pub struct ControlServer {
     listener: UnixListener,
     clients: HashMap<i32, Client>,
 }
@@ -39,7 +39,7 @@ struct Client {
 }
 
 #[derive(Debug)]
-pub(crate) struct Incoming {
+pub struct Incoming {
     /// Complete requests in order, with their files. Invalid lines have already been answered.
     pub requests: Vec<(ControlRequest, FdTable)>,
     /// The client has closed the connection or must be disconnected.

@@ -8,10 +8,9 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use super::file::ReadingsFile;
-use super::{FILE, Reading};
 use crate::cpu::cpu_timer::CpuTimer;
 use crate::signals::read_from_descriptor;
+use machine::usage::{FILE, Reading, ReadingsFile};
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 

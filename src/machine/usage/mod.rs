@@ -6,18 +6,15 @@
 //! A reading holds sums since the start, so a reading lost through a kill or a full disk only costs detail.
 
 mod file;
-mod recorder;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::control::{DiskRecord, VmmStatus};
+use super::control::{DiskRecord, NetRecord, VmmStatus};
 use super::timeline::Mark;
-use super::virtio::net::NetRecord;
 
-pub use file::{FILE, read};
-pub(super) use recorder::Recorder;
+pub use file::{FILE, ReadingsFile, read};
 
 /// The time after which a machine without an agent is considered booted.
 const UP_AFTER_MS: u64 = 10 * 60 * 1000;
@@ -34,18 +31,18 @@ pub struct SampleTime {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub struct Clock {
     run: u64,
     began: Instant,
 }
 
 impl Clock {
-    pub(super) fn start() -> Clock {
+    pub fn start() -> Clock {
         let run = u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX);
         Clock { run, began: Instant::now() }
     }
 
-    pub(super) fn now(&self) -> SampleTime {
+    pub fn now(&self) -> SampleTime {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         SampleTime { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
     }

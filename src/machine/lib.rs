@@ -1,0 +1,22 @@
+//! Both sides of a VMM process share this crate: the machine's configuration, the control protocol with its client, and
+//! the records and files that the VMM leaves for later commands. It does not use KVM.
+
+pub mod bounded_log;
+pub mod config;
+pub mod control;
+pub mod end;
+pub mod end_record;
+pub mod kept_balance;
+pub mod launch;
+pub mod limits;
+pub mod network;
+pub mod passed_files;
+pub mod sandbox_record;
+pub mod sparse;
+pub mod timeline;
+pub mod unix_socket;
+pub mod untrusted;
+pub mod usage;
+
+pub use config::MachineConfig;
+pub use end::End;
