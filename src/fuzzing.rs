@@ -31,8 +31,8 @@ macro_rules! targets {
 }
 
 targets! {
-    link_frames: vmm::netstack::fuzzing::frames,
-    link_http: vmm::netstack::fuzzing::http,
+    link_frames: netstack::fuzzing::frames,
+    link_http: netstack::fuzzing::http,
     block_requests: vmm::virtio::block::fuzzing::requests,
     block_images: vmm::virtio::block::fuzzing::images,
     net_frames: vmm::virtio::net::fuzzing::frames,

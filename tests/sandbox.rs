@@ -14,6 +14,7 @@ use common::Wisp;
 use common::instances::{SMALL, dir, exec};
 use machine::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
 use machine::control::{ControlClient, ControlRequest, Message};
+use machine::sandbox_record::SandboxLayer;
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use rustix::thread::CapabilitySet;
 use seccompiler::{
@@ -22,7 +23,7 @@ use seccompiler::{
 use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};
-use vmm::sandbox::{SandboxLayer, landlock, limits, root, seccomp};
+use vmm::sandbox::{landlock, limits, root, seccomp};
 
 /// Exit codes of [`run_in_child`].
 const REFUSED: i32 = 0;

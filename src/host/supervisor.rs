@@ -2,7 +2,7 @@
 //!
 //! The VMM's sandbox prevents it from executing itself again after a guest reboot and from removing its directory. The
 //! supervisor holds the instance's lock together with the VMM and forwards termination signals. Neither process
-//! outlives the other. The supervisor also opens host sockets for the VMM ([`broker`](vmm::broker)).
+//! outlives the other. The supervisor also opens host sockets for the VMM ([`broker`](netstack::broker)).
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -17,7 +17,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use rustix::stdio::dup2_stderr;
 
 use machine::bounded_log::BoundedLog;
-use vmm::broker::Broker;
+use netstack::broker::Broker;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 /// Size in bytes at which the log is rotated, so that a guest that provokes messages cannot fill the disk.

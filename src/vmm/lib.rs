@@ -9,7 +9,6 @@
 //! a guest is reported as one [`End`](::machine::End).
 
 pub mod boot;
-pub mod broker;
 pub mod bus;
 pub mod console_socket;
 pub mod cpu;
@@ -23,7 +22,6 @@ pub mod irq;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
-pub mod netstack;
 mod resume_message;
 pub mod sandbox;
 mod signals;

@@ -15,7 +15,6 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
-use super::broker::BrokerClient;
 use super::bus::Bus;
 use super::console_socket::{self, ConsoleSocket};
 use super::cpu::gate::Gate;
@@ -31,7 +30,6 @@ use super::fault::GuestFaults;
 use super::freeze::{self, Freezer};
 use super::kvm::{PendingVm, VirtualMachine};
 use super::memory::{self, GuestMemory};
-use super::netstack::NetstackConfig;
 use super::resume_message::ResumeMessage;
 use super::sandbox;
 use super::snapshot::origin::Origin;
@@ -51,6 +49,8 @@ use machine::launch::{Launcher, Restore};
 use machine::passed_files::FdTable;
 use machine::timeline::{ExitCounters, Mark, Timeline};
 use machine::usage::{Clock, SampleTime};
+use netstack::NetstackConfig;
+use netstack::broker::BrokerClient;
 
 /// Host resources that a machine owns.
 #[derive(Debug)]

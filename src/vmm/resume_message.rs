@@ -8,9 +8,9 @@ use wisp_agent::seed::Seed;
 use super::devices::generation;
 use super::error::Error;
 use super::memory::GuestMemory;
-use super::netstack::NetstackConfig;
 use super::wiring::new_eventfd;
 use machine::config::MachineConfig;
+use netstack::NetstackConfig;
 
 #[derive(Debug)]
 pub(super) struct ResumeMessage {

@@ -8,7 +8,6 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS};
 
-use super::broker::LinkSockets;
 use super::bus::{Bus, SharedDevice};
 use super::cpu::time::ThreadClock;
 use super::devices::acpi_pm::{self, AcpiPm};
@@ -25,7 +24,6 @@ use super::error::Error;
 use super::fault::GuestFaults;
 use super::irq::IrqLine;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
-use super::netstack::NetstackConfig;
 use super::resume_message::ResumeMessage;
 use super::snapshot::MachineState;
 use super::virtio::VirtioDevice;
@@ -41,6 +39,8 @@ use machine::limits::DiskLimits;
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::passed_files::FdTable;
 use machine::timeline::{Timeline, monotonic_ns};
+use netstack::NetstackConfig;
+use netstack::broker::LinkSockets;
 
 const KEYBOARD_IRQ: u32 = 1;
 /// Interrupt lines for virtio devices: those of the I/O APIC's 24 pins that the PC's own devices do not use (0 timer,

@@ -3,7 +3,7 @@
 //! Creating a user namespace needs no privilege: root in the namespace is not root on the host, and the host root's
 //! resources stay out of reach. The VMM is the first process of its PID namespace, so it cannot see or signal
 //! others. The user is mapped to itself, so that file ownership is unchanged. The network namespace is empty; the
-//! supervisor's [broker](crate::broker) opens the published ports on the host.
+//! supervisor's [broker](netstack::broker) opens the published ports on the host.
 //!
 //! Only a child can enter a new PID namespace, so there are two processes: the VMM and its supervisor.
 

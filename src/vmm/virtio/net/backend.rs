@@ -8,8 +8,8 @@ use rustix::fs::{FileType, fstat};
 use super::header::{self, Header};
 use super::stream::Stream;
 use super::tap::Tap;
-use crate::netstack::HEAD_LENGTH;
 use crate::virtio::iovec::IoVecs;
+use netstack::HEAD_LENGTH;
 
 /// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.
 pub const MAX_FRAME: usize = 65535 + 14;

@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::{Backend, Net};
-use crate::netstack;
 use crate::virtio::fuzzing::drive;
 use machine::config::NetConfig;
 

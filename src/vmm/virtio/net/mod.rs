@@ -25,13 +25,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
-use crate::broker::{LinkSockets, PortsClient};
-use crate::netstack::{NetstackConfig, Services};
 pub use backend::Backend;
 use machine::config::NetConfig;
 use machine::limits::{NetLimits, RateLimiter};
 use machine::passed_files::FdTable;
 use machine::timeline::monotonic_ns;
+use netstack::broker::{LinkSockets, PortsClient};
+use netstack::{NetstackConfig, Services};
 use service::NetService;
 
 const DEVICE_TYPE: u32 = 1;

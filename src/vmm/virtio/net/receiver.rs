@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use super::backend::{Backend, MAX_FRAME, Received};
 use super::header::{self, Header};
 use crate::memory::GuestMemory;
-use crate::netstack::HEAD_LENGTH;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::{self, Buffer, Chain, QueueError, Virtqueue};
+use netstack::HEAD_LENGTH;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {

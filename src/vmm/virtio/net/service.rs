@@ -14,13 +14,13 @@ use super::receiver::{Receiver, Step};
 use super::{Port, RECEIVE, Shared, TRANSMIT, feature};
 use crate::fault::GuestFaults;
 use crate::memory::GuestMemory;
-use crate::netstack::{HEAD_LENGTH, Route};
 use crate::sandbox::calls::ThreadKind;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::{self, Chain, QueueError, Virtqueue};
 use crate::virtio::worker::{Serve, Wakeups, timeout_ms};
 use crate::virtio::{Activation, QueueState};
+use netstack::{HEAD_LENGTH, Route};
 
 /// Maximum number of frames in one direction before serving the other direction and checking for a pause.
 const BATCH: usize = 64;

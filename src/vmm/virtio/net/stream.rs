@@ -11,8 +11,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::backend::{MAX_FRAME, Received, Sent};
-use crate::netstack::HEAD_LENGTH;
 use crate::virtio::iovec::IoVecs;
+use netstack::HEAD_LENGTH;
 
 const PREFIX: usize = 4;
 /// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.

@@ -10,11 +10,11 @@ use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
-use crate::netstack::MacAddress;
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_at};
 use machine::limits::Rate;
+use netstack::MacAddress;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRANSMIT_RINGS: u64 = 0x2000;

@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::Vsock;
-use crate::broker;
 use crate::virtio::fuzzing::drive;
 use machine::config::VsockConfig;
+use netstack::broker;
 
 /// The host port with a listener.
 const PORT: u32 = 80;

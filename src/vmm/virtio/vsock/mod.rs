@@ -26,9 +26,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
-use crate::broker::VsockConnector;
 use machine::config::VsockConfig;
 use machine::unix_socket;
+use netstack::broker::VsockConnector;
 use service::VsockService;
 
 /// Name in the VMM's directory. The guest reaches the host at `<socket>_<port>`.

@@ -18,7 +18,6 @@ use wisp_agent::seed::{MAX_SEED, SEED_PORT};
 use super::connection::{Key, VsockConnection};
 use super::handshake::{Handshake, HandshakeProgress};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, MAX_DATA, TYPE_STREAM, op};
-use crate::broker::VsockConnector;
 use crate::memory::GuestMemory;
 use crate::sandbox::calls::ThreadKind;
 use crate::virtio::iovec::IoVecs;
@@ -26,6 +25,7 @@ use crate::virtio::queue::{self, Buffer, QueueError};
 use crate::virtio::worker::{Serve, Wakeups};
 use crate::virtio::{Activation, QueueState};
 use machine::config::VsockConfig;
+use netstack::broker::VsockConnector;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -536,12 +536,12 @@ fn read_into_guest(memory: &GuestMemory, stream: &UnixStream, buffers: &[Buffer]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker;
     use crate::fault::GuestFaults;
     use crate::irq::IrqLine;
     use crate::memory;
     use crate::virtio::interrupt::Interrupt;
     use crate::virtio::queue::tests::{endless_queue, queue_at};
+    use netstack::broker;
     use vm_memory::{Bytes, GuestAddress};
 
     const CID: u32 = 3;

@@ -8,7 +8,6 @@ use wisp_agent::seed::SEED_PORT;
 
 use super::Vsock;
 use super::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
-use crate::broker;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory;
@@ -17,6 +16,7 @@ use crate::virtio::mmio::VERSION_1;
 use crate::virtio::queue::tests::{WRITE, queue_at};
 use crate::virtio::{Activation, VirtioDevice};
 use machine::config::VsockConfig;
+use netstack::broker;
 
 const CID: u32 = 3;
 const SENT: u64 = 0x10_0000;

@@ -124,7 +124,7 @@ impl Broker {
 
 /// Runs a broker in a separate thread, which ends when the client is dropped.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn in_thread(link: Option<PathBuf>, vsock: Option<PathBuf>) -> BrokerClient {
+pub fn in_thread(link: Option<PathBuf>, vsock: Option<PathBuf>) -> BrokerClient {
     use rustix::event::{PollFd, PollFlags, poll};
     let (mut broker, client) = pair(link, vsock).expect("there are descriptors left");
     std::thread::spawn(move || {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::relay::Relay;
 use super::{ALLOW_LOW_PORTS, PORTS_AT_A_TIME};
-use crate::netstack::{Forward, NetstackConfig, Transport};
+use crate::{Forward, NetstackConfig, Transport};
 
 /// One message of a response.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use super::ports::{PortState, PortsMessage};
 use super::relay::{FROM_VMM, TO_VMM};
 use super::{MESSAGE_LIMIT, PORTS_AT_A_TIME, Taken, take, vsock};
-use crate::netstack::Forward;
+use crate::Forward;
 
 #[derive(Debug)]
 pub struct BrokerClient {

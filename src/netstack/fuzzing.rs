@@ -14,7 +14,7 @@ use machine::network::{
     Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
 };
 
-pub(crate) const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
+pub const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
 /// For TCP sequence numbers.
 const SEED: u64 = 1;

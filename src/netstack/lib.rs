@@ -8,6 +8,7 @@
 //! host, because a backend process would, for example, connect to the host's own loopback address.
 
 mod arp;
+pub mod broker;
 mod dhcp;
 mod filter;
 mod forward;
@@ -28,7 +29,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::broker::{DatagramChannel, HostPort};
 use filter::{Direction, Tracker};
-pub(crate) use forward::FIRST_PORT;
+pub use forward::FIRST_PORT;
 use forward::Forwards;
 pub use machine::network::{
     Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,

@@ -9,8 +9,8 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::Metadata;
-use crate::netstack::http::{self, HEAD_LIMIT, Parsed};
-use crate::netstack::stack::Stack;
+use crate::http::{self, HEAD_LIMIT, Parsed};
+use crate::stack::Stack;
 use machine::network::METADATA_ADDRESS;
 
 const PORT: u16 = 80;

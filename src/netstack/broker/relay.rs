@@ -14,7 +14,7 @@ use rustix::net::{SendFlags, send};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Taken, take};
-use crate::netstack::{FIRST_PORT, Forward};
+use crate::{FIRST_PORT, Forward};
 
 /// The idle time after which a peer can be replaced by another.
 const IDLE: Duration = Duration::from_secs(60);

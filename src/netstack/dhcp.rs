@@ -153,7 +153,7 @@ fn reply(config: &NetstackConfig, message: &Message, kind: u8) -> Vec<u8> {
 mod tests {
     use super::super::tests::{GUEST, config};
     use super::*;
-    use crate::netstack::packet::{Ethernet, Ipv4};
+    use crate::packet::{Ethernet, Ipv4};
     use proptest::prelude::*;
 
     fn message(kind: u8, options: &[u8]) -> Vec<u8> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
-use crate::netstack::{Forward, NetstackConfig, Transport};
+use crate::{Forward, NetstackConfig, Transport};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const GUEST_PORT: u16 = 53;

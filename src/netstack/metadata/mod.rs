@@ -175,7 +175,7 @@ fn is_token_path(segments: &[&str]) -> bool {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::netstack) fn config() -> MetadataConfig {
+    pub(crate) fn config() -> MetadataConfig {
         let values = [
             ("ami-id", "ami-1"),
             ("instance-id", "i-1"),
