@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use disk::disk_image;
+use disk::{Disk, SECTOR};
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -23,13 +25,12 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory, MIB};
-use vmm::virtio::block::{Block, Disk, Ring, SECTOR, SharedDisk};
+use vmm::virtio::block::{Block, Ring, SharedDisk};
 use vmm::virtio::interrupt::Interrupt;
 use vmm::virtio::mmio::EVENT_IDX;
 use vmm::virtio::queue::Virtqueue;
 use vmm::virtio::{Activation, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
-use wisp::host::disk_image;
 
 /// Addresses of the driver's structures in guest memory.
 const DESCRIPTORS: u64 = 0;

@@ -10,14 +10,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::slots::{Bench, CONFIG_CHANGE, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
+use disk::disk_image;
+use disk::{BlockError, Disk};
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 use vmm::bus::BusDevice;
 use vmm::disk_slots::SlotError;
-use vmm::virtio::block::{BlockError, Disk};
 use vmm::virtio::register;
-use wisp::host::disk_image;
 
 #[test]
 fn attached_disk_detaches_after_driver_unbinds() {

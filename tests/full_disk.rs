@@ -4,9 +4,9 @@
 mod common;
 
 use common::slots::{Bench, FLUSH, IN, IO_ERROR, MIB, OK, OUT, bench, check};
+use disk::disk_image;
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use wisp::host::disk_image;
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: u64 = 512;

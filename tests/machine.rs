@@ -8,11 +8,11 @@ use std::os::unix::net::UnixStream;
 
 use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
+use disk::disk_image;
 use machine::config::{BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat};
 use machine::control::{ControlClient, ControlRequest, Message};
 use machine::end::End;
 use machine::end_record::EndRecord;
-use wisp::host::disk_image;
 
 const MIB: u64 = 1 << 20;
 

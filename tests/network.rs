@@ -11,11 +11,11 @@ use std::time::Instant;
 use common::instances::{dir, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
+use disk::copy::hex;
 use machine::control::{ControlClient, ControlRequest, Message};
 use machine::sandbox_record::SandboxLayer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use wisp::host::sparse::hex;
 
 /// Bytes to upload: few, because the guest's nc sends them in small pieces.
 const UPLOAD: usize = 256 << 10;

@@ -11,9 +11,9 @@ use anyhow::{Context, bail, ensure};
 
 use super::output;
 use crate::cloud::run_spec::ExtraDisk;
-use crate::host::disk_image;
+use disk::SECTOR;
+use disk::disk_image;
 use machine::config::DiskFormat;
-use vmm::virtio::block::SECTOR;
 
 /// The syntax of the option.
 pub const SYNTAX: &str = "FILE[,format=raw|qcow2][,ro][,backing=FILE]";

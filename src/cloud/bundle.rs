@@ -15,7 +15,7 @@ use super::import::{
     ArchiveEntry, Content, HEAD, ImportError, ImportProgress, LARGEST_FILE, Landing, TarFile, detect, open_regular,
     unsupported,
 };
-use crate::host::{disk_image, sparse};
+use disk::{copy as sparse, disk_image};
 use machine::config::DiskFormat;
 
 /// Maximum size of a kernel or an initramfs in bytes. The limit for a root file system is [`LARGEST_FILE`].
@@ -329,7 +329,7 @@ fn compare(bundle: &Path, file: &str, expected: &str, found: String) -> Result<(
 mod tests {
     use super::*;
     use crate::cloud::import::testing::run;
-    use crate::host::space::{FreeSpace, RESERVE};
+    use disk::space::{FreeSpace, RESERVE};
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::PathBuf;

@@ -9,8 +9,8 @@ use super::bundle;
 use super::image::MANIFEST;
 use super::import::ImportError;
 use crate::host::home::{Home, HomeError, private_file};
-use crate::host::space::FreeSpace;
-use crate::host::sparse;
+use disk::copy as sparse;
+use disk::space::FreeSpace;
 use ec2::id::ImageId;
 
 pub const NAME: &str = "tiny";

@@ -19,7 +19,7 @@ use super::machine::{InstanceDir, MachineHandle, disk_id, volume_disk};
 use super::network::{Addresses, for_fork};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
-use crate::host::disk_image;
+use disk::disk_image;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};

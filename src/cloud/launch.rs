@@ -17,7 +17,8 @@ use super::seed::check_user_data;
 use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
-use crate::host::{disk_image, probe};
+use crate::host::probe;
+use disk::disk_image;
 use ec2::capacity::{self, InstanceSize};
 use ec2::credits::CreditMode;
 use ec2::key;
@@ -594,5 +595,5 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     // Added only if set, so that the digests of existing tokens stay valid.
     let limits = (spec.cpu_credits.is_some() || spec.no_limits)
         .then(|| serde_json::json!([spec.cpu_credits, spec.no_limits]).to_string());
-    crate::host::sparse::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
+    disk::copy::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
 }

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use super::Cloud;
 use super::error::CloudError;
 use super::image::RootEntry;
-use crate::host::disk_image;
 use crate::host::home::Home;
+use disk::MAX_LAYERS;
+use disk::disk_image;
 use ec2::{ErrorCode, ImageId};
 use machine::config::{BackingFile, DiskFormat};
 use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
-use vmm::virtio::block::MAX_LAYERS;
 
 /// Directories in the data directory that contain disk images.
 const VOLUMES: &str = "volumes/";

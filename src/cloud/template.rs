@@ -24,8 +24,8 @@ use super::now;
 use super::run::{EphemeralInstance, RunError};
 use super::run_spec::{Boot, RunSpec};
 use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
-use crate::host::disk_image;
 use crate::host::home::{Home, private_file, try_lock_file, write_private};
+use disk::disk_image;
 use machine::config::CpuConfig;
 use machine::launch::Restore;
 use vmm::snapshot;
@@ -110,7 +110,7 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     // The last part identifies the machine's devices: a template with other devices cannot be used.
     let dir = relative_image(home, &image.dir);
     let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
-    let mut key = crate::host::sparse::hex(&Sha256::digest(parts.to_string()));
+    let mut key = disk::copy::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key
 }

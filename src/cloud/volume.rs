@@ -16,7 +16,7 @@ use super::limits::volume_limits;
 use super::machine::{MachineHandle, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use crate::guest::{ExecRequest, ExitStatus, Streams};
-use crate::host::disk_image;
+use disk::disk_image;
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};

@@ -1,6 +1,5 @@
 //! Host resources: data directory, VMM processes, networks, key pairs and probes.
 
-pub mod disk_image;
 pub mod environment;
 pub mod home;
 pub mod key;
@@ -9,7 +8,5 @@ pub mod passt;
 pub mod probe;
 pub mod router;
 pub mod shell;
-pub mod space;
-pub mod sparse;
 pub mod supervisor;
 pub mod vmm_process;

@@ -12,7 +12,6 @@ pub mod limits;
 pub mod network;
 pub mod passed_files;
 pub mod sandbox_record;
-pub mod sparse;
 pub mod timeline;
 pub mod unix_socket;
 pub mod untrusted;

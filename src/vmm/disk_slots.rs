@@ -7,8 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::virtio::block::{BlockError, Disk, Label, SharedDisk};
+use super::virtio::block::{Label, SharedDisk};
 use super::virtio::interrupt::{Interrupt, status};
+use disk::{BlockError, Disk};
 use machine::config::{ConfigError, DiskConfig};
 use machine::control::{DiskRecord, Message};
 use machine::limits::DiskLimits;

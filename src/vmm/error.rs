@@ -10,8 +10,8 @@ use crate::disk_slots::SlotError;
 use crate::memory::MemoryError;
 use crate::sandbox::SandboxError;
 use crate::snapshot::SnapshotError;
-use crate::virtio::block::BlockError;
 use crate::virtio::vsock::VsockError;
+use disk::BlockError;
 use machine::config::ConfigError;
 use machine::control::ControlError;
 

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use disk::disk_image;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
@@ -17,7 +18,6 @@ use vmm::virtio::block::{Block, SharedDisk};
 use vmm::virtio::interrupt::status;
 use vmm::virtio::mmio::{MmioTransport, VERSION_1};
 use vmm::virtio::register;
-use wisp::host::disk_image;
 
 pub const MIB: u64 = 1 << 20;
 const DESCRIPTORS: u64 = 0x10_0000;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::archive::{Compression, has_checksum};
 use super::features;
-use crate::host::sparse;
+use disk::copy as sparse;
 
 /// Number of bytes to examine: up to the last known magic number, which is that of Btrfs.
 pub const HEAD: usize = 68 << 10;

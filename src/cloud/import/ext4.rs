@@ -10,8 +10,8 @@ use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSi
 use super::archive::TarFile;
 use super::tree::{Node, NodeKind, ROOT, Tree};
 use super::{ImportError, ImportProgress};
-use crate::host::space::FreeSpace;
-use crate::host::sparse;
+use disk::copy as sparse;
+use disk::space::FreeSpace;
 
 /// Block size in bytes.
 const BLOCK: u64 = 4 << 10;

@@ -10,7 +10,7 @@ use super::ext4::{self, Shape};
 use super::tree::{MEMORY_LIMIT, Tree};
 use crate::cloud::bundle;
 use crate::cloud::image::Manifest;
-use crate::host::space::FreeSpace;
+use disk::space::FreeSpace;
 
 /// Maximum disk usage in bytes. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;

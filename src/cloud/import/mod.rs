@@ -21,8 +21,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::image::{ImageError, MANIFEST, Manifest};
-use crate::host::disk_image;
-use crate::host::space::{FreeSpace, RESERVE, SpaceExhausted};
+use disk::disk_image;
+use disk::space::{FreeSpace, RESERVE, SpaceExhausted};
 
 pub(super) use archive::{ArchiveEntry, TarFile};
 pub(super) use content::{Content, HEAD, detect, unsupported};

@@ -15,7 +15,7 @@ use super::ext4::{self, Shape};
 use super::tree::{self, AddError, Tree};
 use super::{ImportError, ImportProgress, LARGEST_FILE, Landing, newc, open_regular, render};
 use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
-use crate::host::{disk_image, sparse};
+use disk::{copy as sparse, disk_image};
 use machine::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
 
@@ -318,7 +318,7 @@ fn root_name(kind: FileSystem) -> String {
 mod tests {
     use super::*;
     use crate::cloud::import::testing::run;
-    use crate::host::space::{FreeSpace, RESERVE};
+    use disk::space::{FreeSpace, RESERVE};
     use std::fs;
     use std::io::Read;
     use std::path::PathBuf;

@@ -10,7 +10,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::origin::{Differences, Origin};
 use super::{BASE, MEMORY, SnapshotError, ignore_not_found};
 use crate::memory::{GuestMemory, PAGE, PageRun, pages};
-use machine::sparse::write_blocks;
+use disk::sparse::write_blocks;
 
 /// Bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;

@@ -5,11 +5,11 @@ use std::io;
 
 use vm_memory::GuestAddress;
 
-use super::disk::{Disk, FileExtent};
 use super::request::{RequestStatus, answer};
 use super::ring::Ring;
 use crate::memory::GuestMemory;
 use crate::virtio::queue::{self, Buffer, QueueError, Virtqueue};
+use disk::{Disk, FileExtent};
 
 /// Dropping it waits for the requests in flight, because the kernel still uses their buffers.
 #[derive(Debug)]

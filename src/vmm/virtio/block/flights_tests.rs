@@ -6,13 +6,13 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use disk::{Disk, ImageFile};
 use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
 use rustix::fs::{Advice, fadvise};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::FileExtent;
 use super::flights::{Flights, Recipient};
 use super::*;
 use crate::fault::GuestFaults;
@@ -21,6 +21,7 @@ use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Buffer;
 use crate::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
+use disk::FileExtent;
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;
 

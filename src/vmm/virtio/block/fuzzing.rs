@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::{Block, Disk, SECTOR, SharedDisk, backing, open_alone, refcounts, virtual_size};
+use super::{Block, SharedDisk};
 use crate::virtio::fuzzing::drive;
+use disk::{Disk, SECTOR, backing, fix_refcounts, open_alone, virtual_size};
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;
 
@@ -45,7 +46,7 @@ pub fn images(data: &[u8]) {
         let _ = disk.flush();
     }
     if let Ok(file) = fs::File::options().read(true).write(true).open(&path) {
-        let _ = refcounts::fix(&file);
+        let _ = fix_refcounts(&file);
     }
 }
 

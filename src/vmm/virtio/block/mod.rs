@@ -7,15 +7,9 @@
 //! The disk is in a disk slot ([`SharedDisk`]). A device without a disk is a placeholder, which drivers skip (section
 //! 4.2.2.2). If a disk is detached under an active driver, requests fail until the driver releases the device.
 
-mod counters;
-mod disk;
 mod flights;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod image;
-mod image_file;
-mod lock;
-mod refcounts;
 mod request;
 mod ring;
 mod shared_disk;
@@ -24,6 +18,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use disk::SECTOR;
 use vmm_sys_util::epoll::EventSet;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -31,11 +26,7 @@ use super::queue::{self, QueueError, Virtqueue};
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::sandbox::calls::ThreadKind;
-pub use counters::DiskCounters;
-pub use disk::{Disk, SECTOR};
 use flights::Flights;
-pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
-pub use image_file::ImageFile;
 use request::{BlockRequest, CacheMode, MAX_RANGE_SECTORS, MAX_RANGES, Submit};
 pub use ring::Ring;
 use shared_disk::DiskGuard;

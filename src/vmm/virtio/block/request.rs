@@ -3,11 +3,11 @@
 use vm_memory::GuestAddress;
 
 use super::SEGMENTS_MAX;
-use super::disk::{Disk, SECTOR};
 use super::flights::{Flights, Recipient};
 use crate::fault::GuestFaults;
 use crate::memory::GuestMemory;
 use crate::virtio::queue::{self, Buffer, Chain, QueueError};
+use disk::{Disk, SECTOR};
 
 const HEADER: u64 = 16;
 pub const ID_LENGTH: usize = 20;

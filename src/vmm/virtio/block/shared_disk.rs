@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::counters::DiskCounters;
-use super::disk::Disk;
+use disk::Disk;
+use disk::DiskCounters;
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::limits::{DiskLimiter, DiskLimits};
 use machine::timeline::monotonic_ns;

@@ -4,6 +4,7 @@ use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_with};
+use disk::{Disk, open_to_read};
 use imago::FormatCreateBuilder;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;

@@ -392,7 +392,7 @@ mod tests {
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         let mut disk = Disk::open(&config(&path, DiskAccess::ReadWrite), &dir_path).unwrap();
         assert!(writable_descriptors(&path) > 0);
-        crate::virtio::block::image::tests::layer(&layer, "disk", "raw");
+        crate::image::tests::layer(&layer, "disk", "raw");
         disk.switch(&layer, &FdTable::default()).unwrap();
         write(&disk, 0, &mut [8; 512]);
         disk.flush().unwrap();

@@ -8,10 +8,10 @@ use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-pub use machine::sparse::write_blocks;
+pub use super::sparse::write_blocks;
 
 use super::space::FreeSpace;
-use machine::sparse::data_runs;
+use super::sparse::data_runs;
 
 const CHUNK: usize = 256 << 10;
 

@@ -23,7 +23,7 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
 /// Returns the number of referenced clusters that were not counted as used.
-pub(super) fn fix(file: &File) -> io::Result<u64> {
+pub fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
     refcounts.mark(0, 1)?;

@@ -98,7 +98,7 @@ fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::block::image::{Image, open};
+    use crate::image::{Image, open};
     use machine::config::DiskFormat;
     use machine::passed_files::FdTable;
     use std::io::{BufRead, BufReader, Write};

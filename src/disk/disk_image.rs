@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::space::FreeSpace;
+use super::{Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
-use vmm::virtio::block::{self, Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 
 /// Bytes copied at a time, a multiple of both units below.
 const CHUNK: usize = 1 << 20;
@@ -99,7 +99,7 @@ pub fn create_layer(
     backing_format: DiskFormat,
     size: Option<u64>,
 ) -> Result<(), ImageError> {
-    let backing_size = block::virtual_size(backing, backing_format)?;
+    let backing_size = crate::virtual_size(backing, backing_format)?;
     let size = size.unwrap_or(backing_size.next_multiple_of(SECTOR));
     check_size(size)?;
     if size < backing_size {
@@ -120,7 +120,7 @@ pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Re
     for given in named.iter().map(Some).chain([None]) {
         let found = match format {
             DiskFormat::Raw => None,
-            DiskFormat::Qcow2 => block::backing(&path)?,
+            DiskFormat::Qcow2 => crate::backing(&path)?,
         };
         let next = match (given, found) {
             (None, None) => break,
@@ -166,12 +166,12 @@ pub fn grow(path: &Path, format: DiskFormat, backing: &[BackingFile], size: u64)
 
 /// Reads the size and the backing file of an image, which a VMM may have open.
 pub fn information(path: &Path, format: DiskFormat) -> Result<Information, ImageError> {
-    let virtual_size = block::virtual_size(path, format)?;
+    let virtual_size = crate::virtual_size(path, format)?;
     let failed = |source| ImageError::Read { path: path.to_path_buf(), source };
     let allocated = path.metadata().map_err(failed)?.blocks() * 512;
     let backing = match format {
         DiskFormat::Raw => None,
-        DiskFormat::Qcow2 => block::backing(path)?,
+        DiskFormat::Qcow2 => crate::backing(path)?,
     };
     Ok(Information { virtual_size, allocated, backing })
 }
@@ -184,17 +184,17 @@ pub fn convert(
     destination: &Path,
     destination_format: DiskFormat,
 ) -> Result<(), ImageError> {
-    convert_image(&block::open_to_read(source, format, backing)?, source, destination, destination_format, None)
+    convert_image(&crate::open_to_read(source, format, backing)?, source, destination, destination_format, None)
 }
 
 /// Opens an untrusted qcow2 image for reading. Refuses an image that refers to another file.
 pub fn open_alone(path: &Path) -> Result<FormatAccess<ImageFile>, ImageError> {
-    Ok(block::open_alone(path)?)
+    Ok(crate::open_alone(path)?)
 }
 
 /// Copies an untrusted qcow2 image to a raw file within `space`. Refuses an image that refers to another file.
 pub fn convert_alone(source: &Path, destination: &Path, space: &FreeSpace) -> Result<(), ImageError> {
-    convert_image(&block::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
+    convert_image(&crate::open_alone(source)?, source, destination, DiskFormat::Raw, Some(space))
 }
 
 fn convert_image(
@@ -428,7 +428,7 @@ mod tests {
     }
 
     fn read(path: &Path, format: DiskFormat, backing: &[BackingFile]) -> Vec<u8> {
-        let image = block::open_to_read(path, format, backing).unwrap();
+        let image = crate::open_to_read(path, format, backing).unwrap();
         let mut bytes = vec![0; image.size() as usize];
         image.read(bytes.as_mut_slice(), 0).unwrap();
         bytes

@@ -30,7 +30,7 @@ struct LastError {
 }
 
 impl DiskCounters {
-    pub(super) fn new(id: &str) -> DiskCounters {
+    pub fn new(id: &str) -> DiskCounters {
         let zero = AtomicU64::default;
         DiskCounters {
             id: id.to_string(),
@@ -44,7 +44,7 @@ impl DiskCounters {
         }
     }
 
-    pub(super) fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
+    pub fn read(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.reads.fetch_add(1, Ordering::Relaxed);
             self.read_bytes.fetch_add(length, Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl DiskCounters {
         self.other("read", result)
     }
 
-    pub(super) fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
+    pub fn write(&self, length: u64, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.writes.fetch_add(1, Ordering::Relaxed);
             self.written_bytes.fetch_add(length, Ordering::Relaxed);
@@ -60,13 +60,13 @@ impl DiskCounters {
         self.other("write", result)
     }
 
-    pub(super) fn held(&self, duration: Duration) {
+    pub fn held(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// Logs the failure unless another one was logged within [`LOG_INTERVAL`]. Returns `result` unchanged.
-    pub(super) fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
+    pub fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
             let sentence = format!("the {what} failed on the host: {error}");
