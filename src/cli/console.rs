@@ -12,9 +12,8 @@ use super::escape::ConsoleFilter;
 use super::output::{self, Output};
 use super::{args, open_cloud, serial};
 use crate::cloud::timestamp;
+use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET};
 use machine::untrusted;
-use vmm::console_socket::SOCKET;
-use vmm::devices::console::LOG;
 
 /// The maximum size of console output in bytes, as in EC2.
 const LIMIT: usize = 64 << 10;
@@ -104,7 +103,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 /// Attaches this terminal to an instance's serial console.
 fn attach(instance: &str) -> anyhow::Result<ExitCode> {
     let (record, dir) = open_cloud()?.reachable(instance)?;
-    let stream = untrusted::connect(&dir.vmm_directory().join(SOCKET))
+    let stream = untrusted::connect(&dir.vmm_directory().join(CONSOLE_SOCKET))
         .with_context(|| format!("{}: cannot connect to its console", record.id))?;
     output::say("Attached. Press Ctrl-] to detach.");
     match serial::join(stream)? {
@@ -116,7 +115,7 @@ fn attach(instance: &str) -> anyhow::Result<ExitCode> {
 
 /// Prints new console output until the machine has ended.
 fn follow(dir: &crate::cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
-    let path = dir.vmm_directory().join(LOG);
+    let path = dir.vmm_directory().join(CONSOLE_LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     log.seek(SeekFrom::End(0))?;
     let mut machine = dir.connect()?;

@@ -24,20 +24,20 @@ use machine::config::MAX_DISKS;
 use machine::control::{self, Message};
 use machine::end::End;
 use machine::end_record::EndRecord;
+use machine::files::{CONSOLE_SOCKET, VSOCK_SOCKET};
 use machine::launch::{Launcher, Restore};
 use machine::passed_files::FdTable;
+use machine::sandbox_record::SECCOMP_EXIT_CODE;
 use machine::untrusted;
 use netstack::broker::{self, Broker, BrokerClient};
 use vmm::Machine;
-use vmm::console_socket;
 use vmm::kvm::VirtualMachine;
 use vmm::machine::VmmInputs;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};
-use vmm::sandbox::{self, limits, seccomp};
+use vmm::sandbox::{self, limits};
 use vmm::snapshot::origin;
 use vmm::virtio::block::Ring;
-use vmm::virtio::vsock;
 
 /// Run the virtual machine of an instance directory.
 #[derive(Debug, clap::Args)]
@@ -147,7 +147,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Creates the broker for the machine's sockets, and the client for its VMM.
 fn broker_of(dir: &Path, config: Option<&MachineConfig>) -> std::io::Result<(Broker, BrokerClient)> {
     let link = config.and_then(|config| config.net.as_ref()?.link.clone());
-    broker::pair(link, Some(vmm_directory(dir).join(vsock::SOCKET)))
+    broker::pair(link, Some(vmm_directory(dir).join(VSOCK_SOCKET)))
 }
 
 /// The exit code of a VMM whose guest rebooted.
@@ -172,7 +172,7 @@ impl Aftermath {
         match (code, has_owner) {
             (Some(AGAIN_CODE), false) => Aftermath::StartAgain,
             (Some(LEFT_CODE), true) => Aftermath::RemoveDirectory,
-            (Some(seccomp::VIOLATION), false) => Aftermath::RecordViolation,
+            (Some(SECCOMP_EXIT_CODE), false) => Aftermath::RecordViolation,
             _ => Aftermath::Nothing,
         }
     }
@@ -356,7 +356,7 @@ fn clear_leftovers(own: &Path) -> std::io::Result<()> {
     EndRecord::clear(own)?;
     origin::forget(own)?;
     let control = own.join(control::SOCKET);
-    let sockets = [control.with_extension("new"), control, own.join(console_socket::SOCKET), own.join(vsock::SOCKET)];
+    let sockets = [control.with_extension("new"), control, own.join(CONSOLE_SOCKET), own.join(VSOCK_SOCKET)];
     sockets.iter().try_for_each(|socket| untrusted::remove(socket))
 }
 
@@ -388,8 +388,8 @@ mod tests {
         assert_eq!(Aftermath::of(again, true), Aftermath::Nothing);
         assert_eq!(Aftermath::of(left, true), Aftermath::RemoveDirectory);
         assert_eq!(Aftermath::of(left, false), Aftermath::Nothing);
-        assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), false), Aftermath::RecordViolation);
-        assert_eq!(Aftermath::of(Some(seccomp::VIOLATION), true), Aftermath::Nothing);
+        assert_eq!(Aftermath::of(Some(SECCOMP_EXIT_CODE), false), Aftermath::RecordViolation);
+        assert_eq!(Aftermath::of(Some(SECCOMP_EXIT_CODE), true), Aftermath::Nothing);
         for code in [None, Some(0), Some(1), Some(-1), Some(i32::from(AGAIN) + 256)] {
             assert_eq!(Aftermath::of(code, true), Aftermath::Nothing);
             assert_eq!(Aftermath::of(code, false), Aftermath::Nothing);

@@ -26,8 +26,8 @@ use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use machine::config::{DiskConfig, DiskFormat, MachineConfig};
 use machine::control::{ControlRequest, Message, NewOverlay};
 use machine::launch::Restore;
+use machine::snapshot_files;
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
-use vmm::snapshot;
 
 /// Timeout for a snapshot. The guest keeps running for most of this time.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -92,7 +92,7 @@ impl Cloud {
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
         let volumes = self.volumes_of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
-        snapshot::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
+        snapshot_files::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
     }
 

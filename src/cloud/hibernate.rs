@@ -21,9 +21,9 @@ use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
 use machine::control::ControlRequest;
 use machine::launch::Restore;
+use machine::snapshot_files;
 use machine::timeline::Mark;
 use store::InstanceRecord;
-use vmm::snapshot;
 
 const SAVED: &str = "hibernated";
 /// Long enough to write the memory of the largest VM to a slow disk.
@@ -36,7 +36,7 @@ impl InstanceDir {
     }
 
     pub fn is_hibernated(&self) -> bool {
-        self.saved().join(snapshot::STATE).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+        self.saved().join(snapshot_files::STATE).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
     }
 
     /// Returns the snapshot of a hibernated instance, which can be restored once.
@@ -66,7 +66,7 @@ impl InstanceDir {
     /// Removes the snapshot, complete or not.
     pub(super) fn forget_hibernated(&self) -> Result<(), CloudError> {
         let saved = self.saved();
-        snapshot::remove(&saved).map_err(CloudError::file(&saved, "remove"))
+        snapshot_files::remove(&saved).map_err(CloudError::file(&saved, "remove"))
     }
 
     /// Makes the instance's VMM save a snapshot and exit. The guest first writes its dirty pages to its disks, so that

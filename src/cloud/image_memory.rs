@@ -12,8 +12,8 @@ use super::error::CloudError;
 use super::image::Image;
 use crate::host::home::write_private;
 use machine::config::CpuConfig;
+use machine::snapshot_files::{self, BASE, MEMORY, STATE};
 use store::InstanceRecord;
-use vmm::snapshot::{self, BASE, MEMORY, STATE};
 
 const DIRECTORY: &str = "memory";
 const FACTS: &str = "memory.json";
@@ -71,5 +71,5 @@ pub fn dir(image: &Image) -> PathBuf {
 }
 
 pub fn bytes(image: &Image) -> u64 {
-    snapshot::bytes(&dir(image))
+    snapshot_files::bytes(&dir(image))
 }

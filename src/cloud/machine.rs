@@ -29,13 +29,12 @@ use machine::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, 
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
 use machine::end::End;
 use machine::end_record::EndRecord;
+use machine::files::{CONSOLE_LOG, FULL_CONSOLE_LOG, VSOCK_SOCKET};
 use machine::kept_balance::KeptBalance;
 use machine::launch::{Launcher, Restore};
 use machine::timeline::monotonic_ns;
 use machine::untrusted;
 use store::{InstanceRecord, VolumeRecord};
-use vmm::devices::console::{FULL_LOG, LOG};
-use vmm::virtio::vsock;
 
 /// Name prefix of a directory with a snapshot in transit.
 const SAVED_FOR_OTHERS: &str = "saved-";
@@ -159,7 +158,7 @@ impl InstanceDir {
     /// Returns the last `limit` bytes that the guest wrote to its console.
     pub fn console_output(&self, limit: usize) -> Result<Vec<u8>, CloudError> {
         let mut bytes = Vec::new();
-        for path in [FULL_LOG, LOG].map(|name| self.vmm_directory().join(name)) {
+        for path in [FULL_CONSOLE_LOG, CONSOLE_LOG].map(|name| self.vmm_directory().join(name)) {
             match untrusted::read_tail(&path, limit as u64) {
                 Ok(more) => bytes.extend(more),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -170,7 +169,7 @@ impl InstanceDir {
     }
 
     pub fn agent(&self, timeout: Duration) -> Result<Agent, CloudError> {
-        Agent::connect(&self.vmm_directory().join(vsock::SOCKET), timeout)
+        Agent::connect(&self.vmm_directory().join(VSOCK_SOCKET), timeout)
             .map_err(|source| CloudError::Guest { instance: self.id, source })
     }
 

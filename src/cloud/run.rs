@@ -24,11 +24,10 @@ use crate::host::vmm_process::{self, Inherited};
 use ec2::id::InstanceId;
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
 use machine::end::End;
+use machine::files::{CONSOLE_LOG, VSOCK_SOCKET};
 use machine::launch::Launcher;
+use machine::snapshot_files;
 use machine::untrusted;
-use vmm::devices::console;
-use vmm::snapshot;
-use vmm::virtio::vsock;
 
 /// Directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";
@@ -168,7 +167,7 @@ impl EphemeralInstance {
 
     /// Returns the socket of the guest's agent.
     pub fn vsock(&self) -> PathBuf {
-        self.vmm_directory().join(vsock::SOCKET)
+        self.vmm_directory().join(VSOCK_SOCKET)
     }
 
     pub fn take_console(&mut self) -> Option<UnixStream> {
@@ -217,7 +216,7 @@ impl EphemeralInstance {
         fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
         self.control.send(&ControlRequest::Save { dir: saved.clone() })?;
         match self.wait_ended(Some(timeout)) {
-            Ok((End::Saved, _)) => snapshot::take(&saved, dir).map_err(failed),
+            Ok((End::Saved, _)) => snapshot_files::take(&saved, dir).map_err(failed),
             Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
             Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
             Err(error) => Err(error),
@@ -320,7 +319,7 @@ fn sweep(runs: &Path) {
 
 /// Returns the last console lines of the VMM with the directory `own`.
 pub(super) fn console_tail(own: &Path) -> ConsoleTail {
-    let bytes = untrusted::read_tail(&own.join(console::LOG), CONSOLE_TAIL).unwrap_or_default();
+    let bytes = untrusted::read_tail(&own.join(CONSOLE_LOG), CONSOLE_TAIL).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 

@@ -28,6 +28,7 @@ use crate::host::home::{Home, private_file, try_lock_file, write_private};
 use disk::disk_image;
 use machine::config::CpuConfig;
 use machine::launch::Restore;
+use machine::snapshot_files;
 use vmm::snapshot;
 
 /// Disk ID of a template's root disk.
@@ -299,7 +300,7 @@ pub fn list(home: &Home) -> Result<Vec<TemplateRecord>, CloudError> {
 
 fn size_on_disk(home: &Home, key: &str) -> u64 {
     let [dir, layer, _] = paths(home, key);
-    snapshot::bytes(&dir) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+    snapshot_files::bytes(&dir) + layer.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 pub fn list_of(home: &Home, dir: &Path) -> Result<Vec<TemplateRecord>, CloudError> {
@@ -338,7 +339,7 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    snapshot::remove(&dir).map_err(CloudError::file(&dir, "remove"))?;
+    snapshot_files::remove(&dir).map_err(CloudError::file(&dir, "remove"))?;
     gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "remove"))?;
     gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "remove"))
 }

@@ -24,8 +24,8 @@ use super::home::write_private;
 use machine::bounded_log;
 use machine::config::MachineConfig;
 use machine::launch::{Launcher, Restore};
+use machine::sandbox_record::SECCOMP_LOG_PREFIX;
 use machine::untrusted;
-use vmm::sandbox::seccomp;
 
 pub const CONFIG: &str = "config.json";
 /// Lock file. The VMM and its supervisor hold the lock while they are running.
@@ -68,7 +68,7 @@ pub fn violation(dir: &Path) -> Option<String> {
     [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
         let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
         let text = String::from_utf8_lossy(&log);
-        let line = text.lines().rev().find(|line| line.starts_with(seccomp::SAYS))?;
+        let line = text.lines().rev().find(|line| line.starts_with(SECCOMP_LOG_PREFIX))?;
         // The VMM wrote the line, so it is not safe for a terminal.
         Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect())
     })

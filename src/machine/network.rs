@@ -11,6 +11,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
+/// Lets users other than root listen on ports from 22 up.
+pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
+
 /// The MAC address of all peers. The guest's network is routed, so no frame contains an address of another device.
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x0a, 0x57, 0x49, 0x53, 0x50, 0x01]);
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);

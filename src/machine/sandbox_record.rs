@@ -4,6 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Exit code of a VMM that made a forbidden system call.
+pub const SECCOMP_EXIT_CODE: i32 = 159;
+/// Prefix of the log line that names the call.
+pub const SECCOMP_LOG_PREFIX: &str = "seccomp violation: ";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SandboxLayer {

@@ -16,7 +16,6 @@ use super::devices::console::Console;
 use super::devices::serial::Serial;
 use machine::unix_socket;
 
-pub const SOCKET: &str = "console.sock";
 /// Sent to a second client.
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
@@ -152,6 +151,7 @@ mod tests {
     use super::*;
     use crate::bus::BusDevice;
     use crate::irq::IrqLine;
+    use machine::files::CONSOLE_SOCKET;
     use machine::timeline::Timeline;
     use std::sync::Arc;
     use vmm_sys_util::eventfd::EventFd;
@@ -166,7 +166,7 @@ mod tests {
     fn bench() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
-        let socket = ConsoleSocket::bind(&dir.path().join(SOCKET), console.clone()).unwrap();
+        let socket = ConsoleSocket::bind(&dir.path().join(CONSOLE_SOCKET), console.clone()).unwrap();
         let room = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let serial = Serial::new(IrqLine::new().unwrap(), console.writer(), room);
         Bench { dir, socket, console, serial }
@@ -174,7 +174,7 @@ mod tests {
 
     impl Bench {
         fn connect(&mut self) -> (UnixStream, Option<i32>) {
-            let stream = UnixStream::connect(self.dir.path().join(SOCKET)).unwrap();
+            let stream = UnixStream::connect(self.dir.path().join(CONSOLE_SOCKET)).unwrap();
             let fd = self.socket.accept().unwrap();
             (stream, fd)
         }
@@ -212,7 +212,7 @@ mod tests {
         terminal.write_all(b"root\n").unwrap();
         assert_eq!(bench.socket.serve(EventSet::IN, &mut bench.serial), Wait::Same);
         assert_eq!(bench.typed(), "root\n");
-        let mode = bench.dir.path().join(SOCKET).metadata().unwrap().permissions().mode();
+        let mode = bench.dir.path().join(CONSOLE_SOCKET).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

@@ -21,6 +21,7 @@ use super::wiring::Devices;
 use machine::config::MachineConfig;
 use machine::control::NewOverlay;
 use machine::passed_files::FdTable;
+use machine::snapshot_files::STATE;
 
 /// All parts of a running machine that have state.
 pub(super) struct Freezer<'a> {
@@ -43,7 +44,7 @@ impl Freezer<'_> {
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
             // The machine resumes and changes its disks, so its state file must not be used.
-            let _ = std::fs::remove_file(dir.join(snapshot::STATE));
+            let _ = std::fs::remove_file(dir.join(STATE));
             self.resume();
         }
         saved.map(|()| true)
@@ -143,7 +144,7 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
 
 /// Restores the virtio devices and starts their threads; called after the seccomp filters are installed.
 pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], dir: &Path) -> Result<(), Error> {
-    let unusable = |reason| SnapshotError::Unusable { path: dir.join(snapshot::STATE), reason };
+    let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
     for (device, state) in devices.virtio.iter().zip(states) {
         lock(device).restore(state).map_err(unusable)?;
     }

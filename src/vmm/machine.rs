@@ -16,14 +16,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
 use super::bus::Bus;
-use super::console_socket::{self, ConsoleSocket};
+use super::console_socket::ConsoleSocket;
 use super::cpu::gate::Gate;
 use super::cpu::quota::Quota;
 use super::cpu::time::CpuTime;
 use super::cpu::vcpu::{VcpuContext, VcpuHandle, install_kick_handler};
 use super::cpu::xstate::Xstate;
 use super::cpu::{cpuid, emulation, registers, state};
-use super::devices::console::{self, Console};
+use super::devices::console::Console;
 use super::error::Error;
 use super::event_loop::EventLoop;
 use super::fault::GuestFaults;
@@ -39,11 +39,12 @@ use super::usage_recorder::Recorder;
 use super::virtio::block::Ring;
 use super::virtio::mmio::{Slot, TransportState};
 use super::virtio::net::NetControl;
-use super::virtio::vsock::{self, Vsock};
+use super::virtio::vsock::Vsock;
 use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
 use machine::config::{CpuConfig, DiskConfig, MachineConfig};
 use machine::control::{ControlServer, GuestFaultRecord, SOCKET, VmmStatus};
 use machine::end::{End, EndReceiver, end_channel};
+use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET, VSOCK_SOCKET};
 use machine::kept_balance::KeptBalance;
 use machine::launch::{Launcher, Restore};
 use machine::passed_files::FdTable;
@@ -138,7 +139,7 @@ impl Machine {
         let ready = new_eventfd()?;
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let console = new_console(&inputs.dir, &timeline)?;
-        let mut console_socket = ConsoleSocket::bind(&inputs.dir.join(console_socket::SOCKET), console.clone())?;
+        let mut console_socket = ConsoleSocket::bind(&inputs.dir.join(CONSOLE_SOCKET), console.clone())?;
         if let Some(terminal) = inputs.console {
             console_socket.attach(terminal).map_err(Error::host("attach the terminal to the console"))?;
         }
@@ -151,7 +152,7 @@ impl Machine {
         let saved_ports = saved.as_ref().zip(resume_message);
         let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
-        let vsock_path = inputs.dir.join(vsock::SOCKET);
+        let vsock_path = inputs.dir.join(VSOCK_SOCKET);
         let vsock =
             config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &vsock_path, connector, released)).transpose()?;
         let net = net.map(|net| connect(net, inputs.network, link, link_sockets)).transpose()?;
@@ -365,7 +366,7 @@ fn read_link(config: &MachineConfig) -> Result<Option<NetstackConfig>, Error> {
 }
 
 fn new_console(dir: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
-    let path = dir.join(console::LOG);
+    let path = dir.join(CONSOLE_LOG);
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 

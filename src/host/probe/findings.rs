@@ -10,7 +10,7 @@ use super::facts::{
 };
 use super::fix::Fix;
 use crate::host::router::KilledRouter;
-use netstack::broker::ALLOW_LOW_PORTS;
+use machine::network::ALLOW_LOW_PORTS;
 
 /// Below this much free memory, even a small guest may fail to start.
 const SCARCE_MEMORY_MIB: u64 = 128;

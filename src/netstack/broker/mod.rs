@@ -31,9 +31,6 @@ pub use client::{BrokerClient, DatagramChannel, HostPort, LinkSockets, PortsClie
 use ports::Ports;
 use relay::Relay;
 
-/// Lets users other than root listen on ports from 22 up.
-pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
-
 /// Ports per message: below the kernel's descriptor limit (`SCM_MAX_FD`), and the text fits into [`MESSAGE_LIMIT`].
 const PORTS_AT_A_TIME: usize = 50;
 const MESSAGE_LIMIT: usize = 64 << 10;

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, sendmsg, shutdown};
 use serde::{Deserialize, Serialize};
 
+use super::PORTS_AT_A_TIME;
 use super::relay::Relay;
-use super::{ALLOW_LOW_PORTS, PORTS_AT_A_TIME};
 use crate::{Forward, NetstackConfig, Transport};
+use machine::network::ALLOW_LOW_PORTS;
 
 /// One message of a response.
 #[derive(Debug, Default, Serialize, Deserialize)]

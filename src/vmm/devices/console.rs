@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use machine::bounded_log::BoundedLog;
 use machine::timeline::{Mark, Timeline};
 
-pub const LOG: &str = "console.log";
-pub const FULL_LOG: &str = "console.log.1";
-/// At this many bytes, the log is renamed to [`FULL_LOG`] and a new one begins.
+/// At this many bytes, the log is renamed to [`FULL_CONSOLE_LOG`](machine::files::FULL_CONSOLE_LOG) and a new one
+/// begins.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// The console's output side, shared between the serial port and the event loop.

@@ -15,13 +15,9 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
+use machine::sandbox_record::{SECCOMP_EXIT_CODE, SECCOMP_LOG_PREFIX};
+
 use super::calls::{Arguments, Call, ThreadKind};
-
-/// The exit code of a VMM that made a forbidden call.
-pub const VIOLATION: i32 = 159;
-
-/// Prefix of the log line that names the call.
-pub const SAYS: &str = "seccomp violation: ";
 
 /// True if threads of this process get filters.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -129,7 +125,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     let mut line = Line { bytes: [0; 200], length: 0 };
     let name = syscalls::Sysno::new(number as usize).map_or("unknown to wisp", |call| call.name());
     let who = THREAD_NAME.with(Cell::get);
-    line.push(SAYS);
+    line.push(SECCOMP_LOG_PREFIX);
     line.push(who);
     line.push(" made the system call ");
     line.push_number(number as u32);
@@ -139,7 +135,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     // SAFETY: `length` bytes of the line are initialized; descriptor 2 is the log, or closed.
     unsafe {
         libc::write(2, line.bytes.as_ptr().cast(), line.length);
-        libc::_exit(VIOLATION);
+        libc::_exit(SECCOMP_EXIT_CODE);
     }
 }
 

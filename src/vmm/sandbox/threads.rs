@@ -46,7 +46,7 @@ pub fn spawn<T: Send + 'static>(
         let filtered = move || {
             if let Err(error) = seccomp::enter(kind) {
                 log::error!("the VMM exits: cannot install the seccomp filter of {}: {error}", kind.as_str());
-                std::process::exit(seccomp::VIOLATION);
+                std::process::exit(machine::sandbox_record::SECCOMP_EXIT_CODE);
             }
             run()
         };

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use super::SnapshotError;
 use super::memory::{Content, create};
-use super::{MEMORY, SnapshotError};
+use machine::snapshot_files::MEMORY;
 
 /// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).

@@ -8,9 +8,10 @@ use std::path::Path;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::origin::{Differences, Origin};
-use super::{BASE, MEMORY, SnapshotError, ignore_not_found};
+use super::{SnapshotError, ignore_not_found};
 use crate::memory::{GuestMemory, PAGE, PageRun, pages};
 use disk::sparse::write_blocks;
+use machine::snapshot_files::{BASE, MEMORY};
 
 /// Bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;

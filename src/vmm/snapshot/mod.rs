@@ -29,14 +29,10 @@ use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
 use super::virtio::mmio::TransportState;
 use machine::config::CpuConfig;
-use machine::untrusted::{self, Presence};
+use machine::snapshot_files::{BASE, MEMORY, STATE};
+use machine::untrusted;
 use origin::Differences;
 use processor::{CpuIdentity, Processor};
-
-pub const STATE: &str = "state";
-pub const MEMORY: &str = "memory";
-/// The base snapshot's memory file, if [`MEMORY`] only contains changed pages.
-pub const BASE: &str = "base";
 
 const MAGIC: [u8; 8] = *b"wispsnap";
 /// Incremented with every change to the format.
@@ -199,27 +195,6 @@ pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
         if base.exists() { fs::remove_file(memory) } else { fs::rename(memory, base) }
     };
     consume().map_err(SnapshotError::file(dir, "modify"))
-}
-
-/// Moves a snapshot to a trusted directory on the same file system, so that the VMM cannot replace its files by links.
-/// The state file is moved last, because it makes the snapshot valid.
-pub fn take(from: &Path, to: &Path) -> io::Result<()> {
-    use Presence::{Optional, Required};
-    untrusted::take(from, to, &[(BASE, Optional), (MEMORY, Required), (STATE, Required)])
-}
-
-/// Returns the disk space of a snapshot in bytes.
-pub fn bytes(dir: &Path) -> u64 {
-    let files = [STATE, MEMORY, BASE].map(|name| dir.join(name).symlink_metadata());
-    files.iter().flatten().map(|metadata| metadata.blocks() * 512).sum()
-}
-
-/// Removes a snapshot, even an incomplete one. The state file is removed first, so that the rest is not valid.
-pub fn remove(dir: &Path) -> io::Result<()> {
-    if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        untrusted::remove_in(dir, STATE)?;
-    }
-    untrusted::remove(dir)
 }
 
 fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, linkat};
 use serde::{Deserialize, Serialize};
 
-use super::{BASE, MEMORY, MachineState, SnapshotError, written};
+use super::{MachineState, SnapshotError, written};
 use crate::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
+use machine::snapshot_files::{BASE, MEMORY};
 use machine::untrusted;
 
 /// Mapping more runs of changed pages costs more than saving all pages.

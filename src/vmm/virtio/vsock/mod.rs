@@ -31,9 +31,6 @@ use machine::unix_socket;
 use netstack::broker::VsockConnector;
 use service::VsockService;
 
-/// Name in the VMM's directory. The guest reaches the host at `<socket>_<port>`.
-pub const SOCKET: &str = "vsock.sock";
-
 const DEVICE_TYPE: u32 = 19;
 /// Linux fills the receive queue while it boots: 256 entries took 0.33 s in an emulated guest.
 const QUEUE_SIZES: &[u16] = &[64, 128, 16];
