@@ -23,7 +23,7 @@ wisp doctor 2>&1 | grep -a AMD-V | say doctor
 wisp run --vcpus 2 -- sh -c 'nproc; grep -c -w svm /proc/cpuinfo; cat > /run/v; chmod +x /run/v; /run/v' < /root/vectors | say guest
 echo hello-from-the-disk > /root/disk; truncate -s 16M /root/disk
 wisp run --kernel /root/vmlinuz --initrd /root/initrd --disk /root/disk --vcpus 2 --memory 512M --cmdline quiet --console \
-    --timeout 300 2>&1 | grep -a 'DEBIAN\|has ended' | say debian
+    --timeout 300 2>&1 | grep -a 'DEBIAN\|has stopped' | say debian
 wisp launch --name web --memory 192M --vcpus 1 --overcommit > /dev/null
 wisp volume create 16M --name data > /dev/null
 wisp volume attach data web > /dev/null

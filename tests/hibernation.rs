@@ -94,7 +94,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     let mut damaged = sound.clone();
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&saved, &damaged).unwrap();
-    refused(wisp.run(&["start", "sleeper"]), "altered");
+    refused(wisp.run(&["start", "sleeper"]), "SHA-256 does not match");
     assert_eq!(state(&wisp), hibernated());
     std::fs::write(&saved, &sound).unwrap();
     wisp.run(&["start", "sleeper"]).expect_code(0);
