@@ -1,7 +1,8 @@
 //! Entry points of the fuzz targets in `fuzz/`; see `docs/fuzzing.md`. No input may cause a panic. Compiled for tests
 //! and with the feature `fuzzing`. The tests replay the inputs in `fuzz/corpus`, and mutations of them.
 
-use crate::{cloud, guest};
+use crate::cloud;
+use node::guest;
 
 /// Defines each target's function and test.
 macro_rules! targets {

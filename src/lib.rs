@@ -18,5 +18,3 @@ pub mod cloud;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-pub mod guest;
-pub mod host;

@@ -199,7 +199,7 @@ fn unexpected_ends_have_distinct_state_reasons() {
     let dir = wisp.home().join("instances").join(ids[0]);
     wisp.run(&["start", ids[0], "--no-wait"]).expect_code(0);
     kill_vmm(&wisp, ids[0]);
-    let lock = wisp::host::home::lock_file(&dir.join("lock")).unwrap();
+    let lock = node::home::lock_file(&dir.join("lock")).unwrap();
     let mut starting = wisp.start(&["start", ids[0], "--no-wait"]);
     assert!(!starting.has_ended_within(Duration::from_secs(1)), "start did not wait for the lock");
     drop(lock);

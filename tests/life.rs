@@ -91,10 +91,10 @@ fn client_that_never_reads_stalls_only_itself() {
     refused.write_all(b"CONNECT 4242\n").unwrap();
     assert_eq!(refused.read(&mut answer).unwrap(), 0);
     // An unread flood of output, while the first command and others continue.
-    let agent = || wisp::guest::Agent::connect(&socket, common::DEADLINE).unwrap();
+    let agent = || node::guest::Agent::connect(&socket, common::DEADLINE).unwrap();
     agent().ping(common::DEADLINE).unwrap();
     let (flood_reader, flood) = UnixStream::pair().unwrap();
-    let request = |script: &str| wisp::guest::ExecRequest {
+    let request = |script: &str| node::guest::ExecRequest {
         argv: vec!["sh".into(), "-c".into(), script.into()],
         ..Default::default()
     };
@@ -102,7 +102,7 @@ fn client_that_never_reads_stalls_only_itself() {
     let flooder = std::thread::spawn(move || {
         use std::os::fd::AsFd;
         let null = std::fs::File::open("/dev/null").unwrap();
-        let streams = wisp::guest::Streams { input: null.as_fd(), output: flood.as_fd(), error: flood.as_fd() };
+        let streams = node::guest::Streams { input: null.as_fd(), output: flood.as_fd(), error: flood.as_fd() };
         flooding.exec(request("head -c 2097152 /dev/zero"), streams)
     });
     agent().ping(common::DEADLINE).unwrap();

@@ -444,7 +444,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
         let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
         let names: Vec<String> =
             names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
-        let is_kept = |name: &String| wisp::host::environment::KEPT.contains(&name.as_str());
+        let is_kept = |name: &String| node::environment::KEPT.contains(&name.as_str());
         assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
     }
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
@@ -512,7 +512,7 @@ fn assert_other_user_has_no_access(wisp: &Wisp, dir: &Path) {
             fs::read(dir.join("vmm/console.log")).is_ok(),
             std::os::unix::net::UnixStream::connect(dir.join("vmm/control.sock")).is_ok(),
             std::os::unix::net::UnixStream::connect(dir.join("vmm/vsock.sock")).is_ok(),
-            wisp::host::home::Home::at(wisp.home()).is_ok(),
+            node::home::Home::at(wisp.home()).is_ok(),
         ])
     });
     assert_eq!((code, said.as_str()), (Some(REFUSED), ""));

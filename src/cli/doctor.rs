@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, Output, Screen, Tone};
-use crate::host::probe::{self, Finding, Severity};
+use node::probe::{self, Finding, Severity};
 
 /// The width before a finding: a mark, a space, the finding's name and two spaces.
 const INDENT: usize = 19;
@@ -98,7 +98,7 @@ fn summary(findings: &[Finding], screen: Screen) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::Fix;
+    use node::probe::Fix;
 
     fn finding(name: &'static str, status: Severity) -> Finding {
         Finding { name, status, found: "found".into(), explanation: None, fixes: Vec::new() }

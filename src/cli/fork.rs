@@ -40,7 +40,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    crate::host::probe::kvm_access()?;
+    node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
     let instance = cloud.instance(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use super::output;
-use crate::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
+use node::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
 
 /// The outcome of a command in a guest.
 #[derive(Debug)]

@@ -20,12 +20,12 @@ use crate::cloud::registry::ImageConsistency;
 use crate::cloud::template::{self, TemplateRecord};
 use crate::cloud::transfer::{NewImage, RootChoices};
 use crate::cloud::{Cloud, timestamp, utc};
-use crate::guest::parse_user_name;
-use crate::host::shell;
 use ec2::catalog;
 use ec2::metadata::ImdsSupport;
 use ec2::size::{MemorySize, approximate_mib};
 use machine::config::CpuConfig;
+use node::guest::parse_user_name;
+use node::shell;
 use store::{ImageRecord, Visibility};
 
 /// Manage images (AMIs).
@@ -380,7 +380,7 @@ fn make_warm(
     output: Output,
     began_ns: u64,
 ) -> anyhow::Result<()> {
-    crate::host::probe::kvm_access()?;
+    node::probe::kvm_access()?;
     let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
     anyhow::ensure!(template::limit() > 0, "templates are disabled by {}=0", template::LIMIT_VARIABLE);

@@ -144,7 +144,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    crate::host::probe::kvm_access()?;
+    node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
     let given = args.size.or_image_size(cloud.image_memory(args.image.as_deref())?);
     let size = given.of_type(catalog::find(DEFAULT_TYPE)?)?;

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::escape::{escape, escape_json, escape_line, escape_output};
 use crate::cloud::CloudError;
-use crate::host::probe::{Fix, KvmAccessError};
-use crate::host::shell;
 use ec2::Ec2Error;
+use node::probe::{Fix, KvmAccessError};
+use node::shell;
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

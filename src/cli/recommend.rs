@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{args, open_cloud};
 use crate::cloud::{timestamp, utc};
-use crate::host::shell;
 use ec2::right_size::{Confidence, Figures, Finding, Judgment, Statistic, TooLittle};
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
 use ec2::{InstanceType, catalog};
+use node::shell;
 use store::InstanceRecord;
 
 /// Recommend instance types from recorded usage.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::vmm::inherit;
-use crate::host::router::{self, NamespaceSource};
+use node::router::{self, NamespaceSource};
 
 /// Run the router of a network directory.
 #[derive(Debug, clap::Args)]

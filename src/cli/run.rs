@@ -19,13 +19,13 @@ use crate::cloud::launch;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
 use crate::cloud::template::{Template, can_have, find};
-use crate::guest::Agent;
-use crate::host::home::Home;
-use crate::host::probe;
 use ec2::capacity::InstanceSize;
 use machine::config::BootProtocol;
 use machine::end::End;
 use machine::timeline::Mark;
+use node::guest::Agent;
+use node::home::Home;
+use node::probe;
 
 /// The default size. It is smaller than any EC2 type, because small guests boot fastest.
 const DEFAULT_VCPUS: u32 = 1;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context;
 use wisp_agent::poll::{Interest, poll};
 
-use crate::guest::terminal::RawMode;
+use node::guest::terminal::RawMode;
 
 /// Ctrl-], which detaches from the console.
 const ESCAPE: u8 = 0x1d;

@@ -9,12 +9,12 @@ use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
 use super::{args, limits, open_cloud};
 use crate::cloud::{Cloud, CloudError, utc};
-use crate::guest::UserDataStatus;
 use ec2::metadata::MetadataChange;
 use ec2::network::NetworkMode;
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
 use machine::control::VmmStatus;
+use node::guest::UserDataStatus;
 use store::{InstanceRecord, VolumeRecord};
 
 /// The timeout for optional information from the guest.

@@ -1,11 +1,11 @@
 //! Instance size options that several subcommands share.
 
 use crate::cloud::image_memory::ImageMemory;
-use crate::host::probe;
 use ec2::capacity::{self, InstanceSize};
 use ec2::catalog;
 use ec2::size::MemorySize;
 use ec2::{Ec2Error, InstanceType};
+use node::probe;
 
 /// The base type if --type is not given. Its vCPUs and memory are both overridden.
 const OVERRIDDEN_TYPE: &str = "t2.nano";

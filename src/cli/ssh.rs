@@ -12,8 +12,8 @@ use super::guest_command::{self, Outcome};
 use super::wait::AGENT_TIMEOUT;
 use super::{args, open_cloud, output};
 use crate::cloud::ssh::SshTarget;
-use crate::guest::parse_user_name;
-use crate::host::shell;
+use node::guest::parse_user_name;
+use node::shell;
 
 /// The timeout for a connection to the host's loopback interface.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -148,7 +148,7 @@ fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
 mod tests {
     use super::*;
     use crate::cloud::machine::InstanceDir;
-    use crate::host::home::Home;
+    use node::home::Home;
 
     fn target(known_hosts: &str) -> SshTarget {
         let home = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    crate::host::probe::kvm_access()?;
+    node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
     let (mut changes, mut started, mut machines) = (Vec::new(), Vec::new(), Vec::new());

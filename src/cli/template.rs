@@ -3,8 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::host::environment;
 use ec2::capacity::InstanceSize;
+use node::environment;
 
 /// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
 /// affect the launch.

@@ -7,10 +7,10 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
-use crate::host::home::Home;
 use machine::control::VmmStatus;
 use machine::end_record::EndRecord;
 use machine::timeline::{Mark, TimelineRecord};
+use node::home::Home;
 
 /// The maximum width of a bar in columns.
 const BAR: usize = 40;
@@ -79,7 +79,7 @@ fn of_last_run() -> anyhow::Result<VmmStatus> {
 /// Stores the timeline of a run for [`run`].
 pub fn keep(home: &Home, status: &VmmStatus) -> anyhow::Result<()> {
     let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
-    Ok(crate::host::home::write_private(&home.last_timeline(), &report)?)
+    Ok(node::home::write_private(&home.last_timeline(), &report)?)
 }
 
 /// Renders a table of phases with bars, and a table of VM exits.

@@ -11,14 +11,6 @@ use std::time::Instant;
 use anyhow::Context;
 use rustix::fs::Mode;
 
-use crate::host::environment;
-use crate::host::out_of_memory::OomKillCount;
-use crate::host::probe;
-use crate::host::router;
-use crate::host::supervisor::{self, LogPipe, Signals};
-use crate::host::vmm_process::{
-    self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory,
-};
 use machine::MachineConfig;
 use machine::config::MAX_DISKS;
 use machine::control::{self, Message};
@@ -30,6 +22,12 @@ use machine::passed_files::FdTable;
 use machine::sandbox_record::SECCOMP_EXIT_CODE;
 use machine::untrusted;
 use netstack::broker::{self, Broker, BrokerClient};
+use node::environment;
+use node::out_of_memory::OomKillCount;
+use node::probe;
+use node::router;
+use node::supervisor::{self, LogPipe, Signals};
+use node::vmm_process::{self, CONFIG, LOG, close_on_exec, keep_open, make_vmm_directory, violation, vmm_directory};
 use vmm::Machine;
 use vmm::kvm::VirtualMachine;
 use vmm::machine::VmmInputs;

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
 use crate::cloud::machine::MachineHandle;
-use crate::host::probe;
+use node::probe;
 use store::InstanceRecord;
 
 /// The default boot timeouts: hardware KVM and software KVM.

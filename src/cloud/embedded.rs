@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::bundle;
 use super::image::MANIFEST;
 use super::import::ImportError;
-use crate::host::home::{Home, HomeError, private_file};
 use disk::copy as sparse;
 use disk::space::FreeSpace;
 use ec2::id::ImageId;
+use node::home::{Home, HomeError, private_file};
 
 pub const NAME: &str = "tiny";
 

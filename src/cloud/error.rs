@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use super::image::ImageError;
 use super::import::ImportError;
 use super::run::ConsoleTail;
-use crate::guest;
-use crate::host::home::HomeError;
 use disk::disk_image;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use machine::control::ClientError;
+use node::guest;
+use node::home::HomeError;
 use store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum CloudError {
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
-    Key(#[from] crate::host::key::KeyError),
+    Key(#[from] node::key::KeyError),
     #[error("cannot {action} {}: {source}", path.display())]
     File {
         path: PathBuf,

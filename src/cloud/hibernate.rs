@@ -15,14 +15,14 @@ use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::get;
 use super::machine::{InstanceDir, MachineHandle};
-use crate::guest::FEATURE;
-use crate::host::home::Home;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
 use machine::control::ControlRequest;
 use machine::launch::Restore;
 use machine::snapshot_files;
 use machine::timeline::Mark;
+use node::guest::FEATURE;
+use node::home::Home;
 use store::InstanceRecord;
 
 const SAVED: &str = "hibernated";

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::embedded::{self, EmbeddedError};
-use crate::guest::check_user_name;
-use crate::host::home::Home;
 use ec2::metadata::ImdsSupport;
 use machine::config::{BootProtocol, DiskFormat};
+use node::guest::check_user_name;
+use node::home::Home;
 
 pub const MANIFEST: &str = "image.toml";
 /// Maximum size in bytes.

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::CloudError;
 use super::image::Image;
-use crate::host::home::write_private;
 use machine::config::CpuConfig;
 use machine::snapshot_files::{self, BASE, MEMORY, STATE};
+use node::home::write_private;
 use store::InstanceRecord;
 
 const DIRECTORY: &str = "memory";

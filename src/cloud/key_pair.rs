@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::error::CloudError;
 use super::{Cloud, new_id, now};
-use crate::host::key::{PublicKey, create, import, write_private};
 use ec2::key::{self, KeyFormat, KeyName, KeyType};
+use node::key::{PublicKey, create, import, write_private};
 use store::KeyPairRecord;
 
 impl Cloud {

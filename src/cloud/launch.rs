@@ -17,7 +17,6 @@ use super::seed::check_user_data;
 use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
-use crate::host::probe;
 use disk::disk_image;
 use ec2::capacity::{self, InstanceSize};
 use ec2::credits::CreditMode;
@@ -28,6 +27,7 @@ use ec2::tag::check_metadata_keys;
 use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use machine::config::{CpuConfig, DiskFormat};
+use node::probe;
 use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
     Transaction, VolumeRecord,

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use super::Cloud;
 use super::error::CloudError;
 use super::image::RootEntry;
-use crate::host::home::Home;
 use disk::MAX_LAYERS;
 use disk::disk_image;
 use ec2::{ErrorCode, ImageId};
 use machine::config::{BackingFile, DiskFormat};
+use node::home::Home;
 use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 
 /// Directories in the data directory that contain disk images.

@@ -14,9 +14,6 @@ use super::machine::{InstanceDir, MachineHandle};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::vmm_watch::Awaited;
 use super::{Cloud, now, resolve, utc};
-use crate::guest::Agent;
-use crate::host::home::is_lock;
-use crate::host::{probe, vmm_process};
 use ec2::capacity::InstanceSize;
 use ec2::catalog;
 use ec2::metadata::MetadataOptions;
@@ -24,6 +21,9 @@ use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use machine::control;
+use node::guest::Agent;
+use node::home::is_lock;
+use node::{probe, vmm_process};
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 
 /// Time for a guest to power off after a request to its agent, and after Ctrl-Alt-Del: with hardware KVM, and with an

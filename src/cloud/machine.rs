@@ -19,9 +19,6 @@ use super::layers::{self, resolved};
 use super::network::NetworkConnection;
 use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
-use crate::guest::Agent;
-use crate::host::home::{Home, lock_file, private_file, try_lock_file};
-use crate::host::vmm_process::{self, CONFIG, Inherited};
 use ec2::InstanceId;
 use ec2::catalog;
 use ec2::state::InstanceState;
@@ -34,6 +31,9 @@ use machine::kept_balance::KeptBalance;
 use machine::launch::{Launcher, Restore};
 use machine::timeline::monotonic_ns;
 use machine::untrusted;
+use node::guest::Agent;
+use node::home::{Home, lock_file, private_file, try_lock_file};
+use node::vmm_process::{self, CONFIG, Inherited};
 use store::{InstanceRecord, VolumeRecord};
 
 /// Name prefix of a directory with a snapshot in transit.

@@ -42,8 +42,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::CloudError;
 
-use crate::host::home::Home;
 use ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
+use node::home::Home;
 use store::{Store, StoreError};
 
 /// An open data directory.

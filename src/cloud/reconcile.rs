@@ -12,12 +12,12 @@ use super::lifecycle::get;
 use super::machine::{GONE, InstanceDir};
 use super::template;
 use super::{Cloud, now};
-use crate::host::home::is_lock;
-use crate::host::vmm_process;
 use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
 use machine::end_record::EndRecord;
+use node::home::is_lock;
+use node::vmm_process;
 use store::{ClientToken, InstanceRecord, StoreError};
 
 /// Seconds for which a terminated instance stays visible.

@@ -13,8 +13,6 @@ use super::machine::SYNC_TIMEOUT;
 use super::machine::disk_id;
 use super::template;
 use super::{Cloud, embedded, new_id, now};
-use crate::host::home::write_private;
-use crate::host::shell;
 use disk::{copy as sparse, disk_image};
 use ec2::id::Id;
 use ec2::id::Image as ImageKind;
@@ -22,6 +20,8 @@ use ec2::metadata::ImdsSupport;
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, ImageId, InstanceId};
 use machine::config::{BackingFile, DiskFormat};
+use node::home::write_private;
+use node::shell;
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

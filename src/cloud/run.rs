@@ -17,10 +17,6 @@ use super::network::{self, NetworkConnection};
 use super::new_id;
 use super::run_spec::{Boot, RunSpec, SEED, host_name};
 use super::template::Template;
-use crate::guest::Seed;
-use crate::host::home::{Home, HomeError, lock_file, try_lock_file, write_private};
-use crate::host::out_of_memory::OomKillCount;
-use crate::host::vmm_process::{self, Inherited};
 use ec2::id::InstanceId;
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
 use machine::end::End;
@@ -28,6 +24,10 @@ use machine::files::{CONSOLE_LOG, VSOCK_SOCKET};
 use machine::launch::Launcher;
 use machine::snapshot_files;
 use machine::untrusted;
+use node::guest::Seed;
+use node::home::{Home, HomeError, lock_file, try_lock_file, write_private};
+use node::out_of_memory::OomKillCount;
+use node::vmm_process::{self, Inherited};
 
 /// Directory for a snapshot within the VMM's own directory.
 const SAVED: &str = "saved";
@@ -57,7 +57,7 @@ pub enum RunError {
     #[error(transparent)]
     Control(#[from] ClientError),
     #[error(transparent)]
-    Agent(#[from] crate::guest::Error),
+    Agent(#[from] node::guest::Error),
     #[error("cannot save the machine: {0}")]
     Unsaved(String),
     #[error(transparent)]

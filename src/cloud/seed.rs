@@ -10,10 +10,10 @@ use super::error::CloudError;
 use super::image::Manifest;
 use super::machine::InstanceDir;
 use super::run_spec::host_name;
-use crate::guest::Seed;
-use crate::host::home::write_private;
 use ec2::Ec2Error;
 use ec2::user_data::UserData;
+use node::guest::Seed;
+use node::home::write_private;
 use store::{InstanceRecord, KeyPairRecord};
 
 const FILE: &str = "seed";

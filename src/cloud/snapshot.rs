@@ -12,11 +12,11 @@ use super::fork::{continue_in, continued};
 use super::machine::{MachineHandle, volume_disk};
 use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
-use crate::host::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use disk::disk_image;
 use ec2::{SnapshotId, VolumeId};
 use machine::config::DiskFormat;
 use machine::control::ControlRequest;
+use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
 impl Cloud {

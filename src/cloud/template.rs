@@ -23,12 +23,12 @@ use super::image_memory::{self, ImageMemory};
 use super::now;
 use super::run::{EphemeralInstance, RunError};
 use super::run_spec::{Boot, RunSpec};
-use crate::guest::{self, Agent, ExecRequest, FEATURE, Streams};
-use crate::host::home::{Home, private_file, try_lock_file, write_private};
 use disk::disk_image;
 use machine::config::CpuConfig;
 use machine::launch::Restore;
 use machine::snapshot_files;
+use node::guest::{self, Agent, ExecRequest, FEATURE, Streams};
+use node::home::{Home, private_file, try_lock_file, write_private};
 use vmm::snapshot;
 
 /// Disk ID of a template's root disk.

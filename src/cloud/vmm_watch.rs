@@ -17,9 +17,9 @@ use rustix::io::Errno;
 
 use super::error::CloudError;
 use super::machine::{InstanceDir, MachineHandle};
-use crate::host::home::lock_file;
-use crate::host::vmm_process::{LOCK, make_vmm_directory};
 use machine::control::SOCKET;
+use node::home::lock_file;
+use node::vmm_process::{LOCK, make_vmm_directory};
 
 #[derive(Debug)]
 pub(super) enum Awaited {
@@ -139,8 +139,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::host::home::Home;
     use ec2::InstanceId;
+    use node::home::Home;
 
     /// Longer than any wait in these tests. A wait that misses its event takes this long.
     const PATIENCE: Duration = Duration::from_secs(600);

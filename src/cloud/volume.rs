@@ -15,7 +15,6 @@ use super::lifecycle::get;
 use super::limits::volume_limits;
 use super::machine::{MachineHandle, disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
-use crate::guest::{ExecRequest, ExitStatus, Streams};
 use disk::disk_image;
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
@@ -23,6 +22,7 @@ use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, Vol
 use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use machine::config::{DiskConfig, DiskFormat};
 use machine::control::{ControlRequest, Message};
+use node::guest::{ExecRequest, ExitStatus, Streams};
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);

@@ -12,9 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use machine::MachineConfig;
 use machine::config::{BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, VsockConfig};
 use machine::control::{ControlClient, ControlRequest, Message, VmmStatus};
+use node::guest::{Agent, ExecRequest, Streams};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
-use wisp::guest::{Agent, ExecRequest, Streams};
 
 use super::{DEADLINE, Wisp};
 

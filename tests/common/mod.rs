@@ -131,7 +131,7 @@ impl Wisp {
     }
 
     pub fn bundle(&self) -> PathBuf {
-        wisp::cloud::embedded::unpacked(&wisp::host::home::Home::at(self.home()).unwrap()).unwrap()
+        wisp::cloud::embedded::unpacked(&node::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
     pub fn runs(&self) -> Vec<PathBuf> {
@@ -314,7 +314,7 @@ pub fn wait_until_gone(pid: u32) {
 
 /// Waits for all processes of a machine to end. The VMM dies shortly after its supervisor.
 pub fn wait_until_unlocked(dir: &Path) {
-    drop(wisp::host::home::lock_file(&dir.join("lock")).unwrap());
+    drop(node::home::lock_file(&dir.join("lock")).unwrap());
 }
 
 /// Waits for `text` in a VMM's log, which the supervisor writes with a delay because it comes through a pipe.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use wisp::host::home::lock_file;
+use node::home::lock_file;
 
 use super::instances::SMALL;
 

@@ -18,11 +18,11 @@ use crate::cloud::bench::comparison::{Comparison, compare};
 use crate::cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
 use crate::cloud::bench::{self, BenchError, BenchProgress, BenchSpec, Report};
 use crate::cloud::image::Image;
-use crate::host::home::Home;
-use crate::host::probe;
 use ec2::capacity::InstanceSize;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, catalog};
+use node::home::Home;
+use node::probe;
 
 /// Compare instance types on this host.
 ///

@@ -10,8 +10,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::AsFd;
 use wisp_agent::poll::{Interest, poll};
 
-use crate::guest::Signals;
 use machine::control::{ControlClient, ControlRequest, SOCKET};
+use node::guest::Signals;
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 

@@ -27,12 +27,12 @@ use super::image::Image;
 use super::launch::cpus;
 use super::run::{ConsoleTail, RunError};
 use super::template;
-use crate::host::home::{Home, HomeError};
-use crate::host::probe;
 use ec2::Ec2Error;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
+use node::home::{Home, HomeError};
+use node::probe;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

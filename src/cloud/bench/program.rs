@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::BenchError;
-use crate::host::home::Home;
+use node::home::Home;
 
 const PROGRAM: &[u8] = include_bytes!("../../../images/workloads/wisp-workload.zst");
 const NAME: &str = "wisp-workload";

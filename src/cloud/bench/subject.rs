@@ -20,13 +20,13 @@ use crate::cloud::network::NetworkSpec;
 use crate::cloud::run::{EphemeralInstance, RunError};
 use crate::cloud::run_spec::{Boot, RunSpec};
 use crate::cloud::template::Template;
-use crate::guest::{Agent, Captured, ExecRequest, Holes};
-use crate::host::home::Home;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::network::{Protocol, PublishedPort};
 use machine::control::VmmStatus;
 use machine::timeline::{Mark, monotonic_ns};
+use node::guest::{Agent, Captured, ExecRequest, Holes};
+use node::home::Home;
 
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
@@ -220,9 +220,9 @@ impl<'a> Subject<'a> {
     }
 
     /// Adds the last console lines to the error if the guest has ended.
-    fn explain(&self, error: crate::guest::Error) -> BenchError {
+    fn explain(&self, error: node::guest::Error) -> BenchError {
         match error {
-            crate::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
+            node::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
             error => RunError::Agent(error).into(),
         }
     }
@@ -272,8 +272,8 @@ fn observe(before: &VmmStatus, after: &VmmStatus, took: Duration, usable: Durati
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::ExitStatus;
     use machine::control::DiskRecord;
+    use node::guest::ExitStatus;
 
     fn captured(code: i32, stdout: &str, stderr: &str) -> Captured {
         Captured { status: ExitStatus::Exited(code), stdout: stdout.into(), stderr: stderr.into() }

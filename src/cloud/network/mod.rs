@@ -23,8 +23,6 @@ use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::volumes_of;
 use super::machine::InstanceDir;
-use crate::host::home::write_private;
-use crate::host::passt::{self, PasstConfig};
 use ec2::id::SubnetId;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
@@ -32,6 +30,8 @@ use ec2::{ErrorCode, InstanceId};
 use machine::config::{MachineConfig, NetConfig};
 use machine::control::{ControlRequest, Message};
 use machine::network::{MacAddress, NetstackConfig};
+use node::home::write_private;
+use node::passt::{self, PasstConfig};
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
 
 pub(super) use address::{Addresses, take_public_address};
@@ -229,5 +229,5 @@ impl Cloud {
 
 /// Returns true if instances can be connected to their VPCs on this host.
 fn router_is_possible() -> bool {
-    crate::host::router::check().is_ok()
+    node::router::check().is_ok()
 }

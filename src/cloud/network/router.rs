@@ -9,14 +9,12 @@ use std::path::PathBuf;
 use super::super::error::CloudError;
 use super::security_group::filters;
 use super::{Cloud, MTU};
-use crate::host::router::{
-    self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM,
-};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{NetworkMode, SubnetRange, mac_address};
 use ec2::state::InstanceState;
 use machine::network::{Cidr, MacAddress};
+use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
 pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {

@@ -9,12 +9,12 @@ use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::filter::filter_of;
 use super::vpc::{default_vpc, depends, vpc_or_default};
-use crate::host::shell;
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
 use machine::network::Filter;
+use node::shell;
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
 
 pub const DEFAULT: &str = "default";

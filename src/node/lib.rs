@@ -1,6 +1,7 @@
 //! Host resources: data directory, VMM processes, networks, key pairs and probes.
 
 pub mod environment;
+pub mod guest;
 pub mod home;
 pub mod key;
 pub mod out_of_memory;

@@ -5,11 +5,11 @@
 //!
 //! ```no_run
 //! # use std::{path::Path, time::Duration};
-//! # use wisp::guest::{Agent, ExecRequest, Streams};
+//! # use node::guest::{Agent, ExecRequest, Streams};
 //! let agent = Agent::connect(Path::new("vsock.sock"), Duration::from_secs(10))?;
 //! let request = ExecRequest { argv: vec!["uname".into(), "-r".into()], ..Default::default() };
 //! let code = agent.exec(request, Streams::own())?.exit_code();
-//! # Ok::<(), wisp::guest::Error>(())
+//! # Ok::<(), node::guest::Error>(())
 //! ```
 //!
 //! `wisp_agent::protocol` defines the wire format. The guest is not trusted: it can make an operation fail, but it
@@ -21,7 +21,7 @@ mod copy;
 mod error;
 mod exec;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod shutdown;
 mod signals;
 pub mod terminal;

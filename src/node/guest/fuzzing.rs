@@ -21,7 +21,7 @@ use super::{Agent, Streams};
 /// Never expires: the guest's whole output is sent before the operation starts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) fn frames(data: &[u8]) {
+pub fn frames(data: &[u8]) {
     let mut rest = data;
     while let Ok(Ok(range)) = locate(rest) {
         let (frame, end) = (&rest[range.clone()], range.end);
@@ -32,7 +32,7 @@ pub(crate) fn frames(data: &[u8]) {
 }
 
 /// `data` selects one of the host's operations, and contains the guest's answers.
-pub(crate) fn host(data: &[u8]) {
+pub fn host(data: &[u8]) {
     let Some((which, said)) = data.split_first() else { return };
     // Operations require a greeting first.
     let greeting = if which % 8 < 6 { hello() } else { Vec::new() };

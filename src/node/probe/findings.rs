@@ -9,7 +9,7 @@ use super::facts::{
     VpcFacts,
 };
 use super::fix::Fix;
-use crate::host::router::KilledRouter;
+use crate::router::KilledRouter;
 use machine::network::ALLOW_LOW_PORTS;
 
 /// Below this much free memory, even a small guest may fail to start.
@@ -304,7 +304,7 @@ fn size(mib: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
+    use crate::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
     use rustix::io::Errno;
 
     fn laptop() -> Facts {

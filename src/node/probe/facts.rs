@@ -11,8 +11,8 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 
 use super::parse;
-use crate::host::home::NETWORKS;
-use crate::host::router::{KilledRouter, killed};
+use crate::home::NETWORKS;
+use crate::router::{KilledRouter, killed};
 
 pub const KVM_DEVICE: &str = "/dev/kvm";
 

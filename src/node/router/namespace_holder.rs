@@ -14,7 +14,7 @@ use rustix::fs::{FileType, fstat};
 
 use super::namespace::is_configured;
 use super::{Interface, RouterConfig};
-use crate::host::vmm_process::processes;
+use crate::vmm_process::processes;
 use machine::unix_socket::SocketPath;
 
 // `linux/if_tun.h`, `linux/nsfs.h`.

@@ -167,7 +167,7 @@ fn holder(rivals: &[&str]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::probe::facts::{KvmInterface, User};
+    use crate::probe::facts::{KvmInterface, User};
 
     const KVM_GROUP: u32 = 104;
 

@@ -22,8 +22,8 @@ use super::namespace::{self, Port, Tap};
 use super::{
     ANSWER_LIMIT, CONFIG, Interface, LOCK, NamespaceSource, RouterConfig, RouterRequest, RouterResponse, SOCKET, rules,
 };
-use crate::host::home::try_lock_file;
-use crate::host::probe;
+use crate::home::try_lock_file;
+use crate::probe;
 
 /// `RTMGRP_LINK` (`linux/rtnetlink.h`): notifications about added and removed interfaces.
 const LINK_GROUP: u32 = 1;
