@@ -328,7 +328,7 @@ fn compare(bundle: &Path, file: &str, expected: &str, found: String) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::import::testing::run;
+    use crate::import::testing::run;
     use disk::space::{FreeSpace, RESERVE};
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -162,8 +162,8 @@ fn name_in(home: &Home, path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::machine::volume_disk;
-    use crate::cloud::volume::NewVolume;
+    use crate::machine::volume_disk;
+    use crate::volume::NewVolume;
     use std::fs;
     use std::process::Command;
     use store::{Record, Store};

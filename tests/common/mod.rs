@@ -131,7 +131,7 @@ impl Wisp {
     }
 
     pub fn bundle(&self) -> PathBuf {
-        wisp::cloud::embedded::unpacked(&node::home::Home::at(self.home()).unwrap()).unwrap()
+        cloud::embedded::unpacked(&node::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
     pub fn runs(&self) -> Vec<PathBuf> {

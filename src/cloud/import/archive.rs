@@ -704,7 +704,7 @@ mod tests {
 
     #[test]
     fn gnu_sparse_files_are_read_in_every_format() {
-        use crate::cloud::import::testing::run;
+        use crate::import::testing::run;
         use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();

@@ -193,7 +193,7 @@ fn is_tar(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::import::testing::run;
+    use crate::import::testing::run;
     use std::io::Write;
     use std::path::Path;
 

@@ -260,8 +260,8 @@ pub fn refuse_erofs(head: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::import::content::{self, Content};
-    use crate::cloud::import::testing::run;
+    use crate::import::content::{self, Content};
+    use crate::import::testing::run;
     use std::fs;
     use std::path::{Path, PathBuf};
 

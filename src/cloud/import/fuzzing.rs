@@ -8,15 +8,15 @@ use super::archive::TarFile;
 use super::content::{Content, detect};
 use super::ext4::{self, Shape};
 use super::tree::{MEMORY_LIMIT, Tree};
-use crate::cloud::bundle;
-use crate::cloud::image::Manifest;
+use crate::bundle;
+use crate::image::Manifest;
 use disk::space::FreeSpace;
 
 /// Maximum disk usage in bytes. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;
 
 /// Parses `data` as a manifest and checks that the result survives a round trip.
-pub(crate) fn manifest(data: &[u8]) {
+pub fn manifest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(manifest) = Manifest::parse(text) {
         assert!(manifest.files().all(|file| !file.contains('/') && file != ".."), "files are directly in the bundle");
@@ -26,7 +26,7 @@ pub(crate) fn manifest(data: &[u8]) {
 }
 
 /// Imports `data` as a bundle and as a root file system, and checks that nothing is left outside the destination.
-pub(crate) fn archive(data: &[u8]) {
+pub fn archive(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a directory");
     let (source, into) = (dir.path().join("source"), dir.path().join("into"));
     fs::write(&source, data).expect("a file");

@@ -8,7 +8,7 @@ mod content;
 mod ext4;
 mod features;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod newc;
 mod pax;
 pub mod root;

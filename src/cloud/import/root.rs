@@ -14,7 +14,7 @@ use super::content::{self, Content, FileSystem};
 use super::ext4::{self, Shape};
 use super::tree::{self, AddError, Tree};
 use super::{ImportError, ImportProgress, LARGEST_FILE, Landing, newc, open_regular, render};
-use crate::cloud::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
+use crate::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
 use disk::{copy as sparse, disk_image};
 use machine::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
@@ -317,7 +317,7 @@ fn root_name(kind: FileSystem) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::import::testing::run;
+    use crate::import::testing::run;
     use disk::space::{FreeSpace, RESERVE};
     use std::fs;
     use std::io::Read;
@@ -388,7 +388,7 @@ mod tests {
             match import_into(landing, MEMORY_LIMIT, source, &options, &embedded, b"agent", &()) {
                 Ok(manifest) => {
                     assert_eq!(Image::open(&into).unwrap().manifest, manifest);
-                    for verified in crate::cloud::bundle::verify(&into, &()).unwrap() {
+                    for verified in crate::bundle::verify(&into, &()).unwrap() {
                         verified.result.unwrap();
                     }
                     Ok((manifest, into))

@@ -15,7 +15,7 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 0);
 const PUBLIC_COUNT: u32 = 65534;
 
 #[derive(Debug)]
-pub(in crate::cloud) struct Addresses {
+pub(crate) struct Addresses {
     private: BTreeSet<(VpcId, Ipv4Addr)>,
     public: BTreeSet<Ipv4Addr>,
     subnets: BTreeMap<SubnetId, SubnetRange>,
@@ -83,7 +83,7 @@ impl Addresses {
 }
 
 /// Releases an instance's public address, unless it is an elastic one.
-pub(in crate::cloud) fn take_public_address(record: &mut InstanceRecord) {
+pub(crate) fn take_public_address(record: &mut InstanceRecord) {
     if let Some(network) = record.network.as_mut().filter(|network| network.elastic_address.is_none()) {
         network.public_ip = None;
     }

@@ -102,7 +102,7 @@ impl Cloud {
     }
 }
 
-pub(in crate::cloud) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
+pub(crate) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
     for record in held_by(tx, instance)? {
         tx.put(&AddressRecord { association: None, ..record })?;
     }

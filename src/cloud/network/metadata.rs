@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use serde_json::json;
 
 use super::link::Known;
-use crate::cloud::timestamp_seconds;
+use crate::timestamp_seconds;
 use ec2::InstanceId;
 use ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
 use ec2::tag::is_metadata_key;

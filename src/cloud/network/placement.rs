@@ -14,7 +14,7 @@ use ec2::{Ec2Error, ErrorCode};
 use store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
 #[derive(Debug)]
-pub(in crate::cloud) struct Placement {
+pub(crate) struct Placement {
     subnet: SubnetRecord,
     security_groups: Vec<SecurityGroupId>,
     mode: NetworkMode,

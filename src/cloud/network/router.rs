@@ -36,7 +36,7 @@ impl Cloud {
 
     /// Adds a notice for each VPC that instances were attached to and that has no uplink. Call this after starting the
     /// instances, to give the uplink time to come up.
-    pub(in crate::cloud) fn notice_missing_uplinks(&mut self) {
+    pub(crate) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
             // A router that is ending needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
@@ -64,7 +64,7 @@ impl Cloud {
 
     /// Restarts killed routers of running instances, if an instance still holds the router's namespace. A failure
     /// becomes a notice, because the user's command may not need the router.
-    pub(in crate::cloud) fn restart_routers(&mut self, records: &[InstanceRecord]) {
+    pub(crate) fn restart_routers(&mut self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();

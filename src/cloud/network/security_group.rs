@@ -185,14 +185,14 @@ impl Cloud {
     }
 
     /// Applies the current groups to all running instances: rules may refer to groups whose members changed.
-    pub(in crate::cloud) fn groups_changed(&mut self) -> Result<(), CloudError> {
+    pub(crate) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.push_network_config(record))?;
         self.update_routers()
     }
 }
 
-pub(in crate::cloud) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
+pub(crate) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
     record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
@@ -218,7 +218,7 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
 }
 
 /// Resolves the groups of an instance in a VPC. The default is the VPC's default group.
-pub(in crate::cloud) fn chosen_groups(
+pub(crate) fn chosen_groups(
     tx: &Transaction,
     vpc: VpcId,
     references: &[String],

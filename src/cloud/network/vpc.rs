@@ -157,7 +157,7 @@ impl Cloud {
     }
 
     /// Removes the directories of deleted VPCs with the logs of their routers.
-    pub(in crate::cloud) fn sweep_networks(&mut self) -> Result<(), CloudError> {
+    pub(crate) fn sweep_networks(&mut self) -> Result<(), CloudError> {
         let dir = self.home.networks();
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

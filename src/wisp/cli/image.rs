@@ -1,0 +1,465 @@
+//! `wisp image`: manages images (AMIs).
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::output::{self, Align, Cell, Output, Screen, Tone};
+use super::size::SizeArgs;
+use super::{args, launch, open_cloud, print_warnings, shapes};
+use cloud::bundle::Verified;
+use cloud::image::Image;
+use cloud::image_memory::{self, ImageMemory};
+use cloud::import::ImportProgress;
+use cloud::launch::{ROOT_DEVICE, cpus};
+use cloud::registry::ImageConsistency;
+use cloud::template::{self, TemplateRecord};
+use cloud::transfer::{NewImage, RootChoices};
+use cloud::{Cloud, timestamp, utc};
+use ec2::catalog;
+use ec2::metadata::ImdsSupport;
+use ec2::size::{MemorySize, approximate_mib};
+use machine::config::CpuConfig;
+use node::guest::parse_user_name;
+use node::shell;
+use store::{ImageRecord, Visibility};
+
+/// Manage images (AMIs).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp image ls
+  wisp image show tiny
+  wisp image create web --name web-1      from an instance's root volume
+  wisp image import debian.tar --name debian      a root file system; wisp adds its kernel and agent
+  wisp image export web-1 web-1.tar.zst   a bundle to import on another host
+  wisp image warm tiny --type t3.nano     speed up launches of that size
+  wisp image rm web-1")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List images.
+    Ls,
+    /// Show an image.
+    Show {
+        #[arg(help = args::IMAGE)]
+        image: String,
+    },
+    /// Create an image from an instance's root volume.
+    ///
+    /// A running guest flushes its file systems first.
+    Create {
+        #[arg(help = args::INSTANCE)]
+        instance: String,
+        /// Image name.
+        #[arg(long)]
+        name: String,
+        /// Image description.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Do not flush a running guest's file systems; the image is then crash-consistent.
+        #[arg(long)]
+        no_reboot: bool,
+        /// Include a running guest's memory; launches of the same size are restored from it.
+        #[arg(long, conflicts_with = "no_reboot")]
+        with_memory: bool,
+    },
+    /// Import an image.
+    ///
+    /// The source is a bundle, a tar archive of a root file system (plain, gzip or zstd), or a disk image without
+    /// partitions (ext4, SquashFS or EROFS; raw or qcow2). See docs/images.md.
+    Import {
+        /// Bundle directory, bundle archive or root file system.
+        source: PathBuf,
+        /// Image name [default: the bundle's name].
+        #[arg(long)]
+        name: Option<String>,
+        /// Image description.
+        #[arg(long)]
+        description: Option<String>,
+        /// Make the image public.
+        #[arg(long)]
+        public: bool,
+        /// Default user, who gets the key pair's public key (root file systems only).
+        #[arg(long, value_name = "USER", default_value = "root", value_parser = parse_user_name)]
+        default_user: String,
+        /// Kernel command line options (root file systems only).
+        #[arg(long, value_name = "OPTIONS", default_value = "quiet")]
+        cmdline: String,
+        /// Size of the file system, such as 4G (tar archives only).
+        #[arg(long, value_name = "SIZE")]
+        size: Option<MemorySize>,
+        /// The image contains cloud-init (SquashFS and EROFS only; detected for other formats).
+        #[arg(long)]
+        cloud_init: bool,
+    },
+    /// Export an image as a bundle archive.
+    Export {
+        #[arg(help = args::IMAGE)]
+        image: String,
+        /// Archive to create: FILE.tar or FILE.tar.zst.
+        file: PathBuf,
+    },
+    /// Verify the digests of an image's files.
+    Verify {
+        #[arg(help = args::IMAGE)]
+        image: String,
+    },
+    /// Change an image's visibility or description.
+    Modify {
+        #[arg(help = args::IMAGE)]
+        image: String,
+        /// Visibility: private (owner only) or public (all users).
+        #[arg(long)]
+        visibility: Option<VisibilityArg>,
+        /// Image description.
+        #[arg(long)]
+        description: Option<String>,
+        /// v2.0: require IMDSv2 in new instances, unless overridden at launch. This cannot be undone.
+        #[arg(long, value_name = "VERSION")]
+        imds_support: Option<ImdsSupport>,
+    },
+    /// Create a template, from which launches of its size are restored.
+    ///
+    /// A launch that finds no template also creates one in the background.
+    Warm {
+        /// Image name or ID, or bundle directory.
+        image: String,
+        #[command(flatten)]
+        size: SizeArgs,
+        /// Remove the image's templates instead.
+        #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
+        remove: bool,
+        /// Do nothing if a template exists or is being created.
+        #[arg(long, hide = true, conflicts_with = "remove")]
+        if_missing: bool,
+    },
+    /// Deregister images. Existing instances are not affected.
+    Rm {
+        /// Image names or IDs.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+}
+
+/// The visibility of an image.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum VisibilityArg {
+    /// The owner only.
+    Private,
+    /// All users.
+    Public,
+}
+
+impl From<VisibilityArg> for Visibility {
+    fn from(argument: VisibilityArg) -> Visibility {
+        match argument {
+            VisibilityArg::Private => Visibility::Private,
+            VisibilityArg::Public => Visibility::Public,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    match args.command {
+        Command::Ls => list(&cloud.images()?, output)?,
+        Command::Show { image } => {
+            let (record, image) = cloud.image(Some(&image))?;
+            let warm = template::list_of(cloud.home(), &image.dir)?;
+            match output {
+                Output::Json => {
+                    let mut shape = shapes::image(&record, devices(&image));
+                    shape["WarmSnapshots"] = warm.iter().map(warm_shape).collect();
+                    shape["Memory"] =
+                        ImageMemory::of(&image).map_or(Value::Null, |memory| memory_shape(&memory, &image));
+                    output::print_json(&json!({"Images": [shape]}))?;
+                }
+                Output::Table => output::print(&lines(&record, &image, &warm, Screen::stdout()).join("\n"))?,
+            }
+        }
+        Command::Create { instance, name, description, no_reboot, with_memory } => {
+            let instance = cloud.instance(&instance)?;
+            let moment = match (with_memory, no_reboot) {
+                (true, _) => ImageConsistency::WithMemory,
+                (false, true) => ImageConsistency::Now,
+                (false, false) => ImageConsistency::Written,
+            };
+            let spinner = super::wait::spinner("Copying the root volume");
+            let made = cloud.create_image(instance.id, &name, &description, moment);
+            spinner.finish_and_clear();
+            let record = made?;
+            match output {
+                Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
+                Output::Table => {
+                    output::print(&record.id.to_string())?;
+                    output::next_command(["launch", &name]);
+                }
+            }
+        }
+        Command::Verify { image } => {
+            let bar = Bar::default();
+            let files = cloud.verify_image(&image, &bar);
+            bar.finish();
+            return report(&image, files?, output);
+        }
+        Command::Import { source, name, description, public, default_user, cmdline, size, cloud_init } => {
+            let visibility = if public { Visibility::Public } else { Visibility::Private };
+            let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes), cloud_init };
+            let new = NewImage { name, description, visibility, root };
+            let bar = Bar::default();
+            let imported = cloud.import_image(&source, &new, &bar);
+            bar.finish();
+            let record = imported?;
+            match output {
+                Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
+                Output::Table => {
+                    output::print(&record.id.to_string())?;
+                    output::next_command(["run", &record.name]);
+                }
+            }
+        }
+        Command::Export { image, file } => {
+            let bar = Bar::default();
+            let exported = cloud.export_image(&image, &file, &bar);
+            bar.finish();
+            let record = exported?;
+            match output {
+                Output::Json => output::print_json(&json!({"ImageId": record.id, "File": file}))?,
+                Output::Table => output::print(&format!("{}  exported to {}", record.id, file.display()))?,
+            }
+        }
+        Command::Modify { image, visibility, description, imds_support } => {
+            let record = cloud.modify_image(&image, visibility.map(Visibility::from), description, imds_support)?;
+            if output == Output::Table {
+                output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
+            }
+        }
+        Command::Warm { image, size, remove, if_missing } => {
+            let image = match Image::unregistered(cloud.home(), Some(&image))? {
+                Some(image) => image,
+                None => cloud.image(Some(&image))?.1,
+            };
+            if remove {
+                let count = template::remove_of(cloud.home(), &image.dir)?;
+                if output == Output::Table {
+                    output::print(&format!("{} removed", output::count(count, "template")))?;
+                }
+            } else {
+                make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
+            }
+        }
+        Command::Rm { images } => {
+            for image in images {
+                let record = cloud.deregister_image(&image)?;
+                if output == Output::Table {
+                    output::print(&format!("{}  deregistered", record.id))?;
+                }
+            }
+        }
+    }
+    print_warnings(&mut cloud);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the verification result of each file.
+fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<ExitCode> {
+    let damaged = files.iter().filter(|file| file.result.is_err()).count();
+    if output == Output::Json {
+        let shape =
+            |file: &Verified| json!({"File": file.file, "Error": file.result.as_ref().err().map(ToString::to_string)});
+        output::print_json(&json!({"Files": files.iter().map(shape).collect::<Vec<_>>()}))?;
+        return Ok(ExitCode::from(u8::from(damaged > 0)));
+    }
+    for file in &files {
+        if file.result.is_ok() {
+            output::print(&format!("{}  ok", file.file))?;
+        }
+    }
+    match files.into_iter().find_map(|file| file.result.err()) {
+        Some(error) => Err(anyhow::Error::new(error).context(format!("{image} failed verification"))),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The progress bar of an import, export or verification.
+#[derive(Debug, Default)]
+struct Bar {
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl Bar {
+    fn finish(&self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl ImportProgress for Bar {
+    fn begin(&self, what: &str, bytes: u64) {
+        self.finish();
+        let bar = ProgressBar::new(bytes);
+        if bytes > 0 {
+            let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
+        }
+        bar.set_message(what.to_string());
+        self.bar.replace(Some(bar));
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = self.bar.borrow().as_ref() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn note(&self, sentence: &str) {
+        self.finish();
+        output::say(&format!("Note: {sentence}"));
+    }
+}
+
+fn devices(image: &Image) -> Value {
+    match &image.manifest.root {
+        Some(_) => json!([{"DeviceName": ROOT_DEVICE, "Ebs": {"DeleteOnTermination": true, "VolumeType": "gp3"}}]),
+        None => json!([]),
+    }
+}
+
+fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: Screen) -> Vec<String> {
+    let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
+    let manifest = &image.manifest;
+    let mut lines = vec![
+        line("Image", &format!("{}  {}", record.id, screen.paint(Tone::Strong, &record.name))),
+        line("Description", &record.description),
+        line("Owner", &format!("{}, {}", record.owner, record.visibility.as_str())),
+        line("Created", &utc(record.created)),
+        line("Architecture", &manifest.architecture),
+        line("Default user", &manifest.default_user),
+        line("Kernel", &format!("{}, options: {}", manifest.kernel.file, manifest.kernel.cmdline)),
+    ];
+    if let Some(root) = &manifest.root {
+        lines.push(line("Root", &format!("{ROOT_DEVICE}: {}, {}", root.file, root.file_system)));
+    }
+    if manifest.cloud_init {
+        lines.push(line("cloud-init", "yes, configured from instance metadata"));
+    }
+    if let Some(version) = record.imds_support {
+        lines.push(line("IMDS support", version.as_str()));
+    }
+    if let Some(instance) = record.source_instance {
+        lines.push(line("Created from", &instance.to_string()));
+    }
+    if let Some(memory) = ImageMemory::of(image) {
+        let saved = saved_line(memory.cpus, memory.memory_mib, image_memory::bytes(image));
+        lines.push(line("Memory", &format!("{saved}; launches of this size are restored from it")));
+    }
+    lines.extend(warm.iter().map(|record| line("Template", &warm_line(record))));
+    for part in &manifest.components {
+        lines.push(line("Component", &format!("{} {} ({})", part.name, part.version, part.license)));
+    }
+    lines
+}
+
+/// Creates a template: boots a guest and takes a snapshot of it.
+fn make_warm(
+    cloud: &Cloud,
+    image: &Image,
+    size: &SizeArgs,
+    if_missing: bool,
+    output: Output,
+    began_ns: u64,
+) -> anyhow::Result<()> {
+    node::probe::kvm_access()?;
+    let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
+    size.check(&request)?;
+    anyhow::ensure!(template::limit() > 0, "templates are disabled by {}=0", template::LIMIT_VARIABLE);
+    let task = template::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
+    if if_missing && task.is_none() {
+        return Ok(());
+    }
+    let spinner = super::wait::spinner("Booting a guest for the template");
+    let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
+    let made = template::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
+    spinner.finish_and_clear();
+    let record = made?;
+    match output {
+        Output::Json => output::print_json(&warm_shape(&record))?,
+        Output::Table => {
+            output::print(&format!("template: {}", warm_line(&record)))?;
+            output::next(&format!("{}{}", shell::command(["launch", &image.manifest.name]), size.options()));
+        }
+    }
+    Ok(())
+}
+
+/// Formats a template's size and disk usage.
+fn warm_line(record: &TemplateRecord) -> String {
+    let facts = &record.facts;
+    format!("{}, created {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
+}
+
+/// Formats the size and disk usage of a snapshot.
+fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
+    let vcpus = output::count(cpus.count as usize, "vCPU");
+    format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))
+}
+
+fn warm_shape(record: &TemplateRecord) -> Value {
+    let facts = &record.facts;
+    json!({
+        "Vcpus": facts.cpus.count,
+        "ThreadsPerCore": facts.cpus.threads_per_core,
+        "MemoryMiB": facts.memory_mib,
+        "Bytes": record.bytes,
+        "Made": timestamp(facts.made),
+    })
+}
+
+fn memory_shape(memory: &ImageMemory, image: &Image) -> Value {
+    json!({
+        "InstanceType": memory.instance_type,
+        "Vcpus": memory.cpus.count,
+        "ThreadsPerCore": memory.cpus.threads_per_core,
+        "MemoryMiB": memory.memory_mib,
+        "Bytes": image_memory::bytes(image),
+    })
+}
+
+fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {
+    if output == Output::Json {
+        let shapes: Vec<Value> = images.iter().map(|record| shapes::image(record, json!([]))).collect();
+        return output::print_json(&json!({"Images": shapes}));
+    }
+    let columns = [
+        ("Name", Align::Left),
+        ("Image", Align::Left),
+        ("Owner", Align::Left),
+        ("Visibility", Align::Left),
+        ("Created", Align::Left),
+        ("Description", Align::Left),
+    ];
+    let row = |record: &ImageRecord| {
+        vec![
+            Cell::new(record.name.clone(), Tone::Strong),
+            Cell::from(record.id.to_string()),
+            Cell::from(record.owner.clone()),
+            Cell::from(record.visibility.as_str()),
+            Cell::new(utc(record.created), Tone::Quiet),
+            Cell::from(record.description.clone()),
+        ]
+    };
+    output::print_table(&columns, images.iter().map(row))?;
+    output::next_command(["launch", images.last().map_or("tiny", |record| record.name.as_str())]);
+    Ok(())
+}

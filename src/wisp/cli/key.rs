@@ -1,0 +1,135 @@
+//! `wisp key`: manages key pairs.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Subcommand;
+
+use super::output::{self, Align, Cell, Output, Tone};
+use super::{open_cloud, shapes};
+use cloud::utc;
+use ec2::key::{KeyFormat, KeyName, KeyType};
+use store::KeyPairRecord;
+
+/// Manage key pairs.
+///
+/// The public key is installed in guests. The private key is written to a file once and never stored.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp key create me                                 write the private key to me.pem
+  wisp key import laptop ~/.ssh/id_ed25519.pub
+  wisp launch --key me --name web")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a key pair and write its private key to a file.
+    Create {
+        /// Key pair name.
+        name: KeyName,
+        /// Key type: ed25519 or rsa.
+        #[arg(long = "type", value_name = "TYPE", default_value = "ed25519")]
+        key_type: KeyType,
+        /// Private key format: pem or openssh.
+        #[arg(long, default_value = "pem")]
+        format: KeyFormat,
+        /// Private key file [default: NAME.pem]. An existing file is never overwritten.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Import a public key.
+    Import {
+        /// Key pair name.
+        name: KeyName,
+        /// Public key file, or - for standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// List key pairs.
+    Ls,
+    /// Delete key pairs. Existing guests keep the public key.
+    Rm {
+        /// Key pair names.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Runs the command.
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    match args.command {
+        Command::Create { name, key_type, format, file } => {
+            let path = file.unwrap_or_else(|| PathBuf::from(format!("{}.pem", name.as_str())));
+            let record = cloud.create_key_pair(&name, key_type, format, &path)?;
+            match output {
+                Output::Json => output::print_json(&shapes::key_pair(&record))?,
+                Output::Table => {
+                    output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
+                    output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
+                    output::next_command(["launch", "--key", &record.name]);
+                }
+            }
+        }
+        Command::Import { name, file } => {
+            let record = cloud.import_key_pair(&name, &read(&file)?)?;
+            match output {
+                Output::Json => output::print_json(&shapes::key_pair(&record))?,
+                Output::Table => {
+                    output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
+                    output::next_command(["launch", "--key", &record.name]);
+                }
+            }
+        }
+        Command::Ls => {
+            let pairs = cloud.key_pairs()?;
+            if output == Output::Json {
+                let shapes: Vec<_> = pairs.iter().map(shapes::key_pair).collect();
+                output::print_json(&serde_json::json!({"KeyPairs": shapes}))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let columns = [
+                ("Name", Align::Left),
+                ("Key pair", Align::Left),
+                ("Type", Align::Left),
+                ("Fingerprint", Align::Left),
+                ("Created", Align::Left),
+            ];
+            let row = |record: &KeyPairRecord| {
+                vec![
+                    Cell::new(record.name.clone(), Tone::Strong),
+                    Cell::from(record.id.to_string()),
+                    Cell::from(record.key_type.clone()),
+                    Cell::from(record.fingerprint.clone()),
+                    Cell::new(utc(record.created), Tone::Quiet),
+                ]
+            };
+            output::print_table(&columns, pairs.iter().map(row))?;
+        }
+        Command::Rm { names } => {
+            for name in names {
+                let record = cloud.delete_key_pair(&name)?;
+                if output == Output::Table {
+                    output::print(&format!("{}  deleted", record.name))?;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a file, or standard input for `-`.
+pub fn read(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(bytes);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,160 @@
+//! Limits and balances of an instance for `wisp show` and `wisp top`.
+
+use serde_json::{Value, json};
+
+use super::output;
+use cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
+use ec2::credits::{CreditBalance, in_credits};
+use machine::control::{DiskRecord, VmmStatus};
+use machine::limits::{DiskLimits, Rate};
+use store::InstanceRecord;
+
+/// Returns `CreditSpecification`; none if the type has no credits.
+pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
+    credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
+}
+
+/// Returns the credit balance of the running VMM, or the balance that was saved at the last stop.
+fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
+    let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
+    running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
+}
+
+/// Formats the credit balance for a table. Surplus credits are subtracted.
+pub fn credit_cell(status: &VmmStatus) -> String {
+    let Some(now) = &status.cpu_budget else { return "-".into() };
+    let credits = credits_of(&now.budget.balance);
+    format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
+}
+
+/// Returns the throttled time of vCPUs, disks and network since the start, added up, in nanoseconds.
+pub fn throttled_ns(status: &VmmStatus) -> u64 {
+    let ThrottledTime { cpus_ns, disks_ns, network_ns } = throttled_time(status);
+    cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
+}
+
+/// Formats nanoseconds as seconds for a table.
+pub fn seconds(ns: u64) -> String {
+    format!("{:.1} s", ns as f64 / 1e9)
+}
+
+/// Returns labels and texts for an instance's limits.
+pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'static str, String)> {
+    if record.no_limits {
+        return vec![("Limits", "none".into())];
+    }
+    let mut lines = Vec::new();
+    if let Some(rules) = credit_rules(record) {
+        let mut text = mode_of(record, &rules).to_string();
+        if let Some(credits) = credits(record, status) {
+            text = format!("{text}; {:.2} of {:.0}", credits.credits(), in_credits(rules.limit_ns()));
+            for (ns, what) in [(credits.surplus_ns, "surplus"), (credits.charged_ns, "charged")] {
+                if ns > 0 {
+                    text = format!("{text}, {:.2} {what}", in_credits(ns));
+                }
+            }
+        }
+        if let Some(now) = status.and_then(|status| status.cpu_budget.as_ref()) {
+            text = format!("{text}; throttled for {}", seconds(now.throttled_ns));
+        }
+        lines.push(("CPU credits", text));
+    }
+    let Some(status) = status else { return lines };
+    if let Some(limits) = &status.disk_limits {
+        lines.push(("All volumes", disk_text(limits)));
+    }
+    for DiskRecord { id, limits, burst_percent, throttled_ns, .. } in &status.disks {
+        let Some(limits) = limits else { continue };
+        let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; burst balance {percent}%"));
+        let held = seconds(*throttled_ns);
+        // The guest's serial number of a volume is its ID without the hyphen (EC2 User Guide, NVMe EBS volumes).
+        let id = id.strip_prefix("vol").map_or_else(|| id.clone(), |digits| format!("vol-{digits}"));
+        lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
+    }
+    if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {
+        let text = rate_text(&limits.bytes, |bytes| format!("{}/s", output::bytes(bytes)));
+        lines.push(("Network speed", format!("{text} each way; throttled for {}", seconds(net.throttled_ns))));
+    }
+    lines
+}
+
+fn bursts(limits: &DiskLimits) -> bool {
+    limits.bytes.iter().chain(&limits.operations).any(|rate| rate.peak > rate.baseline)
+}
+
+fn rate_text(rate: &Rate, unit: impl Fn(u64) -> String) -> String {
+    if rate.peak > rate.baseline {
+        format!("{} (burst {})", unit(rate.baseline), unit(rate.peak))
+    } else {
+        unit(rate.baseline)
+    }
+}
+
+fn disk_text(limits: &DiskLimits) -> String {
+    let bytes = limits.bytes.iter().map(|rate| rate_text(rate, |bytes| format!("{}/s", output::bytes(bytes))));
+    let operations = limits.operations.iter().map(|rate| rate_text(rate, |count| format!("{count} IOPS")));
+    operations.chain(bytes).collect::<Vec<_>>().join("; ")
+}
+
+/// Formats the limits as JSON, with EC2's and CloudWatch's names where they exist.
+pub fn shape(record: &InstanceRecord, status: Option<&VmmStatus>) -> Value {
+    let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
+    let disk_limits = |limits: &DiskLimits| {
+        json!({
+            "BytesPerSecond": limits.bytes.as_ref().map(rate),
+            "Iops": limits.operations.as_ref().map(rate),
+        })
+    };
+    let mut value = json!({"Limited": !record.no_limits});
+    if let Some(credits) = credits(record, status) {
+        value["CPUCreditBalance"] = json!(credits.credits());
+        value["CPUSurplusCreditBalance"] = json!(in_credits(credits.surplus_ns));
+        value["CPUSurplusCreditsCharged"] = json!(in_credits(credits.charged_ns));
+    }
+    let Some(status) = status else { return value };
+    if let Some(now) = &status.cpu_budget {
+        value["CPUCreditUsage"] = json!(in_credits(now.used_ns));
+        value["CpuThrottledSeconds"] = json!(now.throttled_ns as f64 / 1e9);
+    }
+    value["Ebs"] = json!(status.disk_limits.as_ref().map(disk_limits));
+    let disk = |disk: &DiskRecord| {
+        let mut value = disk.limits.as_ref().map_or(json!({}), disk_limits);
+        value["Id"] = json!(disk.id);
+        value["BurstBalance"] = json!(disk.burst_percent);
+        value["ThrottledSeconds"] = json!(disk.throttled_ns as f64 / 1e9);
+        value
+    };
+    value["Volumes"] = status.disks.iter().map(disk).collect();
+    value["Network"] = json!({
+        "BytesPerSecond": status.net_limits.as_ref().map(|limits| rate(&limits.bytes)),
+        "ThrottledSeconds": status.net.as_ref().map(|net| net.throttled_ns as f64 / 1e9),
+    });
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::limits::{CpuBalance, CpuBudgetConfig, CpuBudgetRecord};
+
+    #[test]
+    fn what_is_owed_is_shown_with_a_minus() {
+        let balance = CpuBalance { owed_ns: 90_000_000_000, ..CpuBalance::default() };
+        let budget = CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 0, can_owe: true, owed_cap_ns: 1 << 40, balance };
+        let now = CpuBudgetRecord { budget, used_ns: 0, throttled_ns: 2_500_000_000 };
+        let status = VmmStatus { cpu_budget: Some(now), ..VmmStatus::default() };
+        assert_eq!(credit_cell(&status), "-1.5");
+        assert_eq!(seconds(throttled_ns(&status)), "2.5 s");
+        assert_eq!(credit_cell(&VmmStatus::default()), "-");
+    }
+
+    #[test]
+    fn a_rate_that_bursts_says_both() {
+        let limits = DiskLimits {
+            bytes: Some(Rate::constant(125 << 20)),
+            operations: Some(Rate { baseline: 100, peak: 3000, savings: 1 }),
+            operation_bytes: 0,
+        };
+        assert_eq!(disk_text(&limits), "100 IOPS (burst 3000 IOPS); 125 MiB/s");
+    }
+}

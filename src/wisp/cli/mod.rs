@@ -1,0 +1,248 @@
+//! The command line: one file per subcommand, with its arguments, help and action.
+
+pub mod output;
+
+mod address;
+mod args;
+mod bench;
+mod completions;
+mod console;
+mod cp;
+mod disk_option;
+mod doctor;
+mod escape;
+mod exec;
+mod fork;
+mod guest_command;
+mod help;
+mod history;
+mod image;
+mod key;
+mod launch;
+mod limits;
+mod ls;
+mod metadata_defaults;
+mod modify;
+mod network;
+mod reboot;
+mod recommend;
+mod router;
+mod run;
+mod serial;
+mod sg;
+mod shapes;
+mod show;
+mod size;
+mod snapshot;
+mod ssh;
+mod start;
+mod stop;
+mod subnet;
+mod tag;
+mod template;
+mod terminate;
+mod timeline;
+mod top;
+mod types;
+mod vmm;
+mod volume;
+mod vpc;
+mod wait;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{ArgAction, FromArgMatches, Parser, Subcommand};
+
+use self::output::Output;
+use ::machine::timeline::monotonic_ns;
+use cloud::Cloud;
+use cloud::lifecycle::StateChange;
+
+/// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wisp",
+    version,
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    after_help = "\
+Try first:
+  wisp run                     Boot a Linux guest and open a shell in it
+  wisp run -- uname -a         Run one command in a guest
+  wisp launch --name web       Launch an instance that keeps running (see wisp ls, wisp exec)
+  wisp doctor                  Check whether this host can run guests
+
+Environment:
+  WISP_HOME          Data directory [default: $XDG_DATA_HOME/wisp, ~/.local/share/wisp]
+  WISP_WARM_LIMIT    Disk space for templates in MiB [default: 4096; 0: no templates]
+  WISP_LOG           Log level: error, warn, info or debug [default: warn]
+
+Run wisp COMMAND --help for the options and examples of a command."
+)]
+struct Cli {
+    /// Output format.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table, hide_default_value = true,
+        help_heading = args::GLOBAL)]
+    output: Output,
+
+    /// Print help.
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = args::GLOBAL)]
+    help: Option<bool>,
+
+    /// Print the version.
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = args::GLOBAL)]
+    version: Option<bool>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Launch(launch::Args),
+    Exec(exec::Args),
+    Ssh(ssh::Args),
+    Cp(cp::Args),
+    Console(console::Args),
+    Ls(ls::Args),
+    Show(show::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Reboot(reboot::Args),
+    Fork(fork::Args),
+    Terminate(terminate::Args),
+    Modify(modify::Args),
+    Tag(tag::Args),
+    MetadataDefaults(metadata_defaults::Args),
+    Image(image::Args),
+    Volume(volume::Args),
+    Snapshot(snapshot::Args),
+    Vpc(vpc::Args),
+    Subnet(subnet::Args),
+    Sg(sg::Args),
+    Address(address::Args),
+    Key(key::Args),
+    Types(types::Args),
+    Top(top::Args),
+    Bench(bench::Args),
+    Recommend(recommend::Args),
+    Timeline(timeline::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Router(router::Args),
+    #[command(hide = true)]
+    Vmm(vmm::Args),
+}
+
+/// Exit codes of Wisp itself. 126 and 127 mean that a guest command cannot be executed or is not found.
+const USAGE: u8 = 2;
+const NOT_RUN: u8 = 125;
+
+/// Runs the command line. The exit code is 0, 1 (failed) or 2 (usage). Commands that run a program in a guest return
+/// its exit code or, like docker, 125 if Wisp itself fails.
+pub fn main() -> ExitCode {
+    let began_ns = monotonic_ns();
+    let matches = help::command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed standard output or error does not change the exit code.
+            let _ = error.print();
+            return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
+        }
+    };
+    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_));
+    let log = env_logger::Env::new().filter_or(
+        "WISP_LOG",
+        if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
+    );
+    // virtio-queue logs every ring error, which a guest can cause at any rate. They are counted and logged at
+    // intervals in `vmm::fault`.
+    let quiet = log::LevelFilter::Off;
+    env_logger::Builder::from_env(log)
+        .filter_module("virtio_queue", quiet)
+        .format(|line, record| {
+            // The message can contain text from a guest.
+            let text = record.args().to_string();
+            writeln!(line, "[{} {:<5}] {}", line.timestamp(), record.level(), escape::escape(&text))
+        })
+        .init();
+    let result = match cli.command {
+        Command::Run(args) => run::run(args, began_ns),
+        Command::Launch(args) => launch::run(args, cli.output),
+        Command::Ls(args) => ls::run(&args, cli.output),
+        Command::Show(args) => show::run(&args, cli.output),
+        Command::Start(args) => start::run(&args, cli.output),
+        Command::Stop(args) => stop::run(&args, cli.output),
+        Command::Fork(args) => fork::run(args, cli.output),
+        Command::Reboot(args) => reboot::run(&args, cli.output),
+        Command::Terminate(args) => terminate::run(&args, cli.output),
+        Command::Exec(args) => exec::run(args),
+        Command::Ssh(args) => ssh::run(args),
+        Command::Sg(args) => sg::run(args, cli.output),
+        Command::Vpc(args) => vpc::run(args, cli.output),
+        Command::Subnet(args) => subnet::run(args, cli.output),
+        Command::Address(args) => address::run(args, cli.output),
+        Command::Cp(args) => cp::run(&args),
+        Command::Console(args) => console::run(&args, cli.output),
+        Command::Modify(args) => modify::run(&args, cli.output),
+        Command::MetadataDefaults(args) => metadata_defaults::run(&args, cli.output),
+        Command::Tag(args) => tag::run(&args, cli.output),
+        Command::Image(args) => image::run(args, cli.output, began_ns),
+        Command::Volume(args) => volume::run(args, cli.output),
+        Command::Snapshot(args) => snapshot::run(args, cli.output),
+        Command::Key(args) => key::run(args, cli.output),
+        Command::Top(args) => top::run(&args, cli.output),
+        Command::Recommend(args) => recommend::run(&args, cli.output),
+        Command::Completions(args) => completions::run(&args),
+        Command::Bench(args) => bench::run(args, cli.output),
+        Command::Types(args) => types::run(&args, cli.output),
+        Command::Timeline(args) => timeline::run(&args, cli.output),
+        Command::Doctor(args) => doctor::run(&args, cli.output),
+        Command::Router(args) => router::run(&args),
+        Command::Vmm(args) => vmm::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        output::print_error(&error);
+        if runs_in_guest { ExitCode::from(NOT_RUN) } else { ExitCode::FAILURE }
+    })
+}
+
+/// Returns the exit code for invalid arguments.
+fn usage_code() -> ExitCode {
+    let matches = help::command().ignore_errors(true).try_get_matches().ok();
+    let runs_in_guest =
+        matches.is_some_and(|matches| matches!(matches.subcommand_name(), Some("run" | "exec" | "ssh")));
+    ExitCode::from(if runs_in_guest { NOT_RUN } else { USAGE })
+}
+
+/// Opens the data directory and prints its notices, such as instances that ended since the last command.
+fn open_cloud() -> anyhow::Result<Cloud> {
+    let mut cloud = Cloud::open()?;
+    print_warnings(&mut cloud);
+    Ok(cloud)
+}
+
+/// Prints notices.
+fn print_warnings(cloud: &mut Cloud) {
+    for notice in cloud.take_notices() {
+        output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
+    }
+}
+
+/// Prints state changes of instances.
+fn print_changes(list: &str, changes: &[StateChange], output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => output::print_json(&shapes::state_changes(list, changes))?,
+        Output::Table => {
+            let line =
+                |change: &StateChange| format!("{}  {} → {}\n", change.instance, change.previous, change.current);
+            output::print(&changes.iter().map(line).collect::<String>())?;
+        }
+    }
+    Ok(())
+}

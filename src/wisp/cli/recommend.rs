@@ -1,0 +1,308 @@
+//! `wisp recommend`: recommends instance types.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::output::{self, Align, Cell, Output, Screen, Tone};
+use super::{args, open_cloud};
+use cloud::{timestamp, utc};
+use ec2::right_size::{Confidence, Figures, Finding, Judgment, Statistic, TooLittle};
+use ec2::size::approximate_mib;
+use ec2::state::InstanceState;
+use ec2::{InstanceType, catalog};
+use node::shell;
+use store::InstanceRecord;
+
+/// Recommend instance types from recorded usage.
+///
+/// Instances are rated under-provisioned, over-provisioned or optimized by their usage in the last 14 days.
+/// Recommendations use the 99th percentile plus 20% headroom. Memory usage counts every page that the guest has
+/// touched, including its page cache, so it is an upper bound.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp recommend                            all instances
+  wisp recommend web                        one instance, with its figures
+  wisp recommend web --least 30             even after only 30 seconds of usage
+  wisp recommend --output json              in the format of Compute Optimizer's API")]
+pub struct Args {
+    #[arg(value_name = "INSTANCE", help = args::INSTANCES)]
+    instances: Vec<String>,
+
+    /// Minimum observation time in seconds, excluding boots.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    least: u32,
+}
+
+type Verdict = Result<Judgment, TooLittle>;
+
+/// Runs the command.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let is_named = !args.instances.is_empty();
+    let mut records = if is_named { cloud.instances(&args.instances)? } else { cloud.all_instances()? };
+    // The usage of terminated instances has been deleted.
+    records.retain(|record| is_named || record.state != InstanceState::Terminated);
+    let mut verdicts = Vec::with_capacity(records.len());
+    for record in &records {
+        verdicts.push(cloud.right_size(record, args.least.into())?);
+    }
+    let all: Vec<(&InstanceRecord, Verdict)> = records.iter().zip(verdicts).collect();
+    if output == Output::Json {
+        output::print_json(&shape(&all, args.least))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if all.is_empty() {
+        output::say("No instances.");
+        output::next("launch --name first");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let screen = Screen::stdout();
+    if is_named {
+        let blocks = all.iter().map(|(record, verdict)| block(record, verdict, args.least, screen).join("\n"));
+        output::print(&blocks.collect::<Vec<_>>().join("\n\n"))?;
+    } else {
+        print_table(&all)?;
+    }
+    suggest_next(&all);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn called(record: &InstanceRecord) -> String {
+    record.name().map_or_else(|| record.id.to_string(), str::to_string)
+}
+
+fn suggest_next(all: &[(&InstanceRecord, Verdict)]) {
+    let option = |verdict: &Verdict| verdict.as_ref().ok().and_then(|judgment| judgment.options.first().copied());
+    if let Some((record, option)) = all.iter().find_map(|(record, verdict)| Some((record, option(verdict)?))) {
+        let name = shell::command([called(record)]);
+        output::next(&format!("stop {name}; wisp modify {name} --type {}; wisp start {name}", option.name));
+    } else if let [(record, _)] = all {
+        output::next_command(["top", &called(record), "--history"]);
+    }
+}
+
+fn too_little(TooLittle { observed }: TooLittle, least: u32) -> String {
+    format!(
+        "not enough data: observed for {} with this size, excluding boots; the minimum is {} (see --least)",
+        time(observed),
+        time(least.into())
+    )
+}
+
+fn time(seconds: f64) -> String {
+    output::duration(Duration::from_secs_f64(seconds.max(0.0)))
+}
+
+fn tone(finding: Finding) -> Tone {
+    match finding {
+        Finding::Underprovisioned => Tone::Bad,
+        Finding::Overprovisioned => Tone::Warning,
+        Finding::Optimized => Tone::Good,
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}
+
+/// Formats a statistic as percentages of `all`.
+fn shares(statistic: &Statistic, all: f64) -> String {
+    let [average, p99, maximum] =
+        [statistic.average, statistic.p99, statistic.maximum].map(|value| percent(value / all));
+    format!("average {average}, p99 {p99}, maximum {maximum}")
+}
+
+fn rates(statistic: &Statistic, unit: impl Fn(u64) -> String) -> String {
+    let Statistic { average, p99, maximum } = *statistic;
+    let [average, p99, maximum] = [average, p99, maximum].map(|value| unit(value.round() as u64));
+    format!("average {average}, p99 {p99}, maximum {maximum}")
+}
+
+fn per_second(bytes: u64) -> String {
+    format!("{}/s", output::bytes(bytes))
+}
+
+/// Formats the full recommendation for one instance.
+fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen) -> Vec<String> {
+    let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
+    let name = screen.paint(Tone::Strong, record.name().unwrap_or(""));
+    let size = format!("{}, {}", output::count(record.vcpus as usize, "vCPU"), approximate_mib(record.memory_mib));
+    let mut lines = vec![
+        line("Instance", &format!("{}  {name}", record.id)),
+        line("Type", &format!("{}: {size}", record.instance_type)),
+    ];
+    let judgment = match verdict {
+        Ok(judgment) => judgment,
+        Err(error) => {
+            lines.push(line("Finding", &screen.paint(Tone::Warning, &too_little(*error, least))));
+            return lines;
+        }
+    };
+    let Judgment { finding, reasons, options, confidence, figures } = judgment;
+    let reasons: Vec<&str> = reasons.iter().map(|reason| reason.as_str()).collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
+    lines.push(line("Finding", &format!("{}{why}", screen.paint(tone(*finding), finding.title()))));
+    lines.push(line("Observed", &observed(figures, *confidence)));
+    lines.extend(figure_lines(record, figures).iter().map(|(label, text)| line(label, text)));
+    for (index, option) in options.iter().enumerate() {
+        lines.push(line(if index == 0 { "Recommended" } else { "Alternative" }, &option_text(option, figures)));
+    }
+    if options.is_empty() && *finding == Finding::Underprovisioned {
+        lines.push(line("Recommended", "none: no type that this host can run has enough headroom (20%)"));
+    }
+    lines
+}
+
+fn observed(figures: &Figures, confidence: Confidence) -> String {
+    let how_sure = match confidence {
+        Confidence::Low => "low (less than 1 hour)",
+        Confidence::Medium => "medium (less than 30 hours)",
+        Confidence::High => "high",
+    };
+    format!("{} since {}; confidence: {how_sure}", time(figures.observed), utc(figures.since_ms / 1000))
+}
+
+fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str, String)> {
+    let known = catalog::find(&record.instance_type).ok().filter(|_| !record.no_limits);
+    let vcpus = f64::from(record.vcpus);
+    let baseline = known.and_then(|known| known.credits).map(|credits| credits.baseline_percent);
+    let baseline = baseline.map(|baseline| format!("; baseline {baseline}%")).unwrap_or_default();
+    let mut lines = vec![("CPU", format!("{}{baseline}", shares(&figures.cpu, vcpus)))];
+    if figures.cpu_throttled > 0.0 {
+        let held = percent(figures.cpu_throttled);
+        let wanted = shares(&figures.cpu_wanted, vcpus);
+        lines.push(("", format!("throttled {held} of the time because credits ran out; demand: {wanted}")));
+    }
+    let memory_bytes = record.memory_mib << 20;
+    let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
+    lines.push((
+        "Memory",
+        format!("{} touched, including the page cache: {touched}", output::bytes(figures.touched_bytes)),
+    ));
+    let ebs = known.and_then(InstanceType::ebs_performance);
+    let of = |limit: Option<String>| limit.map(|limit| format!("; baseline {limit}")).unwrap_or_default();
+    let limit = of(ebs.map(|ebs| per_second(ebs.bytes.baseline)));
+    lines.push(("Volumes", format!("{}{limit}", rates(&figures.ebs_bytes, per_second))));
+    let limit = of(ebs.map(|ebs| format!("{} IOPS", ebs.operations.baseline)));
+    lines.push(("", format!("{}{limit}", rates(&figures.ebs_operations, |count| format!("{count} IOPS")))));
+    if figures.ebs_held > 0.0 {
+        let held = percent(figures.ebs_held);
+        lines.push(("", format!("throttled {held} of the time by limits of the type or the volumes (added up)")));
+    }
+    let limit = of(known.map(|known| per_second(known.network_speed().baseline)));
+    lines.push(("Network", format!("{}{limit}", rates(&figures.network, per_second))));
+    if figures.network_held > 0.0 {
+        lines.push(("", format!("throttled {} of the time", percent(figures.network_held))));
+    }
+    lines
+}
+
+fn option_text(option: &InstanceType, figures: &Figures) -> String {
+    format!(
+        "{}: {}, {}; projected CPU: {}",
+        option.name,
+        output::count(option.vcpus as usize, "vCPU"),
+        approximate_mib(option.memory_mib),
+        shares(&figures.cpu_wanted, option.vcpus.into()),
+    )
+}
+
+fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
+    let columns = [
+        ("Name", Align::Left),
+        ("Instance", Align::Left),
+        ("Type", Align::Left),
+        ("Finding", Align::Left),
+        ("CPU", Align::Right),
+        ("p99", Align::Right),
+        ("Touched", Align::Right),
+        ("Observed", Align::Right),
+        ("Recommended", Align::Left),
+    ];
+    let rows = all.iter().map(|(record, verdict)| {
+        let mut row = vec![
+            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.id.to_string()),
+            Cell::from(record.instance_type.clone()),
+        ];
+        row.extend(match verdict {
+            Ok(Judgment { finding, options, figures, .. }) => {
+                let vcpus = f64::from(record.vcpus);
+                [
+                    Cell::new(finding.title(), tone(*finding)),
+                    Cell::from(percent(figures.cpu.average / vcpus)),
+                    Cell::from(percent(figures.cpu.p99 / vcpus)),
+                    Cell::from(output::bytes(figures.touched_bytes)),
+                    Cell::from(time(figures.observed)),
+                    Cell::from(options.first().map_or("-", |option| option.name)),
+                ]
+            }
+            Err(TooLittle { observed }) => {
+                let finding = Cell::new("not enough data", Tone::Quiet);
+                [finding, "-".into(), "-".into(), "-".into(), Cell::from(time(*observed)), "-".into()]
+            }
+        });
+        row
+    });
+    Ok(output::print_table(&columns, rows)?)
+}
+
+/// The response of Compute Optimizer's `GetEC2InstanceRecommendations`.
+fn shape(all: &[(&InstanceRecord, Verdict)], least: u32) -> Value {
+    let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
+    let errors = all.iter().filter_map(|(record, verdict)| {
+        let error = verdict.as_ref().err()?;
+        let message = too_little(*error, least);
+        Some(json!({"identifier": record.id, "code": "InsufficientData", "message": message}))
+    });
+    json!({"instanceRecommendations": judged.collect::<Vec<_>>(), "errors": errors.collect::<Vec<_>>()})
+}
+
+fn recommendation(record: &InstanceRecord, judgment: &Judgment) -> Value {
+    let Judgment { finding, reasons, options, confidence, figures } = judgment;
+    let vcpus = f64::from(record.vcpus);
+    let metrics = [
+        ("Cpu", figures.cpu, 100.0 / vcpus),
+        ("CpuWanted", figures.cpu_wanted, 100.0 / vcpus),
+        ("EbsBytesPerSecond", figures.ebs_bytes, 1.0),
+        ("EbsOperationsPerSecond", figures.ebs_operations, 1.0),
+        ("NetworkBytesPerSecond", figures.network, 1.0),
+    ];
+    let mut utilization: Vec<Value> = metrics
+        .into_iter()
+        .flat_map(|(name, Statistic { average, p99, maximum }, scale)| {
+            let statistics = [("Average", average), ("P99", p99), ("Maximum", maximum)];
+            statistics.map(|(statistic, value)| json!({"name": name, "statistic": statistic, "value": value * scale}))
+        })
+        .collect();
+    let touched = figures.touched_bytes as f64 * 100.0 / (record.memory_mib << 20).max(1) as f64;
+    utilization.push(json!({"name": "Memory", "statistic": "Maximum", "value": touched}));
+    let option = |(rank, option): (usize, &&'static InstanceType)| {
+        let cpu = figures.cpu_wanted.p99 * 100.0 / f64::from(option.vcpus);
+        json!({
+            "rank": rank + 1,
+            "instanceType": option.name,
+            "vCpus": option.vcpus,
+            "memoryMiB": option.memory_mib,
+            "projectedUtilizationMetrics": [{"name": "Cpu", "statistic": "P99", "value": cpu}],
+        })
+    };
+    json!({
+        "instanceId": record.id,
+        "instanceName": record.name(),
+        "currentInstanceType": record.instance_type,
+        "finding": finding.as_str(),
+        "findingReasonCodes": reasons.iter().map(|reason| reason.as_str()).collect::<Vec<_>>(),
+        "confidence": confidence.as_str(),
+        "observedSeconds": figures.observed,
+        "observedSince": timestamp(figures.since_ms / 1000),
+        "lookBackPeriodInDays": 14,
+        "utilizationMetrics": utilization,
+        "touchedMemoryBytes": figures.touched_bytes,
+        "heldShares": {"Cpu": figures.cpu_throttled, "Ebs": figures.ebs_held, "Network": figures.network_held},
+        "recommendationOptions": options.iter().enumerate().map(option).collect::<Vec<_>>(),
+    })
+}

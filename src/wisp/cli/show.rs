@@ -1,0 +1,214 @@
+//! `wisp show`: shows an instance.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::escape::escape_line;
+use super::ls::{check_cell, state_cell, status};
+use super::output::{self, Output, Screen, Tone};
+use super::shapes::{self, GroupNames};
+use super::{args, limits, open_cloud};
+use cloud::{Cloud, CloudError, utc};
+use ec2::metadata::MetadataChange;
+use ec2::network::NetworkMode;
+use ec2::size::approximate_mib;
+use ec2::state::InstanceState;
+use machine::control::VmmStatus;
+use node::guest::UserDataStatus;
+use store::{InstanceRecord, VolumeRecord};
+
+/// The timeout for optional information from the guest.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// Show an instance's state, size, addresses and problems.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wisp show web
+  wisp show i-0a1b --all        by ID prefix, with limits, sandbox, metadata options and tags
+  wisp show web --output json   in the format of DescribeInstances, with its limits")]
+pub struct Args {
+    #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
+    instance: String,
+
+    /// Also show limits, sandbox, metadata options and tags.
+    #[arg(long)]
+    all: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
+    let mut cloud = open_cloud()?;
+    let record = cloud.instance(&args.instance)?;
+    if output == Output::Json {
+        let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?);
+        let status = status(&cloud, &record).and_then(Result::ok);
+        value["Limits"] = limits::shape(&record, status.as_ref());
+        output::print_json(&value)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let facts = Facts {
+        volumes: cloud.volumes_of(&record)?,
+        groups: cloud.group_names()?,
+        user_data: record.user_data.as_ref().filter(|_| args.all).map(|_| user_data(&cloud, &record)),
+        status: status(&cloud, &record),
+        console: cloud.dir(record.id).console_tail().to_string(),
+    };
+    output::print(&render(&record, &facts, args.all, Screen::stdout()))?;
+    match record.state {
+        InstanceState::Running => output::next_command(["exec", &args.instance, "--", "uptime"]),
+        InstanceState::Stopped => output::next_command(["start", &args.instance]),
+        _ => output::next("ls"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the state of the user data, as reported by the guest.
+fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
+    if record.state != InstanceState::Running {
+        return "set".into();
+    }
+    if cloud.open_image(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
+        return "handled by cloud-init; see `cloud-init status` in the guest".into();
+    }
+    let status = cloud
+        .dir(record.id)
+        .agent(SHORT)
+        .and_then(|agent| agent.user_data(SHORT).map_err(|source| CloudError::Guest { instance: record.id, source }));
+    match status {
+        Ok(UserDataStatus { state, exit: Some(exit) }) => format!("{}, exit code {exit}", state.as_str()),
+        Ok(UserDataStatus { state, exit: None }) => state.as_str().into(),
+        Err(error) => format!("unknown: {error}"),
+    }
+}
+
+/// Facts that are not in the instance record.
+#[derive(Default)]
+struct Facts {
+    volumes: Vec<VolumeRecord>,
+    groups: GroupNames,
+    user_data: Option<String>,
+    /// The VMM's response; none if no VMM is running.
+    status: Option<Result<VmmStatus, CloudError>>,
+    console: String,
+}
+
+/// Lines, each with a label and a text.
+struct Page {
+    screen: Screen,
+    lines: Vec<String>,
+}
+
+impl Page {
+    fn line(&mut self, label: &str, text: &str) {
+        self.lines.push(format!("{} {text}", self.screen.paint(Tone::Quiet, &format!("{label:<16}"))));
+    }
+
+    fn warn(&mut self, label: &str, text: &str) {
+        self.line(label, &self.screen.paint(Tone::Warning, text));
+    }
+}
+
+fn render(record: &InstanceRecord, facts: &Facts, all: bool, screen: Screen) -> String {
+    let mut page = Page { screen, lines: Vec::new() };
+    summary(&mut page, record, facts);
+    problems(&mut page, record, facts);
+    if all {
+        network_details(&mut page, record);
+        details(&mut page, record, facts);
+    }
+    page.lines.join("\n")
+}
+
+fn summary(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    let (screen, (state, tone)) = (page.screen, state_cell(record));
+    page.line("Instance", &format!("{}  {}", record.id, screen.paint(Tone::Strong, record.name().unwrap_or(""))));
+    page.line("State", &screen.paint(tone, &state));
+    if let Some(reason) = &record.state_reason {
+        page.line("State reason", &reason.message);
+    }
+    if facts.status.is_some() {
+        let (check, tone) = check_cell(facts.status.as_ref());
+        page.line("Check", &screen.paint(tone, check));
+    }
+    let size = format!("{}, {}", output::count(record.vcpus as usize, "vCPU"), approximate_mib(record.memory_mib));
+    let overridden = if record.overridden { " (overridden)" } else { "" };
+    page.line("Type", &format!("{}: {size}{overridden}", record.instance_type));
+    page.line("Image", &format!("{} ({})", record.image_name, record.image_id));
+    page.line("Launched", &utc(record.launch_time));
+    if let Some(network) = &record.network {
+        page.line("Private address", &network.private_ip.to_string());
+        if let Some(public) = network.public_ip {
+            let kind = if network.elastic_address.is_some() { " (elastic)" } else { "" };
+            page.line("Public address", &format!("{public}{kind}"));
+        }
+        for port in &network.published {
+            page.line("Published", &port.to_string());
+        }
+        let name = |id| facts.groups.get(id).map_or("?", String::as_str);
+        let groups: Vec<&str> = network.security_groups.iter().map(name).collect();
+        page.line("Security groups", &groups.join(", "));
+    }
+    for (index, volume) in facts.volumes.iter().enumerate() {
+        let device = record.block_devices.iter().find(|device| device.volume_id == volume.id);
+        let name = device.map_or("-", |device| device.device_name.as_str());
+        let deleted = device.is_some_and(|device| device.delete_on_termination);
+        let end = if deleted { "deleted on termination" } else { "kept on termination" };
+        let text = format!("{}  {} {}, {name}, {end}", volume.id, output::bytes(volume.size), volume.volume_type);
+        page.line(if index == 0 { "Root volume" } else { "Volume" }, &text);
+    }
+}
+
+fn problems(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    if let Some(Ok(status)) = &facts.status {
+        status.link_problems.iter().for_each(|problem| page.warn("Network", problem));
+        status.sandbox.missing.iter().for_each(|missing| page.warn("Sandbox", missing));
+    }
+    if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
+        page.line("Console", facts.console.trim_start_matches(['.', ';', ' ']));
+    }
+}
+
+fn network_details(page: &mut Page, record: &InstanceRecord) {
+    let Some(network) = &record.network else { return };
+    let mode = match network.mode {
+        _ if !record.state.has_machine() => "not connected while stopped",
+        NetworkMode::Vpc => "connected",
+        NetworkMode::User | NetworkMode::Auto => "not connected: user-mode network",
+        NetworkMode::None => "not connected",
+    };
+    page.line("VPC", &format!("{} ({mode})", network.vpc_id));
+    page.line("Subnet", &format!("{} ({})", network.subnet_id, network.zone));
+    for group in &network.security_groups {
+        page.line("Security group", &group.to_string());
+    }
+    let options = MetadataChange::from(network.metadata_options).named();
+    let options: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    page.line("Metadata", &options.join(", "));
+}
+
+fn details(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
+    let status = facts.status.as_ref().and_then(|status| status.as_ref().ok());
+    for (label, text) in limits::lines(record, status) {
+        page.line(label, &text);
+    }
+    if let Some(sandbox) = status.map(|status| &status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
+        page.line("Sandbox", &sandbox.layers_text());
+    }
+    let cores = record.vcpus / record.threads_per_core;
+    let threads = output::count(record.threads_per_core as usize, "thread");
+    page.line("CPU", &format!("{}, {threads} each", output::count(cores as usize, "core")));
+    if let Some(state) = &facts.user_data {
+        page.line("User data", state);
+    }
+    if let Some(key) = &record.key_name {
+        page.line("Key pair", key);
+    }
+    page.line("On shutdown", record.shutdown_behavior.as_str());
+    page.line("Hibernation", if record.hibernation { "enabled" } else { "disabled" });
+    page.line("Protection", if record.termination_protection { "enabled" } else { "disabled" });
+    for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {
+        page.line("Tag", &format!("{}={}", escape_line(key), escape_line(value)));
+    }
+    page.line("Reservation", &format!("{}, launch index {}", record.reservation_id, record.launch_index));
+}

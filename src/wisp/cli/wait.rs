@@ -1,0 +1,59 @@
+//! Waits for guests and shows progress on terminals.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::output;
+use cloud::machine::MachineHandle;
+use node::probe;
+use store::InstanceRecord;
+
+/// The default boot timeouts: hardware KVM and software KVM.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// The timeout for a ready agent's response.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The delay before progress is shown.
+pub const SHOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Returns the boot timeout on this host, unless the user sets one.
+pub fn boot_timeout(seconds: Option<u64>) -> Duration {
+    let default = if probe::is_software_kvm() { EMULATED_BOOT_TIMEOUT } else { BOOT_TIMEOUT };
+    seconds.map_or(default, Duration::from_secs)
+}
+
+/// Shows a spinner, on terminals only.
+pub fn spinner(message: impl Into<String>) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
+    let spinner = ProgressBar::new_spinner().with_style(style);
+    spinner.set_message(message.into());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// Waits until every agent is ready. Fails with the first guest that ends early or times out.
+pub fn until_ready(
+    instances: &[InstanceRecord],
+    machines: Vec<MachineHandle>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    let total = machines.len();
+    let spinner = spinner(if total == 1 { "Booting the guest".into() } else { format!("Booting {total} guests") });
+    for (done, (mut machine, record)) in machines.into_iter().zip(instances).enumerate() {
+        if total > 1 {
+            spinner.set_message(format!("Booting {} of {total} guests", total - done));
+        }
+        if !machine.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
+            spinner.finish_and_clear();
+            return Err(machine.not_ready(record.state, timeout).into());
+        }
+        // The network can fail after the VMM has started. Earlier problems have already been reported.
+        for problem in machine.link_problems().unwrap_or_default() {
+            spinner.suspend(|| output::say(&problem));
+        }
+    }
+    spinner.finish_and_clear();
+    Ok(())
+}

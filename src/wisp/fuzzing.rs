@@ -1,0 +1,54 @@
+//! Entry points of the fuzz targets in `fuzz/`; see `docs/fuzzing.md`. No input may cause a panic. Compiled for tests
+//! and with the feature `fuzzing`. The tests replay the inputs in `fuzz/corpus`, and mutations of them.
+
+use node::guest;
+
+/// Defines each target's function and test.
+macro_rules! targets {
+    ($($name:ident: $($entry:ident)::+,)+) => {
+        $(
+            #[doc = concat!("The target `", stringify!($name), "`.")]
+            pub fn $name(data: &[u8]) {
+                $($entry)::+(data);
+            }
+        )+
+
+        #[cfg(test)]
+        mod tests {
+            $(
+                #[test]
+                fn $name() {
+                    super::replay::all(stringify!($name), super::$name);
+                }
+            )+
+
+            #[test]
+            fn every_corpus_and_program_is_a_target() {
+                super::replay::are_complete(&[$(stringify!($name)),+]);
+            }
+        }
+    };
+}
+
+targets! {
+    link_frames: netstack::fuzzing::frames,
+    link_http: netstack::fuzzing::http,
+    block_requests: vmm::virtio::block::fuzzing::requests,
+    block_images: vmm::virtio::block::fuzzing::images,
+    net_frames: vmm::virtio::net::fuzzing::frames,
+    vsock_packets: vmm::virtio::vsock::fuzzing::packets,
+    rng_requests: vmm::virtio::fuzzing::rng,
+    virtio_registers: vmm::virtio::fuzzing::registers,
+    boot_kernel: vmm::boot::fuzzing::kernel,
+    ports: vmm::devices::fuzzing::ports,
+    snapshot_state: vmm::snapshot::fuzzing::state,
+    snapshot_device: vmm::snapshot::fuzzing::device,
+    agent_frames: guest::fuzzing::frames,
+    agent_host: guest::fuzzing::host,
+    import_manifest: cloud::import::fuzzing::manifest,
+    import_archive: cloud::import::fuzzing::archive,
+    ec2_words: ec2::fuzzing::words,
+}
+
+#[cfg(test)]
+mod replay;
