@@ -42,7 +42,8 @@ fn bare_root(wisp: &Wisp, dir: &Path) -> PathBuf {
     path
 }
 
-/// Prints the guest's address in the metadata, its name server, and the absence of Docker's mark file.
+/// Prints the guest's address from the metadata service and its name server, then `no mark` if Docker's marker file is
+/// gone.
 const NETWORK: &str = "echo address $(busybox wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4); \
     busybox grep nameserver /etc/resolv.conf; [ -e /.dockerenv ] || echo no mark";
 

@@ -48,7 +48,7 @@ pub struct TemplateKey {
     /// Relative to the data directory's images: a data directory can be moved or copied.
     pub image: PathBuf,
     pub cpus: CpuConfig,
-    /// In MiB, without the extra memory for the kernel.
+    /// In MiB, excluding what [`with_kernel_share`](crate::machine::with_kernel_share) adds.
     pub memory_mib: u64,
     /// In seconds since 1970.
     pub made: u64,

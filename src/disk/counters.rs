@@ -65,7 +65,7 @@ impl DiskCounters {
         self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Logs the failure unless another one was logged within [`LOG_INTERVAL`]. Returns `result` unchanged.
+    /// Counts a failure, and logs it unless one was logged within the last [`LOG_INTERVAL`]. Returns `result` unchanged.
     pub fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;

@@ -16,7 +16,7 @@ use super::volume::VolumeError;
 pub enum Ec2Error {
     UnknownInstanceType {
         given: String,
-        /// The closest name first.
+        /// Similar type names, closest first.
         closest: Vec<&'static str>,
     },
     /// The type exists in EC2, but cannot run here on any host.

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// In bytes, without the terminating NUL.
+/// In bytes, excluding the terminating NUL.
 const LONGEST_PATH: usize = 107;
 
 /// A path that fits into a socket address, valid while this value exists.

@@ -21,7 +21,8 @@ pub struct SnapshotRecord {
     pub description: String,
     /// A file in the directory of volumes. It is no longer written.
     pub file: String,
-    /// The backing files of `file`, the topmost first. None in an older store, until they are read from the files.
+    /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
+    /// image headers.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
     /// Set for a root volume.

@@ -1,4 +1,4 @@
-//! Usage in the store: a row for each datapoint of an instance's series, and the series' cursor.
+//! Stores instances' resource usage: a row per datapoint, and a cursor for each instance's series.
 
 use rusqlite::params;
 use serde::{Deserialize, Serialize};

@@ -31,7 +31,8 @@ pub struct VolumeRecord {
     /// The file that the volume writes, in the directory of volumes. After a snapshot, this file belongs to the
     /// snapshot, and the volume writes to a new overlay on top of it.
     pub file: String,
-    /// The backing files of `file`, the topmost first. None in an older store, until they are read from the files.
+    /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
+    /// image headers.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
     /// The number of the volume's next file.

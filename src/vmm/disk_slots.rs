@@ -89,7 +89,8 @@ impl DiskSlots {
         Ok(index)
     }
 
-    /// Flushes and detaches a disk. Without `force`, fails if the guest's driver uses the disk or the flush fails.
+    /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the
+    /// flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
         let slots = self.slots();
         let (index, slot) = find(&slots, id)?;

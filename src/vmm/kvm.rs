@@ -1,7 +1,7 @@
 //! The KVM virtual machine with its in-kernel interrupt controllers and timer.
 //!
-//! KVM takes milliseconds to create them, mostly waiting, so a thread does it while the VMM starts up. `/dev/kvm` is
-//! opened first, because it is not reachable inside the sandbox.
+//! Creating it takes KVM milliseconds, mostly spent waiting, so a thread does it while the VMM starts up. `/dev/kvm` is
+//! opened beforehand, because it is not reachable inside the sandbox.
 
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};

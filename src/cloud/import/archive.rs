@@ -62,7 +62,7 @@ pub struct TarFile {
 pub struct ArchiveEntry<'a> {
     /// Zero-based index in the archive.
     pub index: u64,
-    /// Directories of incremental GNU archives are reported as directories.
+    /// GNU incremental directory entries (type `D`) are reported as `Directory`.
     pub kind: EntryType,
     pub name: Vec<u8>,
     pub target: Option<Vec<u8>>,

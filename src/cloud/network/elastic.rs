@@ -51,7 +51,7 @@ impl Cloud {
             let holder = record.instance().filter(|holder| *holder != instance.id);
             if let Some(holder) = holder.filter(|_| !may_move) {
                 let what = format!("resource {} is already associated with {holder}.", record.id);
-                let hint = format!("Free it with `wisp address disassociate {}`.", record.public_ip);
+                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::ResourceAlreadyAssociated, what, Some(hint)));
             }
             let mut before = Vec::new();
@@ -72,7 +72,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Disassociates an address. A running instance gets another public address, if it should have one.
+    /// Disassociates an address. A running instance that should have a public address gets a new one.
     pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         let (record, from) = self.store.write::<_, CloudError>(|tx| {
@@ -93,7 +93,7 @@ impl Cloud {
             let record = resolve::address(tx, reference)?;
             if let Some(instance) = record.instance() {
                 let what = format!("Address {} is in use by {instance}.", record.public_ip);
-                let hint = format!("Free it with `wisp address disassociate {}`.", record.public_ip);
+                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint)));
             }
             tx.remove::<AddressRecord>(&record.id.to_string())?;
@@ -115,7 +115,7 @@ fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>,
     Ok(records)
 }
 
-/// Removes an instance's elastic address. A running instance gets another public address.
+/// Removes an instance's elastic address. A running instance that should have a public address gets a new one.
 fn remove_elastic_address(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
     let has_machine = get(tx, instance)?.state.has_machine();
     change(tx, instance, None, |tx, network| {

@@ -63,7 +63,7 @@ pub enum VolumeError {
         /// Maximum for this size.
         most: u32,
     },
-    #[error("Throughput (MiBps) to iops ratio is too high: {iops} IOPS support at most {most} MiB/s, not {given}.")]
+    #[error("Throughput (MiBps) to iops ratio is too high: the maximum for {iops} IOPS is {most} MiBps, not {given}.")]
     ThroughputRatio {
         iops: u32,
         given: u32,
@@ -128,7 +128,9 @@ impl VolumeError {
             }
             VolumeError::NotSupported { .. } => "You can specify IOPS only for gp3, io1 and io2 volumes.".to_owned(),
             VolumeError::IopsRequired { range: (fewest, most), .. } => {
-                format!("Specify `iops=` with a value from {fewest} to {most} for this size. gp3 has a default.")
+                format!(
+                    "Specify `iops=` with a value from {fewest} to {most} for this size, or use gp3, which has a default."
+                )
             }
             VolumeError::IopsRatio { most, .. } => {
                 format!("Request at most {most} IOPS, or a larger volume.")

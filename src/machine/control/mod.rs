@@ -49,7 +49,7 @@ pub enum ControlRequest {
     /// Response: [`Message::Done`], once everything is written to the file and the file is unlocked.
     DetachDisk {
         id: String,
-        /// Detach even if the guest's driver uses the disk. The driver then gets errors.
+        /// Detach even if the guest's driver is using the disk. The driver then gets errors.
         #[serde(default)]
         force: bool,
     },

@@ -24,7 +24,7 @@ const UP_AFTER_MS: u64 = 10 * 60 * 1000;
 pub struct SampleTime {
     /// Identifies the run: its start in nanoseconds since 1970. A guest's reboot begins a new run.
     pub run: u64,
-    /// Milliseconds since the start, without the time for which the host was suspended.
+    /// Milliseconds since the start, excluding time for which the host was suspended.
     pub up_ms: u64,
     /// Wall-clock time in milliseconds since 1970, which may have been set meanwhile.
     pub at_ms: u64,

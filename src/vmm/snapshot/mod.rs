@@ -162,7 +162,7 @@ impl MachineState {
         for (id, saved) in (0..).zip(&self.identity.cpuid) {
             if let Some(feature) = cpuid::missing(saved, &cpuid::for_vcpu(&supported, id, self.cpus)) {
                 return Err(unusable(format!(
-                    "this host's KVM does not support a CPU feature of its guest: {feature}"
+                    "this host's KVM does not support a CPU feature that the saved guest was given: {feature}"
                 )));
             }
         }

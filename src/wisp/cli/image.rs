@@ -113,7 +113,7 @@ enum Command {
         #[arg(help = args::IMAGE)]
         image: String,
     },
-    /// Change an image's visibility or description.
+    /// Change an image's visibility, description or IMDS support.
     Modify {
         #[arg(help = args::IMAGE)]
         image: String,

@@ -74,10 +74,10 @@ enum Command {
 struct RuleArgs {
     /// Security group name or ID.
     group: String,
-    /// Inbound rule [default].
+    /// The rule is for inbound traffic [default].
     #[arg(long, conflicts_with = "egress")]
     ingress: bool,
-    /// Outbound rule.
+    /// The rule is for outbound traffic.
     #[arg(long)]
     egress: bool,
     /// Protocol: tcp, udp, icmp, all or a number [default: tcp if --port is given].
@@ -89,7 +89,7 @@ struct RuleArgs {
     /// Address range; can be repeated [default: 0.0.0.0/0 unless --group is given].
     #[arg(long = "cidr", value_name = "RANGE")]
     ranges: Vec<Ipv4Range>,
-    /// Security group whose members are the peers; can be repeated.
+    /// Security group to match as the source (inbound) or destination (outbound); can be repeated.
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
 }

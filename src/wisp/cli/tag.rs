@@ -9,12 +9,12 @@ use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
 ///
-/// Any resource that has an ID can be tagged, for example an instance, a volume, a snapshot or an image.
+/// Instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses can be tagged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp tag web                            print the tags of web
-  wisp tag web stage=test Name=web-2      set two tags; the Name tag renames it
+  wisp tag web stage=test Name=web-2      set two tags; Name renames the instance
   wisp tag vol-0a1b Name=data
   wisp tag web --remove stage")]
 pub struct Args {

@@ -67,7 +67,7 @@ fn parse_user(line: &str) -> Option<User> {
     Some(User { name, uid, gid, home, shell })
 }
 
-/// Parses `name:password:gid:member,member` (group(5)).
+/// Returns the user's group IDs, primary first. `group` is the content of `/etc/group` (group(5)).
 fn groups_of(user: &User, group: &str) -> Vec<u32> {
     let mut groups = vec![user.gid];
     for line in group.lines() {

@@ -165,7 +165,8 @@ fn find_init(command_line: &CommandLine) -> Option<PathBuf> {
 
 /// Executes `init` in this process. Returns the error if that fails.
 fn run_init(init: &Path, command_line: &CommandLine) -> String {
-    // cloud-init configures the network. With systemd, other services may do so.
+    // If the image has cloud-init, it configures the network. Otherwise, under systemd, our network unit runs after the
+    // image's own network services and does nothing if one of them has configured it.
     let network = command_line.network.as_ref().filter(|_| !agent::has_cloud_init(Path::new("/")));
     let started = if is_systemd(init) {
         add_units(Path::new(UNITS), network.is_some())

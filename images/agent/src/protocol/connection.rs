@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, LENGTH_BYTES, MAX_FRAME, ProtocolError};
 use super::{Hello, VERSION};
 
-/// Capacity for a first read. Most requests are shorter, and untouched pages cost nothing.
+/// Minimum capacity for reading the start of a frame. Most requests fit.
 const FIRST_READ: usize = 4096;
 
 #[derive(Debug)]

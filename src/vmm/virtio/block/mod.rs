@@ -45,7 +45,7 @@ const LEAST_REQUEST: u64 = 64 << 10;
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
 
-/// Section 5.2.3.
+/// Feature bits (virtio specification, section 5.2.3).
 mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     pub const RO: u64 = 1 << 5;

@@ -40,7 +40,7 @@ const QUEUE_SIZES: &[u16] = &[256, 256];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
-/// Section 5.1.3.
+/// Feature bits (virtio specification, section 5.1.3).
 mod feature {
     pub const CSUM: u64 = 1 << 0;
     pub const GUEST_CSUM: u64 = 1 << 1;

@@ -435,7 +435,7 @@ impl VsockService {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
             let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
-                // No receive buffers: the thread continues at the driver's next notification.
+                // No receive buffers: the thread resumes on the driver's next notification.
                 if self.activation.queues[RECEIVE].enable_notifications()? {
                     continue;
                 }
