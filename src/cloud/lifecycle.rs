@@ -32,7 +32,7 @@ const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::fro
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout for a guest to power off after its agent has ended.
-const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(15);
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
