@@ -496,7 +496,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
 fn assert_other_user_has_no_access(wisp: &Wisp, dir: &Path) {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
-        return;
+        return test_support::skip_without(test_support::Capability::Root);
     }
     let (code, said) = run_in_child(false, || {
         // SAFETY: the calls take numbers, and no memory.

@@ -26,8 +26,7 @@ fn unprivileged_user_runs_all_features_and_leaves_nothing() {
         return use_all_features(&Wisp::of(User::inside()));
     }
     let Some(user) = User::create() else {
-        eprintln!("Skipped: only root can create a user. Run as this user, the other tests cover the same features.");
-        return;
+        return test_support::skip_without(test_support::Capability::Root);
     };
     // The check applies only if the device is not open to all users.
     if std::fs::metadata(KVM).unwrap().permissions().mode() & 0o006 == 0 {

@@ -343,6 +343,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use test_support::{Capability, skip_without};
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().permissions().mode() & 0o777
@@ -425,7 +426,7 @@ mod tests {
     #[test]
     fn home_below_directory_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            return;
+            return skip_without(Capability::Root);
         }
         const NOBODY: u32 = 65534;
         let dir = tempfile::tempdir().unwrap();
@@ -445,7 +446,7 @@ mod tests {
     #[test]
     fn links_and_directories_of_another_user_are_refused() {
         if !rustix::process::geteuid().is_root() {
-            return;
+            return skip_without(Capability::Root);
         }
         const NOBODY: u32 = 65534;
         let dir = tempfile::tempdir().unwrap();

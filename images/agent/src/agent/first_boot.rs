@@ -368,8 +368,7 @@ mod tests {
     #[test]
     fn keys_are_not_written_to_files_of_another_user() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("Skipped: only root can give files to another user.");
-            return;
+            return test_support::skip_without(test_support::Capability::Root);
         }
         const USER: Owner = (1000, 1000);
         const OTHER: u32 = 65534;

@@ -10,6 +10,7 @@ use disk::{Disk, ImageFile};
 use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
 use rustix::fs::{Advice, fadvise};
+use test_support::{Capability, skip_without};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -297,7 +298,7 @@ fn buffers(slot: u64) -> Vec<Buffer> {
 
 #[test]
 fn completed_requests_return_out_of_order() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+    let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -319,7 +320,7 @@ fn completed_requests_return_out_of_order() {
 
 #[test]
 fn drop_waits_for_requests_in_flight() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+    let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -334,7 +335,7 @@ fn drop_waits_for_requests_in_flight() {
 
 #[test]
 fn failed_read_is_repeated_and_failed_flush_is_reported() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+    let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
     let (no_file, half) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
@@ -354,7 +355,7 @@ fn failed_read_is_repeated_and_failed_flush_is_reported() {
 
 #[test]
 fn flush_error_reaches_concurrent_and_next_flush() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+    let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     // The kernel may complete the second flush first, and then it was not in flight when the first one failed.
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
@@ -388,7 +389,7 @@ fn flush_errors_are_shared(ring: &mut Ring) -> bool {
 
 #[test]
 fn read_beyond_ring_depth_is_refused() {
-    let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+    let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
     let piece = bench.disk.pieces(0, SECTOR).unwrap()[0];

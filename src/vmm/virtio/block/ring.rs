@@ -121,10 +121,11 @@ impl fmt::Debug for Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use test_support::{Capability, skip_without};
 
     fn result(entry: io_uring::squeue::Entry) -> Option<i32> {
         let Some(mut ring) = Ring::new() else {
-            eprintln!("skipped: io_uring is not available");
+            skip_without(Capability::IoUring);
             return None;
         };
         // SAFETY: the tests only use entries without buffers, or entries that the ring refuses to execute.
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn ring_refuses_registrations() {
-        let Some(ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
+        let Some(ring) = Ring::new() else { return skip_without(Capability::IoUring) };
         let submitter = ring.ring.submitter();
         let refused = [
             submitter.register_files(&[0]).unwrap_err(),
