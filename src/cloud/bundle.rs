@@ -269,8 +269,8 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error is a relative
-/// clause, such as "which is not a regular file".
+/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error is a relative clause,
+/// such as "which is not a regular file".
 fn file_name(entry: &ArchiveEntry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not valid UTF-8")?;

@@ -81,7 +81,7 @@ impl Cloud {
         }
     }
 
-    /// Takes a snapshot of a running instance. The instance is paused briefly and keeps running.
+    /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.dir(record.id).try_lock_operation()? else {
             let (instance, action) = (record.id, "copied");

@@ -33,12 +33,12 @@ pub struct Bound {
     pub why: String,
 }
 
-/// Observations of the VMM during a measurement. All fields except `cpu_share` are the share of the time during which a
+/// Observations of the VMM during a measurement. All fields except `cpu_share` are the shares of the time for which a
 /// limiter throttled the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Observed {
-    /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if
-    /// other guest threads also ran.
+    /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other guest threads
+    /// also ran.
     pub cpu_share: f64,
     pub cpu_throttled: f64,
     pub disk_held: f64,

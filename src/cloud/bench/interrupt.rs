@@ -24,7 +24,7 @@ struct Shared {
     machine: Mutex<Option<PathBuf>>,
 }
 
-/// Handler of this process's signals until it is dropped.
+/// Handles this process's signals until it is dropped.
 #[derive(Debug)]
 pub(super) struct Interrupt {
     shared: Arc<Shared>,

@@ -87,7 +87,7 @@ pub struct MeasureReport {
     pub measure: &'static Measure,
     /// At most one per run.
     pub samples: Vec<Sample>,
-    /// Reason why the last attempt produced no figure.
+    /// Reason why an attempt produced no figure.
     pub not_measured: Option<String>,
 }
 
@@ -264,7 +264,7 @@ impl Bench<'_> {
 }
 
 fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
-    note(report, name, subject.start_sample().ok_or_else(|| "the timeline of its start is incomplete".into()));
+    note(report, name, subject.start_sample().ok_or_else(|| "the instance's start timeline is incomplete".into()));
 }
 
 /// Records the result of a measure, if it was requested.

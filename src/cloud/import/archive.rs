@@ -480,8 +480,8 @@ fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// Returns true if a header's checksum is correct. Sums of signed bytes are accepted
-/// too, because some old programs wrote them.
+/// Returns true if a header's checksum is correct. Sums of signed bytes are accepted too, because some old
+/// programs wrote them.
 pub(super) fn has_checksum(header: &tar::Header) -> bool {
     let bytes =
         || header.as_bytes().iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });

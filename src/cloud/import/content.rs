@@ -133,8 +133,8 @@ fn partitions(kind: &str) -> String {
     )
 }
 
-/// Returns the reason why the embedded kernel cannot use the file system that starts with `head`. Returns
-/// `None` if the kernel can use it or if the format is unknown.
+/// Returns the reason why the embedded kernel cannot use the file system that starts with `head`. Returns `None` if
+/// the kernel can use it or if the format is unknown.
 pub fn unsupported(head: &[u8]) -> Option<String> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     if at(1024 + 0x38, &[0x53, 0xef]) {

@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn squashfs_needs_compressor_in_kernel() {
+    fn squashfs_with_unsupported_compressor_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (files, path) = (dir.path().join("files"), dir.path().join("image"));
         fs::create_dir(&files).unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn erofs_needs_features_in_kernel() {
+    fn erofs_with_unsupported_features_is_refused() {
         let head = |at: usize, value: u32| {
             let mut head = vec![0; 2048];
             head[1024 + 12] = 12;

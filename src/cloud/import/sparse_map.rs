@@ -41,7 +41,7 @@ impl SparseMap {
         Ok(SparseMap { segments, size })
     }
 
-    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records. Returns `None` if the file is not sparse.
+    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records. Returns `None` if they contain no map.
     pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
         let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
         let mut numbers = Vec::new();

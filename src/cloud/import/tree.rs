@@ -102,7 +102,7 @@ impl Node {
         NODE_MEMORY + attributes.sum::<u64>() + target
     }
 
-    /// Creates a node that is owned by root. Times that ext4 cannot store, or before 1970, are clamped.
+    /// Creates a node that is owned by root. `modified` is clamped to the years 1970 to 2446.
     pub fn new(mode: u16, modified: i64, kind: NodeKind) -> Node {
         Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
     }
@@ -375,8 +375,8 @@ fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only entries for
-/// named users and groups have an ID. Returns `None` if the ACL is damaged.
+/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only entries for named users and groups
+/// have an ID. Returns `None` if the ACL is damaged.
 fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
     const VERSION: [u8; 4] = 2u32.to_le_bytes();
     const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();
