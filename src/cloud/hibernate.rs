@@ -70,8 +70,8 @@ impl InstanceDir {
     }
 
     /// Makes the instance's VMM save a snapshot and exit. The guest first writes its dirty pages to its disks, so that
-    /// no data is lost if the snapshot is later discarded (`start --cold`). If the guest cannot write them, the snapshot
-    /// is saved anyway.
+    /// no data is lost if the snapshot is later discarded (`start --cold`). If the guest cannot write them, the
+    /// snapshot is saved anyway.
     pub(super) fn hibernate(&self, machine: &mut MachineHandle) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
