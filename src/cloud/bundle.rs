@@ -40,7 +40,7 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     let Content::Archive(compression) = detect(&file).map_err(ImportError::read(source))? else { return Ok(false) };
     let mut found = false;
     let archive = TarFile { path: source.to_path_buf(), file, compression };
-    // The visitor stops the walk with an error at the first decisive entry. The import reports a damaged archive.
+    // The visitor returns an error to stop at the first decisive entry. Other errors are left for the import to report.
     let _ = archive.entries(&(), &mut |entry| match file_name(entry) {
         Ok(name) if name.as_deref() != Some(MANIFEST) => Ok(()),
         result => {
@@ -51,10 +51,10 @@ pub fn is_one(source: &Path) -> Result<bool, ImportError> {
     Ok(found)
 }
 
-/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`, and checks digests.
+/// Copies the bundle in `source`, a directory or an archive, into the empty directory `into`, and checks its digests.
 ///
-/// If the bundle has the embedded kernel (SHA-256 `embedded_kernel`), a root file system that this kernel cannot mount
-/// is refused. The capabilities of other kernels are unknown.
+/// If the bundle's kernel is the embedded one (SHA-256 `embedded_kernel`), refuses a root file system that this kernel
+/// cannot mount. For other kernels, it is unknown which file systems they can mount.
 pub fn import_bundle(
     source: &Path,
     into: &Path,
@@ -92,7 +92,7 @@ fn import_into(
         let mut head = vec![0; HEAD];
         let failed = ImportError::read(&path);
         let count = match root.format {
-            // A backing file reference would let the image read any file on the host.
+            // `open_alone` refuses an image with a backing file, because that could be any file on the host.
             DiskFormat::Qcow2 => {
                 let image = disk_image::open_alone(&path)?;
                 let count = image.size().min(HEAD as u64) as usize;
@@ -125,7 +125,7 @@ pub fn verify(dir: &Path, progress: &dyn ImportProgress) -> Result<Vec<Verified>
 }
 
 /// Writes the bundle to the new `.tar` or `.tar.zst` file `destination` with mode 0600. On success the archive is
-/// durable; a failed export leaves none. A file that does not match its digest is an error.
+/// durable; a failed export leaves no file. Fails if a file in the bundle does not match its digest.
 pub fn export(dir: &Path, destination: &Path, progress: &dyn ImportProgress) -> Result<(), ImportError> {
     let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let compressed = name.ends_with(".tar.zst");
@@ -165,7 +165,7 @@ fn write_archive(
     progress: &dyn ImportProgress,
 ) -> Result<(), ImportError> {
     let mut archive = tar::Builder::new(output);
-    // Omits the owner and times of this host.
+    // Leaves out the files' owners and times on this host.
     archive.mode(tar::HeaderMode::Deterministic);
     for file in files {
         let path = dir.join(file);
@@ -231,7 +231,8 @@ fn unpack(
             Some((_, manifest)) => largest(manifest, &name),
             // Limits the files that are unpacked before the manifest is known. A manifest names at most three files.
             None if found.len() >= 8 => {
-                return Err(entry.error(&archive.path, format!("and seven more files before its {MANIFEST}")));
+                let reason = format!("which follows eight other files but is before its {MANIFEST}");
+                return Err(entry.error(&archive.path, reason));
             }
             None => LARGEST_FILE,
         };
@@ -268,7 +269,8 @@ fn stream_error(error: io::Error, archive: &TarFile, landing: &Landing, name: &s
     }
 }
 
-/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error completes a sentence.
+/// Returns the name of a top-level regular file, or `None` for the bundle's directory. The error is a relative clause,
+/// such as "which is not a regular file".
 fn file_name(entry: &ArchiveEntry) -> Result<Option<String>, String> {
     use tar::EntryType::{Continuous, Directory, GNUSparse, Regular};
     let name = std::str::from_utf8(&entry.name).map_err(|_| "whose name is not valid UTF-8")?;
@@ -336,7 +338,7 @@ mod tests {
 
     const ROOT_SIZE: usize = 3 << 20;
 
-    /// Has a kernel and a root file system that is mostly a hole.
+    /// A bundle with a kernel and a root file system that consists mostly of holes.
     struct Bundle {
         dir: tempfile::TempDir,
     }
@@ -392,7 +394,7 @@ mod tests {
         file
     }
 
-    /// Checks that a failure leaves the directory empty.
+    /// Imports a bundle. If that fails, checks that the destination is empty.
     fn import(source: &Path) -> Result<(Manifest, tempfile::TempDir), String> {
         let into = tempfile::tempdir().unwrap();
         match import_bundle(source, into.path(), "", &()) {

@@ -1,4 +1,4 @@
-//! The embedded image `tiny`: a kernel and a root file system of a few megabytes, unpacked on first use.
+//! The image `tiny`, which is embedded in the program: a kernel and a root file system, unpacked on first use.
 
 use std::fs;
 use std::io;
@@ -32,13 +32,13 @@ pub enum EmbeddedError {
     Damaged(String),
 }
 
-/// Derives the ID from the content, so that a changed image has a new ID.
+/// Returns the image's ID. It is derived from the archive's SHA-256, so a changed image has a new ID.
 pub fn id() -> ImageId {
     let digits = &ARCHIVE_SHA256.trim()[..17];
     format!("ami-{digits}").parse().expect("the first 17 digits of a SHA-256 form an ID")
 }
 
-/// Returns the bundle's directory, and unpacks the image if necessary. Concurrent processes may call this.
+/// Unpacks the image unless that has been done, and returns its directory. Several processes may call this at once.
 pub fn unpacked(home: &Home) -> Result<PathBuf, EmbeddedError> {
     let dir = home.images().join(id().to_string());
     if dir.join(MANIFEST).is_file() {
@@ -67,7 +67,7 @@ fn unpack(images: &Path, dir: &Path) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
-/// Removes directories that killed processes left. The caller holds the lock, so none of them is in use.
+/// Removes directories that killed processes left behind. The caller holds the lock, so none of them is in use.
 pub(super) fn remove_unfinished(images: &Path) -> io::Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;

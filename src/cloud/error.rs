@@ -32,7 +32,7 @@ pub enum CloudError {
     #[error("cannot {action} {}: {source}", path.display())]
     File {
         path: PathBuf,
-        /// An infinitive, such as `read`.
+        /// Verb for the message, such as `read`.
         action: &'static str,
         source: io::Error,
     },
@@ -46,7 +46,7 @@ pub enum CloudError {
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. The saved memory is kept. To boot without it, use `wisp start {instance} --cold`")]
     NotResumed { instance: InstanceId, source: Box<CloudError> },
-    /// A guest for a template did not start.
+    /// The guest for a new template did not start.
     #[error(transparent)]
     Run(#[from] super::run::RunError),
     #[error("cannot create the template: {0}")]
@@ -65,18 +65,18 @@ pub enum CloudError {
 }
 
 impl CloudError {
-    /// Returns a one-line hint for the user, if the message itself does not say what to do.
+    /// Returns a one-line hint for some errors whose message does not say what to do.
     pub fn hint(&self) -> Option<String> {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
             CloudError::Control { instance, source } if source.is_timeout() => {
-                Some(format!("The VMM is running but does not respond. `wisp stop --force {instance}` kills it."))
+                Some(format!("The VMM is running but does not respond. Kill it with `wisp stop --force {instance}`."))
             }
             _ => None,
         }
     }
 
-    /// Returns true if the cause is that the instance's VMM or guest has ended.
+    /// Returns true if the error can mean that the instance's VMM or guest has ended.
     pub(super) fn is_lost_vmm(&self) -> bool {
         match self {
             CloudError::Control { source, .. } => source.is_gone(),
@@ -94,7 +94,7 @@ impl CloudError {
         Ec2Error::refused(code, what, hint).into()
     }
 
-    /// Returns a closure that converts an I/O error on `path`. `action` is an infinitive.
+    /// Returns a closure that converts an I/O error on `path`. `action` is a verb, such as `read`.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
         let path = path.into();
         move |source| CloudError::File { path, action, source }

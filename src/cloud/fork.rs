@@ -51,19 +51,19 @@ pub struct Forked {
 
 /// The state of a running instance at one point in time.
 pub(super) struct Frozen {
-    /// The snapshot, in a directory where the VMM cannot write.
+    /// Directory with the snapshot. The VMM cannot write to it.
     pub(super) saved: TempDir,
-    /// The volumes with their files at the time of the snapshot. The instance has switched to new overlays.
+    /// The volumes' records at the time of the snapshot. The instance itself has switched to new overlays.
     pub(super) volumes: Vec<VolumeRecord>,
     paused: Duration,
-    /// Locks that keep other commands from sweeping files that the store does not refer to yet.
+    /// Locks that keep other commands from deleting files that the store does not refer to yet.
     pub(super) sweeping: [File; 2],
     /// Locks that keep other commands from stopping the instance or taking EBS snapshots.
     pub(super) _changing: [File; 2],
 }
 
 impl Cloud {
-    /// Forks a running instance. On success all forks are running; on failure none is.
+    /// Forks a running instance. If one of the forks does not start, all of them are terminated.
     pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
@@ -81,7 +81,7 @@ impl Cloud {
         }
     }
 
-    /// Takes a snapshot of a running instance, which continues to run.
+    /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.dir(record.id).try_lock_operation()? else {
             let (instance, action) = (record.id, "copied");
@@ -232,7 +232,7 @@ impl Cloud {
             starts: 0,
             terminated: None,
             termination_protection: false,
-            // The user data already ran in the original; its effects are on the disk.
+            // The user data script already ran in the original, so its changes are on the disk.
             user_data: None,
             block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
             network: for_fork(original.network.as_ref()),
@@ -310,7 +310,7 @@ pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
     }
 }
 
-/// Makes a rebooted VM use the files of `disk` for the disk with the same ID.
+/// Gives the disk with the same ID the files of `disk`. After a guest reboot, the VMM reads `config` again.
 pub(super) fn continue_in(config: &mut MachineConfig, disk: &DiskConfig) {
     for known in config.disks.iter_mut().filter(|known| known.id == disk.id) {
         known.path.clone_from(&disk.path);

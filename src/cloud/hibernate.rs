@@ -3,8 +3,8 @@
 //! The VMM writes a snapshot into a directory of the instance. On a restore, the VMM removes the state file before the
 //! first instruction, so at most one VM ever resumes from a snapshot.
 //!
-//! Without a state file, the snapshot is incomplete, or the running VM was restored from it. In the latter case, the
-//! next hibernation writes only the pages that have changed.
+//! If the state file is missing, either the snapshot is incomplete, or a VM was restored from it. In the latter case,
+//! the next hibernation writes only the pages that have changed since.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -60,7 +60,7 @@ impl InstanceDir {
             return Ok(());
         }
         let what = format!("The agent of the instance '{id}' ({}) does not support snapshots.", facts.agent_version);
-        refused(what, "Import the image again to get the current agent.")
+        refused(what, "Import the image again to get the current agent, then launch a new instance from it.")
     }
 
     /// Removes the snapshot, complete or not.
@@ -70,7 +70,8 @@ impl InstanceDir {
     }
 
     /// Makes the instance's VMM save a snapshot and exit. The guest first writes its dirty pages to its disks, so that
-    /// no data is lost if the snapshot is later discarded (`start --cold`). If that fails, it is saved anyway.
+    /// no data is lost if the snapshot is later discarded (`start --cold`). If the guest cannot write them, the
+    /// snapshot is saved anyway.
     pub(super) fn hibernate(&self, machine: &mut MachineHandle) -> Result<(), CloudError> {
         if let Err(error) = self.sync(AGENT_TIMEOUT) {
             let id = self.id();
@@ -95,7 +96,7 @@ impl InstanceDir {
 }
 
 impl Cloud {
-    /// Checks that hibernation is enabled and that the guests are ready.
+    /// Checks that all these instances have hibernation enabled and that their guests are ready.
     pub fn check_hibernation(&mut self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;

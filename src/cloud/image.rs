@@ -1,4 +1,5 @@
-//! Images (AMIs): a bundle is a directory with `image.toml`, and at its top level a kernel and a root file system.
+//! Image bundles: the files of an image (AMI). A bundle is a directory that contains `image.toml`, a kernel, and
+//! optionally an initramfs and a root file system.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,23 +13,23 @@ use node::guest::check_user_name;
 use node::home::Home;
 
 pub const MANIFEST: &str = "image.toml";
-/// Maximum size in bytes.
+/// Maximum size of a manifest in bytes.
 pub(super) const MANIFEST_LIMIT: u64 = 256 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub name: String,
-    /// One sentence.
+    /// Should be one sentence.
     #[serde(default)]
     pub description: String,
-    /// `x86_64`.
+    /// Must be `x86_64`.
     pub architecture: String,
     pub default_user: String,
     /// The image contains cloud-init, which applies a new instance's host name, SSH key and user data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cloud_init: bool,
-    /// The only metadata service version that instances get, if the image restricts it.
+    /// If set, new instances require this version of the metadata service by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds_support: Option<ImdsSupport>,
     pub kernel: KernelEntry,
@@ -67,7 +68,7 @@ pub struct RootEntry {
     pub file: String,
     pub sha256: String,
     pub format: DiskFormat,
-    /// The file system's name in Linux.
+    /// Name of the file system type in Linux, such as `ext4`.
     pub file_system: String,
 }
 
@@ -101,8 +102,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens an image that need not be registered: the embedded image, by name or ID (also the default), or a bundle's
-    /// directory. Returns `None` if `reference` can only be a registered image.
+    /// Opens an image that need not be registered: the embedded image by its name or ID, or a bundle by its directory.
+    /// The embedded image is the default. Returns `None` if `reference` can only be a registered image.
     pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
         let reference = reference.unwrap_or(embedded::NAME);
         if reference == embedded::NAME || reference == embedded::id().to_string() {
@@ -135,7 +136,7 @@ impl Image {
 }
 
 impl Manifest {
-    /// Parses and validates a manifest. The error is a sentence.
+    /// Parses and validates a manifest. The error is the reason for [`ImageError::BadManifest`].
     pub fn parse(text: &str) -> Result<Manifest, String> {
         let manifest: Manifest = toml::from_str(text).map_err(|error| error.to_string())?;
         if manifest.architecture != "x86_64" {

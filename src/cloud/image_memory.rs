@@ -1,6 +1,6 @@
 //! An image's memory: a snapshot of the instance that the image was created from, taken at the same moment as its root
-//! file system. Launches of the image with the same size are restored from it. It is not part of the bundle, because
-//! other hosts could not restore it.
+//! file system. A launch with the same vCPUs and memory is restored from it if this version and host support that. The
+//! snapshot is in the bundle's directory, but it is not exported, because other hosts could not restore it.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -50,7 +50,7 @@ impl ImageMemory {
         }
     }
 
-    /// Moves the snapshot in `saved` into the bundle of a new image.
+    /// Moves the snapshot in `saved` into the directory of a new image's bundle.
     pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
         let dir = bundle.join(DIRECTORY);
         let failed = || CloudError::file(&dir, "create");

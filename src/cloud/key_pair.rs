@@ -25,7 +25,7 @@ impl Cloud {
     ) -> Result<KeyPairRecord, CloudError> {
         self.check_free(name)?;
         let pair = create(name, key_type, format)?;
-        // The private key is written first: a registered key pair without it is useless.
+        // The private key is written before the pair is registered, because a pair without its private key is useless.
         write_private(path, &pair.private)?;
         self.keep_key_pair(name, pair.public).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
@@ -61,7 +61,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a key pair. Instances launched with it keep the public key.
+    /// Deletes a key pair. Instances that were launched with it still accept the private key.
     pub fn delete_key_pair(&mut self, name: &str) -> Result<KeyPairRecord, CloudError> {
         self.store.write(|tx| {
             let record = tx.get::<KeyPairRecord>(name)?.ok_or_else(|| key::not_found(name))?;

@@ -1,4 +1,4 @@
-//! Finds the bound of a figure: a limit of the instance type, or this host.
+//! Determines whether a figure is bounded by a limit of the instance type or by this host.
 //!
 //! A type's limit is the bound if its limiter throttled the guest, or if the figure is within a tenth of the rate. A
 //! figure below all limits is bounded by the host.
@@ -13,9 +13,9 @@ use machine::limits::{DiskLimits, Rate};
 const NEAR: f64 = 0.9;
 /// A guest that is throttled for more than this share of the time is bounded by the limiter.
 const HELD: f64 = 0.05;
-/// Minimum share of a CPU that a vCPU gets if it has the CPU to itself.
+/// A vCPU that gets less than this share of a CPU is assumed to compete with other work.
 const WHOLE: f64 = 0.8;
-/// Maximum ratio between the largest and the smallest figure of an otherwise idle CPU.
+/// Maximum ratio of the largest to the smallest figure if the host's CPUs are otherwise idle.
 const STEADY: f64 = 1.25;
 const MIB: f64 = 1_048_576.0;
 
@@ -33,10 +33,12 @@ pub struct Bound {
     pub why: String,
 }
 
-/// Observations from outside during a measurement. `*_held` are the shares of time for which the limiters throttled.
+/// Observations of the VMM during a measurement. All fields except `cpu_share` are the shares of the time for which a
+/// limiter throttled the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Observed {
-    /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other threads ran.
+    /// CPU time of the vCPUs as a share of the time available to the workload's threads. Above 1 if other guest threads
+    /// also ran.
     pub cpu_share: f64,
     pub cpu_throttled: f64,
     pub disk_held: f64,
@@ -47,7 +49,7 @@ pub struct Observed {
 pub struct Sample {
     /// In the measure's unit.
     pub figure: f64,
-    /// Size of the measured memory or file; 0 where it does not matter.
+    /// Size of the measured memory or file in bytes, or 0 if the measure does not depend on it.
     pub bytes: u64,
     pub observed: Observed,
 }
@@ -55,7 +57,7 @@ pub struct Sample {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {
     pub volume: Option<DiskLimits>,
-    /// Limits of the path to all volumes.
+    /// Limits for all EBS volumes of the instance together.
     pub path: Option<DiskLimits>,
     pub network: Option<Rate>,
     /// `None` if the type has no CPU credits.
@@ -106,7 +108,7 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     }
 }
 
-/// Names the host as the bound if work on this many vCPUs did not get its CPUs.
+/// Returns the host as the bound if it has fewer CPUs than `threads`, or if the vCPUs competed with other work.
 fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
     if threads > host.cpus {
         return Some(host_bound(&format!("only {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
@@ -116,7 +118,7 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
         .then(|| host_bound(&format!("CPUs were busy with other work: each vCPU got {percent:.0}% of a CPU")))
 }
 
-/// Names the host as the bound if figures vary more than CPU-bound work does: a virtual host cannot observe steal time.
+/// Returns the host as the bound if the figures vary too much. This also detects steal time that the host cannot see.
 fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let figures = samples.iter().map(|sample| sample.figure);
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
@@ -175,7 +177,7 @@ fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
     })
 }
 
-/// Returns the lowest rate as the bound, or as an error with the figure as a percentage of it.
+/// Returns the lowest limit as the bound if it was reached. Otherwise, returns it and the figure as a percentage of it.
 fn rated(
     candidates: [Option<Candidate>; 2],
     figure: f64,

@@ -1,4 +1,4 @@
-//! Chooses the cheapest type that is fast enough.
+//! Chooses the cheapest instance type that is fast enough.
 //!
 //! The user provides prices, because they change and differ by region. Without prices, types are ordered by baseline
 //! vCPUs and then memory, which is the order of EC2's prices within a generation.
@@ -10,7 +10,7 @@ use ec2::InstanceType;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
-    /// Index of the type.
+    /// Index of the instance type in the report.
     pub subject: usize,
     pub median: f64,
 }
@@ -41,7 +41,7 @@ pub fn order(one: (&InstanceType, Option<f64>), other: (&InstanceType, Option<f6
     }
 }
 
-/// Returns the baseline size of a type: hundredths of a percent of a vCPU, MiB, and true if it cannot burst.
+/// Returns a type's baseline CPU in hundredths of a percent of a vCPU, its memory in MiB, and true if it cannot burst.
 fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
     let percent = instance_type.credits.map_or(100.0, |credits| credits.baseline_percent);
     let share = (percent * 100.0) as u64 * u64::from(instance_type.vcpus);

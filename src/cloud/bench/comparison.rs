@@ -9,26 +9,26 @@ use super::{MeasureReport, Report};
 #[derive(Debug)]
 pub struct Comparison<'a> {
     pub measures: Vec<Compared<'a>>,
-    /// The measures that decide the choice.
+    /// Names of the measures that are considered in choosing the cheapest type.
     pub over: Vec<&'static str>,
-    /// True if every type has a price. Otherwise the smallest type is considered the cheapest.
+    /// True if every type has a price. Otherwise, the smallest type is considered the cheapest.
     pub has_prices: bool,
-    /// Index of the cheapest type within the slowdown in all measures.
+    /// Index of the cheapest type whose slowdown is acceptable in all measures of `over`.
     pub cheapest: Option<usize>,
 }
 
 #[derive(Debug)]
 pub struct Compared<'a> {
     pub measure: &'static Measure,
-    /// One entry per type that was started, in order.
+    /// One entry per type, in order. Types that failed before they had a figure have none.
     pub entries: Vec<ComparisonRow<'a>>,
-    /// Index of the cheapest type within the slowdown in this measure.
+    /// Index of the cheapest type whose slowdown is acceptable in this measure.
     pub cheapest: Option<usize>,
 }
 
 #[derive(Debug)]
 pub struct ComparisonRow<'a> {
-    /// Index of the type.
+    /// Index of the instance type in the report.
     pub subject: usize,
     pub result: &'a MeasureReport,
     /// `None` if there are no figures.
@@ -37,7 +37,7 @@ pub struct ComparisonRow<'a> {
     pub slowdown: Option<f64>,
 }
 
-/// Compares the results. `prices` has one entry per type, if known. `within` is the acceptable slowdown.
+/// Compares the types. `prices` has one entry per type, or is empty. `within` is the maximum acceptable slowdown.
 pub fn compare<'a>(report: &'a Report, prices: &[Option<f64>], within: f64) -> Comparison<'a> {
     let has_prices = prices.len() == report.types.len() && prices.iter().all(Option::is_some);
     let mut by_price: Vec<usize> = (0..report.types.len()).collect();
@@ -52,7 +52,7 @@ pub fn compare<'a>(report: &'a Report, prices: &[Option<f64>], within: f64) -> C
     let has_command = measures.iter().any(|(compared, _)| compared.measure.name == COMMAND.name);
     let counts = |measure: &Measure| match has_command {
         true => measure.name == COMMAND.name,
-        // The start time of an instance depends on this host, not on the type.
+        // The start time of an instance depends mainly on this host, so it does not help in choosing a type.
         false => measure.about != About::Start,
     };
     let over: Vec<&(Compared, Vec<(usize, f64)>)> =
@@ -82,7 +82,7 @@ fn compare_one<'a>(
             (summary, bound)
         };
         let summary = result.summary().map(bound);
-        // A measure that failed in one run has no slowdown, however fast the other runs were.
+        // If a measure failed in one run, it has no slowdown, even if other runs succeeded.
         if let (Some((summary, _)), None) = (&summary, &result.not_measured) {
             standings.push(Standing { subject, median: summary.median });
         }

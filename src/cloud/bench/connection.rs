@@ -13,7 +13,7 @@ pub(super) fn free_port() -> io::Result<SocketAddrV4> {
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
 }
 
-/// Receives for as long as the guest sends. Returns the number of bytes after the first ones, and the elapsed time.
+/// Receives until the guest stops sending. Returns the bytes received after the first read, and the time that took.
 pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
     let mut stream = connect(address, b's')?;
     let mut piece = vec![0; 256 << 10];
@@ -24,7 +24,7 @@ pub(super) fn receive(address: SocketAddrV4) -> io::Result<(u64, Duration)> {
         let count = stream.read(&mut piece)?;
         received += count as u64;
         is_over = count == 0;
-        // The end of the stream may arrive later than the last bytes.
+        // The end of the stream may arrive later than the last bytes, so the wait for it does not count.
         elapsed = if is_over { elapsed } else { began.elapsed() };
     }
     Ok((received, elapsed))

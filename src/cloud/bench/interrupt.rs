@@ -1,4 +1,4 @@
-//! Handles Ctrl-C during a bench: ends the running guest immediately, and so every wait for it.
+//! Handles Ctrl-C and termination signals during a benchmark: kills the running VM, so that no wait for it continues.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 /// State shared between the signal thread and the bench.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Zero before a signal.
+    /// Number of the signal that has arrived, or 0.
     signal: AtomicI32,
-    /// Directory of the running machine.
+    /// Directory of the running VMM.
     machine: Mutex<Option<PathBuf>>,
 }
 
-/// Handles this process's signals until dropped.
+/// Handles this process's signals until it is dropped.
 #[derive(Debug)]
 pub(super) struct Interrupt {
     shared: Arc<Shared>,
@@ -43,7 +43,7 @@ impl Interrupt {
         Ok(Interrupt { shared, over, thread: Some(thread) })
     }
 
-    /// Registers the machine in this directory as running. If a signal has arrived already, the machine is ended.
+    /// Registers the VMM in `dir` as running. If a signal has already arrived, kills the VM.
     pub(super) fn guard(&self, dir: &Path) {
         *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.to_path_buf());
         if self.signal().is_some() {
@@ -62,7 +62,7 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        // Fails only if the counter is full, in which case the thread has ended.
+        // This is the only write to the eventfd, so its counter cannot overflow.
         let _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -71,7 +71,7 @@ impl Drop for Interrupt {
 }
 
 impl Shared {
-    /// Ends the registered machine. Returns false if there is none to end.
+    /// Kills the registered VM. Returns false if none is registered or if its VMM cannot be reached.
     fn end_machine(&self) -> bool {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(dir) = machine else { return false };
@@ -90,7 +90,7 @@ fn wait(signals: &Signals, over: &OwnedFd, shared: &Shared) {
         let Some(number) = signal.read.then(|| signals.next()).flatten() else { continue };
         shared.signal.store(number, Ordering::Release);
         if !shared.end_machine() {
-            // A guest that is still starting, or whose VMM does not listen yet, ends with its owner: this process.
+            // A VM that is still starting, or whose VMM is not listening yet, ends when its owner, this process, exits.
             std::process::exit(128 + number);
         }
     }

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 #[derive(Debug, PartialEq)]
 pub struct Measure {
-    /// Used on the command line and in JSON.
+    /// Name on the command line and in JSON.
     pub name: &'static str,
     pub title: &'static str,
     pub unit: &'static str,
     pub better: Better,
-    /// Determines the limits that can apply.
+    /// Subject of the measure, which determines the limits that can apply.
     pub about: About,
     /// The workload's name in the guest; empty if the measure has none.
     workload: &'static str,
-    /// Divisor for amounts per second and for times in seconds.
+    /// Divisor that converts amounts per second, or seconds per unit of work, to `unit`.
     scale: f64,
 }
 
@@ -96,7 +96,7 @@ const fn start(name: &'static str, title: &'static str) -> Measure {
 }
 
 impl Measure {
-    /// Returns the workload in the guest; none for measures taken from outside.
+    /// Returns the guest workload's name. Start times and the user's command have none.
     pub fn workload(&self) -> Option<&'static str> {
         Some(self.workload).filter(|name| !name.is_empty())
     }
@@ -109,7 +109,7 @@ impl Measure {
         matches!(self.about, About::Network | About::NetworkLatency)
     }
 
-    /// Returns the figure for `amount` in `elapsed`; none if either is zero.
+    /// Returns the figure for `amount` in `elapsed`, or `None` if either is zero.
     pub fn figure(&self, amount: u64, elapsed: Duration) -> Option<f64> {
         let (amount, seconds) = (amount as f64, elapsed.as_secs_f64());
         let figure = match self.better {

@@ -46,7 +46,7 @@ pub enum BenchError {
     Program { path: PathBuf, source: io::Error },
     #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
-    #[error("interrupted by signal {0}; the instances of this bench were removed")]
+    #[error("interrupted by signal {0}; the benchmark's instance was removed")]
     Interrupted(i32),
 }
 
@@ -58,7 +58,7 @@ pub struct BenchSpec {
     /// The user's command, run by the guest's shell.
     pub command: Option<String>,
     pub runs: u32,
-    /// Duration of a workload.
+    /// Duration of each workload.
     pub target: Duration,
     pub limited: bool,
     pub overcommit: bool,
@@ -69,14 +69,14 @@ pub struct BenchSpec {
 #[derive(Debug, Clone)]
 pub struct Report {
     pub host: HostFacts,
-    /// In the given order.
+    /// In the order of [`BenchSpec::types`].
     pub types: Vec<TypeReport>,
 }
 
 #[derive(Debug, Clone)]
 pub struct TypeReport {
     pub request: InstanceSize,
-    /// Reason why the type was not measured, or not completely.
+    /// Reason why the type was not measured, or why its measurements were stopped.
     pub failed: Option<String>,
     pub limits: Limits,
     pub results: Vec<MeasureReport>,
@@ -85,9 +85,9 @@ pub struct TypeReport {
 #[derive(Debug, Clone)]
 pub struct MeasureReport {
     pub measure: &'static Measure,
-    /// One figure per run.
+    /// At most one per run.
     pub samples: Vec<Sample>,
-    /// Reason why there are no further figures.
+    /// Reason why an attempt produced no figure.
     pub not_measured: Option<String>,
 }
 
@@ -106,13 +106,13 @@ impl MeasureReport {
 
 #[derive(Debug, Clone, Copy)]
 pub struct BenchProgress {
-    /// Starts at 1. 0 before the first run.
+    /// Number of the run, starting at 1. 0 while templates are created.
     pub run: u32,
     pub instance_type: &'static str,
     pub what: &'static str,
 }
 
-/// Runs the bench. A failure of one type is recorded in its result, and the others continue.
+/// Runs the benchmark. If a type fails, its report contains the error, and the other types continue.
 pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(BenchProgress)) -> Result<Report, BenchError> {
     let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
     let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
@@ -158,7 +158,7 @@ impl Bench<'_> {
         (self.progress)(BenchProgress { run, instance_type: report.request.instance_type.name, what });
     }
 
-    /// Creates a template of the type's size if possible and missing. Without one, instances boot.
+    /// Creates a template for the type if none exists and its measures can use one. If that fails, instances cold-boot.
     fn warm_up(&mut self, report: &TypeReport) -> Result<(), BenchError> {
         let BenchSpec { image, boot_timeout, .. } = self.spec;
         let only_boots = report.results.iter().all(|result| result.measure.name == "boot");
@@ -188,7 +188,7 @@ impl Bench<'_> {
         self.checked(result, report)
     }
 
-    /// Records an error as the failure of this type. Fails only if a signal ended the bench.
+    /// Records an error as the failure of this type. Fails only if a signal interrupted the benchmark.
     fn checked(&self, result: Result<(), BenchError>, report: &mut TypeReport) -> Result<(), BenchError> {
         if let Some(signal) = self.interrupt.signal() {
             return Err(BenchError::Interrupted(signal));
@@ -199,7 +199,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Measures a cold boot if requested. On software KVM, where boots are slow, this happens in the first run only.
+    /// Measures a cold boot if requested. On software KVM, where boots are slow, this happens in the first run only. If
+    /// the image cannot have a template, [`Bench::launch`] measures the boot instead.
     fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let has_warm = template::can_have(&self.spec.image);
         let is_due = run == 1 || !probe::is_software_kvm();
@@ -213,7 +214,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Starts an instance as fast as possible and takes the measures in it.
+    /// Starts an instance, from a template if there is one, and takes the remaining measures in it.
     fn launch(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
         let BenchSpec { image, command, .. } = self.spec;
         let request = report.request;
@@ -263,7 +264,7 @@ impl Bench<'_> {
 }
 
 fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
-    note(report, name, subject.start_sample().ok_or_else(|| "its timeline is incomplete".into()));
+    note(report, name, subject.start_sample().ok_or_else(|| "the instance's start timeline is incomplete".into()));
 }
 
 /// Records the result of a measure, if it was requested.

@@ -13,7 +13,7 @@ const NAME: &str = "wisp-workload";
 /// Maximum unpacked size in bytes.
 const MOST: usize = 16 << 20;
 
-/// Unpacks the program into a file of the data directory, where it stays for the next bench.
+/// Returns the path of the program in the data directory. Unpacks it if that file is missing or from another version.
 pub(super) fn unpacked(home: &Home) -> Result<PathBuf, BenchError> {
     let path = home.root().join(NAME);
     let failed = |source| BenchError::Program { path: path.clone(), source };

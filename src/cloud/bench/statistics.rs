@@ -3,14 +3,14 @@
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     pub min: f64,
-    /// The mean of the two middle values if their number is even.
+    /// The mean of the two middle values if the number of values is even.
     pub median: f64,
     /// By nearest rank: the smallest value that 95% of all values do not exceed. With fewer than 20, the maximum.
     pub p95: f64,
 }
 
 impl Summary {
-    /// Summarizes values. Returns `None` if there are no values, or if one is not a number.
+    /// Summarizes values. Returns `None` if there are no values or one is not a number.
     pub fn of(values: &[f64]) -> Option<Summary> {
         if values.iter().any(|value| value.is_nan()) {
             return None;
@@ -28,7 +28,7 @@ fn nearest_rank(count: usize, percent: usize) -> usize {
     (count * percent).div_ceil(100).max(1) - 1
 }
 
-/// Returns the median; 0 if there are no values.
+/// Returns the median, or 0 if there are no values or one is not a number.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.into_iter().collect();
     Summary::of(&values).map_or(0.0, |summary| summary.median)

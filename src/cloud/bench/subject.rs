@@ -1,4 +1,4 @@
-//! One instance of a bench. Each run has a new one with the type's initial CPU credits and burst balances.
+//! The instance that a run of a benchmark measures. It is new, with its type's initial CPU credits and burst balances.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -30,21 +30,21 @@ use node::home::Home;
 
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
-/// Maximum size of the test file; slow disks get a smaller one.
+/// Maximum size of the test file in bytes. On a slow disk, the workload stops writing it earlier.
 const FILE_BYTES: u64 = 64 << 20;
-/// Memory to measure: this fraction of the guest's memory, and at most this many MiB.
+/// Memory to measure: the guest's memory divided by this, and at most this many MiB.
 const MEMORY_PART: u64 = 4;
 const MEMORY_MIB: u64 = 256;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes kept of a program's output.
+/// Maximum number of bytes kept of a program's output.
 const OUTPUT: usize = 64 << 10;
-/// Lines shown of a failed command's output.
+/// Number of lines to show of a failed command's output.
 const LINES: usize = 3;
 
-/// Line that a workload prints when it is ready.
+/// Line that a workload prints when it starts to measure.
 const BEGIN: &[u8] = b"begin\n";
 
-/// The output, the status at the start of the measurement, and the count at the host's end of the connection.
+/// The output, the VMM's status when the workload began, and the count and time at the host's end of the connection.
 type Measured = (Captured, Option<(VmmStatus, Instant)>, Option<io::Result<(u64, Duration)>>);
 
 /// The result that a workload prints.
@@ -67,7 +67,7 @@ pub(super) struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Starts an instance, from `warm` if there is one, and waits until it is ready.
+    /// Starts an instance, from the template `warm` if given, and waits until its agent is ready.
     pub(super) fn start(
         home: &Home,
         spec: &BenchSpec,
@@ -98,7 +98,7 @@ impl<'a> Subject<'a> {
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
     }
 
-    /// Returns the time from the start of the call until the agent was ready.
+    /// Returns the time from the call of [`Subject::start`] until the agent was ready.
     pub(super) fn start_sample(&self) -> Option<Sample> {
         let took = Duration::from_nanos(self.status.timeline.between(Mark::ProcessStart, Mark::AgentReady)?);
         let vcpus = self.request.vcpus;
@@ -121,15 +121,15 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    /// Writes the file for disk measures. The inner error is the reason why that is impossible.
+    /// Writes the test file for disk measures. The inner error is the reason why the workload failed.
     pub(super) fn prepare_disk(&self) -> Result<Result<(), String>, BenchError> {
         let captured = self.capture(self.workload("disk-prepare", 1))?;
         Ok(done(&captured).map(drop))
     }
 
-    /// Takes a measure once. The inner error is the reason why that is impossible.
+    /// Takes a measure once. The inner error is the reason why there is no figure.
     pub(super) fn measure(&mut self, measure: &Measure) -> Result<Result<Sample, String>, BenchError> {
-        let Some(workload) = measure.workload() else { return Ok(Err("it has no workload".into())) };
+        let Some(workload) = measure.workload() else { return Ok(Err("the measure has no workload".into())) };
         if measure.is_of_network() && self.port.is_none() {
             return Ok(Err("this host has no free port to forward to the guest".into()));
         }
@@ -138,21 +138,21 @@ impl<'a> Subject<'a> {
         let took = before.as_ref().map(|(_, at)| at.elapsed());
         let after = self.instance.status()?;
         let done = match (done(&captured), counted) {
-            // The error at the host's end explains more than the lack of a connection in the guest.
+            // If both ends failed, the host's error is reported: the guest knows only that nothing connected to it.
             (_, Some(Err(error))) => Err(format!("the port forwarded to the guest failed: {error}")),
             (Ok(done), Some(Ok((amount, elapsed)))) => Ok((amount, elapsed, done)),
             (Ok(done), None) => Ok((done.amount, Duration::from_nanos(done.elapsed_ns), done)),
             (Err(why), _) => Err(why),
         };
         Ok(done.and_then(|(amount, elapsed, Done { threads, bytes, elapsed_ns, .. })| {
-            let figure = measure.figure(amount, elapsed).ok_or("the workload did nothing in its time")?;
+            let figure = measure.figure(amount, elapsed).ok_or("the workload completed no work in the given time")?;
             let (before, took) = before.map(|(status, _)| status).zip(took).ok_or("the workload did not start")?;
             let usable = Duration::from_nanos(elapsed_ns) * u32::try_from(threads).unwrap_or(1);
             Ok(Sample { figure, bytes, observed: observe(&before, &after, took, usable, self.request.vcpus) })
         }))
     }
 
-    /// Runs a workload. The status is that at its start; the count is present for network measures.
+    /// Runs a workload. The status is missing if the workload did not begin. Only network measures have a count.
     fn measured(&mut self, measure: &Measure, request: ExecRequest) -> Result<Measured, BenchError> {
         let agent = self.agent()?;
         let (instance, target) = (&mut self.instance, self.target);
@@ -256,7 +256,7 @@ fn done(captured: &Captured) -> Result<Done, String> {
     serde_json::from_str(last).map_err(|error| format!("cannot parse the workload's result: {error}"))
 }
 
-/// Computes observations between two statuses, `took` apart. The workload's threads could use `usable` CPU time.
+/// Computes observations from two statuses, `took` apart. `usable` is the CPU time available to the workload's threads.
 fn observe(before: &VmmStatus, after: &VmmStatus, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
     let (held_before, held) = (throttled_time(before), throttled_time(after));

@@ -18,7 +18,7 @@ use super::{ImportError, ImportProgress, LARGEST_FILE};
 
 /// Maximum size of the names, attributes and sparse map of one entry, in bytes.
 const HEADER_LIMIT: u64 = 1 << 20;
-/// Maximum size of the global PAX records in bytes. Each entry copies them.
+/// Maximum size of the global PAX records in bytes. The limit is low because each entry gets a copy of them.
 const GLOBAL_LIMIT: u64 = 64 << 10;
 const ENTRY_LIMIT: u64 = 8 << 20;
 /// Block size in bytes. A header is one block, and contents are padded to whole blocks.
@@ -70,7 +70,7 @@ pub struct ArchiveEntry<'a> {
     pub records: Records,
     /// Content size in bytes, including holes.
     pub size: u64,
-    /// Content bytes that the archive stores.
+    /// Content size in the archive in bytes, excluding holes.
     pub stored: u64,
     header: tar::Header,
     segments: &'a [(u64, u64)],
@@ -90,7 +90,7 @@ impl ArchiveEntry<'_> {
         }
     }
 
-    /// Creates an error about the entry. `reason` has the form "which ...".
+    /// Creates an error about the entry. `reason` is a relative clause, such as "which appears twice".
     pub fn error(&self, archive: &Path, reason: impl Into<String>) -> ImportError {
         entry_error(archive, &self.name, reason)
     }
@@ -119,7 +119,7 @@ impl ArchiveEntry<'_> {
         }
     }
 
-    /// Returns a device's major and minor number.
+    /// Returns a device's major and minor number, or zeros if the header's format has no such fields.
     pub fn device(&self) -> Result<(u32, u32), String> {
         let fields = match (self.header.as_ustar(), self.header.as_gnu()) {
             (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
@@ -177,7 +177,7 @@ fn entry_error(archive: &Path, name: &[u8], reason: impl Into<String>) -> Import
     ImportError::Entry { path: archive.to_path_buf(), entry, reason: reason.into() }
 }
 
-/// Fills the holes with zeros.
+/// Reader for an entry's content. Holes read as zeros.
 pub struct EntryContent<'a> {
     position: u64,
     size: u64,
@@ -215,8 +215,8 @@ impl Read for EntryContent<'_> {
 }
 
 impl TarFile {
-    /// Passes each entry to `visit` in order, and skips content that `visit` does not read. A damaged or truncated
-    /// archive is an error even after `visit` has seen entries.
+    /// Passes each entry to `visit` in order, and skips content that `visit` does not read. Damage is found only when
+    /// the reader reaches it, so this can fail after `visit` has seen some entries.
     pub fn entries(
         &self,
         progress: &dyn ImportProgress,
@@ -231,7 +231,7 @@ impl TarFile {
         while let Some(head) = walk.next()? {
             if index == ENTRY_LIMIT {
                 let exceeded = format!("it has more than {ENTRY_LIMIT} entries");
-                return Err(limit(&self.path, exceeded, "Split it, or import a file system image instead"));
+                return Err(limit(&self.path, exceeded, "Import a file system image (mkfs.ext4 -d DIRECTORY) instead"));
             }
             let unread = walk.visit(head, index, visit)?;
             walk.skip(unread)?;
@@ -250,7 +250,7 @@ fn limit(path: &Path, exceeded: String, advice: &'static str) -> ImportError {
 }
 
 enum Fault {
-    /// Completes a sentence about the entry: "which ...".
+    /// A relative clause about the entry, such as "whose size is not a number".
     ArchiveEntry(String),
     Import(ImportError),
 }
@@ -273,7 +273,7 @@ struct Head {
     target: Option<Vec<u8>>,
     records: Records,
     map: SparseMap,
-    /// Bytes in the archive from here to the next header, without padding.
+    /// Content bytes from here to the next header, excluding padding.
     stored: u64,
 }
 
@@ -281,7 +281,7 @@ struct Walk<'a> {
     path: &'a Path,
     input: Box<dyn Read + 'a>,
     globals: Records,
-    /// Remaining size limit for the headers of this entry, in bytes.
+    /// Bytes that the headers of the current entry may still take.
     budget: u64,
 }
 
@@ -314,12 +314,12 @@ impl Walk<'_> {
                     // `pending` stays unchanged: the archive may end after global records.
                     continue;
                 }
-                // Solaris uses a different letter for the same header.
+                // Solaris uses the type `X` for the same header.
                 EntryType::XHeader | EntryType::__Nonexhaustive(b'X') => {
                     let parsed = Records::parse(&self.extension(&header)?);
                     records.extend(parsed.map_err(|reason| entry_error(self.path, &shown, reason))?);
                 }
-                // The volume label of a GNU archive.
+                // A volume label, which GNU tar writes as an entry without a file.
                 EntryType::__Nonexhaustive(b'V') => {
                     self.extension(&header)?;
                     continue;
@@ -341,7 +341,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Passes an entry to `visit`. Returns the number of bytes to skip, including padding.
+    /// Passes an entry to `visit`. Returns the number of bytes, including padding, to skip to reach the next header.
     fn visit(
         &mut self,
         head: Head,
@@ -480,7 +480,8 @@ fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// Returns true if a header's checksum is correct. Some old programs summed signed bytes.
+/// Returns true if a header's checksum is correct. Sums of signed bytes are accepted too, because some old
+/// programs wrote them.
 pub(super) fn has_checksum(header: &tar::Header) -> bool {
     let bytes =
         || header.as_bytes().iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
@@ -610,7 +611,7 @@ mod tests {
             vec![pax(&[("SCHILY.xattr.user.a", &long)]), file.clone()],
             [vec![small; 500], vec![file.clone()]].concat(),
             [vec![empty; 2100], vec![file.clone()]].concat(),
-            // The content does not exist; only the header claims this size.
+            // The header claims this size, but there is no content.
             vec![member(b'x', "", b"", |header| header.set_size(1 << 40)), file],
         ] {
             let error = refused(&members);

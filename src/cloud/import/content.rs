@@ -8,9 +8,9 @@ use super::archive::{Compression, has_checksum};
 use super::features;
 use disk::copy as sparse;
 
-/// Number of bytes to examine: up to the last known magic number, which is that of Btrfs.
+/// Number of bytes to examine. They include all known magic numbers, of which that of Btrfs is the last.
 pub const HEAD: usize = 68 << 10;
-/// Sector size, and block size of a tar archive.
+/// Sector size, and block size of a tar archive, in bytes.
 const SECTOR: usize = 512;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Content {
     Archive(Compression),
     FileSystem(FileSystem),
     Qcow2,
-    /// An unusable file, with the reason as a sentence.
+    /// An unusable file, with the reason and, for most formats, the fix.
     Other(String),
 }
 
@@ -32,7 +32,7 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
-    /// Returns the name in Linux.
+    /// Returns the name of the file system type in Linux.
     pub fn name(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "ext4",
@@ -122,7 +122,7 @@ pub fn of(head: &[u8], size: u64) -> Content {
     if at(510, &[0x55, 0xaa]) {
         return Content::Other(partitions("MBR"));
     }
-    other("it is neither a tar archive nor a file system (ext4, SquashFS, EROFS) nor a qcow2 image")
+    other("it is neither a tar archive, a file system (ext4, SquashFS, EROFS) nor a qcow2 image")
 }
 
 fn partitions(kind: &str) -> String {
@@ -133,8 +133,8 @@ fn partitions(kind: &str) -> String {
     )
 }
 
-/// Returns the reason why the embedded kernel cannot use the file system that starts with `head`, as a sentence, or
-/// `None` if it can or if the format is unknown.
+/// Returns the reason why the embedded kernel cannot use the file system that starts with `head`. Returns `None` if
+/// the kernel can use it or if the format is unknown.
 pub fn unsupported(head: &[u8]) -> Option<String> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     if at(1024 + 0x38, &[0x53, 0xef]) {
@@ -148,7 +148,7 @@ pub fn unsupported(head: &[u8]) -> Option<String> {
     }
 }
 
-/// Returns the mountable file system, the reason why it cannot be mounted, or `None` if the format is unknown.
+/// Returns the file system in `head`, or the reason why it cannot be mounted, or `None` if the format is unknown.
 fn mountable(head: &[u8], size: u64) -> Option<Content> {
     let half = |at: usize| head.get(at..at + 2).map(|bytes| u16::from_le_bytes(bytes.try_into().expect("two bytes")));
     let word = |at: usize| head.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
@@ -162,7 +162,7 @@ fn mountable(head: &[u8], size: u64) -> Option<Content> {
     }
     // linux/fs/ext4/ext4.h: the superblock is at offset 1024.
     if half(1024 + 0x38) == Some(0xef53) {
-        // Linux supports blocks of up to 64 KiB.
+        // ext4 allows blocks of up to 64 KiB.
         let block = 1024_u64.checked_shl(word(1024 + 0x18)?).filter(|block| (1024..=65_536).contains(block));
         let has_64_bits = word(1024 + 0x60)? & 0x80 != 0;
         let high = if has_64_bits { u64::from(word(1024 + 0x150)?) } else { 0 };

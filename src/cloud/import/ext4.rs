@@ -1,4 +1,4 @@
-//! Writer for an ext4 file system of a [`Tree`]. The layout is complete before the first byte is written.
+//! Creates an ext4 file system from a [`Tree`]. The layout is computed completely before anything is written.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,15 +18,15 @@ const BLOCK: u64 = 4 << 10;
 /// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;
 const BYTES_PER_INODE: u64 = 16 << 10;
-/// Minimum free space in bytes. A quarter of the files' size applies if that is more.
+/// Minimum free space in bytes, unless the user sets a size. If a quarter of the files' size is more, that applies.
 pub const HEADROOM: u64 = 512 << 20;
-/// Minimum size of a file system in bytes.
+/// Minimum size of a file system in bytes, unless the user sets a size.
 pub const SMALLEST: u64 = 1 << 30;
-/// Sizes are multiples of this.
+/// File system sizes are multiples of this, in bytes.
 const ROUND: u64 = 4 << 20;
 /// Maximum length of a symbolic link that is stored in its inode.
 const SHORT_LINK: usize = 59;
-/// Every ext4 file system has this directory in its root. It is recreated, not copied.
+/// Directory in the root of every ext4 file system. It is created empty; that of the archive is left out.
 const LOST_FOUND: &str = "lost+found";
 
 /// Maximum size of one file's extended attributes in bytes: a block without its header and end marker.
@@ -39,7 +39,7 @@ pub struct Shape {
     pub uuid: [u8; 16],
     /// In seconds since 1970.
     pub made: i64,
-    /// Size in bytes. The default is the size of the files plus headroom.
+    /// Size in bytes. If `None`, the size of the files plus [`HEADROOM`] or more, and at least [`SMALLEST`].
     pub size: Option<u64>,
 }
 
@@ -82,7 +82,7 @@ fn node_blocks(node: &Node) -> u64 {
             let bytes: u64 = children.keys().map(|name| name.len().next_multiple_of(4) as u64 + 8).sum();
             1 + bytes.div_ceil(BLOCK) * 3 / 2
         }
-        // A block of extents holds 340 of them, and each covers up to 128 MiB.
+        // A block holds 340 extents of up to 128 MiB. One block for every 32 GiB leaves a margin for shorter extents.
         NodeKind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(32 << 30),
         NodeKind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
         NodeKind::Special(_) => 0,
@@ -90,7 +90,7 @@ fn node_blocks(node: &Node) -> u64 {
     own + u64::from(!node.attributes.is_empty())
 }
 
-/// Computes the layout. The error completes a sentence.
+/// Computes the layout. The error is the reason for [`ImportError::FileSystem`].
 pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
     let (bytes, count) = usage(&tree);
     let inodes = count + count / 4 + 1024;
@@ -125,7 +125,7 @@ pub fn plan(tree: Tree, shape: &Shape) -> Result<Plan, String> {
 /// The file that gets the content of an entry, and its size in bytes, by entry index.
 type Contents = HashMap<u64, (InodeHandle, u64)>;
 
-/// Declares all files to the builder. The error names the file.
+/// Declares all files to the builder. The error includes the file's path.
 fn declare(builder: &mut FsBuilder, tree: &Tree) -> Result<Contents, String> {
     let mut handles: HashMap<usize, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
     let mut links: HashMap<usize, u32> = HashMap::new();
@@ -179,7 +179,7 @@ fn set_attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> 
 /// Parameters: the node's ID, the node, its directory and name (`None` for the root), and true for its first name.
 type Visit<'a, 'v, E> = dyn FnMut(usize, &'a Node, Option<(usize, &'a str)>, bool) -> Result<(), E> + 'v;
 
-/// Visits all names in a tree. A directory comes before its children.
+/// Visits all names in a tree except the root's [`LOST_FOUND`]. A directory comes before its children.
 fn for_each<'a, E>(tree: &'a Tree, visit: &mut Visit<'a, '_, E>) -> Result<(), E> {
     let mut seen = vec![false; tree.nodes.len()];
     visit(ROOT, &tree.nodes[ROOT], None, true)?;
@@ -229,7 +229,7 @@ impl Plan {
     }
 }
 
-/// Writes nonzero blocks only.
+/// Writes only blocks that are not all zeros, so that the file stays sparse.
 struct Sink<'a> {
     file: &'a File,
     length: u64,

@@ -1,7 +1,7 @@
 //! File system features that the embedded kernel does not support.
 //!
-//! The kernel refuses to mount such a file system, or cannot read some of its files, so the guest would panic. An
-//! import therefore checks the superblock, and reports the command that fixes the file system.
+//! The kernel cannot mount a root file system that has such a feature, or cannot open some of its files, so the guest
+//! would not boot. An import therefore checks the superblock, and its error message includes the fix.
 //!
 //! The supported features come from the kernel's configuration, where a missing option is off, and from the source of
 //! Linux 6.12.
@@ -19,8 +19,9 @@ fn number<const SIZE: usize>(superblock: &[u8], at: usize) -> Option<u64> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Removal {
+    /// `tune2fs` can remove the feature.
     Tune,
-    /// Recreate the file system without the feature.
+    /// The file system must be recreated without the feature.
     Remake,
 }
 use Removal::{Remake, Tune};
@@ -29,7 +30,7 @@ struct Feature {
     bit: u32,
     /// The name in e2fsprogs.
     name: &'static str,
-    /// Required kernel options. Empty if no kernel supports the feature.
+    /// Kernel options that the feature requires. If empty, the feature is always refused.
     options: &'static [&'static str],
     removal: Removal,
 }
@@ -38,7 +39,7 @@ const fn feature(bit: u32, name: &'static str, options: &'static [&'static str],
     Feature { bit, name, options, removal }
 }
 
-/// Incompatible features that every ext4 driver of Linux 6.12 supports (linux/fs/ext4/ext4.h,
+/// Incompatible features that ext4 in Linux 6.12 supports in every configuration (linux/fs/ext4/ext4.h,
 /// EXT4_FEATURE_INCOMPAT_SUPP): filetype, needs_recovery, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode,
 /// metadata_csum_seed, large_dir, inline_data.
 const EXT4_INCOMPAT: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000;
@@ -49,9 +50,9 @@ const EXT4_INCOMPAT_FEATURES: [Feature; 4] = [
     feature(0x1_0000, "encrypt", &["CONFIG_FS_ENCRYPTION"], Remake),
     feature(0x2_0000, "casefold", &["CONFIG_UNICODE"], Tune),
 ];
-/// Read-only-compatible features that every ext4 driver of Linux 6.12 can write (EXT4_FEATURE_RO_COMPAT_SUPP):
-/// sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, bigalloc, metadata_csum,
-/// orphan_present.
+/// Read-only-compatible features that do not prevent a read-write mount in any configuration of Linux 6.12
+/// (EXT4_FEATURE_RO_COMPAT_SUPP): sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize,
+/// bigalloc, metadata_csum, orphan_present.
 const EXT4_RO_COMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x200 | 0x400 | 0x1_0000;
 const QUOTA: &[&str] = &["CONFIG_QUOTA", "CONFIG_QFMT_V2"];
 const EXT4_RO_COMPAT_FEATURES: [Feature; 7] = [
@@ -132,7 +133,7 @@ pub fn refuse_ext4(head: &[u8]) -> Option<String> {
     None
 }
 
-/// Returns the unsupported features in `bits`. An unknown feature gets e2fsprogs' name, such as FEATURE_I12.
+/// Returns the unsupported features in `bits`. Unknown features are named as in e2fsprogs, for example FEATURE_I12.
 fn missing(bits: u32, features: &[Feature], set: char) -> impl Iterator<Item = (String, Removal)> {
     (0..32).map(|number| (number, 1 << number)).filter(move |(_, bit)| bits & bit != 0).filter_map(
         move |(number, bit)| match features.iter().find(|feature| feature.bit == bit) {
@@ -338,7 +339,7 @@ mod tests {
         assert!(refusal(&path).unwrap().contains("mkfs.ext4 -b 4096"));
         let path = image(dir.path(), &["-O", "journal_dev", "-b", "4096"]);
         assert!(refusal(&path).unwrap().contains("external journal"));
-        // An external journal, and features that mke2fs cannot create, as superblock fields.
+        // Superblock fields for an external journal, and for features that mke2fs cannot create.
         for (at, value, part) in [
             (0xe0, 0u32, "tune2fs -f -O ^has_journal"),
             (0x5c, 0x38, "needs recovery"),
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn squashfs_needs_compressor_in_kernel() {
+    fn squashfs_with_unsupported_compressor_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (files, path) = (dir.path().join("files"), dir.path().join("image"));
         fs::create_dir(&files).unwrap();
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn erofs_needs_features_in_kernel() {
+    fn erofs_with_unsupported_features_is_refused() {
         let head = |at: usize, value: u32| {
             let mut head = vec![0; 2048];
             head[1024 + 12] = 12;

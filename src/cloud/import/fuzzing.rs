@@ -15,7 +15,7 @@ use disk::space::FreeSpace;
 /// Maximum disk usage in bytes. A header can claim far more than the archive contains.
 const LARGEST: u64 = 64 << 20;
 
-/// Parses `data` as a manifest and checks that the result survives a round trip.
+/// Parses `data` as a manifest and checks that its file names survive a round trip.
 pub fn manifest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(manifest) = Manifest::parse(text) {

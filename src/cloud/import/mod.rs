@@ -1,7 +1,7 @@
 //! Import of images: bundles ([`super::bundle`]) and root file systems ([`root`]).
 //!
-//! An import fills one empty directory that no other process uses yet. On failure the directory is empty again. On
-//! success all files are durable, and the manifest is written last.
+//! An import fills an empty directory that no other process is using yet. A failed import leaves the directory empty. A
+//! successful import makes all files durable; it writes the manifest last.
 
 mod archive;
 mod content;
@@ -50,7 +50,7 @@ pub enum ImportError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    /// The image is known to need more space than is free.
+    /// The required space is known before the import writes the files, and is more than the usable free space.
     #[error(
         "not enough disk space in {}: {free} MiB are free, {} MiB must stay free for the rest of the host, and the \
          image takes {needed} MiB. Free some space, or set WISP_HOME to a directory on another disk",
@@ -63,25 +63,21 @@ pub enum ImportError {
         /// In MiB.
         free: u64,
     },
-    /// The free space was used up during an import.
+    /// The usable free space was exhausted while the import wrote a file.
     #[error("{0}. Free some space, or set WISP_HOME to a directory on another disk")]
     SpaceExhausted(SpaceExhausted),
     #[error("the directory {} must be empty", .0.display())]
     NotEmpty(PathBuf),
     #[error(transparent)]
     Bundle(#[from] ImageError),
-    /// The file is neither a bundle nor any other importable format.
+    /// The file cannot be used, for example because of its format, type or size.
     #[error("{}: {reason}", path.display())]
-    Unusable {
-        path: PathBuf,
-        /// Includes the fix.
-        reason: String,
-    },
+    Unusable { path: PathBuf, reason: String },
     #[error("{} contains {entry:?}, {reason}", path.display())]
     Entry {
         path: PathBuf,
         entry: String,
-        /// Completes a sentence: "which ...".
+        /// A relative clause, such as "which appears twice".
         reason: String,
     },
     #[error("the archive {} is damaged or truncated: {reason}. Download it again", path.display())]
@@ -98,7 +94,7 @@ pub enum ImportError {
         bundle.display()
     )]
     Damaged { bundle: PathBuf, file: String, expected: String, found: String },
-    /// A disk image is invalid, or depends on other files.
+    /// A disk image is invalid or depends on other files, or it cannot be read or written.
     #[error(transparent)]
     Disk(disk_image::ImageError),
     #[error("cannot create an ext4 file system from {}: {reason}", path.display())]
@@ -142,7 +138,7 @@ fn exhausted(error: &io::Error) -> Option<SpaceExhausted> {
     error.get_ref().and_then(|cause| cause.downcast_ref()).cloned()
 }
 
-/// A directory that is being filled. Dropping it removes its files, unless they were kept.
+/// The destination directory of an import. Unless [`Landing::keep`] succeeds, dropping this removes its files.
 #[derive(Debug)]
 pub(super) struct Landing<'a> {
     dir: &'a Path,
@@ -209,8 +205,8 @@ impl Drop for Landing<'_> {
     }
 }
 
-/// Opens a regular file, and follows a symbolic link only if `links` is true. Other types of files are refused: reading
-/// a pipe could block, and reading a device could have side effects.
+/// Opens a regular file. Follows a symbolic link only if `links` is true. Refuses all other types of files: reading a
+/// pipe could block, and reading a device could have side effects.
 pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError> {
     let mut flags = libc::O_NONBLOCK;
     if !links {
@@ -230,7 +226,7 @@ pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError
 }
 
 fn render(manifest: &Manifest) -> String {
-    toml::to_string(manifest).expect("a manifest is tables of text")
+    toml::to_string(manifest).expect("a manifest can be serialized as TOML")
 }
 
 #[cfg(test)]

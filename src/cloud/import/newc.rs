@@ -12,7 +12,7 @@ const TRAILER: &str = "TRAILER!!!";
 /// Executable regular file (0755).
 const PROGRAM: usize = 0o100_755;
 
-/// Returns an uncompressed archive with one program. The kernel unpacks it at the cost of one copy.
+/// Returns an uncompressed archive with one program. To unpack it, the kernel only copies the content.
 pub fn of_program(name: &str, content: &[u8]) -> Vec<u8> {
     let mut archive = Vec::with_capacity(content.len() + 512);
     add(&mut archive, name, PROGRAM, content);

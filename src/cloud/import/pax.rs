@@ -9,10 +9,10 @@ use std::borrow::Cow;
 pub struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Records {
-    /// Parses the content of an extended header. The error completes a sentence about the header: "which ...".
+    /// Parses the content of an extended header. The error is a relative clause about the header.
     pub fn parse(mut data: &[u8]) -> Result<Records, String> {
         let mut records = Vec::new();
-        // Some writers pad with NULs.
+        // Some writers pad the content with NULs.
         while data.iter().any(|byte| *byte != 0) {
             let (record, rest) = split_record(data)?;
             records.push(record);
@@ -30,7 +30,7 @@ impl Records {
         self.0.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
-    /// Returns the value of `key`. An empty value cancels earlier ones, so that the header field applies again.
+    /// Returns the value of `key`. An empty value cancels earlier ones, so that the header's field applies.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         let found = self.0.iter().rev().find(|(name, _)| name == key.as_bytes());
         found.map(|(_, value)| value.as_slice()).filter(|value| !value.is_empty())
@@ -68,7 +68,7 @@ fn split_record(data: &[u8]) -> Result<(Record, &[u8]), String> {
 }
 
 pub fn decimal(text: &[u8]) -> Option<u64> {
-    // `parse` accepts a sign.
+    // `parse` would also accept a plus sign.
     let text = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     text.parse().ok()
 }
@@ -84,7 +84,7 @@ pub fn seconds(text: &[u8]) -> Option<i64> {
     Some(if negative { -seconds } else { seconds })
 }
 
-/// Returns the end of a sentence about a value.
+/// Returns the error for an invalid value, as a relative clause about the entry.
 pub fn not_a_number(key: &str, value: &[u8]) -> String {
     format!("whose PAX record {key} is {:?} instead of a number", shorten(value))
 }

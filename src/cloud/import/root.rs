@@ -27,7 +27,7 @@ const EMBEDDED_AGENT: &str = "/sbin/wisp-init";
 /// Path of cloud-init, and the file that disables it (cloud-init documentation, "How to disable cloud-init").
 const CLOUD_INIT: &str = "/usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
-/// Disk sizes are multiples of this.
+/// File system images are padded to a multiple of this size in bytes.
 const PAGE: u64 = 4 << 10;
 
 /// Content bytes between two checks of the free space.
@@ -36,14 +36,14 @@ const SPACE_STEP: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct RootOptions {
     pub name: String,
-    /// One sentence.
+    /// Should be one sentence.
     pub description: String,
     pub default_user: String,
     pub cmdline: String,
     /// Size in bytes of a file system that is created from an archive. The default is the size of its files plus the
     /// larger of a quarter and [`ext4::HEADROOM`], and at least [`ext4::SMALLEST`].
     pub size: Option<u64>,
-    /// Declares that the root contains cloud-init. Needed for file systems that the import cannot read.
+    /// Declares that the root contains cloud-init. The import finds it only in archives and ext4 file systems.
     pub cloud_init: bool,
 }
 
@@ -122,7 +122,7 @@ impl Import<'_> {
             if is_docker_mark(&entry.name) {
                 return Ok(());
             }
-            // Nothing has been written yet: the first header that claims too much stops a decompression bomb.
+            // Before anything is written, the first header that claims too much space stops a decompression bomb.
             stored = stored.saturating_add(entry.stored);
             if stored > checked {
                 self.landing.check_space(stored)?;
@@ -200,7 +200,7 @@ impl Import<'_> {
         Ok(Found { file_system: kind, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Converts a qcow2 image to raw. VMs of the image never read its tables, which are untrusted.
+    /// Converts a qcow2 image to raw, so that VMs never parse its tables, which are untrusted.
     fn qcow2(&self) -> Result<Found, ImportError> {
         let image = disk_image::open_alone(self.source)?;
         if image.size() > LARGEST_FILE {
@@ -232,7 +232,7 @@ impl Import<'_> {
         Ok(Found { file_system, sha256, cloud_init: self.finds_cloud_init(&name) })
     }
 
-    /// Returns true if cloud-init is found, and false if not or if the file system cannot be read.
+    /// Returns true if cloud-init is installed and enabled. Returns false if the file system cannot be read.
     fn finds_cloud_init(&self, name: &str) -> bool {
         let root = open_regular(&self.landing.path(name), false).ok().and_then(|file| Fs::open(file).ok());
         root.is_some_and(|root| runs_cloud_init(|path| root.resolve(path).is_ok()))
@@ -299,13 +299,14 @@ impl Import<'_> {
     }
 }
 
-/// Returns true for the marker file that Docker adds to each container. It makes programs mistake a VM for one.
+/// Returns true for the marker file that Docker adds to each container. With it, programs in a VM would assume that
+/// they run in a container.
 fn is_docker_mark(name: &[u8]) -> bool {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     name.strip_prefix(b"/").unwrap_or(name) == b".dockerenv"
 }
 
-/// `has` returns true if a path exists.
+/// Returns true if cloud-init is installed and enabled. `has` returns true if a path exists.
 fn runs_cloud_init(mut has: impl FnMut(&str) -> bool) -> bool {
     has(CLOUD_INIT) && !has(CLOUD_INIT_OFF)
 }
@@ -327,7 +328,7 @@ mod tests {
         dir: tempfile::TempDir,
     }
 
-    /// Enough for the 65,000 names of a test.
+    /// In bytes. Enough for the 65,000 names in one of the tests.
     const MEMORY_LIMIT: u64 = 32 << 20;
 
     enum TestEntry<'a> {
@@ -367,7 +368,7 @@ mod tests {
             self.import_with(source, size, FreeSpace::unwatched())
         }
 
-        /// Checks that a success is a valid bundle and that a failure leaves nothing.
+        /// Imports `source`. Checks that a success creates a valid bundle and that a failure leaves no files.
         fn import_with(
             &self,
             source: &Path,
@@ -632,7 +633,7 @@ mod tests {
             assert!(error.contains("WISP_HOME"), "{error}");
             fixture.import(source).unwrap();
         }
-        // The stated size of a compressed archive's contents is checked before they are unpacked.
+        // The sizes in the headers of a compressed archive are checked before any content is written.
         let bomb = fixture.path("bomb.tar.zst");
         let mut archive = tar::Builder::new(zstd::Encoder::new(File::create(&bomb).unwrap(), 1).unwrap());
         let mut header = tar::Header::new_gnu();

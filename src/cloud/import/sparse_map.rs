@@ -1,13 +1,14 @@
 //! Sparse files in tar archives: GNU tar's own format (entry type `S`), and PAX formats 0.0, 0.1 and 1.0.
 //!
-//! The archive stores only data segments; a map has their offsets (GNU tar manual, "Storing Sparse Files").
+//! The archive stores only the data segments, and a map of their offsets and lengths (GNU tar manual, "Storing Sparse
+//! Files").
 
 use super::archive::number;
 use super::pax::{Records, decimal, not_a_number};
 
 const BLOCK: usize = 512;
 
-/// Data segments of a file as offset and length, in order, and the file size.
+/// Data segments of a file as pairs of offset and length, in order, and the file's size. All in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SparseMap {
     pub segments: Vec<(u64, u64)>,
@@ -40,7 +41,7 @@ impl SparseMap {
         Ok(SparseMap { segments, size })
     }
 
-    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records.
+    /// Reads a map in PAX format 0.0 or 0.1 from the PAX records. Returns `None` if they contain no map.
     pub fn of_records(records: &Records, stored: u64) -> Result<Option<SparseMap>, String> {
         let Some(size) = records.number("GNU.sparse.size")? else { return Ok(None) };
         let mut numbers = Vec::new();
@@ -74,7 +75,7 @@ impl SparseMap {
         let mut blocks = 0u64;
         let mut numbers: Vec<u64> = Vec::new();
         let mut at = 0;
-        // The number of segments, followed by two numbers for each segment.
+        // The map is the number of segments, followed by two numbers for each segment.
         while numbers
             .first()
             .is_none_or(|count| (numbers.len() as u64 - 1) / 2 < *count || numbers.len().is_multiple_of(2))
@@ -130,7 +131,7 @@ fn field(bytes: &[u8]) -> Result<u64, String> {
         .ok_or_else(|| "whose sparse map is damaged: it contains a value that is not a number".to_string())
 }
 
-/// Parses pairs of 12-byte fields up to the first empty one.
+/// Parses segments, each an offset and a length of 12 bytes, up to the first empty field.
 fn take_segments(fields: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), String> {
     for pair in fields.as_chunks::<24>().0 {
         if pair[0] == 0 || pair[12] == 0 {
@@ -146,6 +147,6 @@ fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, String> {
     if rest.is_empty() {
         Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
     } else {
-        Err("whose sparse map is damaged: an offset without a length".into())
+        Err("whose sparse map is damaged: it has an offset without a length".into())
     }
 }

@@ -17,9 +17,9 @@ const LINK_LIMIT: usize = 40;
 /// Limits of a path and a name in bytes, as in Linux.
 const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: usize = 255;
-/// Bytes for an archive's names and attributes. A million files with names of 20 bytes take about 0.6 GiB.
+/// Memory limit for an archive's names and attributes, in bytes. A million files with 20-byte names take about 0.5 GiB.
 pub const MEMORY_LIMIT: u64 = 1 << 30;
-/// Upper estimates of the memory for a node, a name and an attribute, here and in the plan, with allocator overhead.
+/// Upper estimates of the bytes that a node, a name and an attribute take in the tree and in the ext4 plan together.
 const NODE_MEMORY: u64 = 320;
 const NAME_MEMORY: u64 = 192;
 const ATTRIBUTE_MEMORY: u64 = 96;
@@ -53,14 +53,14 @@ pub enum NodeKind {
 
 #[derive(Debug)]
 pub struct Tree {
-    /// Includes replaced nodes, which have no name anymore.
+    /// Includes nodes that later entries of the archive have replaced.
     pub nodes: Vec<Node>,
     memory: Memory,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum AddError {
-    /// Completes a sentence about the entry: "which ...".
+    /// A relative clause about the entry, such as "whose ACL is damaged".
     ArchiveEntry(String),
     Memory {
         limit: u64,
@@ -79,7 +79,7 @@ impl From<&str> for AddError {
     }
 }
 
-/// Memory accounting for a tree and its file system plan. Memory is never released, since replaced nodes stay.
+/// Memory accounting for a tree and its ext4 plan, in bytes. `used` never shrinks, since replaced nodes stay in memory.
 #[derive(Debug)]
 struct Memory {
     used: u64,
@@ -94,7 +94,7 @@ impl Memory {
 }
 
 impl Node {
-    /// Returns the node's memory here and in the plan, which copies the attributes and the target of a symbolic link.
+    /// Returns the bytes that the node takes in the tree and in the ext4 plan. Both store attributes and link targets.
     fn memory(&self) -> u64 {
         let attributes =
             self.attributes.iter().map(|(name, value)| 2 * (ATTRIBUTE_MEMORY + (name.len() + value.len()) as u64));
@@ -102,7 +102,7 @@ impl Node {
         NODE_MEMORY + attributes.sum::<u64>() + target
     }
 
-    /// Creates a node that is owned by root.
+    /// Creates a node that is owned by root. `modified` is clamped to the years 1970 to 2446.
     pub fn new(mode: u16, modified: i64, kind: NodeKind) -> Node {
         Node { mode, uid: 0, gid: 0, modified: modified.clamp(0, TIME_LIMIT), attributes: Vec::new(), kind }
     }
@@ -120,7 +120,7 @@ impl Tree {
         Tree { nodes, memory: Memory { used: 0, limit } }
     }
 
-    /// Adds an entry. The error completes a sentence about the entry: "which ...".
+    /// Adds an entry of the archive, or replaces an earlier one with the same path.
     pub fn add(&mut self, entry: &ArchiveEntry) -> Result<(), AddError> {
         use tar::EntryType::{Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
         let path = components(&entry.name)?;
@@ -202,7 +202,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Returns the first path found for a node, for error messages.
+    /// Returns one of a node's paths, for error messages.
     pub fn path_of(&self, node: usize) -> String {
         let mut pending = vec![(ROOT, String::new())];
         while let Some((directory, path)) = pending.pop() {
@@ -223,7 +223,7 @@ impl Tree {
         String::new()
     }
 
-    /// Replaces a directory's owner, mode and attributes, and keeps its children.
+    /// Replaces a directory's owner, mode, time and attributes, and keeps its children.
     fn merge(&mut self, id: usize, node: Node) -> usize {
         let kind = std::mem::replace(&mut self.nodes[id].kind, NodeKind::Directory(BTreeMap::new()));
         self.nodes[id] = Node { kind, ..node };
@@ -257,7 +257,7 @@ impl Tree {
         }
     }
 
-    /// Resolves a path. Missing directories are created if `make` is true.
+    /// Resolves a path, following symbolic links. If `make` is true, creates missing directories.
     fn walk(&mut self, path: &[&str], make: bool) -> Result<Option<usize>, AddError> {
         let mut trail = vec![ROOT];
         let mut pending: Vec<String> = path.iter().rev().map(ToString::to_string).collect();
@@ -306,7 +306,7 @@ impl Tree {
     }
 }
 
-/// Splits an archive's path, which is relative to the root. `..`, NULs and long components are errors.
+/// Splits a path in an archive, which is relative to the root. Refuses `..`, NULs, invalid UTF-8 and excessive length.
 pub fn components(path: &[u8]) -> Result<Vec<&str>, String> {
     if path.len() > PATH_LIMIT {
         return Err(format!("whose name is longer than {PATH_LIMIT} bytes"));
@@ -335,7 +335,7 @@ fn link_target(entry: &ArchiveEntry) -> Result<String, String> {
     Ok(target.to_string())
 }
 
-/// Returns the extended attributes that GNU tar, bsdtar and star store. Other systems' namespaces are ignored.
+/// Returns the extended attributes that GNU tar, bsdtar or star stored. Ignores namespaces that Linux does not have.
 fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
     let mut attributes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (key, value) in records.iter() {
@@ -375,7 +375,8 @@ fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only named users and groups have an ID.
+/// Converts an ACL to ext4's format (linux/fs/ext4/acl.h), in which only entries for named users and groups
+/// have an ID. Returns `None` if the ACL is damaged.
 fn ext4_acl(list: &[u8]) -> Option<Vec<u8>> {
     const VERSION: [u8; 4] = 2u32.to_le_bytes();
     const EXT4_VERSION: [u8; 4] = 1u32.to_le_bytes();
