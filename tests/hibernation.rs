@@ -187,7 +187,7 @@ fn vmm_killed_during_restore_leaves_hibernated_or_stopped_instance() {
     std::fs::create_dir_all(dir.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert!(
-        stopped.stderr.contains("hibernation failed, so it was stopped without saving its memory"),
+        stopped.stderr.contains("hibernation failed, so the instance was stopped without saving its memory"),
         "{}",
         stopped.stderr
     );

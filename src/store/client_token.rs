@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::Record;
 use ec2::ReservationId;
 
-/// Times are seconds since 1970.
+/// The client token of a launch. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientToken {
     pub token: String,
-    /// Digest of the launch's parameters.
+    /// Digest of the launch's parameters, which a repeated launch must match.
     pub parameters: String,
     pub reservation_id: ReservationId,
     pub created: u64,
