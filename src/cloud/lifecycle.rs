@@ -1,8 +1,8 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
 //! Each operation, except a reboot, has three steps: record the transition in the store, which succeeds for only one of
-//! several concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`] completes
-//! or undoes its operation.
+//! several concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`]
+//! completes or undoes its operation.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -111,8 +111,8 @@ impl Cloud {
         Ok((record, agent))
     }
 
-    /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already. A
-    /// hibernated instance is resumed, unless `cold` is true.
+    /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already.
+    /// A hibernated instance is resumed, unless `cold` is true.
     pub fn start(
         &mut self,
         id: InstanceId,
@@ -157,7 +157,7 @@ impl Cloud {
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(machine)))
             }
             Err(error) => {
-                // If the restore failed before the guest ran, the snapshot still exists, and the instance stays hibernated.
+                // If the restore failed before the guest ran, the snapshot still exists: the instance stays hibernated.
                 let is_hibernated = dir.is_hibernated();
                 let reason = match is_hibernated {
                     true => StateReason::user_hibernated(),
@@ -222,7 +222,7 @@ impl Cloud {
         self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
     }
 
-    /// Returns the error for an instance that ended before an operation. `event` is a clause, such as "it was rebooted".
+    /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
     fn ended_before(&mut self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
@@ -353,7 +353,7 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops the instances in parallel. If one cannot hibernate, it is stopped without saving its memory, with a notice.
+    /// Stops the instances in parallel. If one cannot hibernate, stops it without saving its memory, and adds a notice.
     pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();

@@ -1,4 +1,4 @@
-//! Resolves references to resources: an ID, an unambiguous prefix of one, or the value of a `Name` tag.
+//! Finds the resource that the user refers to by its ID, a unique prefix of its ID, or its name (the `Name` tag).
 
 use super::error::CloudError;
 use ec2::Ec2Error;
@@ -23,7 +23,7 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
     }
 }
 
-/// Finds an instance. A terminated instance is found only by its ID, because another instance may now have its name.
+/// Finds an instance. A name never finds a terminated instance, because another instance may have that name now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
@@ -47,7 +47,7 @@ pub fn security_group(
     one_of(groups, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
 }
 
-/// Finds a VPC; `default` is the default VPC.
+/// Finds a VPC. `default` is the name of the default VPC, unless it has a `Name` tag.
 pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
     let name = |record: &VpcRecord| if record.is_default { Some("default") } else { None };
     one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
