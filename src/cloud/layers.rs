@@ -22,8 +22,7 @@ use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 const VOLUMES: &str = "volumes/";
 const IMAGES: &str = "images/";
 
-/// Returns the backing files of an overlay over `file` in the volumes directory. `backing` are the backing files of
-/// `file`; if they are unknown, so are those of the overlay.
+/// Returns the backing files of an overlay over `file` in the volumes directory, if those of `file` are known.
 pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
     let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
     Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
@@ -44,7 +43,7 @@ pub(super) fn backing_files(
     backing: Option<&[LayerRecord]>,
 ) -> Result<Vec<BackingFile>, CloudError> {
     let Some(backing) = backing else {
-        let what = format!("The backing files of '{id}' are unknown: its file's header did not identify them.");
+        let what = format!("The backing files of '{id}' are unknown: they could not be read from its file's header.");
         let hint = "Run `qemu-img check` on its file in the volumes directory to find out why.";
         return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
     };
@@ -58,8 +57,7 @@ pub(super) fn backing_files(
     Ok(backing.iter().map(file).collect())
 }
 
-/// Resolves symbolic links, because overlay headers contain resolved paths. Returns the path unchanged if it does not
-/// exist.
+/// Resolves symbolic links, as in overlay headers. Returns the path unchanged if the file does not exist.
 pub(super) fn resolved(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }

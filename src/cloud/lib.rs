@@ -102,7 +102,7 @@ fn now() -> u64 {
 
 fn new_id<K: ResourceKind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
-    // Without flags and for so few bytes, getrandom fails only if the system call is blocked. Wisp cannot run then.
+    // Without flags and for so few bytes, getrandom fails only on a host that blocks the system call.
     getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
     Id::from_random(random)
 }

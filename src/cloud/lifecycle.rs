@@ -36,7 +36,7 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(15);
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout for the VMM of an instance to be stopped to open its control socket. Another command may be starting it.
+/// Timeout for a VMM to open its control socket before it is stopped. Another command may be starting the VMM.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of attempts to reach, stop or kill an instance's VMM, which a guest reboot replaces.
 const ATTEMPTS: usize = 3;
@@ -525,11 +525,10 @@ impl Cloud {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
-    /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
+    /// Save the guest's state for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
     /// Ask the agent to power off, then press Ctrl-Alt-Del, then kill the VM.
     Orderly,
-    /// Kill the VM at once.
     Force,
 }
 
@@ -619,9 +618,9 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
             Awaited::TimedOut => return Ok(true),
         };
         match machine.status_within(RESTART_TIMEOUT) {
-            // The connection was to an exiting VMM.
+            // The connected VMM was exiting. Check whether another one follows it.
             Err(CloudError::Control { source, .. }) if source.is_gone() => {}
-            // A VMM that does not respond in time is still running.
+            // The VMM responded, or it is slow but still running.
             _ => return Ok(true),
         }
     }
@@ -643,7 +642,7 @@ fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudE
                 return Ok(true);
             }
         }
-        // The guest has no keyboard driver.
+        // The VMM refuses this if the guest has no keyboard driver.
         Err(CloudError::Refused { .. }) => {}
         Err(error) => return Err(error),
     }

@@ -37,7 +37,7 @@ pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType)
         budget(&rules, mode, rules.at_launch(mode))
     });
     limit_devices(config, instance_type);
-    // The disks are not EBS volumes, so they get the limits of a default volume.
+    // The disks are not EBS volumes and have no volume type, so they get the limits of a default volume.
     let plain = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
     if let Ok(figures) = plain.figures(None, Role::Root) {
         config.disks.iter_mut().for_each(|disk| disk.limits = Some(disk_limits(figures.performance())));

@@ -42,7 +42,6 @@ const SAVED_FOR_OTHERS: &str = "saved-";
 pub(super) const GONE: &str = ".gone-";
 /// Lock file of the command that stops, terminates or freezes the instance.
 const OPERATION_LOCK: &str = "operation.lock";
-/// Timeout for a VMM to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time for a guest to write its dirty pages to its disks.
 pub(super) const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
@@ -130,7 +129,7 @@ impl InstanceDir {
         }
     }
 
-    /// Replaces an error by the default value if the directory no longer exists: while the lock is not held, another
+    /// Replaces an error with the default value if the directory no longer exists: while the lock is not held, another
     /// command may terminate the instance and remove its directory.
     pub(super) fn unless_gone<T: Default>(&self, result: Result<T, CloudError>) -> Result<T, CloudError> {
         match result {
@@ -413,7 +412,7 @@ impl MachineHandle {
         self.send(&ControlRequest::Kill { by: by.into() })
     }
 
-    /// Waits up to `timeout` until the agent is ready, and returns true if it is. Fails if the machine ends before.
+    /// Waits up to `timeout` until the agent is ready, and returns true if it is. Fails if the machine ends first.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         let early = |dir: &InstanceDir, end: String| {
             Err(CloudError::EndedEarly { instance: dir.id, end, console: dir.console_tail() })
@@ -434,7 +433,7 @@ impl MachineHandle {
     pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         match self.wait(timeout, |machine| machine.ended.is_some()) {
             Ok(()) => Ok(self.ended.is_some()),
-            // A VMM that is gone has ended its machine.
+            // The VMM process has exited, and its machine ended with it.
             Err(CloudError::Control { source: ClientError::Gone, .. }) => Ok(true),
             Err(error) => Err(error),
         }

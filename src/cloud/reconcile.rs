@@ -69,7 +69,7 @@ impl Cloud {
         if lock.is_none() && dir.path().exists() {
             return self.reconcile_alive(id, &dir);
         }
-        // Read the record under the lock, so that it is from after any other command's start or stop.
+        // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.state.has_machine() {
             return Ok(());

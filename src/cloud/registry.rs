@@ -35,7 +35,7 @@ pub enum ImageConsistency {
 }
 
 impl Cloud {
-    /// Finds and opens an image by ID, prefix of an ID, or name. The default is the embedded image.
+    /// Finds and opens an image by its ID, a unique prefix of its ID, or its name. The default is the embedded image.
     pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;

@@ -37,7 +37,7 @@ pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, Clo
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
 }
 
-/// Finds a security group among those that `is_meant` accepts. Its name is an attribute, not a tag.
+/// Finds a security group among those that `is_meant` accepts. A group's name is an attribute, not a tag.
 pub fn security_group(
     tx: &Transaction,
     reference: &str,
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn name_with_id_prefix_is_found() {
+    fn name_that_looks_like_id_is_found() {
         let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));

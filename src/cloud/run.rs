@@ -51,7 +51,7 @@ pub enum RunError {
     EndedEarly { end: Box<End>, console: ConsoleTail },
     #[error(
         "the guest is running, but its agent was not ready after {} s{console}\n\
-         Give it more time with --timeout, or watch its console with --console", after.as_secs()
+         Wait longer with --timeout, or watch its console with --console", after.as_secs()
     )]
     NotReady { after: Duration, console: ConsoleTail },
     #[error(transparent)]

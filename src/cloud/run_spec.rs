@@ -71,8 +71,8 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Returns the machine configuration. An instance restored from the template `warm` uses its overlay as the root
-    /// disk's content, and gets the seed in `dir`.
+    /// Returns the machine configuration. If the instance is restored from the template `warm`, its root disk starts
+    /// from the template's overlay, and it gets the seed in `dir`.
     pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Template { image, layer } => {
@@ -193,7 +193,7 @@ pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     }
 }
 
-/// Returns a short host name that normally differs between instances.
+/// Returns a short host name: the start of the instance ID, which rarely occurs twice.
 pub(super) fn host_name(id: &InstanceId) -> String {
     let mut name = id.to_string();
     name.truncate(10);

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn public_address_precedes_published_port() {
+    fn endpoint_prefers_public_address_to_published_port() {
         let forward =
             |transport, host: &str, guest_port| Forward { transport, host: host.parse().unwrap(), guest_port };
         let published = forward(Transport::Tcp, "127.0.0.1:2222", 22);

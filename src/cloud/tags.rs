@@ -105,7 +105,7 @@ impl Resource {
     }
 }
 
-/// A kind of resource: true if the reference looks like one of its IDs, and the lookup.
+/// For one kind of resource: true if the reference looks like one of its IDs, and the function that looks it up.
 type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
 
 /// Finds a resource that is not an image.

@@ -1,8 +1,8 @@
 //! Waits for an instance's VMM. A wait ends early if no VMM can start anymore.
 //!
 //! A VMM that starts to listen renames its control socket to its final name, which inotify reports. The supervisor
-//! holds the instance's lock even while the guest reboots. A thread waits for that lock, so the death of both processes ends
-//! the wait.
+//! holds the instance's lock even while the guest reboots. A thread waits for that lock, so the wait also ends when the
+//! VMM and its supervisor have died.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Client tokens: a launch repeated with the same token returns the first launch's instances.
+//! Client tokens. A launch that is repeated with the same token returns the instances of the first launch.
 
 use serde::{Deserialize, Serialize};
 

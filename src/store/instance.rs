@@ -90,7 +90,7 @@ impl BlockDeviceMapping {
 }
 
 impl InstanceRecord {
-    /// Clears the reasons for the last stop. To be called when the instance starts, or if the stop did not happen.
+    /// Clears the reasons for the last stop, after the instance has started or an interrupted stop was undone.
     pub fn clear_reason(&mut self) {
         self.state_reason = None;
         self.state_transition_reason.clear();

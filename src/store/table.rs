@@ -15,7 +15,7 @@ pub trait Record: Serialize + DeserializeOwned {
     fn key(&self) -> String;
 }
 
-/// Transaction of [`Store::write`](super::Store::write) or [`Store::read`](super::Store::read).
+/// A transaction within [`Store::write`](super::Store::write) or [`Store::read`](super::Store::read).
 #[derive(Debug)]
 pub struct Transaction<'a> {
     pub(super) transaction: rusqlite::Transaction<'a>,

@@ -1,4 +1,4 @@
-//! Assignment of IP addresses to instances.
+//! Assigns private and public IP addresses to instances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -48,8 +48,8 @@ fn protocol(traffic: Traffic) -> FilterProtocol {
     }
 }
 
-/// Returns the forwarded ports of a public address, which is on the host's loopback interface: those that the ingress
-/// rules open to the host, or a selection of them if there are many.
+/// Returns the forwarded ports of a public address, which is on the host's loopback interface: the ports that ingress
+/// rules open to the host. A rule with more than [`MANY`] ports contributes only those in [`KNOWN`].
 pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
     let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
     let mut forwards = Vec::new();

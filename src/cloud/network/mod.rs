@@ -66,8 +66,7 @@ pub struct NetworkSpec {
     pub metadata: Option<MetadataChange>,
 }
 
-/// Copies an interface for a fork, without addresses and published ports: a host port can be forwarded to only one
-/// instance.
+/// Copies an interface for a fork, without its addresses and published ports, which only one instance can have.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -160,8 +159,8 @@ fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> 
 }
 
 impl Cloud {
-    /// Returns the start of the search for a public address. It depends on the data directory, so that two stores on
-    /// one host rarely use the same address.
+    /// Returns the offset at which the search for a public address starts. It depends on the data directory, so that
+    /// two of them on one host rarely use the same address.
     pub(super) fn address_origin(&self) -> u16 {
         let digest = Sha256::digest(self.home.root().as_os_str().as_encoded_bytes());
         u16::from_be_bytes([digest[0], digest[1]])

@@ -38,7 +38,7 @@ impl Cloud {
     /// instances, to give the uplink time to come up.
     pub(crate) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
-            // A router that is ending needs no uplink.
+            // An error means that the router is ending, so it needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
                 self.notice_once(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \

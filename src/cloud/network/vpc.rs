@@ -28,7 +28,7 @@ pub struct SubnetSpec {
 }
 
 impl Cloud {
-    /// Lists all VPCs, the default one first.
+    /// Lists all VPCs by address range, the default VPC first.
     pub fn vpcs(&mut self) -> Result<Vec<VpcRecord>, CloudError> {
         let mut vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
