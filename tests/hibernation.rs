@@ -116,7 +116,10 @@ fn hibernated_instance_resumes_with_its_memory() {
     let stderr = stop.wait().stderr;
     // The snapshot may have been complete just before. Otherwise the command reports its loss.
     assert_eq!(state(&wisp).0, "stopped");
-    assert!(state(&wisp) == hibernated() || stderr.contains("hibernation failed, so it was stopped"), "{stderr}");
+    assert!(
+        state(&wisp) == hibernated() || stderr.contains("hibernation failed, so the instance was stopped"),
+        "{stderr}"
+    );
     wisp.run(&["terminate", "sleeper"]).expect_code(0);
     assert!(wisp.instances().is_empty());
 }
@@ -187,7 +190,7 @@ fn vmm_killed_during_restore_leaves_hibernated_or_stopped_instance() {
     std::fs::create_dir_all(dir.join("vmm/hibernated/memory/obstacle")).unwrap();
     let stopped = wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     assert!(
-        stopped.stderr.contains("hibernation failed, so it was stopped without saving its memory"),
+        stopped.stderr.contains("hibernation failed, so the instance was stopped without saving its memory"),
         "{}",
         stopped.stderr
     );

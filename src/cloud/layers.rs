@@ -22,7 +22,7 @@ use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
 const VOLUMES: &str = "volumes/";
 const IMAGES: &str = "images/";
 
-/// Returns the backing files of an overlay over `file` in the volumes directory, whose own backing files are `backing`.
+/// Returns the backing files of an overlay over `file` in the volumes directory, if those of `file` are known.
 pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
     let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
     Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
@@ -43,7 +43,7 @@ pub(super) fn backing_files(
     backing: Option<&[LayerRecord]>,
 ) -> Result<Vec<BackingFile>, CloudError> {
     let Some(backing) = backing else {
-        let what = format!("The backing files of '{id}' are unknown because its file cannot be read.");
+        let what = format!("The backing files of '{id}' are unknown: they could not be read from its file's header.");
         let hint = "Run `qemu-img check` on its file in the volumes directory to find out why.";
         return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
     };
@@ -57,14 +57,14 @@ pub(super) fn backing_files(
     Ok(backing.iter().map(file).collect())
 }
 
-/// Resolves symbolic links, as overlay headers contain the resolved path. A missing file's path stays unchanged.
+/// Resolves symbolic links, as in overlay headers. Returns the path unchanged if the file does not exist.
 pub(super) fn resolved(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }
 
 impl Cloud {
-    /// Records the backing files of volumes and snapshots from an older store. Headers are trusted here only, and only
-    /// if they name files in the data directory's images and volumes.
+    /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only
+    /// if they name files in the data directory's image and volume directories.
     pub(super) fn record_backing_files(&mut self) -> Result<(), CloudError> {
         let (volumes, snapshots) =
             self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
@@ -107,7 +107,8 @@ impl Cloud {
         }
     }
 
-    /// Returns the volume files that volumes and snapshots use, or `None` if the backing files of any are unknown.
+    /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
+    /// backing files of one of them are unknown.
     pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.store.read(|tx| {
             let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
@@ -124,7 +125,7 @@ impl Cloud {
     }
 }
 
-/// Follows the headers from `file` in the volumes directory. The error is a sentence.
+/// Returns the backing files of `file` in the volumes directory, according to the headers. The error is a sentence.
 fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
     let mut layers = Vec::new();
     let mut path = home.volumes().join(file);

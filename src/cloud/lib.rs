@@ -1,4 +1,5 @@
-//! Implements the subcommands in EC2's terms. Only this module uses the store, the host and the VMM together.
+//! The control plane: implements the subcommands in EC2's terms. Only this crate uses the store and the VMMs
+//! together.
 //!
 //! There is no daemon: each command is one process, which opens a [`Cloud`]. Concurrent commands synchronize through
 //! the store. An instance's VMM runs independently of commands.
@@ -77,7 +78,7 @@ impl Cloud {
         std::mem::take(&mut self.notices)
     }
 
-    /// Turns a failure of work that the user did not ask for into a notice.
+    /// Turns a failure into a notice, because the user did not ask for this work. `what` says what failed.
     fn notice_failed(&mut self, what: &str, result: Result<(), CloudError>) {
         match result {
             Ok(()) => {}
@@ -101,7 +102,7 @@ fn now() -> u64 {
 
 fn new_id<K: ResourceKind>() -> Id<K> {
     let mut random = [0; RANDOM_BYTES];
-    // Without flags and for so few bytes, getrandom fails only if the system call is blocked, which is unsupported.
+    // Without flags and for so few bytes, getrandom fails only on a host that blocks the system call.
     getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
     Id::from_random(random)
 }

@@ -1,8 +1,8 @@
 //! `StartInstances`, `StopInstances`, `RebootInstances`, `TerminateInstances`.
 //!
-//! Each operation has three steps: record the transition in the store, which succeeds for only one of several
-//! concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`] completes its
-//! operation.
+//! Each operation, except a reboot, has three steps: record the transition in the store, which succeeds for only one of
+//! several concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`]
+//! completes or undoes its operation.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -26,9 +26,9 @@ use node::home::is_lock;
 use node::{probe, vmm_process};
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 
-/// Time for a guest to power off after a request to its agent, and after Ctrl-Alt-Del: with hardware KVM, and with an
-/// emulated guest kernel. After that, the VM is killed.
+/// Timeouts for a guest to power off or reboot after a request to its agent: with hardware KVM, and with software KVM.
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
+/// Likewise, for a guest to power off after Ctrl-Alt-Del. After that, its VM is killed.
 const CTRL_ALT_DEL_TIMEOUTS: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout for a guest to power off after its agent has ended.
@@ -36,9 +36,9 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(15);
 const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for a supervisor to start the next VMM of a rebooting guest, or to exit.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout for a VMM to listen for a stop request. Another command may be starting it.
+/// Timeout for a VMM to open its control socket before it is stopped. Another command may be starting the VMM.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Number of attempts to stop the VMM of a rebooting guest, and to kill an instance's VM.
+/// Number of attempts to reach, stop or kill an instance's VMM, which a guest reboot replaces.
 const ATTEMPTS: usize = 3;
 
 /// The state of an instance before and after a command (EC2 API Reference, `InstanceStateChange`).
@@ -111,7 +111,8 @@ impl Cloud {
         Ok((record, agent))
     }
 
-    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` is true.
+    /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already.
+    /// A hibernated instance is resumed, unless `cold` is true.
     pub fn start(
         &mut self,
         id: InstanceId,
@@ -156,7 +157,7 @@ impl Cloud {
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(machine)))
             }
             Err(error) => {
-                // The snapshot still exists if the restore failed before the first instruction.
+                // If the restore failed before the guest ran, the snapshot still exists: the instance stays hibernated.
                 let is_hibernated = dir.is_hibernated();
                 let reason = match is_hibernated {
                     true => StateReason::user_hibernated(),
@@ -221,7 +222,7 @@ impl Cloud {
         self.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
     }
 
-    /// Returns the error for an instance that ended before an operation. `event` is a clause.
+    /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
     fn ended_before(&mut self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
@@ -301,7 +302,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Marks instances as shutting down, or none of them if one has termination protection.
+    /// Marks instances as shutting down. Fails without any change if one of them has termination protection.
     pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
             for id in ids {
@@ -352,7 +353,7 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops VMs in parallel. If hibernation fails, stops the instance without saving its memory, and adds a notice.
+    /// Stops the instances in parallel. If one cannot hibernate, stops it without saving its memory, and adds a notice.
     pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
         let settle = |cloud: &mut Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();
@@ -405,7 +406,7 @@ impl Cloud {
         self.settle_terminated(id, reason)
     }
 
-    /// Reboots a running instance, and returns a connection to the new VMM once the guest has restarted.
+    /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.
     pub fn reboot(&mut self, id: InstanceId) -> Result<MachineHandle, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
@@ -524,7 +525,7 @@ impl Cloud {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
-    /// Save a snapshot for a later resume. If that fails, shut down as with `Orderly`.
+    /// Save the guest's state for a later resume. If that fails, shut down as with `Orderly`.
     Hibernate,
     /// Ask the agent to power off, then press Ctrl-Alt-Del, then kill the VM.
     Orderly,
@@ -557,8 +558,10 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             dir.hibernate(&mut machine)
         })
     {
-        notice =
-            Some(format!("{}: hibernation failed, so it was stopped without saving its memory: {error}", dir.id()));
+        notice = Some(format!(
+            "{}: hibernation failed, so the instance was stopped without saving its memory: {error}",
+            dir.id()
+        ));
     }
     for _ in 0..ATTEMPTS {
         let mut machine = match dir.await_vmm(LISTEN_TIMEOUT)? {
@@ -581,7 +584,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             Err(error) => return Err(error),
         }
     }
-    // A guest that reboots in a loop may have no VMM for some seconds.
+    // The VM did not end, or each attempt met an exiting VMM, because the guest reboots in a loop.
     let mut ended = force(dir)?;
     ended.notice = notice.or(ended.notice);
     Ok(ended)
@@ -615,9 +618,9 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
             Awaited::TimedOut => return Ok(true),
         };
         match machine.status_within(RESTART_TIMEOUT) {
-            // The connection was to an exiting VMM.
+            // The connected VMM was exiting. Check whether another one follows it.
             Err(CloudError::Control { source, .. }) if source.is_gone() => {}
-            // A VMM that does not respond in time is still running.
+            // The VMM responded, or it is slow but still running.
             _ => return Ok(true),
         }
     }
@@ -639,7 +642,7 @@ fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudE
                 return Ok(true);
             }
         }
-        // The guest has no keyboard driver.
+        // The VMM refuses this if the guest has no keyboard driver.
         Err(CloudError::Refused { .. }) => {}
         Err(error) => return Err(error),
     }

@@ -1,4 +1,4 @@
-//! Conversion of an instance's EC2 limits into the VMM's rate limits.
+//! Converts an instance's EC2 limits for CPU, disks and network to the VMM's rate limits.
 
 use super::error::CloudError;
 use super::machine::disk_id;
@@ -30,14 +30,14 @@ pub(super) fn limit(config: &mut MachineConfig, record: &InstanceRecord, volumes
     }
 }
 
-/// Applies the limits of an instance type to a VM that is not an instance.
+/// Applies the limits of an instance type to the VM of an ephemeral instance, which has no record.
 pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType) {
     config.cpu_budget = CreditRules::of(instance_type, config.cpus.count).map(|rules| {
         let mode = rules.default_mode();
         budget(&rules, mode, rules.at_launch(mode))
     });
     limit_devices(config, instance_type);
-    // The disks are not EBS volumes, so they get the limits of a default volume.
+    // The disks are not EBS volumes and have no volume type, so they get the limits of a default volume.
     let plain = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
     if let Ok(figures) = plain.figures(None, Role::Root) {
         config.disks.iter_mut().for_each(|disk| disk.limits = Some(disk_limits(figures.performance())));
@@ -124,7 +124,7 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
 }
 
 impl Cloud {
-    /// Returns the remaining credits of a stopped instance. They are unknown if its VMM was killed.
+    /// Returns the CPU credits of an instance at its stop, or `None` if its VMM was killed and could not save them.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
         let kept = KeptBalance::read(&self.dir(id).vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{id}: cannot read its CPU credits: {error}");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_without_credits_gets_baseline() {
+    fn burstable_type_runs_at_baseline_without_credits() {
         for known in catalog::all() {
             let Some(credits) = known.credits else { continue };
             let mut vm = SimulatedVm::of(known.name, Some(CreditMode::Standard));

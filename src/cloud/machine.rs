@@ -36,7 +36,7 @@ use node::home::{Home, lock_file, private_file, try_lock_file};
 use node::vmm_process::{self, CONFIG, Inherited};
 use store::{InstanceRecord, VolumeRecord};
 
-/// Name prefix of a directory with a snapshot in transit.
+/// Name prefix of a temporary directory with a snapshot for forks or for an image with memory.
 const SAVED_FOR_OTHERS: &str = "saved-";
 /// Name prefix of an instance directory that is being removed.
 pub(super) const GONE: &str = ".gone-";
@@ -76,9 +76,9 @@ impl InstanceDir {
         vmm_process::vmm_directory(&self.path)
     }
 
-    /// Creates two temporary directories for saving the machine on behalf of other instances. The VMM can write to the
-    /// first one; the snapshot is then moved to the second one, which is trusted. The caller holds the operation lock,
-    /// so existing ones were left by killed commands and are removed.
+    /// Creates two temporary directories for a snapshot that other instances will be restored from. The VMM writes it
+    /// to the first one. The caller then moves it to the second one, where the VMM cannot write. The caller holds the
+    /// operation lock, so existing ones were left by killed commands and are removed.
     pub(super) fn saved_for_others(&self) -> Result<[TempDir; 2], CloudError> {
         let [own, trusted] = [self.vmm_directory(), self.path.clone()].map(|parent| {
             let failed = || CloudError::file(&parent, "create a directory in");
@@ -94,7 +94,7 @@ impl InstanceDir {
         Ok([own?, trusted?])
     }
 
-    /// Removes the directory. Renames it first, because a command that tries a lock in it creates the lock file again.
+    /// Removes the directory. Renames it first, so that a command that tries its lock cannot create a file in it.
     pub fn remove(&self) -> Result<(), CloudError> {
         let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
         for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
@@ -108,7 +108,7 @@ impl InstanceDir {
         Ok(())
     }
 
-    /// Takes the lock, if it is free. Then no VMM is running, and no command is starting one.
+    /// Takes the lock, or returns `None` if it is held. While the caller holds it, no VMM is running or starting.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
         self.try_lock_named(vmm_process::LOCK)
     }
@@ -129,8 +129,8 @@ impl InstanceDir {
         }
     }
 
-    /// Ignores an error if the directory no longer exists: while the lock is not held, another command may terminate
-    /// the instance and remove its directory.
+    /// Replaces an error with the default value if the directory no longer exists: while the lock is not held, another
+    /// command may terminate the instance and remove its directory.
     pub(super) fn unless_gone<T: Default>(&self, result: Result<T, CloudError>) -> Result<T, CloudError> {
         match result {
             Err(_) if !self.path.exists() => Ok(T::default()),
@@ -143,7 +143,7 @@ impl InstanceDir {
         try_lock_file(&path).map_err(CloudError::file(path, "lock"))
     }
 
-    /// Reads how the last machine ended. Returns `None` if its VMM was killed.
+    /// Returns how the last machine ended, or `None` if that is unknown, usually because its VMM was killed.
     pub fn end(&self) -> Option<EndRecord> {
         EndRecord::read(&self.vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{}: cannot read how its machine ended: {error}", self.id);
@@ -215,7 +215,7 @@ impl InstanceDir {
         Ok(MachineHandle { dir: self.clone(), client, ready: false, ended: None, reported: Vec::new() })
     }
 
-    /// Changes the configuration in the directory. The next VMM reads it after a guest reboot.
+    /// Changes the machine configuration file, which the next VMM reads after a guest reboot.
     pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
         let mut config =
             vmm_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
@@ -227,7 +227,8 @@ impl InstanceDir {
         vmm_process::write_config(&self.path, config).map_err(CloudError::file(self.path.join(CONFIG), "write"))
     }
 
-    /// Returns an instance's machine configuration. `volumes` are in the order of its block devices.
+    /// Returns an instance's machine configuration, without a network device and limits. `volumes` are in the order of
+    /// its block devices.
     pub fn config(
         &self,
         home: &Home,
@@ -307,7 +308,7 @@ impl InstanceDir {
 pub(super) const FREE_SLOTS: usize = 4;
 const EPHEMERAL: &str = "ephemeral";
 
-/// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. A virtio-blk serial number has 20 bytes.
+/// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. It fits into the 20 bytes of a virtio-blk serial number.
 pub fn disk_id(volume: &VolumeRecord) -> String {
     volume.id.to_string().replace('-', "")
 }
@@ -332,7 +333,7 @@ pub struct MachineHandle {
     client: ControlClient,
     ready: bool,
     ended: Option<(End, VmmStatus)>,
-    /// Netstack problems that were already reported.
+    /// Netstack problems that were reported already.
     reported: Vec<String>,
 }
 
@@ -346,8 +347,8 @@ impl MachineHandle {
         }
     }
 
-    /// Waits until the guest is running, and returns the netstack's problems as sentences. The error is the reason why
-    /// the machine could not be built.
+    /// Waits until the guest is running, and returns the netstack's problems as sentences. The error says why the VMM
+    /// could not start the guest.
     pub fn wait_started(&mut self) -> Result<Vec<String>, CloudError> {
         self.link_problems().map_err(|error| match error {
             // The VMM's log is removed with the directory, so the error must contain the cause.
@@ -361,7 +362,7 @@ impl MachineHandle {
         })
     }
 
-    /// Returns the netstack's new problems as sentences.
+    /// Returns the netstack problems that were not reported yet, as sentences.
     pub fn link_problems(&mut self) -> Result<Vec<String>, CloudError> {
         let mut problems = self.status()?.link_problems;
         problems.retain(|problem| !self.reported.contains(problem));
@@ -392,7 +393,7 @@ impl MachineHandle {
         }
     }
 
-    /// Sends a request that ends the machine, and waits for the end. The error is the reason why it is still running.
+    /// Sends a request that ends the machine, and waits for the end. If the machine did not end, the error says why.
     pub fn end_with(&mut self, request: &ControlRequest, timeout: Duration) -> Result<(), CloudError> {
         self.send(request)?;
         let instance = self.dir.id;
@@ -411,7 +412,7 @@ impl MachineHandle {
         self.send(&ControlRequest::Kill { by: by.into() })
     }
 
-    /// Waits up to `timeout` until the agent is ready, and returns true if it is.
+    /// Waits up to `timeout` until the agent is ready, and returns true if it is. Fails if the machine ends first.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         let early = |dir: &InstanceDir, end: String| {
             Err(CloudError::EndedEarly { instance: dir.id, end, console: dir.console_tail() })
@@ -432,7 +433,7 @@ impl MachineHandle {
     pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, CloudError> {
         match self.wait(timeout, |machine| machine.ended.is_some()) {
             Ok(()) => Ok(self.ended.is_some()),
-            // The machine ends with the VMM's process.
+            // The VMM process has exited, and its machine ended with it.
             Err(CloudError::Control { source: ClientError::Gone, .. }) => Ok(true),
             Err(error) => Err(error),
         }
@@ -505,6 +506,7 @@ impl MachineHandle {
         CloudError::Refused { instance: self.dir.id, why }
     }
 }
+
 /// Adds 8 MiB for the kernel to sizes from 512 MiB to below 1 GiB. This keeps `MemTotal` within 3% of the type's
 /// memory; larger sizes need no correction.
 pub(super) fn with_kernel_share(memory_mib: u64) -> u64 {

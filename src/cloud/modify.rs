@@ -1,4 +1,4 @@
-//! `ModifyInstanceAttribute`.
+//! `ModifyInstanceAttribute`: changes an instance's attributes.
 
 use super::Cloud;
 use super::error::CloudError;
@@ -19,13 +19,13 @@ use store::InstanceRecord;
 /// Changes to an instance's attributes. `None` leaves an attribute unchanged.
 #[derive(Debug, Clone, Default)]
 pub struct Modification {
-    /// The new size, and true if its vCPUs or memory override the type's. The instance must be stopped.
+    /// The new size, and true if it overrides the type's vCPUs or memory. The instance must be stopped.
     pub size: Option<(InstanceSize, bool)>,
-    /// Base64; an inner `None` removes it. The instance must be stopped.
+    /// New user data in base64; `Some(None)` removes it. The instance must be stopped.
     pub user_data: Option<Option<String>>,
     pub shutdown_behavior: Option<ShutdownBehavior>,
     pub termination_protection: Option<bool>,
-    /// Names or IDs. An empty list changes nothing.
+    /// Names or IDs of the new groups. An empty list leaves the groups unchanged.
     pub security_groups: Vec<String>,
     /// Takes effect immediately if the instance is running.
     pub cpu_credits: Option<CreditMode>,
@@ -48,7 +48,7 @@ impl Modification {
 }
 
 impl Cloud {
-    /// Changes an instance's attributes, all or none.
+    /// Changes an instance's attributes. If one change is refused, no attribute is changed.
     pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         if let Some(user_data) = &change.user_data {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
@@ -73,7 +73,7 @@ impl Cloud {
             }
             let instance_type = catalog::find(&record.instance_type)?;
             check_credits(change.cpu_credits, instance_type)?;
-            // A credit mode set for a burstable type is meaningless for other types.
+            // If the new type is not burstable, drop the credit mode that was set for the old one.
             record.cpu_credits = record.cpu_credits.filter(|_| instance_type.credits.is_some());
             if let Some(user_data) = &change.user_data {
                 record.user_data.clone_from(user_data);

@@ -1,7 +1,7 @@
 //! Reconciles the store with the running VMMs.
 //!
-//! Every command does this first. A free lock means that no VMM is running or about to be started by a command. The
-//! command that reconciles a difference reports it, once.
+//! Every command that opens a [`Cloud`] does this first. If an instance's lock is free, no VMM is running and no
+//! command is about to start one. Only the command that reconciles a difference reports it.
 
 use std::fs;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use node::home::is_lock;
 use node::vmm_process;
 use store::{ClientToken, InstanceRecord, StoreError};
 
-/// Seconds for which a terminated instance stays visible.
+/// Time in seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;
 
-/// Maximum time for an unresponsive VMM to exit.
+/// Timeout for a VMM to report its status, and then for an unresponsive VMM to exit.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Outcome {
@@ -33,8 +33,8 @@ struct Outcome {
 }
 
 impl Cloud {
-    /// Updates the records of instances whose machines have ended, and removes unowned files. A failed step becomes a
-    /// notice, and blocks neither the other steps nor the user's command.
+    /// Updates the records of instances whose machines have ended, completes or undoes interrupted operations, and
+    /// removes files that no record refers to. A failed step becomes a notice, and does not block other steps.
     pub(super) fn reconcile(&mut self) {
         let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
@@ -69,7 +69,7 @@ impl Cloud {
         if lock.is_none() && dir.path().exists() {
             return self.reconcile_alive(id, &dir);
         }
-        // Read the record again: with the lock held, no other command can change it.
+        // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.state.has_machine() {
             return Ok(());
@@ -94,7 +94,7 @@ impl Cloud {
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
-            // A VMM that does not respond has not created its VM yet, or never will.
+            // A VMM that does not respond may not have created its VM yet, and may still fail to.
             if ids
                 .iter()
                 .all(|id| self.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok())
@@ -135,7 +135,7 @@ impl Cloud {
             Ok(())
         })?;
         self.notices.push(format!(
-            "{id}: stopping it was interrupted, and it is still running. Stop it with `wisp stop {id}`."
+            "{id}: the stop was interrupted; the instance is still running. Stop it with `wisp stop {id}`."
         ));
         Ok(())
     }
@@ -182,7 +182,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Removes unused volume files, and directories without a record, left by killed launches and terminations.
+    /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
+    /// and terminations left them.
     fn sweep_directories(&mut self) -> Result<(), CloudError> {
         let dir = self.home.instances();
         // A launch holds this lock only for milliseconds, until its instances have records.
@@ -216,7 +217,7 @@ impl Cloud {
     }
 }
 
-/// Removes the directory of an instance without a record, unless it is running. Returns true if it was removed.
+/// Removes an instance's directory, unless the instance is running. Returns true if the directory was removed.
 fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
     if is_gone {
         return dir.remove().map(|()| true);
@@ -230,7 +231,7 @@ fn is_launching(record: &InstanceRecord) -> bool {
     record.state == InstanceState::Pending && record.starts == 0
 }
 
-/// Decides what happens to an instance that has no machine although its record says that it has one.
+/// Decides the new state of an instance that has no machine although its record says that it has one.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
     let id = record.id;
     let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };

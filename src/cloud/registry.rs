@@ -1,4 +1,4 @@
-//! The registered images: imported images, images created from instances, and the embedded image.
+//! The image registry: imported images, images created from instances, and the embedded image.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +35,7 @@ pub enum ImageConsistency {
 }
 
 impl Cloud {
-    /// Finds and opens an image by ID, prefix of an ID, or name. The default is the embedded image.
+    /// Finds and opens an image by its ID, a unique prefix of its ID, or its name. The default is the embedded image.
     pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
@@ -43,7 +43,7 @@ impl Cloud {
         Ok((record, image))
     }
 
-    /// Returns the memory of an image, if it has any. The embedded image has none and is not unpacked here.
+    /// Returns an image's memory snapshot, if it has one. The embedded image has none and is not unpacked here.
     pub fn image_memory(&mut self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
@@ -54,7 +54,7 @@ impl Cloud {
         if record.id == embedded::id() { Ok(None) } else { self.open_image(record.id).map(Some) }
     }
 
-    /// Finds the record of a registered image or of the embedded one, without changes to the store.
+    /// Finds the record of a registered image or of the embedded one, without changing the store.
     pub fn image_record(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let known = self.known_images()?;
         if let Some(named) = known.iter().find(|record| record.name == reference) {
@@ -103,7 +103,7 @@ impl Cloud {
         Ok(Image::open(&self.home.images().join(id.to_string()))?)
     }
 
-    /// Registers the embedded image. Deregisters the one of another version of Wisp, which has the same name.
+    /// Registers the embedded image if necessary. Deregisters that of another version of Wisp, which has the same name.
     pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
@@ -122,8 +122,8 @@ impl Cloud {
     }
 
     /// Creates an image of an instance's root volume, with the kernel that the instance boots. Except with
-    /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The data is copied from a
-    /// snapshot, so a running guest can continue to write.
+    /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The data of a running
+    /// instance is copied from a snapshot, so its guest can continue to write.
     pub fn create_image(
         &mut self,
         instance: InstanceId,
@@ -256,7 +256,7 @@ impl Cloud {
         self.store.read(|tx| name_is_free(tx, name))
     }
 
-    /// Changes an image's attributes, except for those that are `None`.
+    /// Changes an image's attributes. `None` leaves an attribute unchanged.
     pub fn modify_image(
         &mut self,
         reference: &str,
@@ -297,7 +297,7 @@ impl Cloud {
         })
     }
 
-    /// Deregisters an image. Its files are kept for as long as an instance or a volume uses them.
+    /// Deregisters an image. Its files are kept for as long as an instance, volume or snapshot uses them.
     pub fn deregister_image(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
         let mut record = self.image_record(reference)?;
         if record.id == embedded::id() {
@@ -322,7 +322,7 @@ impl Cloud {
         self.notice_failed("cannot remove the files of deregistered images", swept);
     }
 
-    /// Removes files that killed commands left, unless another command is creating an image.
+    /// Removes image files that killed commands left, unless another command is creating an image.
     pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
         let dir = self.home.images();
         let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
@@ -405,7 +405,7 @@ fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord 
     }
 }
 
-/// Returns the user's name on this host.
+/// Returns the user's name on this host, or `self` if it is unknown.
 pub(super) fn owner() -> String {
     std::env::var("USER").unwrap_or_else(|_| "self".into())
 }

@@ -1,4 +1,4 @@
-//! Resolves references to resources: an ID, an unambiguous prefix of one, or the value of a `Name` tag.
+//! Finds the resource that the user refers to by its ID, a unique prefix of its ID, or its name (the `Name` tag).
 
 use super::error::CloudError;
 use ec2::Ec2Error;
@@ -23,7 +23,7 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
     }
 }
 
-/// Finds an instance. A terminated instance is found only by its ID, because another instance may now have its name.
+/// Finds an instance. A name never finds a terminated instance, because another instance may have that name now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
     let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
     one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
@@ -37,7 +37,7 @@ pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, Clo
     one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
 }
 
-/// Finds a security group among those that `is_meant` accepts. Its name is an attribute, not a tag.
+/// Finds a security group among those that `is_meant` accepts. A group's name is an attribute, not a tag.
 pub fn security_group(
     tx: &Transaction,
     reference: &str,
@@ -47,7 +47,7 @@ pub fn security_group(
     one_of(groups, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
 }
 
-/// Finds a VPC; `default` is the default VPC.
+/// Finds a VPC. `default` is the name of the default VPC, unless it has a `Name` tag.
 pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
     let name = |record: &VpcRecord| if record.is_default { Some("default") } else { None };
     one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn name_with_id_prefix_is_found() {
+    fn name_that_looks_like_id_is_found() {
         let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));

@@ -1,7 +1,7 @@
 //! Ephemeral instances, which exist only for the duration of one command, such as `wisp run`.
 //!
 //! The VMM's lock protects the instance's directory under `runs/`. The VMM exits when its command exits, for whatever
-//! reason. If all processes were killed, the next command removes the directory.
+//! reason. If all processes were killed, the next command that starts an ephemeral instance removes the directory.
 
 use std::fs;
 use std::io;
@@ -29,7 +29,7 @@ use node::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use node::out_of_memory::OomKillCount;
 use node::vmm_process::{self, Inherited};
 
-/// Directory for a snapshot within the VMM's own directory.
+/// Name of the directory for a snapshot, in the VMM's own directory.
 const SAVED: &str = "saved";
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// Number of console lines shown after a failure.
@@ -51,7 +51,7 @@ pub enum RunError {
     EndedEarly { end: Box<End>, console: ConsoleTail },
     #[error(
         "the guest is running, but its agent was not ready after {} s{console}\n\
-         Give it more time with --timeout, or watch its console with --console", after.as_secs()
+         Wait longer with --timeout, or watch its console with --console", after.as_secs()
     )]
     NotReady { after: Duration, console: ConsoleTail },
     #[error(transparent)]
@@ -84,7 +84,7 @@ pub struct EphemeralInstance {
     dir: PathBuf,
     vmm: Child,
     control: ControlClient,
-    /// This process's end of the console socket. `None` after it was taken.
+    /// This process's end of the console socket. `None` if no console was requested, or after it was taken.
     console: Option<UnixStream>,
     ended: Option<(End, VmmStatus)>,
     ready: bool,
@@ -92,12 +92,12 @@ pub struct EphemeralInstance {
 }
 
 impl EphemeralInstance {
-    /// `began_ns` is the start time of the user's command.
+    /// Starts an instance by a cold boot. `began_ns` is the monotonic start time of the user's command.
     pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
         EphemeralInstance::start_from(home, spec, None, began_ns)
     }
 
-    /// Starts an instance by restoring `warm`, or by a cold boot if it is `None`.
+    /// Starts an instance by restoring the template `warm`, or by a cold boot if it is `None`.
     pub fn start_from(
         home: &Home,
         spec: &RunSpec,
@@ -238,8 +238,8 @@ impl EphemeralInstance {
         self.note(message)
     }
 
-    /// Explains why the connection closed: from the VMM's log, which is removed with the directory, or from the host's
-    /// out-of-memory kills.
+    /// Explains why the connection closed, if the VMM's log or the host's out-of-memory kills give a reason. The log is
+    /// removed with the directory, so the error must contain the reason.
     fn explain(&self, error: ClientError) -> RunError {
         let known = match &error {
             ClientError::Gone => vmm_process::last_violation(&self.dir)
@@ -317,13 +317,14 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// Returns the last console lines of the VMM with the directory `own`.
+/// Returns the last console lines of the guest whose VMM has the directory `own`.
 pub(super) fn console_tail(own: &Path) -> ConsoleTail {
     let bytes = untrusted::read_tail(&own.join(CONSOLE_LOG), CONSOLE_TAIL).unwrap_or_default();
     ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
 }
 
-/// Returns the last `count` lines of console output, without control characters, which could move a terminal's cursor.
+/// Returns the last `count` lines of console output that are not blank. Removes control characters, which could
+/// move a terminal's cursor.
 fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let clean = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();

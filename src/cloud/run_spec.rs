@@ -1,4 +1,4 @@
-//! The specification of a `wisp run` instance, and its translation to a machine configuration.
+//! The specification of an ephemeral instance, and its translation to a machine configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -24,10 +24,10 @@ pub struct RunSpec {
     pub cpus: CpuConfig,
     pub memory_mib: u64,
     pub boot: Boot,
-    /// In order, after the root disk.
+    /// Additional disks, which follow the root disk in this order.
     pub disks: Vec<ExtraDisk>,
     pub cmdline: Option<String>,
-    /// The serial port is connected to the terminal.
+    /// True if the guest's serial port is connected to the terminal.
     pub console: bool,
     /// `None` for a template.
     pub network: Option<NetworkSpec>,
@@ -37,7 +37,7 @@ pub struct RunSpec {
 
 #[derive(Debug, Clone)]
 pub enum Boot {
-    /// The root file system gets an overlay that is removed with the instance.
+    /// An image. The guest's writes go to an overlay that is removed with the instance.
     Image(Box<Image>),
     /// An image, booted for a template. The guest has no host name, and its writes are kept in the overlay.
     Template {
@@ -45,12 +45,12 @@ pub enum Boot {
         /// The overlay (qcow2).
         layer: PathBuf,
     },
-    /// Without an initrd, the first disk is the root.
+    /// A kernel. If there is no initrd and the command line has no `root=`, the first disk is the root disk.
     Kernel {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         protocol: BootProtocol,
-        /// The kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
+        /// True if the kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
         software_kvm_aware: bool,
     },
 }
@@ -60,7 +60,7 @@ pub enum Boot {
 pub struct ExtraDisk {
     pub path: PathBuf,
     pub format: DiskFormat,
-    /// Topmost first.
+    /// Backing files of `path`, topmost first.
     pub backing: Vec<BackingFile>,
     pub read_only: bool,
 }
@@ -71,7 +71,8 @@ impl RunSpec {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Returns the machine configuration, with the seed in `dir`. The root disk starts from the overlay of `warm`.
+    /// Returns the machine configuration. If the instance is restored from the template `warm`, its root disk starts
+    /// from the template's overlay, and it gets the seed in `dir`.
     pub(super) fn machine(&self, id: &InstanceId, dir: &Path, warm: Option<&Template>) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
             Boot::Template { image, layer } => {
@@ -182,7 +183,7 @@ pub(super) fn add_options(kernel: &mut KernelConfig, options: Option<&str>) {
     }
 }
 
-/// Returns the system identity that the firmware reports.
+/// Returns the system identity that the firmware reports to the guest.
 pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     SystemIdentity {
         manufacturer: system::MANUFACTURER.into(),
@@ -192,7 +193,7 @@ pub(super) fn identity(id: InstanceId, instance_type: &str) -> SystemIdentity {
     }
 }
 
-/// Returns a short host name that normally differs between instances.
+/// Returns a short host name: the start of the instance ID, which rarely occurs twice.
 pub(super) fn host_name(id: &InstanceId) -> String {
     let mut name = id.to_string();
     name.truncate(10);

@@ -1,7 +1,7 @@
 //! The seed that a new instance receives over vsock: its identity, its public key and its user data.
 //!
-//! A guest with cloud-init gets no seed on a boot: cloud-init asks the metadata service, and user data must not run
-//! twice. A restored copy of another instance gets its host name and key in a seed: cloud-init runs only at boot.
+//! A guest with cloud-init gets no seed when it boots: cloud-init asks the metadata service, and user data must not run
+//! twice. A restored guest gets its host name and key in a seed even then, because cloud-init runs only at boot.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,8 @@ use store::{InstanceRecord, KeyPairRecord};
 const FILE: &str = "seed";
 
 impl Cloud {
-    /// Writes the seed, if the instance needs one. Instances restored from a `copied` machine always do.
+    /// Writes the seed, if the instance needs one. An instance that is restored from another machine's snapshot
+    /// (`copied`) always does.
     pub(super) fn write_seed(
         &mut self,
         dir: &InstanceDir,

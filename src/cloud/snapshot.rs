@@ -1,7 +1,7 @@
 //! Snapshots of EBS volumes.
 //!
 //! The file that holds the volume's data becomes the snapshot, and the volume continues in a new overlay over it.
-//! Nothing is copied, and the snapshot does not depend on the volume.
+//! No data is copied, and the snapshot outlives the volume.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -80,7 +80,7 @@ impl Cloud {
         Ok(snapshot)
     }
 
-    /// Reverts a snapshot that the VMM refused. The VMM continues to write the volume's previous file.
+    /// Reverts a snapshot if the VMM refused to switch to the overlay: it continues to write the previous file.
     fn forget_snapshot(&mut self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut volume = get_volume(tx, before.id)?;
@@ -126,12 +126,12 @@ impl Cloud {
         lock_file(&path).map_err(CloudError::file(path, "lock"))
     }
 
-    /// A command holds this lock from before its snapshot has a record until the snapshot is complete.
+    /// Path of the lock that a command holds from before its snapshot has a record until the snapshot is complete.
     fn snapshots_lock(&self) -> PathBuf {
         self.home.volumes().join(SNAPSHOTS_LOCK)
     }
 
-    /// Completes the snapshots of killed commands. A VMM that has not switched to the overlay does so now.
+    /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
     pub(super) fn finish_snapshots(&mut self) -> Result<(), CloudError> {
         if self.pending_snapshots()?.is_empty() {
             return Ok(());

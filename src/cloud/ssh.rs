@@ -1,4 +1,4 @@
-//! SSH access to instances: user, endpoint and key.
+//! Finds the user, the key pair and the host address for an SSH connection to an instance.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use ec2::InstanceId;
 use machine::network::{Forward, NetstackConfig, Transport};
 
 const PORT: u16 = 22;
-/// The instance's host keys, which are trusted on first use.
+/// Name of the file with the instance's SSH host keys, which are trusted on first use.
 const KNOWN_HOSTS: &str = "known_hosts";
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Cloud {
     }
 }
 
-/// Returns the host address that is forwarded to the guest's port 22: the public address before a published port.
+/// Returns the host address that is forwarded to the guest's port 22. Prefers the public address to published ports.
 fn endpoint(forwards: &[Forward]) -> Option<SocketAddrV4> {
     let is_ssh = |forward: &&Forward| forward.transport == Transport::Tcp && forward.guest_port == PORT;
     let ssh_hosts = || forwards.iter().filter(is_ssh).map(|forward| forward.host);
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn public_address_precedes_published_port() {
+    fn endpoint_prefers_public_address_to_published_port() {
         let forward =
             |transport, host: &str, guest_port| Forward { transport, host: host.parse().unwrap(), guest_port };
         let published = forward(Transport::Tcp, "127.0.0.1:2222", 22);

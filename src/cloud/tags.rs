@@ -50,7 +50,7 @@ impl Cloud {
         }
     }
 
-    /// Returns all tags of the resource after the change.
+    /// Sets and removes tags of a resource. Returns all of its tags after the change.
     pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
         if matches!(resource, Resource::Image(_)) {
             self.register_embedded()?;
@@ -81,7 +81,7 @@ impl Cloud {
             };
             changed?.ok_or_else(|| resource.not_found().into())
         })?;
-        // The metadata service may serve the tags.
+        // The metadata service may serve the instance's tags.
         if let Resource::Instance(id) = resource {
             let record = self.instance(&id.to_string())?;
             self.push_network_config(&record)?;
@@ -105,7 +105,7 @@ impl Resource {
     }
 }
 
-/// True if a reference looks like an ID of the kind, and the lookup in that kind.
+/// For one kind of resource: true if the reference looks like one of its IDs, and the function that looks it up.
 type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
 
 /// Finds a resource that is not an image.
@@ -142,7 +142,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     Ok(None)
 }
 
-/// Returns the error for a reference that matches nothing. Without a known prefix, it is taken for an instance.
+/// Returns the error for a reference that matches nothing. One without a known prefix is treated as an instance's.
 fn unknown_reference(reference: &str) -> Ec2Error {
     fn error_for<K: ResourceKind>(reference: &str) -> Option<Ec2Error> {
         Id::<K>::has_prefix(reference).then(|| Id::<K>::not_found(reference))

@@ -2,8 +2,8 @@
 //! cloud-init have none, because cloud-init reads the instance's identity at boot.
 //!
 //! Each template has a directory with the snapshot and a file with the root file system's overlay, named by its key.
-//! The directory is created last and removed first: without it, there is no template. A user of a template holds a
-//! shared lock on it; a command that removes it takes the exclusive lock.
+//! The directory is created last and removed first: without it, there is no template. A command that restores a
+//! template holds a shared lock on it; a command that removes it takes the exclusive lock.
 
 use std::fs::{self, File};
 use std::io;
@@ -33,37 +33,38 @@ use vmm::snapshot;
 
 /// Disk ID of a template's root disk.
 pub(super) const ROOT: &str = "root";
-/// Environment variable with the disk space for all templates in MiB. At 0, no templates are kept.
+/// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
 const DEFAULT_LIMIT_MIB: u64 = 4096;
+/// Name of the file with the [`TemplateKey`] in a template's directory.
 const FACTS: &str = "warm.json";
 /// Name prefix of unfinished files and directories.
 const UNFINISHED: &str = ".new-";
-/// Maximum time for a ready agent to answer, and to write the guest's dirty pages.
+/// Timeout for a ready agent to answer, and to write the guest's dirty pages.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateKey {
-    /// Relative to the data directory's images: a data directory can be moved or copied.
+    /// Path of the image in the images directory. It is relative, so the data directory can be moved or copied.
     pub image: PathBuf,
     pub cpus: CpuConfig,
     /// In MiB, excluding what [`with_kernel_share`](crate::machine::with_kernel_share) adds.
     pub memory_mib: u64,
-    /// In seconds since 1970.
+    /// Time of creation in seconds since 1970.
     pub made: u64,
 }
 
 #[derive(Debug, Clone)]
 pub struct TemplateRecord {
     pub facts: TemplateKey,
-    /// Size on disk.
+    /// Size on disk in bytes.
     pub bytes: u64,
     key: String,
     used: SystemTime,
 }
 
-/// A snapshot that launches are restored from: a template, which is locked until drop, or an image's memory.
+/// A snapshot from which instances are restored: a template, which is locked until drop, or an image's memory.
 #[derive(Debug)]
 pub struct Template {
     dir: PathBuf,
@@ -77,18 +78,19 @@ impl Template {
         Restore { dir: self.dir.clone(), once: false }
     }
 
-    /// Returns the overlay (qcow2) with the guest's writes to the image's root file system. It must not be written.
+    /// Returns the overlay (qcow2) with the guest's writes to the image's root file system, which must not be modified.
+    /// An image's memory has none.
     pub fn layer(&self) -> Option<&Path> {
         self.layer.as_deref()
     }
 
-    /// Returns the disk ID of the root disk.
+    /// Returns the ID of the root disk in the snapshot.
     pub fn root(&self) -> &str {
         &self.root
     }
 }
 
-/// Returns the disk space for templates in bytes.
+/// Returns the maximum disk space for all templates in bytes.
 pub fn limit() -> u64 {
     let given = std::env::var(LIMIT_VARIABLE).ok();
     let mib = given.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(DEFAULT_LIMIT_MIB);
@@ -108,7 +110,7 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let manifest = &image.manifest;
     let digests = [Some(&manifest.kernel.sha256), manifest.root.as_ref().map(|root| &root.sha256)];
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
-    // The last part identifies the machine's devices: a template with other devices cannot be used.
+    // The last part stands for the machine's devices: change it when they change, so that older templates are not used.
     let dir = relative_image(home, &image.dir);
     let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
     let mut key = disk::copy::hex(&Sha256::digest(parts.to_string()));
@@ -120,7 +122,7 @@ pub fn can_have(image: &Image) -> bool {
     image.manifest.root.is_some() && !image.manifest.cloud_init && limit() > 0
 }
 
-/// Returns the image's memory or a template in this size, if this version and this host can restore it.
+/// Returns the image's memory or a template with this size, if this version of Wisp can restore it on this host.
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let dir = image_memory::dir(image);
@@ -168,7 +170,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Acquires the task after a cold boot, unless another launch has it or the template exists already.
+    /// Acquires the task after a cold boot. Returns `None` if another launch has it or the template exists already.
     pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
         let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
         let lock = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))?;
@@ -184,8 +186,8 @@ impl Drop for Task {
     }
 }
 
-/// Boots a guest of the image and size, saves it as a template when its agent is ready, and evicts old templates. An
-/// existing template is replaced.
+/// Boots a guest of the image and size, saves it as a template when its agent is ready, and evicts old templates.
+/// Replaces an existing template, and fails if that one is in use.
 pub fn make(
     home: &Home,
     image: &Image,
@@ -228,7 +230,7 @@ pub fn make(
     let _lock = home.lock(&warm)?;
     remove(home, &key)?;
     if dir.exists() {
-        return Err(CloudError::NotWarm("the existing one is in use".into()));
+        return Err(CloudError::NotWarm("the existing template is in use".into()));
     }
     fs::rename(&new_layer.0, &layer).map_err(CloudError::file(&layer, "create"))?;
     fs::rename(unfinished.path(), &dir).map_err(CloudError::file(&dir, "create"))?;
@@ -239,7 +241,7 @@ pub fn make(
         .ok_or_else(|| CloudError::NotWarm(format!("it exceeds the limit of {} MiB ({LIMIT_VARIABLE})", limit() >> 20)))
 }
 
-/// Creates a directory for a snapshot. It is removed on drop, unless it is moved to its final path.
+/// Creates a directory for a snapshot, which is removed on drop unless it was moved to its final path.
 fn unfinished_directory(home: &Home) -> Result<TempDir, CloudError> {
     let warm = home.warm();
     let private = fs::Permissions::from_mode(0o700);
@@ -247,7 +249,7 @@ fn unfinished_directory(home: &Home) -> Result<TempDir, CloudError> {
     dir.map_err(CloudError::file(&warm, "create a directory in"))
 }
 
-/// A file that is removed unless it was moved to its final path.
+/// A file that is removed on drop unless it was moved to its final path.
 struct Unfinished(PathBuf);
 
 impl Drop for Unfinished {
@@ -316,7 +318,7 @@ pub fn remove_of(home: &Home, dir: &Path) -> Result<usize, CloudError> {
     Ok(records.len())
 }
 
-/// Removes each template that does not fit into the limit together with those that were used more recently.
+/// Removes the templates that exceed the limit. Keeps each one that still fits, starting with the most recently used.
 fn evict(home: &Home) -> Result<(), CloudError> {
     let mut left = limit();
     for record in list(home)? {
@@ -364,7 +366,7 @@ pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudEr
     let failed = || CloudError::file(destination, "create");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
-    // The kernel shares the extents if the file system supports it.
+    // The copy shares its data blocks with the source if the file system supports it.
     io::copy(&mut source, &mut file).map_err(failed())?;
     Ok(())
 }

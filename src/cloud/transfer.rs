@@ -11,7 +11,7 @@ use store::{ImageRecord, Visibility};
 
 #[derive(Debug, Clone)]
 pub struct NewImage {
-    /// The default is the bundle's name.
+    /// Required for a root file system. The default is the bundle's name.
     pub name: Option<String>,
     /// One sentence. The default is the bundle's description.
     pub description: Option<String>,
@@ -19,7 +19,7 @@ pub struct NewImage {
     pub root: RootChoices,
 }
 
-/// The parameters of an imported root file system. A bundle contains them.
+/// Parameters for the import of a root file system. A bundle contains its own.
 #[derive(Debug, Clone)]
 pub struct RootChoices {
     pub default_user: String,
@@ -31,7 +31,7 @@ pub struct RootChoices {
 }
 
 impl Cloud {
-    /// Registers the bundle or the root file system in `source`. The content determines which of the two it is.
+    /// Imports and registers a bundle or a root file system. The content of `source` determines which of them it is.
     pub fn import_image(
         &mut self,
         source: &Path,

@@ -1,7 +1,7 @@
 //! Usage of instances over time: converts the readings of their VMMs to datapoints in the store.
 //!
 //! The series is updated when it is queried and when the instance's end is recorded. The store keeps the last reading
-//! as a cursor, so each one enters the series once. A datapoint is the difference of two readings.
+//! as a cursor, so each reading enters the series only once. A datapoint is the difference between two readings.
 
 use super::error::CloudError;
 use super::lifecycle::get;
@@ -28,7 +28,7 @@ impl Cloud {
         self.keep_readings(record.id, &readings)
     }
 
-    /// Recommends a size for an instance, if at least `least` seconds of its usage were observed.
+    /// Recommends a size for an instance, if its usage was observed for at least `least` seconds.
     pub fn right_size(
         &mut self,
         record: &InstanceRecord,
@@ -73,7 +73,7 @@ fn fold(
 ) -> Result<Vec<Datapoint>, CloudError> {
     let id = record.id;
     let before = tx.usage(id)?;
-    // A cursor from another version that cannot be parsed is treated as missing.
+    // A cursor that cannot be parsed, because another version of Wisp wrote it, is treated as missing.
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
     let fresh = new_readings(cursor.as_ref(), readings);
     let mut points = before.clone();
@@ -97,13 +97,13 @@ fn fold(
     Ok(after)
 }
 
-/// The readings that are not in the series yet, and the last one that is.
+/// The readings that are not in the series yet, and the last reading that is in it.
 struct NewReadings<'a> {
     cursor: Option<&'a Reading>,
     readings: &'a [Reading],
 }
 
-/// Returns the readings after the cursor. If its machine has no readings, returns those of later machines.
+/// Returns the readings after the cursor. If its machine has no readings left, returns those of later machines.
 fn new_readings<'a>(cursor: Option<&'a Reading>, readings: &'a [Reading]) -> NewReadings<'a> {
     let Some(last) = cursor.map(|cursor| cursor.moment) else { return NewReadings { cursor, readings } };
     let of_machine = |reading: &Reading| reading.moment.run == last.run;
@@ -170,7 +170,8 @@ fn network(before: NetRecord, after: NetRecord) -> NetworkUse {
     }
 }
 
-/// The counters of a disk that was detached and attached again start at zero.
+/// Returns a disk's usage between two readings. If the disk was detached and attached again meanwhile, its counters
+/// started at zero.
 fn disk_use(before: Option<&DiskReading>, after: &DiskReading) -> DiskUse {
     let sums = |disk: &DiskReading| [disk.read_bytes, disk.written_bytes, disk.reads, disk.writes, disk.throttled_ns];
     let is_same_attachment =

@@ -1,8 +1,8 @@
 //! Waits for an instance's VMM. A wait ends early if no VMM can start anymore.
 //!
-//! A VMM announces itself by moving its control socket to its final name, which inotify reports. The supervisor holds
-//! the instance's lock even while the guest reboots. A thread waits for that lock, so the death of both processes ends
-//! the wait.
+//! A VMM that starts to listen renames its control socket to its final name, which inotify reports. The supervisor
+//! holds the instance's lock even while the guest reboots. A thread waits for that lock, so the wait also ends when the
+//! VMM and its supervisor have died.
 
 use std::fs::File;
 use std::io;
@@ -29,7 +29,7 @@ pub(super) enum Awaited {
     TimedOut,
 }
 
-/// Reports a VMM that starts to listen, and the release of the instance's lock.
+/// Watches for a VMM that starts to listen, and for the release of the instance's lock.
 #[derive(Debug)]
 struct VmmWatch<'a> {
     dir: &'a InstanceDir,
@@ -105,7 +105,7 @@ impl InstanceDir {
             return Ok(Awaited::Listening(Box::new(machine)));
         }
         let watch = VmmWatch::new(self)?;
-        // The watch does not report a VMM that started to listen before the watch existed.
+        // Try again, because the watch does not report a VMM that started to listen before the watch existed.
         match self.connect_if_listening()? {
             Some(machine) => Ok(Awaited::Listening(Box::new(machine))),
             None => watch.wait(deadline),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn reboot_of_killed_vmm_ends_with_lock() {
+    fn reboot_returns_ended_when_lock_is_released() {
         let Instance { dir, _directory } = instance();
         let lock = dir.try_lock().unwrap().unwrap();
         let began = Instant::now();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn vmm_killed_before_agent_ready_is_early_end() {
+    fn wait_ready_fails_when_vmm_was_killed() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
         let mut machine = dir.connect().unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn vmm_killed_during_save_is_not_hibernated() {
+    fn hibernate_fails_when_vmm_was_killed() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
         let mut machine = dir.connect().unwrap();

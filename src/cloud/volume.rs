@@ -1,6 +1,6 @@
 //! EBS volumes.
 //!
-//! A volume's data is in one qcow2 file: a standalone file, or an overlay over the file of its snapshot.
+//! A volume's writes go to one qcow2 file: a standalone file, or an overlay over the file of a snapshot or an image.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -141,7 +141,7 @@ impl Cloud {
         Ok(volume)
     }
 
-    /// Detaches a volume from its instance. The guest should have unmounted it.
+    /// Detaches a volume from its instance. The guest should have unmounted its file systems.
     pub fn detach_volume(&mut self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
         let (volume, record) = self.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
@@ -200,13 +200,13 @@ impl Cloud {
             Err(error) if !force => return Err(error),
             _ => {}
         }
-        // A guest that reboots now must come up without the disk.
+        // If the guest reboots from now on, it must come up without the disk.
         self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
         machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })
     }
 
-    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The device has one of two
-    /// names: from the kernel command line, or from ACPI.
+    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The name depends on whether
+    /// the guest's kernel found the device on its command line or in ACPI.
     fn run_driver_command(
         &self,
         instance: InstanceId,
@@ -229,7 +229,7 @@ impl Cloud {
             return Ok(());
         }
         let what = format!("The guest of {instance} could not {file} the disk's driver.");
-        let hint = "Check whether the guest still uses the disk. `--force` detaches it anyway.";
+        let hint = "Check whether the guest is still using the disk. `--force` detaches it anyway.";
         Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
     }
 
@@ -266,7 +266,8 @@ impl Cloud {
         }
     }
 
-    /// Connects to the VMM of the volume's running instance, if any. Fails if it is hibernated or changing state.
+    /// Connects to the VMM of the instance to which the volume is attached, if it is running. Fails if the instance is
+    /// hibernated or changing its state.
     pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
@@ -283,7 +284,7 @@ impl Cloud {
     }
 }
 
-/// Attaches a volume to an instance in both records, which the caller stores.
+/// Records the attachment of a volume to an instance in both records, which the caller then stores.
 pub(super) fn attach(
     record: &mut InstanceRecord,
     volume: &mut VolumeRecord,

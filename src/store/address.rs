@@ -1,4 +1,4 @@
-//! Elastic addresses in the store.
+//! Records of elastic addresses in the store.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! Images in the store. The contents of an image are in its bundle's manifest, in the image's directory.
+//! Records of images in the store. The manifest in an image's directory describes its contents.
 
 use std::collections::BTreeMap;
 
@@ -18,15 +18,15 @@ pub struct ImageRecord {
     #[serde(default)]
     pub description: String,
     pub created: u64,
-    /// The owner's user name on this host.
+    /// The owner's user name on this host, or `wisp` for the embedded image.
     pub owner: String,
     pub visibility: Visibility,
     #[serde(default)]
     pub source_instance: Option<InstanceId>,
-    /// Time of deregistration. Instances that use a deregistered image keep it.
+    /// Time of deregistration. The image's files are kept while an instance, volume or snapshot uses them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deregistered: Option<u64>,
-    /// Metadata service version that the image requests, if its manifest does not specify one.
+    /// Metadata service version that the image requests. Takes precedence over the version in the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds_support: Option<ImdsSupport>,
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! Instances in the store.
+//! Records of instances in the store.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 pub struct InstanceRecord {
     pub id: InstanceId,
     pub reservation_id: ReservationId,
-    /// Index in the launch, from 0.
+    /// Index among the instances of the same launch, from 0.
     pub launch_index: u32,
     pub client_token: Option<String>,
     pub image_id: ImageId,
@@ -26,12 +26,12 @@ pub struct InstanceRecord {
     pub threads_per_core: u32,
     /// From the instance type, unless overridden.
     pub memory_mib: u64,
-    /// True if vCPUs or memory are overridden.
+    /// True if the user overrode the instance type's number of vCPUs or memory size.
     #[serde(default)]
     pub overridden: bool,
     pub state: InstanceState,
     pub state_reason: Option<StateReason>,
-    /// The initiator and the time of the last state transition, in EC2's words. Empty while the instance is running.
+    /// The initiator and the time of the last stop or termination, in EC2's words. Cleared when the instance starts.
     #[serde(default)]
     pub state_transition_reason: String,
     /// Time of the launch.
@@ -41,25 +41,25 @@ pub struct InstanceRecord {
     #[serde(default)]
     pub starts: u32,
     pub terminated: Option<u64>,
-    /// The key pair with the guest's public key.
+    /// Name of the key pair whose public key the guest gets.
     pub key_name: Option<String>,
-    /// In base64.
+    /// Encoded in base64.
     pub user_data: Option<String>,
     pub shutdown_behavior: ShutdownBehavior,
     pub termination_protection: bool,
     #[serde(default)]
     pub hibernation: bool,
-    /// The root volume first.
+    /// The attached volumes, root volume first.
     pub block_devices: Vec<BlockDeviceMapping>,
-    /// Appended to the image's command line.
+    /// Options that are appended to the image's kernel command line.
     #[serde(default)]
     pub cmdline: Option<String>,
-    /// None for an instance created before Wisp supported networks.
+    /// `None` if the instance is terminated, or if it was last started before Wisp supported networks.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
     #[serde(default)]
     pub cpu_credits: Option<CreditMode>,
-    /// CPU credits at the last stop.
+    /// CPU credits at the last stop, if they are known.
     #[serde(default)]
     pub credits: Option<KeptCredits>,
     #[serde(default)]
@@ -68,10 +68,10 @@ pub struct InstanceRecord {
     pub tags: BTreeMap<String, String>,
 }
 
-/// A block device mapping: an instance's side of a volume's attachment.
+/// A volume's attachment in the instance's record. The volume's record contains the [`AttachmentRecord`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDeviceMapping {
-    /// EC2's form, for example `/dev/sdf`.
+    /// EC2's device name, for example `/dev/sdf`. The guest's kernel uses other names.
     pub device_name: String,
     pub volume_id: VolumeId,
     pub delete_on_termination: bool,
@@ -90,7 +90,7 @@ impl BlockDeviceMapping {
 }
 
 impl InstanceRecord {
-    /// Clears the reason for the previous state when the instance starts.
+    /// Clears the reasons for the last stop, after the instance has started or an interrupted stop was undone.
     pub fn clear_reason(&mut self) {
         self.state_reason = None;
         self.state_transition_reason.clear();

@@ -1,4 +1,4 @@
-//! Key pairs in the store: public keys only.
+//! Records of key pairs in the store. They contain only the public keys.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use ec2::KeyPairId;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPairRecord {
     pub id: KeyPairId,
-    /// Unique.
+    /// Unique among all key pairs.
     pub name: String,
     pub fingerprint: String,
     /// `ed25519` or `rsa`.

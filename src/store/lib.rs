@@ -1,8 +1,8 @@
-//! Persistent state between commands: instances, volumes, snapshots, images, key pairs, networks (SQLite, `wisp.db`).
+//! Keeps the state of all resources between commands, in an SQLite database (`wisp.db`) in the data directory.
 //!
-//! Each noun has a table of records. A record is a JSON document with its key, so a new field needs no migration;
-//! SQLite enforces uniqueness and references. Each step is one transaction, so a killed process leaves the
-//! state from before or after the step. Writers wait for each other.
+//! Each kind of resource has a table of records. A record is a JSON document with a key, so a new field needs no
+//! migration. SQLite enforces unique keys, and unique names of registered images and security groups. Each change is
+//! one transaction, so a killed process leaves the state from before or after it. Writers wait for each other.
 //!
 //! The schema has a version. Opening a store migrates an older version, and refuses a newer one without changing it.
 
@@ -42,9 +42,9 @@ pub use usage::UsageCursor;
 pub use volume::{AttachmentRecord, LayerFormat, LayerRecord, VolumeRecord};
 pub use vpc::{SubnetRecord, VpcRecord};
 
-/// The database's name in the data directory.
+/// Name of the database file in the data directory.
 pub const FILE: &str = "wisp.db";
-/// Maximum wait for other writers. Transactions take milliseconds, unless the disk is very slow.
+/// Maximum time to wait for other writers. Transactions take milliseconds, unless the disk is very slow.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +53,10 @@ pub enum StoreError {
     Open { path: PathBuf, source: rusqlite::Error },
     #[error(
         "the store {} has version {found}, but this wisp supports only versions up to {known}. Nothing was changed. \
-         Use the newer wisp that wrote it, or another WISP_HOME", path.display()
+         Use the newer wisp that wrote it, or set WISP_HOME to another directory", path.display()
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
-    /// SQLite failed: the disk is full, or the file is damaged.
+    /// For example, the disk is full, or the file is damaged.
     #[error("database error in the store: {0}")]
     Sqlite(#[from] rusqlite::Error),
     #[error("the store contains a damaged record ({table} {key}): {source}")]
@@ -66,19 +66,19 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
-    /// Damaged records that lists have skipped and that have not been reported yet.
+    /// Damaged records that [`Transaction::list`] has skipped and that have not been reported yet.
     damaged: RefCell<Damaged>,
 }
 
 impl Store {
-    /// Creates the store if it does not exist, and migrates its schema.
+    /// Opens the store in `dir`. Creates it if it does not exist, and migrates an older schema.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let path = dir.join(FILE);
         let failed = |source| StoreError::Open { path: path.clone(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        // Checked before anything is set: a newer store must not be changed.
+        // Check the version before setting anything, because a newer store must not be changed.
         schema::check(&connection, &path)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
         // A change that a command reported must survive a power failure.
@@ -88,7 +88,7 @@ impl Store {
         Ok(Store { connection, damaged: RefCell::default() })
     }
 
-    /// Commits all writes of `change`, or none if it fails. Transactions of other processes come before or after it.
+    /// Runs `change` in a transaction and commits all of its writes, or none if it fails. Other writers wait meanwhile.
     pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
@@ -98,7 +98,7 @@ impl Store {
         Ok(result)
     }
 
-    /// Returns the result of [`write`](Self::write) without changing anything.
+    /// Returns what [`write`](Self::write) would return, but rolls the transaction back.
     pub fn rehearse<T, E: From<StoreError>>(
         &mut self,
         change: impl FnOnce(&Transaction) -> Result<T, E>,
@@ -109,12 +109,12 @@ impl Store {
         change(&Transaction::new(transaction, &self.damaged))
     }
 
-    /// Returns a sentence for each damaged record that lists have skipped since the last call.
+    /// Returns the error for each damaged record that [`Transaction::list`] has skipped since the last call.
     pub fn take_damaged(&mut self) -> Vec<String> {
         std::mem::take(self.damaged.get_mut()).into_values().collect()
     }
 
-    /// Reads a consistent state.
+    /// Runs `look` in a read transaction, in which all reads see the same state.
     pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
         look(&Transaction::new(transaction, &self.damaged))

@@ -13,12 +13,13 @@ pub struct NetworkRecord {
     pub vpc_id: VpcId,
     pub subnet_id: SubnetId,
     pub zone: Zone,
-    /// Never changes.
+    /// Fixed for as long as the interface exists.
     pub private_ip: Ipv4Addr,
-    /// One of the host's loopback addresses, set while the instance is running or has an elastic address.
+    /// One of the host's loopback addresses. Set while the instance has an elastic address, or while it is running if
+    /// `wants_public_ip` is true.
     #[serde(default)]
     pub public_ip: Option<Ipv4Addr>,
-    /// True if the instance gets its own public address while it is running.
+    /// True if the instance should have a public address while it is running.
     pub wants_public_ip: bool,
     /// The associated elastic address, which replaces the public address.
     #[serde(default)]

@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 
-/// Each step migrates a version to the next, starting from an empty database. A released step never changes.
+/// Each step migrates a version to the next, starting from an empty database. A released step must never change.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE instances (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -62,8 +62,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE usage_cursors (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ",
     "CREATE TABLE settings (key TEXT PRIMARY KEY NOT NULL, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
-    // Records the backing files of volumes and snapshots. The next command reads existing ones from the files, once
-    // (`cloud/layers.rs`). An older Wisp would lose these records, so the new version makes it refuse the store.
+    // Adds the backing files of volumes and snapshots, unknown at first. The next command reads them from the image
+    // headers (`cloud/layers.rs`). An older Wisp would lose this field, so the new version makes it refuse the store.
     "
     UPDATE volumes SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
     UPDATE snapshots SET record = json_set(record, '$.backing', json('null')) WHERE json_valid(record);
@@ -74,7 +74,7 @@ fn latest() -> i64 {
     MIGRATIONS.len() as i64
 }
 
-/// Refuses a store of a newer version. Returns the store's version.
+/// Returns the store's version. Fails if this wisp does not support it yet.
 pub(super) fn check(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_path_buf(), source };
     let found = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Security groups in the store.
+//! Records of security groups in the store.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use ec2::metadata::MetadataChange;
 /// Default metadata options of new instances (`ModifyInstanceMetadataDefaults`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataDefaults {
-    /// The image determines options that are not set.
+    /// Options that are not set here come from the image.
     pub options: MetadataChange,
 }
 

@@ -1,4 +1,4 @@
-//! Volume snapshots in the store.
+//! Records of volume snapshots in the store.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,13 @@ pub struct SnapshotRecord {
     pub started: u64,
     #[serde(default)]
     pub description: String,
-    /// A file in the directory of volumes. It is no longer written.
+    /// Name of the snapshot's file in the volumes directory. It is not written once the snapshot is complete.
     pub file: String,
     /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
     /// image headers.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
-    /// Set for a root volume.
+    /// The image that the source volume's data is based on, if any.
     #[serde(default)]
     pub image_id: Option<ImageId>,
     #[serde(default)]
@@ -35,7 +35,7 @@ pub struct SnapshotRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotState {
-    /// The running VMM is being switched to another file.
+    /// The snapshot is not complete: a running VMM may still write to the snapshot's file.
     Pending,
     Completed,
 }

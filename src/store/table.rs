@@ -15,7 +15,7 @@ pub trait Record: Serialize + DeserializeOwned {
     fn key(&self) -> String;
 }
 
-/// See [`Store::write`](super::Store::write) and [`Store::read`](super::Store::read).
+/// A transaction within [`Store::write`](super::Store::write) or [`Store::read`](super::Store::read).
 #[derive(Debug)]
 pub struct Transaction<'a> {
     pub(super) transaction: rusqlite::Transaction<'a>,
@@ -25,7 +25,7 @@ pub struct Transaction<'a> {
 /// A key with its record, or with the reason why the record cannot be parsed.
 type Row<R> = (String, Result<R, StoreError>);
 
-/// Records that cannot be parsed, by table and key, with a sentence for each.
+/// Error messages for records that cannot be parsed, by table and key.
 pub(super) type Damaged = BTreeMap<(&'static str, String), String>;
 
 impl<'a> Transaction<'a> {
@@ -57,8 +57,8 @@ impl<'a> Transaction<'a> {
         Ok(records)
     }
 
-    /// Returns all records in key order, and fails if one is damaged. Commands that remove unused files need all
-    /// records.
+    /// Returns all records in key order, and fails if one is damaged. Use this before removing unused files, because
+    /// the files of a skipped record would look unused.
     pub fn list_whole<R: Record>(&self) -> Result<Vec<R>, StoreError> {
         self.rows::<R>()?.into_iter().map(|(_, record)| record).collect()
     }
@@ -75,7 +75,7 @@ impl<'a> Transaction<'a> {
         .collect()
     }
 
-    /// The key must be new.
+    /// Fails if the table contains the record's key already.
     pub fn insert<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let text = format!("INSERT INTO {} (key, record) VALUES (?1, ?2)", R::TABLE);
         self.transaction.prepare_cached(&text)?.execute(params![record.key(), render(record)])?;

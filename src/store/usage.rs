@@ -10,7 +10,7 @@ use ec2::usage::Datapoint;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageCursor {
     pub instance_id: InstanceId,
-    /// The last VMM reading that is part of the series, as the VMM wrote it.
+    /// The last reading that is part of the series, in the VMM's format.
     pub reading: serde_json::Value,
 }
 
@@ -23,7 +23,7 @@ impl Record for UsageCursor {
 }
 
 impl Transaction<'_> {
-    /// Returns the series in order. Fails if a datapoint is damaged.
+    /// Returns an instance's datapoints in order. Fails if one is damaged.
     pub fn usage(&self, id: InstanceId) -> Result<Vec<Datapoint>, StoreError> {
         let text = "SELECT number, record FROM usage WHERE instance = ?1 ORDER BY number";
         let mut statement = self.transaction.prepare_cached(text)?;
@@ -38,7 +38,7 @@ impl Transaction<'_> {
         Ok(points)
     }
 
-    /// Replaces the series `before` with `after`, and writes only the differences.
+    /// Replaces an instance's datapoints `before` with `after`, and writes only the differences.
     pub fn change_usage(&self, id: InstanceId, before: &[Datapoint], after: &[Datapoint]) -> Result<(), StoreError> {
         let key = id.to_string();
         let is_in = |points: &[Datapoint], number| points.binary_search_by_key(&number, |point| point.number).ok();

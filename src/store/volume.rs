@@ -1,4 +1,4 @@
-//! Volumes in the store.
+//! Records of volumes in the store.
 
 use std::collections::BTreeMap;
 
@@ -25,17 +25,17 @@ pub struct VolumeRecord {
     pub created: u64,
     #[serde(default)]
     pub snapshot_id: Option<SnapshotId>,
-    /// Set for a root volume.
+    /// The image that the volume's data is based on: set for a root volume, or a volume from a snapshot of one.
     #[serde(default)]
     pub image_id: Option<ImageId>,
-    /// The file that the volume writes, in the directory of volumes. After a snapshot, this file belongs to the
-    /// snapshot, and the volume writes to a new overlay on top of it.
+    /// Name of the file in the volumes directory that the volume's writes go to. A snapshot or fork takes this file
+    /// over, and the volume then writes to a new overlay on top of it.
     pub file: String,
     /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
     /// image headers.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
-    /// The number of the volume's next file.
+    /// Number of the volume's current file, which increases with each snapshot or fork.
     #[serde(default)]
     pub generation: u32,
     #[serde(default)]
@@ -44,7 +44,7 @@ pub struct VolumeRecord {
     pub tags: BTreeMap<String, String>,
 }
 
-/// A file that holds part of a volume or snapshot and is no longer written.
+/// A file that contains part of a volume's or snapshot's data and is no longer written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
     /// Path in the data directory, for example `volumes/vol-0123456789abcdef0.1.qcow2`.

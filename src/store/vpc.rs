@@ -1,4 +1,4 @@
-//! VPCs and subnets in the store.
+//! Records of VPCs and subnets in the store.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ impl Record for VpcRecord {
 pub struct SubnetRecord {
     pub id: SubnetId,
     pub vpc_id: VpcId,
-    /// The VPC's range, which never changes.
+    /// Copy of the VPC's range, which cannot be changed.
     pub vpc_cidr: Ipv4Range,
     pub cidr: Ipv4Range,
     pub zone: Zone,

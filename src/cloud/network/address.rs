@@ -1,4 +1,4 @@
-//! Assignment of IP addresses to instances.
+//! Assigns private and public IP addresses to instances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -23,8 +23,8 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Reads the addresses in use. The search for a free public address begins at `origin`, which differs between the
-    /// stores of a host.
+    /// Reads the addresses in use. The search for a free public address starts at `origin`, which usually differs
+    /// between the data directories on a host.
     pub fn taken(tx: &Transaction, origin: u16) -> Result<Addresses, CloudError> {
         let records: Vec<InstanceRecord> = tx.list()?;
         let private = living(&records).map(|network| (network.vpc_id, network.private_ip)).collect();
@@ -34,7 +34,7 @@ impl Addresses {
         Ok(Addresses { private, public, subnets, origin })
     }
 
-    /// Assigns the requested private address to a new interface.
+    /// Assigns the requested private address to a new interface. Fails if the address is in use.
     pub fn claim(&mut self, network: &mut NetworkRecord, address: Ipv4Addr) -> Result<(), CloudError> {
         if !self.private.insert((network.vpc_id, address)) {
             let what = format!("Address {address} is in use.");
@@ -44,8 +44,8 @@ impl Addresses {
         Ok(())
     }
 
-    /// Assigns missing addresses to an interface: a private one for its lifetime, and a public one, if requested, until
-    /// its instance stops.
+    /// Assigns missing addresses to an interface: a private one for its lifetime and, if one is requested and free, a
+    /// public one until its instance stops.
     pub fn give(&mut self, network: &mut NetworkRecord) -> Result<(), CloudError> {
         if network.private_ip.is_unspecified() {
             network.private_ip = self.free_private(network)?;

@@ -32,7 +32,7 @@ impl Cloud {
         })
     }
 
-    /// Makes an address an instance's public address. `may_move` allows taking it from another instance.
+    /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate_address(
         &mut self,
         reference: &str,

@@ -6,7 +6,7 @@ use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
 use machine::network::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
 
-/// A rule with more ports than this forwards only well-known ports of a public address.
+/// If a rule opens more ports than this, only those of [`KNOWN`] are forwarded from a public address.
 const MANY: u16 = 64;
 /// Ports that programs commonly listen on.
 const KNOWN: [u16; 24] = [
@@ -14,7 +14,7 @@ const KNOWN: [u16; 24] = [
     9000, 27017,
 ];
 
-/// Builds the filter for these rules. `members` returns the addresses of a group's members.
+/// Builds the packet filter for `rules`. `members` returns the addresses of a group's members.
 pub(super) fn filter_of<'a>(
     rules: impl Iterator<Item = &'a Rule> + Clone,
     members: impl Fn(SecurityGroupId) -> Vec<Ipv4Addr>,
@@ -48,7 +48,8 @@ fn protocol(traffic: Traffic) -> FilterProtocol {
     }
 }
 
-/// Returns the ports of a public address (on the host's loopback interface) that the rules open to the host.
+/// Returns the forwarded ports of a public address, which is on the host's loopback interface: the ports that ingress
+/// rules open to the host. A rule with more than [`MANY`] ports contributes only those in [`KNOWN`].
 pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
     let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
     let mut forwards = Vec::new();

@@ -12,7 +12,7 @@ use ec2::{InstanceId, metadata::MetadataOptions};
 use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 
-/// The netstack's configuration in an instance's directory.
+/// Name of the file with the netstack's configuration in an instance's directory.
 pub const FILE: &str = "link.json";
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) fn link_of(
     let tree = tree_of(record, network, known);
     let document = metadata::identity_document(record, network);
     let metadata = metadata_config(network.metadata_options, tree, document, user_data_of(record));
-    // In a VPC, the router filters packets.
+    // In a VPC, the router filters packets, so the netstack need not.
     let filter = (!is_in_vpc(network)).then_some(filter);
     NetstackConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }

@@ -1,4 +1,4 @@
-//! The metadata of an instance (Amazon EC2 User Guide, "Instance metadata categories"). Categories without a
+//! Builds the metadata of an instance (Amazon EC2 User Guide, "Instance metadata categories"). Categories without a
 //! counterpart in Wisp are omitted, except those that programs rely on.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use ec2::tag::is_metadata_key;
 use machine::network::MacAddress;
 use store::{InstanceRecord, NetworkRecord};
 
-/// Values by their path below `meta-data/`.
+/// Metadata values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;
 
 const ACCOUNT: &str = "000000000000";
@@ -55,7 +55,7 @@ pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &
         put(&format!("{interface}/public-ipv4s"), public.to_string());
         put(&format!("{interface}/ipv4-associations/{public}"), network.private_ip.to_string());
     }
-    // Other keys are refused while tags are served, but may have been set earlier.
+    // Keys that cannot be part of a path are refused while tags are served, but may have been set earlier.
     for (key, value) in record.tags.iter().filter(|(key, _)| is_metadata_key(key)) {
         put(&format!("tags/instance/{key}"), value.clone());
     }

@@ -1,7 +1,7 @@
 //! The network of instances: their addresses, and the backends of their network devices.
 //!
-//! Each instance's VMM has a netstack, configured by a file in the instance's directory. Behind the netstack is a
-//! user-mode network, if passt is installed, or the router of a VPC.
+//! Each instance's VMM has a netstack, configured by a file in the instance's directory. The netstack connects the
+//! guest to the router of its VPC, to a user-mode network (passt), or to nothing else.
 
 mod address;
 mod elastic;
@@ -51,22 +51,22 @@ const LOG: &str = "passt.log";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
     pub mode: NetworkMode,
-    /// ID or name. The default is a subnet of the default VPC.
+    /// ID or name of the subnet. The default is a subnet of the default VPC.
     pub subnet: Option<String>,
     pub zone: Option<Zone>,
-    /// Must be in the subnet.
+    /// Requested private address, which must be in the subnet. The default is a free one.
     pub private_ip: Option<Ipv4Addr>,
-    /// The default is the subnet's setting.
+    /// True to request a public address. The default is the subnet's setting.
     pub public_ip: Option<bool>,
     /// Host ports that are forwarded to the instance.
     pub published: Vec<PublishedPort>,
-    /// Names or IDs. The default is the VPC's default group.
+    /// Names or IDs of the groups. The default is the VPC's default group.
     pub security_groups: Vec<String>,
     /// Changes to the metadata service's default options.
     pub metadata: Option<MetadataChange>,
 }
 
-/// Copies an interface, but not its addresses and published ports: a host port is forwarded to only one instance.
+/// Copies an interface for a fork, without its addresses and published ports, which only one instance can have.
 pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
     let original = original?.clone();
     Some(NetworkRecord {
@@ -82,7 +82,7 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
 pub(super) struct NetworkConnection {
     /// A tap, or the socket of a user-mode network.
     device: OwnedFd,
-    /// Started after the VMM, which need not wait for it.
+    /// passt, if it is used. It is started after the VMM, so that the VMM need not wait for it.
     user_mode: Option<passt::Prepared>,
 }
 
@@ -112,7 +112,7 @@ pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
     NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
 }
 
-/// Gives a machine its network device, and adds the network to its kernel command line.
+/// Gives a machine its network device, and adds the network's settings to its kernel command line.
 fn add_device(
     id: InstanceId,
     dir: &Path,
@@ -126,7 +126,8 @@ fn add_device(
     Ok(())
 }
 
-/// Connects a machine outside of VPCs. Returns `None` without a network, or if passt is not available.
+/// Connects a machine that is not in a VPC. Returns `None` in the mode `None`, and in the mode `Auto` if passt is not
+/// available.
 pub(super) fn connect(
     id: InstanceId,
     dir: &Path,
@@ -158,8 +159,8 @@ fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> 
 }
 
 impl Cloud {
-    /// Returns the start of the search for a public address. It depends on the data directory, so that two stores on
-    /// one host rarely use the same address.
+    /// Returns the offset at which the search for a public address starts. It depends on the data directory, so that
+    /// two of them on one host rarely use the same address.
     pub(super) fn address_origin(&self) -> u16 {
         let digest = Sha256::digest(self.home.root().as_os_str().as_encoded_bytes());
         u16::from_be_bytes([digest[0], digest[1]])
@@ -189,7 +190,7 @@ impl Cloud {
         Ok(connected)
     }
 
-    /// Returns the netstack configuration of an instance with this interface, read in one transaction.
+    /// Returns the netstack configuration of an instance with the interface `network`.
     fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.store.read(|tx| {
             let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
@@ -210,7 +211,7 @@ impl Cloud {
         })
     }
 
-    /// Makes a running instance's VMM reload its netstack configuration. Failures become notices.
+    /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become notices.
     pub(super) fn push_network_config(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.dir(record.id);

@@ -1,4 +1,4 @@
-//! The network placement of a launched instance: its subnet, security groups and network mode.
+//! Chooses the network placement of an instance at launch: its subnet, security groups and network mode.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +21,8 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// The default subnet is the default VPC's subnet in the requested zone.
+    /// Chooses the placement that `spec` requests. The default subnet is the default VPC's in the requested zone, or in
+    /// any zone if none is requested.
     pub fn choose(tx: &Transaction, spec: &NetworkSpec) -> Result<Placement, CloudError> {
         let subnet = match &spec.subnet {
             Some(reference) => resolve::subnet(tx, reference)?,

@@ -22,7 +22,7 @@ pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
 }
 
 impl Cloud {
-    /// Connects an instance to its VPC. Returns its tap.
+    /// Connects an instance to its VPC. Returns the instance's tap device.
     pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
@@ -38,7 +38,7 @@ impl Cloud {
     /// instances, to give the uplink time to come up.
     pub(crate) fn notice_missing_uplinks(&mut self) {
         for vpc in std::mem::take(&mut self.attached) {
-            // A router that is ending needs no uplink.
+            // An error means that the router is ending, so it needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
                 self.notice_once(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
@@ -48,10 +48,10 @@ impl Cloud {
         }
     }
 
-    /// Applies the current groups and instances to all running routers.
+    /// Applies the current security groups and instances to the routers of all VPCs.
     pub(super) fn update_routers(&mut self) -> Result<(), CloudError> {
         for vpc in self.vpcs()? {
-            // Without its directory, a VPC never had an attached instance.
+            // A VPC without a directory has never had an attached instance, so it has no router.
             if self.router_directory(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
                 if let Some(recovery) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
@@ -62,8 +62,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Restarts killed routers of running instances, if an instance still holds the router's namespace. A failure
-    /// becomes a notice, because the user's command may not need the router.
+    /// Restarts the killed routers of VPCs with running instances, if an instance still holds the router's network
+    /// namespace. A failure becomes a notice, because the user's command may not need the router.
     pub(crate) fn restart_routers(&mut self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
@@ -103,7 +103,7 @@ impl Cloud {
         self.home.networks().join(vpc.to_string())
     }
 
-    /// Locks the router. A configuration that is read after this is newer than that of any other command.
+    /// Locks the router. Read its configuration under the lock, so that a newer one is not replaced by an older one.
     fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
         let dir = self.router_directory(vpc);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);

@@ -24,7 +24,7 @@ pub struct RuleSpec {
     pub egress: bool,
     pub traffic: Traffic,
     pub ranges: Vec<Ipv4Range>,
-    /// Names or IDs.
+    /// Names or IDs of the groups whose members are peers.
     pub groups: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl Cloud {
         })
     }
 
-    /// Adds rules to a group, all or none.
+    /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
     pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
@@ -135,7 +135,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Removes rules from a group, all or none.
+    /// Removes rules from a group. Fails without removing any if one of them does not exist.
     pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let peers = peers(tx, group.vpc_id, spec)?;
@@ -184,7 +184,7 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Applies the current groups to all running instances: rules may refer to groups whose members changed.
+    /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
     pub(crate) fn groups_changed(&mut self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.push_network_config(record))?;
@@ -217,7 +217,7 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     Ok(record)
 }
 
-/// Resolves the groups of an instance in a VPC. The default is the VPC's default group.
+/// Returns the IDs of the groups for an instance in a VPC. The default is the VPC's default group.
 pub(crate) fn chosen_groups(
     tx: &Transaction,
     vpc: VpcId,
@@ -250,7 +250,7 @@ pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecor
     filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
 }
 
-/// Returns the private addresses of a group's members, except terminated ones.
+/// Returns the private addresses of a group's members, excluding terminated instances.
 fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
     let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
     let in_it = living.filter(|record| groups_of(record).contains(&group));

@@ -1,6 +1,6 @@
 //! VPCs and subnets: EC2's `CreateVpc`, `CreateSubnet` and the like.
 //!
-//! A VPC is only a record until an instance is connected to it. From then on it has a router (see `router.rs`).
+//! A VPC is only a record until an instance is connected to it. Then a router is started for it (see `router.rs`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,17 +18,17 @@ type Tags = BTreeMap<String, String>;
 
 #[derive(Debug, Clone)]
 pub struct SubnetSpec {
-    /// ID or name. The default is the default VPC.
+    /// ID or name of the VPC. The default is the default VPC.
     pub vpc: Option<String>,
     pub cidr: Ipv4Range,
     pub zone: Zone,
-    /// Instances get a public address by default.
+    /// True if instances in the subnet get a public address by default.
     pub map_public_ip: bool,
     pub tags: Tags,
 }
 
 impl Cloud {
-    /// Lists all VPCs, the default one first.
+    /// Lists all VPCs by address range, the default VPC first.
     pub fn vpcs(&mut self) -> Result<Vec<VpcRecord>, CloudError> {
         let mut vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
@@ -57,7 +57,7 @@ impl Cloud {
         })
     }
 
-    /// Creates the default VPC with a subnet in each zone, if it was deleted.
+    /// Creates the default VPC with a subnet in each zone. Fails if there is a default VPC already.
     pub fn create_default_vpc(&mut self) -> Result<VpcRecord, CloudError> {
         self.store.write(|tx| {
             if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
@@ -84,7 +84,7 @@ impl Cloud {
         })
     }
 
-    /// Deletes a VPC that contains only its default security group and default subnets.
+    /// Deletes a VPC with its default security group and default subnets. Fails if the VPC contains anything else.
     pub fn delete_vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
         let vpc = self.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
@@ -156,7 +156,7 @@ impl Cloud {
         Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
     }
 
-    /// Removes the directories of deleted VPCs with the logs of their routers.
+    /// Removes the directories of deleted VPCs, which contain the logs of their routers.
     pub(crate) fn sweep_networks(&mut self) -> Result<(), CloudError> {
         let dir = self.home.networks();
         let entries = match fs::read_dir(&dir) {
