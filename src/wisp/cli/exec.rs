@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_stands_behind_the_instance_with_dashes_or_without() {
+    fn words_after_instance_are_the_command() {
         let uname = vec![OsString::from("uname"), OsString::from("-a")];
         for words in ["exec web uname -a", "exec web -- uname -a"] {
             assert_eq!(parse(words), ("web".into(), None, uname.clone()), "{words}");

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: u32,
 
-    /// Name tag.
+    /// Name tag of the forks.
     #[arg(long)]
     name: Option<String>,
 

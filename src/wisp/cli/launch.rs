@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
-    // Headings are shown in the order of their first options.
+    // `--help` shows headings in the order of their first options, so network options come first.
     #[command(flatten)]
     network: NetworkArgs,
 
@@ -129,7 +129,7 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Adds a Name tag to the tags, if a name is given.
+/// Returns the tags, with a Name tag if a name is given.
 pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
     let name = name.map(|name| Tag::new("Name", name)).transpose()?;
     with_tags(&BTreeMap::new(), tags.into_iter().chain(name))

@@ -55,7 +55,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the value in the type that EC2's API uses: the hop limit is a number.
+/// Converts a value to JSON. As in EC2's API, the hop limit is a number and the other values are strings.
 fn json_value(name: &str, value: String) -> Value {
     match value.parse::<u64>() {
         Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),

@@ -31,7 +31,7 @@ pub struct Args {
     #[command(flatten)]
     size: SizeArgs,
 
-    /// New user data file, or - for standard input. A script runs only at the first boot.
+    /// New user data file, or - for standard input. A script does not run again after the first boot.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 

@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     overcommit: bool,
 
-    /// Cold-boot hibernated instances; their saved memory is lost.
+    /// Cold-boot hibernated instances, and discard their saved memory.
     #[arg(long)]
     cold: bool,
 

@@ -7,7 +7,7 @@ use super::{args, open_cloud, print_changes, print_warnings, wait};
 
 /// Terminate instances.
 ///
-/// Volumes with delete-on-termination are deleted. Terminated instances stay listed for an hour.
+/// Volumes attached with delete-on-termination are deleted. Terminated instances stay listed for an hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
