@@ -1,4 +1,4 @@
-//! Attaching, detaching, resizing and switching a disk under a driver loses none of its writes.
+//! Attaching, detaching, resizing and switching a disk that a driver is using loses none of the driver's writes.
 
 mod common;
 

@@ -18,7 +18,7 @@ const MEMORY_KIB: u64 = 64 << 10;
 const VMM_KIB: u64 = 48 << 10;
 /// The limit for additional descriptors. In longer runs, a leak of one descriptor per report exceeds the limit.
 const DESCRIPTORS: usize = 4;
-/// The limit for the VMM's log. Each device logs at most one driver fault per second.
+/// The limit for the VMM's log. Each device counts its driver's faults, and logs them at increasing intervals.
 const LOG_BYTES: u64 = 1 << 20;
 
 #[test]

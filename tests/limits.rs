@@ -75,7 +75,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     assert!(devices >= least.as_nanos() as u64 / 2, "{devices} ns were charged for devices");
     assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: false }), Message::Done);
 
-    // A pause, snapshot or end does not wait for the throttle, which could hold an overdrawn machine for seconds.
+    // A pause, snapshot or end does not wait for the throttle, which can stop an overdrawn vCPU for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();

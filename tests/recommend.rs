@@ -102,7 +102,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     recommendation("running");
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
     let judged = recommendation("stopped");
-    // The instance was nearly always busier than its type's baseline of a tenth.
+    // The instance was nearly always busier than its type's baseline of 10%.
     assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
     let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
     let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);

@@ -75,7 +75,6 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if args.interactive {
         return attach(&args.instance);

@@ -14,8 +14,8 @@ use super::wait::{self, AGENT_TIMEOUT};
 ///
 /// Files are copied through the guest's agent, without a network or a key. If DST is an existing directory, the copy is
 /// created inside it, named after the last component of SRC. If SRC has no last component, as in `web:/` or
-/// `web:/srv/.`, DST must not exist. Sparse files stay sparse. Symbolic links inside SRC are copied as links. A
-/// later copy fails if its SRC or DST leads through a link that was copied from an instance. Devices, pipes and sockets
+/// `web:/srv/.`, DST must not exist. Sparse files stay sparse. Symbolic links inside SRC are copied as links.
+/// Later copies refuse paths on this host that lead through a link copied from an instance. Devices, pipes and sockets
 /// are neither copied nor written to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -38,7 +38,6 @@ fn in_guest(text: &str) -> Option<(&str, &str)> {
     text.split_once(':').filter(|(instance, _)| !instance.is_empty() && !instance.contains('/'))
 }
 
-/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let spinner = wait::spinner("Copying");

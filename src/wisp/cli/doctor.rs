@@ -22,7 +22,6 @@ Examples:
 The exit code is 0 if this host can run guests, else 1.")]
 pub struct Args {}
 
-/// Runs the command.
 pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let findings = probe::examine();
     let guests_run = can_run_guests(&findings);

@@ -32,7 +32,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {

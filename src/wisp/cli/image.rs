@@ -55,7 +55,7 @@ enum Command {
     },
     /// Create an image from an instance's root volume.
     ///
-    /// A running guest flushes its file systems first.
+    /// A running guest flushes its file systems first, unless --no-reboot is given.
     Create {
         #[arg(help = args::INSTANCE)]
         instance: String,
@@ -97,7 +97,7 @@ enum Command {
         /// Size of the file system, such as 4G (tar archives only).
         #[arg(long, value_name = "SIZE")]
         size: Option<MemorySize>,
-        /// The image contains cloud-init (SquashFS and EROFS only; detected for other formats).
+        /// The image contains cloud-init. Needed only for SquashFS and EROFS; detected in other formats.
         #[arg(long)]
         cloud_init: bool,
     },
@@ -168,7 +168,6 @@ impl From<VisibilityArg> for Visibility {
     }
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

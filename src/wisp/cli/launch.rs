@@ -24,7 +24,8 @@ pub const DEFAULT_TYPE: &str = "t2.micro";
 
 /// Launch instances from an image and print their IDs.
 ///
-/// Instances run until they are stopped or terminated. Either all of the requested instances start, or none do.
+/// Instances run until they are stopped or terminated, or power off. Either all of the requested instances start, or
+/// none do.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -106,7 +107,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
-    /// Check the request without launching instances. On success, it fails with DryRunOperation, as in EC2.
+    /// Check the request without launching instances. For a valid request, fail with DryRunOperation, as in EC2.
     #[arg(long, help_heading = ADVANCED)]
     dry_run: bool,
 
@@ -142,7 +143,6 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

@@ -45,7 +45,6 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
     })
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let mut instances = cloud.all_instances()?;

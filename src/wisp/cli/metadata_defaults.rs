@@ -27,7 +27,6 @@ pub struct Args {
     reset: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };

@@ -59,7 +59,6 @@ pub struct Args {
     no_termination_protection: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;

@@ -21,7 +21,6 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;

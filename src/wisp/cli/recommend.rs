@@ -38,7 +38,6 @@ pub struct Args {
 
 type Verdict = Result<Judgment, TooLittle>;
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let is_named = !args.instances.is_empty();

@@ -36,7 +36,6 @@ pub struct Args {
     all: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;

@@ -53,7 +53,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (named, reference) = match args.instance.split_once('@') {
         Some((user, reference)) => (Some(parse_user_name(user).map_err(anyhow::Error::msg)?), reference),

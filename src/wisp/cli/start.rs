@@ -30,7 +30,6 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

@@ -29,7 +29,6 @@ pub struct Args {
     hibernate: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();

@@ -18,7 +18,6 @@ pub struct Args {
     instances: Vec<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let references = cloud.terminate_damaged(&args.instances)?;

@@ -36,7 +36,6 @@ struct Report {
     status: VmmStatus,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let status = match &args.instance {
         Some(instance) => of_instance(instance)?,

@@ -26,7 +26,7 @@ Examples:
   wisp top web --history               usage in the last three hours
   wisp top web --history=336           usage in the last 14 days (the maximum)")]
 pub struct Args {
-    /// Show only this instance.
+    /// Show only this instance (ID, unique ID prefix or name).
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 
@@ -60,7 +60,6 @@ struct Rates {
     throttled_percent: f64,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;

@@ -34,7 +34,6 @@ pub struct Args {
     pub fits: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let host = probe::resources();
     let mut types = match &args.selection {
@@ -88,7 +87,7 @@ fn verdict(candidate: &'static InstanceType, host: HostCapacity) -> Result<(), M
 }
 
 impl Misfit {
-    /// Returns the reason in one word, for a narrow table.
+    /// Returns the shortest form of the reason, for a narrow table.
     fn brief(self) -> &'static str {
         match self {
             Misfit::Never(NotLaunchable::BareMetal) => "metal",

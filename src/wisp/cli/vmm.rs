@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     short_runs: u32,
 
-    /// Delete the snapshot's state once the machine is running.
+    /// Delete the snapshot's state before the vCPUs run, so that it is restored only once.
     #[arg(long, requires = "restore")]
     once: bool,
 }
@@ -179,8 +179,8 @@ impl Aftermath {
     }
 }
 
-/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or none to
-/// restart the machine.
+/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or `None`
+/// to restart the machine.
 fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
         log::warn!("cannot remove the link to the restored snapshot's memory: {error}");
@@ -286,7 +286,7 @@ fn run_vmm(
     })
 }
 
-/// Restarts the machine after a reset by re-executing wisp in the supervisor's process. Returns only on failure.
+/// Restarts the machine after a guest reboot: re-executes wisp in the supervisor's process. Returns only on failure.
 fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);

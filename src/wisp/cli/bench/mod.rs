@@ -92,7 +92,7 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// Network mode: user, none, or auto (user if this host supports it).
+    /// Network mode: user, none, or auto (user if this host supports it, else none).
     #[arg(long, value_name = "MODE", default_value = "auto")]
     network: NetworkMode,
 
@@ -193,7 +193,6 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let types = types(&args.types)?;
