@@ -17,7 +17,7 @@ pub enum Outcome {
     GuestGone,
 }
 
-/// Returns true if the command is a shell on a terminal.
+/// Returns true if no command is given and this process has a terminal: the guest then runs an interactive shell.
 pub fn is_interactive(command: &[OsString]) -> bool {
     command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
