@@ -29,7 +29,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct PlaceArgs {
-    /// Address of the VPC's first instance; creates a new namespace.
+    /// Address of the VPC's first instance; creates new namespaces.
     #[arg(long)]
     first: Option<Ipv4Addr>,
 
