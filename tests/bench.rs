@@ -28,7 +28,7 @@ fn bench_compares_types_by_workloads_and_command() {
     // The template exists from here on.
     fail_a_command(&wisp);
     interrupt(&wisp);
-    // The data directory keeps only the program for the next bench.
+    // No run directories are left. Only the workload program is kept, for the next bench.
     assert_eq!(wisp.runs(), Vec::<PathBuf>::new());
     assert_eq!(wisp.home().join("wisp-workload").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     common::await_no_processes_of(&wisp);

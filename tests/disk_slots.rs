@@ -1,4 +1,4 @@
-//! Attaching, detaching, resizing and switching a disk under a driver loses none of its writes.
+//! Attaching, detaching, resizing and switching a disk that a driver is using loses none of the driver's writes.
 
 mod common;
 
@@ -141,7 +141,7 @@ fn switch_to_overlays_loses_no_write() {
             });
             let mut present = (bench.path("layer0"), format);
             for number in 1..=LAYERS {
-                // Even on a busy host, the driver writes between two switches.
+                // Wait until the driver has written some blocks since the last switch.
                 assert_eq!(progress.iter().take(BETWEEN).count(), BETWEEN);
                 let layer = bench.path(&format!("layer{number}"));
                 disk_image::create_layer(&layer, &present.0, present.1, None).unwrap();
@@ -237,7 +237,7 @@ fn failed_switch_leaves_disk_unchanged() {
         let grown = disk_image::grow(&bench.path("disk"), DiskFormat::Raw, &[], 2 * MIB);
         assert!(grown.is_err(), "the disk's file is no longer locked");
     }
-    // A client that was killed before it got the answer to a switch repeats the request.
+    // A repeated switch succeeds: a client repeats the request if it was killed before the response.
     bench.slots.switch("disk", &bench.path("disk")).unwrap();
     driver.unbind();
     bench.slots.detach("disk", false).unwrap();
@@ -357,7 +357,7 @@ fn killed_vmm_loses_no_flushed_block() {
     };
     drop(Disk::open(&config, dir.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
-    // 3: only leaked clusters.
+    // Exit code 3 means only leaked clusters.
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stdout));
 }
 

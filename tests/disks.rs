@@ -90,7 +90,7 @@ fn damaged_records_do_not_block_other_commands() {
         }
     }
     drop(store);
-    // An unowned file makes the command check the volumes.
+    // A file that belongs to no volume makes the next command check all volumes.
     fs::write(wisp.home().join("volumes/stray.qcow2"), "").unwrap();
     fs::write(wisp.home().join(format!("volumes/{torn}.1.qcow2")), "QFI\u{fb}").unwrap();
     change_store(&wisp, "UPDATE instances SET record = substr(record, 1, 40) WHERE key = ?1", DAMAGED);

@@ -1,4 +1,4 @@
-//! Runs the commands of README.md and docs/, and compares their output.
+//! Runs the commands in README.md and docs/, and compares their output with the pages.
 //!
 //! A `console` block has commands after "$ " and their output, on standard output and standard error. A `sh` block has
 //! commands that must succeed. Each page runs from top to bottom in its own data directory. A comment
@@ -50,7 +50,7 @@ struct Step {
     /// The line number in the page.
     line: usize,
     command: String,
-    /// The lines that it prints; none if the page does not show them.
+    /// The lines that the command prints, or `None` if the page does not show them.
     output: Option<Vec<String>>,
 }
 

@@ -1,4 +1,4 @@
-//! Host faults. Each ends in a correct state or a clear error, and does not affect other instances.
+//! Faults of the host. Each must end in a correct state or a clear error, and must not affect other instances.
 //! `docs/reliability.md` lists all tested faults.
 
 mod common;
@@ -14,7 +14,7 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Outcome, Wisp};
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 
-/// Returns the VMM and its supervisor.
+/// Returns the process IDs of the VMM and its supervisor.
 fn processes(wisp: &Wisp, instance: &str) -> Vec<i32> {
     let id = dir(wisp, instance).file_name().unwrap().to_str().unwrap().to_string();
     common::vmm_processes(wisp.home()).into_iter().filter(|(_, of)| of.to_string() == id).map(|(pid, _)| pid).collect()
@@ -91,7 +91,7 @@ const OTHER_CLOCK: &str = "
         }
 ";
 
-/// Unreadable bytes of a disk, beyond the end of the image's disk.
+/// The offset and length of a disk's bad sectors. The image's root disk ends before them.
 const BAD: u64 = 512 << 20;
 const BAD_LENGTH: u64 = 64 << 10;
 
@@ -177,10 +177,10 @@ fn host_clock_jump_changes_only_guest_time() {
     at(400, &[&size[..], &["--name", "it", "--overcommit"]].concat());
     assert!(launched() > before, "{} is not after {before}", launched());
     is_right(400);
-    // For this command, the instance was launched in the future.
+    // For these commands, the instance was launched in the future.
     assert!(at(0, &["ls"]).contains("running") && at(-400, &["show", "it"]).contains("running"));
     at(-400, &["tag", "it", "when=before"]);
-    // The guest's own clock jumps, too. A restore sets it.
+    // A restore sets the guest's clock, even if the guest had changed it.
     exec(&wisp, "it", "date -u -s @1000000000");
     at(-400, &["stop", "it", "--hibernate"]);
     at(0, &["start", "it"]);
@@ -216,7 +216,7 @@ fn bad_sectors_fail_only_requests_that_touch_them() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&wisp);
-    // The other disks end before the unreadable bytes.
+    // The other disks end before the bad sectors, so the library does not affect them.
     for (name, size) in [("bad", 2 * BAD), ("good", BAD / 2)] {
         let path = dir.path().join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -270,7 +270,7 @@ struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
     fn new(limit: u64) -> std::io::Result<MemoryGroup> {
-        // cgroup version 1 or 2.
+        // The host has cgroup version 1 or 2.
         let first = Path::new("/sys/fs/cgroup/memory");
         let (root, file) = if first.join("tasks").exists() {
             (first, "memory.limit_in_bytes")
@@ -318,7 +318,7 @@ fn oom_killed_vmm_is_reported_and_loses_no_synced_data() {
     };
     run(&[&["launch", "--name", "large", "--network", "none", "--overcommit"], &SMALL[..]].concat()).expect_code(0);
     exec(&wisp, "large", "echo kept > /root/kept; sync");
-    // The group's limit is below the guest's memory. The command ends with its guest.
+    // The group's limit is below the guest's memory, so the VMM is killed, and the command fails.
     let fill = if group.is_ok() { "head -c 200000000 /dev/zero > /dev/shm/zeroes" } else { "echo up; sleep 9999" };
     let filled = match &group {
         Ok(_) => wisp.run(&["exec", "large", "--", "sh", "-c", fill]),

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::Wisp;
 use common::instances::{exec, files, json, launch};
 
-/// Waits until the guest's process has counted further.
+/// A script that waits until the guest's background process has increased its count.
 const COUNTS_ON: &str =
     "c=$(cat /tmp/count); until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done";
 
-/// A machine ID, an SSH host key and a random seed, as in images from elsewhere.
+/// A machine ID, an SSH host key and a random seed. Images may contain them, but each fork must have its own.
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
 const MAKE_IDENTITY: &str = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; mkdir -p /etc/dropbear \

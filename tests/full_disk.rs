@@ -1,4 +1,4 @@
-//! A full host disk: the guest's writes fail, everything else works, and after space is freed nothing is broken.
+//! A full host disk: the guest's writes fail, everything else works, and writes succeed again once space is freed.
 //! A file size limit simulates the full disk. The limit applies to the process, so this file has only one test.
 
 mod common;
@@ -16,7 +16,7 @@ fn limit_files(bytes: Option<u64>) {
     setrlimit(Resource::Fsize, limit).unwrap();
 }
 
-/// Differs for each block and is never zero.
+/// Returns the content of a block. It differs between blocks and is never zero.
 fn content(block: u64) -> Vec<u8> {
     (block + 1).to_le_bytes().repeat(BLOCK / 8)
 }
@@ -58,7 +58,7 @@ fn full_disk_fails_only_writes() {
             assert_eq!(driver.request(IN, block * 128, &mut data), OK, "{name}: block {block}");
             assert!(*answer != OK || data == content(block), "{name}: block {block} is not what was written");
         }
-        // The flush may fail, but must leave a sound state.
+        // The flush may fail, but must leave the image in a consistent state.
         driver.request(FLUSH, 0, &mut []);
 
         limit_files(None);

@@ -147,7 +147,7 @@ fn guests_run_on_hardware_kvm_as_on_software_kvm() {
         line.1.trim().to_string()
     };
     assert!(said("doctor").contains("hardware (AMD-V)"), "{printed}");
-    // Two vCPUs without nested virtualization.
+    // The guest has two vCPUs, and neither of them has SVM (nested virtualization).
     assert!(said("guest").starts_with("2 0 ") && said("guest").ends_with(": 0 lost"), "{printed}");
     assert_eq!(said("hibernated"), "counts on", "{printed}");
     assert!(said("forked").starts_with("counts on i-"), "{printed}");

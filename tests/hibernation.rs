@@ -21,7 +21,7 @@ fn hibernated() -> (String, String) {
     ("stopped".into(), "Client.UserInitiatedHibernate".into())
 }
 
-/// Asserts that the guest still has the boot ID `boot`, and that its process is running.
+/// Asserts that the guest still has the boot ID `boot`, its process is running, and its clock is right.
 fn assert_resumed(wisp: &Wisp, boot: &str) {
     let script = "cat /proc/sys/kernel/random/boot_id; c=$(cat /tmp/count)
         until d=$(cat /tmp/count) && [ -n \"$d\" ] && [ \"$d\" != \"$c\" ]; do :; done; date +%s";
@@ -72,7 +72,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     assert!(!dir.join("vmm/hibernated/state").exists(), "the snapshot still exists after the restore");
     assert_filtered(&dir);
 
-    // If the command is killed, the VMM saves the memory, and the next command completes the stop.
+    // If the command is killed, the VMM usually completes the save, and the next command completes the stop.
     let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
     while !dir.join("vmm/hibernated/memory").exists() {
@@ -88,7 +88,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     wait_until_gone(vmm);
     assert_eq!(state(&wisp), hibernated());
 
-    // A damaged snapshot is refused and kept. Without it, the instance cold-boots.
+    // A damaged snapshot is refused and kept. With --cold, the instance boots without its snapshot.
     let saved = dir.join("vmm/hibernated/state");
     let sound = std::fs::read(&saved).unwrap();
     let mut damaged = sound.clone();
@@ -114,7 +114,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     // SAFETY: the VMM is a process of this test.
     unsafe { libc::kill(vmm as i32, libc::SIGKILL) };
     let stderr = stop.wait().stderr;
-    // The snapshot may have been complete just before. Otherwise the command reports its loss.
+    // The snapshot may have been complete before the kill. Otherwise the command reports that the memory is lost.
     assert_eq!(state(&wisp).0, "stopped");
     assert!(
         state(&wisp) == hibernated() || stderr.contains("hibernation failed, so the instance was stopped"),
@@ -244,7 +244,7 @@ fn busy_guest_survives_a_hundred_hibernations() {
     let said = exec(&wisp, "sleeper", end);
     let counts: Vec<u64> = said.split(' ').map(|part| part.split_once('=').unwrap().1.parse().unwrap()).collect();
     assert!(counts[..3].iter().all(|count| *count >= 100) && counts[3] == 0, "{said}");
-    // Without the saved memory there is no base either.
+    // A stop without hibernation also removes the base snapshot.
     wisp.run(&["stop", "sleeper"]).expect_code(0);
     assert!(!dir.exists());
     wisp.run(&["terminate", "sleeper"]).expect_code(0);

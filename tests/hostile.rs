@@ -18,7 +18,7 @@ const MEMORY_KIB: u64 = 64 << 10;
 const VMM_KIB: u64 = 48 << 10;
 /// The limit for additional descriptors. In longer runs, a leak of one descriptor per report exceeds the limit.
 const DESCRIPTORS: usize = 4;
-/// Each device may log one fault of its driver per second.
+/// The limit for the VMM's log. Each device counts its driver's faults, and logs them at increasing intervals.
 const LOG_BYTES: u64 = 1 << 20;
 
 #[test]
@@ -80,7 +80,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, parse)
 }
 
-/// Builds the kernel: without an operating system, linked at 16 MiB.
+/// Builds the hostile kernel, as a freestanding program that is linked at 16 MiB.
 fn kernel(dir: &Path) -> std::path::PathBuf {
     let (source, built) =
         (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/hostile.rs"), dir.join("hostile"));

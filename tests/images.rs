@@ -9,7 +9,7 @@ use std::process::Command;
 use common::Wisp;
 use mkext4::reader::Fs;
 
-/// Creates a root file system without Wisp: only busybox, which is also its init.
+/// Creates a root file system without Wisp's agent. It has only busybox, which is also its init.
 fn bare_root(wisp: &Wisp, dir: &Path) -> PathBuf {
     let embedded = Fs::open(File::open(wisp.bundle().join("root.ext4")).unwrap()).unwrap();
     let busybox = embedded.read_file(embedded.resolve("/bin/busybox").unwrap()).unwrap();
@@ -93,7 +93,7 @@ fn read_only_root_gets_overlay_in_memory() {
     std::fs::create_dir(&files).unwrap();
     let archive = flate2::read::GzDecoder::new(File::open(bare_root(&wisp, dir.path())).unwrap());
     tar::Archive::new(archive).unpack(&files).unwrap();
-    // Like a container's files, without any init.
+    // Like a container image, the root file system has no init.
     std::fs::remove_file(files.join("sbin/init")).unwrap();
     std::fs::write(files.join("etc/resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
     assert!(files.join(".dockerenv").exists());

@@ -74,7 +74,7 @@ fn instance_life_cycle_matches_ec2() {
     let wisp = Wisp::in_long_home();
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("user-data");
-    // A byte order mark and CRLF, as from another system's editor. The background process keeps the output open.
+    // A byte order mark and CRLF, as Windows editors write them. The background process keeps the output open.
     std::fs::write(&script, "\u{feff}#!/bin/sh\r\necho ran > /root/user-data\r\n(while :; do sleep 1000; done) &\r\n")
         .unwrap();
     let data = ["--user-data", script.to_str().unwrap()];
@@ -91,7 +91,7 @@ fn instance_life_cycle_matches_ec2() {
     assert_eq!(all[0]["State"]["Code"], 16);
     assert_eq!(all[0]["Tags"][1]["Value"], "red");
 
-    // The guest's kernel gives the seed only to privileged processes.
+    // The host sends the seed only to privileged source ports, which the guest's kernel reserves for root.
     let put = "cat > /run/seed && chmod 755 /run/seed";
     wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
     for (user, port, expected) in [
@@ -137,7 +137,7 @@ fn instance_life_cycle_matches_ec2() {
     assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
     assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
 
-    // If tags are part of the metadata, their keys must be valid there.
+    // If the metadata service exposes tags, their keys must be valid in its paths.
     refused(wisp.run(&["launch", "--metadata-options", "tags=enabled", "--tag", "a b=1"]), "not a valid tag key");
     wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
     wisp.run(&["tag", "web", "a.b=1"]).expect_code(0);

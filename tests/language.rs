@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Words that a doc comment must not start with: it starts with a verb or a noun phrase.
 const QUESTION_WORDS: [&str; 8] = ["What", "Who", "Whose", "Which", "Where", "How", "Whether", "Why"];
 
-/// Phrases that stand for a term of the field, such as "restore", "fix", "backing file" or "uplink".
+/// Phrases that avoid a term of the field, such as "restore", "fix", "backing file" or "uplink".
 const BANNED: [&str; 16] = [
     "go on from",
     "goes on from",
@@ -28,7 +28,7 @@ const BANNED: [&str; 16] = [
     "for a while",
 ];
 
-/// An area, its doc comments that may start with a question word, and its banned phrases.
+/// Areas of the repository, each with its budgets: doc comments that start with a question word, and banned phrases.
 const BUDGETS: [(&str, usize, usize); 14] = [
     ("src/cloud", 0, 0),
     ("src/disk", 0, 0),
@@ -52,7 +52,7 @@ struct Count {
     banned: usize,
 }
 
-/// Files with text that a person reads, below `directory`.
+/// Adds the Rust and Markdown files below `directory` to `found`.
 fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -83,7 +83,7 @@ fn count(text: &str) -> Count {
     count
 }
 
-/// Occurrences of a phrase as whole words.
+/// Counts the occurrences of a phrase as whole words.
 fn occurrences(line: &str, phrase: &str) -> usize {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let whole = |at: usize| {
@@ -109,7 +109,7 @@ fn text_stays_within_its_budget() {
     assert!(found.len() > 300, "only {} files were found", found.len());
     let area = |path: &Path| {
         let path = path.strip_prefix(&root).unwrap().to_str().unwrap().to_string();
-        // The longest name wins, so that an area can be split.
+        // If areas are nested, the innermost one applies.
         let areas = BUDGETS.iter().filter(|(area, ..)| path.starts_with(area));
         areas.max_by_key(|(area, ..)| area.len()).map(|(area, ..)| *area)
     };
@@ -118,7 +118,7 @@ fn text_stays_within_its_budget() {
         let paths = found.iter().filter(|path| area(path) == Some(name));
         let mut sum = Count::default();
         for path in paths {
-            // This file has the phrases as data.
+            // This file contains the phrases as data.
             if path.ends_with("tests/language.rs") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Processes: a guest's VMM ends with the command that owns the guest, and no process is left.
+//! The lifetime of processes: a guest's VMM ends with the command that owns the guest, and no process is left.
 
 mod common;
 
@@ -145,6 +145,6 @@ fn reboot_loop_backs_off_and_can_be_terminated() {
     wisp.run(&["image", "import", bundle.path().to_str().unwrap()]).expect_code(0);
     wisp.run(&["launch", "loop", "--name", "loop", "--no-wait", "--network", "none", "--memory", "128M"])
         .expect_code(0);
-    wait_for_log(&wisp.instances()[0], "the guest rebooted 3 times soon after its start; it starts again in 2s");
+    wait_for_log(&wisp.instances()[0], "the guest rebooted 3 times shortly after starting; restarting it in 2s");
     wisp.run(&["terminate", "loop"]).expect_code(0);
 }

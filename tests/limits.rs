@@ -1,4 +1,4 @@
-//! CPU, disk and network limits of real guests, and the limits that instances get.
+//! CPU, disk and network limits: their effect on real guests, and the limits of instance types and volumes.
 
 mod common;
 
@@ -15,12 +15,12 @@ use machine::network::{MacAddress, MetadataConfig, NetstackConfig};
 use serde_json::json;
 
 const SECOND: u64 = 1_000_000_000;
-/// The share of one CPU that the vCPU earns. Even a busy host gives the vCPU more.
+/// The share of one CPU that the vCPU earns. Without a limit, the vCPU would get more, even on a busy host.
 const SHARE: f64 = 0.2;
-/// User code for part of a second, which runs natively even under software KVM.
+/// A loop of less than a second. It is user code, which runs natively even under software KVM.
 const BUSY: &str = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done";
 
-/// Returns the host CPU time of a loop, and its duration.
+/// Runs [`BUSY`] in the guest. Returns the vCPU's CPU time and the elapsed time.
 fn be_busy(machine: &mut Machine) -> (Duration, Duration) {
     let (before, began) = (machine.status().cpu_time_ns, Instant::now());
     machine.shell(BUSY);
@@ -50,13 +50,13 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
 
     assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: false }), Message::Done);
     let before = machine.status().cpu_budget.unwrap();
-    // The debt was charged, and later usage is one slice at most.
+    // The surplus was charged, and at most one slice has been used since then.
     let CpuBalance { owed_ns, overdrawn_ns, .. } = before.budget.balance;
     assert!(owed_ns == 0 && overdrawn_ns < 100_000_000, "{before:?}");
     let (used, took) = be_busy(&mut machine);
     let after = machine.status().cpu_budget.unwrap();
     println!("limited: {used:?} of CPU time in {took:?}: {after:?}");
-    // Credits saved just before, and the last slices, add to the share.
+    // In addition to its share, the vCPU can use the saved credits, and exceed the limit by its last slices.
     let most = took.as_secs_f64() * SHARE + before.budget.balance.saved_ns as f64 / 1e9 + 0.1;
     assert!(used.as_secs_f64() <= most, "{used:?} in {took:?} is more than {most}");
     // The vCPU was throttled no longer than necessary: it used the earned credits.
@@ -75,7 +75,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     assert!(devices >= least.as_nanos() as u64 / 2, "{devices} ns were charged for devices");
     assert_eq!(machine.ask(&ControlRequest::SetCanOwe { can_owe: false }), Message::Done);
 
-    // A pause, snapshot or end does not wait for the throttle, which could hold an overdrawn machine for seconds.
+    // A pause, snapshot or end does not wait for the throttle, which can stop an overdrawn vCPU for seconds.
     machine.shell(&format!("({BUSY}; {BUSY}; {BUSY}; {BUSY}) > /dev/null 2>&1 &"));
     let saved = machine.path("vmm/saved");
     std::fs::create_dir(&saved).unwrap();
@@ -89,7 +89,7 @@ fn vcpu_without_surplus_credits_is_throttled_to_earned_share() {
     assert_eq!((record.budget.balance.overdrawn_ns, record.throttled_ns), (0, held), "{record:?}");
 }
 
-/// Rates per second, which the guest exceeds even on a busy host.
+/// Rates per second, which the guest would exceed without limits, even on a busy host.
 const DISK_BYTES: u64 = 50_000;
 const OPERATIONS: u64 = 10;
 const NET_BYTES: u64 = 20_000;
@@ -97,7 +97,7 @@ const USER_DATA_BYTES: usize = 150_000;
 const BLOCK: u64 = 4096;
 const MTU: u16 = 1500;
 
-/// The limit is the rate, a burst of a twentieth of a second, and the last operation of at most `largest`.
+/// Asserts that `act` stays within the rate, plus a burst of 50 ms and one operation of at most `largest`.
 fn expect_within(
     machine: &mut Machine,
     rate: u64,
@@ -179,7 +179,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     let wisp = Wisp::new();
     let dir = tempfile::tempdir().unwrap();
     let config = with_limits(&wisp, dir.path());
-    // A network that accepts everything and sends nothing.
+    // A network backend that discards all packets and sends none.
     let (network, mut far) = UnixStream::pair().unwrap();
     std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
     let mut machine = Machine::start_connected(&wisp, dir, &config, network);
@@ -215,7 +215,7 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     assert!(disks[1].throttled_ns > 0 && disks[2].throttled_ns > 0, "{disks:?}");
     assert_eq!((disks[0].throttled_ns, disks[3].throttled_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
 
-    // A large operation counts once per quarter of a MiB.
+    // A large operation counts once per 256 KiB.
     expect_within(
         &mut machine,
         OPERATIONS,
@@ -285,7 +285,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
     const IOPS: u64 = 100;
     const READS: u64 = 60;
     let wisp = Wisp::warm();
-    // The minimum IOPS of a volume, with a type that has no burst credits.
+    // 100 IOPS is the minimum of io1, which has no burst credits.
     let volume = ["--network", "none", "--overcommit", "--volume", "size=4,type=io1,iops=100"];
     let script = format!("dd if=/dev/vdb of=/dev/null bs=4k count={READS} iflag=direct 2>/dev/null");
     for (name, more, is_limited) in [("limited", &[][..], true), ("free", &["--no-limits"], false)] {
@@ -319,7 +319,7 @@ fn volume_iops_limit_applies_unless_instance_has_no_limits() {
             continue;
         }
         held_to(Some(IOPS));
-        // A guest under software KVM seldom needs more IOPS, so set a limit below the minimum of EC2.
+        // A guest under software KVM may not reach 100 IOPS, so set a limit below EC2's minimum.
         let operations = Some(Rate::constant(OPERATIONS));
         let limits = Some(DiskLimits { bytes: None, operations, operation_bytes: 256 << 10 });
         assert_eq!(ask(&dir, &ControlRequest::SetDiskLimits { id: disk().id, limits }), Message::Done);

@@ -47,7 +47,7 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
 
     let layer = machine.path("layer");
     disk_image::create_layer(&layer, &data, DiskFormat::Raw, None).unwrap();
-    // A program's bytes, because generating random bytes takes long under software KVM.
+    // Write the bytes of a program, because generating random bytes takes long under software KVM.
     let before = machine.shell(
         "dd if=/proc/self/exe of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null
         dd if=/proc/self/exe bs=64k count=4 2>/dev/null | sha256sum | cut -d' ' -f1",

@@ -17,7 +17,7 @@ use machine::sandbox_record::SandboxLayer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Bytes to upload: few, because the guest's nc sends them in small pieces.
+/// The size of the upload in bytes. It is small, because the guest's nc is slow: it sends small pieces.
 const UPLOAD: usize = 256 << 10;
 
 fn ask(address: impl Into<SocketAddr>, request: &[u8]) -> Vec<u8> {
@@ -131,7 +131,7 @@ fn guest_network_works_outbound_and_inbound() {
         assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
     }
 
-    // The VMM cannot access the network that its ports are published on.
+    // The VMM cannot access the host's network, although its ports are published there.
     in_own_network_namespace(&wisp, "web");
 
     // A reboot keeps the network, and a stop keeps the address.

@@ -21,7 +21,7 @@ fn ask(wisp: &Wisp, words: &[&str]) -> Output {
     output
 }
 
-/// Runs ten commands of one process. The last one terminates the instance of the first.
+/// Runs ten commands in sequence. The last one terminates the instance that the first one launched.
 fn round(wisp: &Wisp, number: usize) {
     let done = |words: &[&str]| {
         let output = ask(wisp, words);

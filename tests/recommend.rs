@@ -1,4 +1,4 @@
-//! Usage readings: they survive any end of the instance and are the basis of recommendations.
+//! Usage readings: they survive stops and kills of the VMM, and are the basis of recommendations.
 
 mod common;
 
@@ -47,7 +47,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
         instances::exec(&wisp, "a", BUSY);
     }
     let last = read(&own).unwrap().pop().unwrap();
-    // No timer takes readings. Each is for five seconds of vCPU time, except the first one and the one at readiness.
+    // The VMM takes a reading at its start, when the guest is ready, and after each five seconds of vCPU time.
     let readings = read(&own).unwrap().len() as u64;
     assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
 
@@ -81,7 +81,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     text += &fs::read_to_string(own.join(FILE)).unwrap();
     fs::write(own.join(FILE), text).unwrap();
     wisp.run(&["start", "a", "--no-wait"]).expect_code(0);
-    // An answer means that the first reading was taken. The guest is still booting.
+    // Once the VMM responds, it has taken its first reading. The guest is still booting.
     let again = instances::json(&wisp, &["show", "a"]);
     assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");
     assert!(read(&own).unwrap().len() < 1100);
@@ -102,7 +102,7 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     recommendation("running");
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
     let judged = recommendation("stopped");
-    // The instance was nearly always busier than its type's baseline of a tenth.
+    // The instance was nearly always busier than its type's baseline of 10%.
     assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
     let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
     let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);

@@ -79,7 +79,7 @@ fn usage_errors_exit_with_2() {
     }
 }
 
-/// A command in a guest can exit with 2 itself.
+/// Exit code 2 would be ambiguous, because the command in the guest can also return it.
 #[test]
 fn usage_errors_of_commands_in_guests_exit_with_125() {
     let wisp = Wisp::without_kvm();

@@ -1,4 +1,4 @@
-//! Checks of the repository: embedded files match their sources, and licenses are those that are listed.
+//! Checks of the repository: embedded files match their sources, and all licenses are allowed and listed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The VMM's sandbox: each layer alone against attempts to escape it, and all of them on a VMM with a guest.
+//! The VMM's sandbox: attempts to escape from each layer alone, and all layers on a VMM with a guest.
 
 mod common;
 
@@ -25,7 +25,7 @@ use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};
 use vmm::sandbox::{landlock, limits, root, seccomp};
 
-/// Exit codes of [`run_in_child`].
+/// Exit codes of the attempts that [`run_in_child`] runs.
 const REFUSED: i32 = 0;
 const ESCAPED: i32 = 1;
 /// The layer could not be set up.
@@ -242,7 +242,7 @@ fn unlisted_syscall_kills_process_and_is_named() {
     });
 }
 
-/// A VMM without namespaces, on a kernel without Landlock, has only its seccomp filters.
+/// If namespaces and Landlock are unavailable, only the seccomp filters keep a VMM from the host's network.
 #[test]
 fn socket_creation_is_refused_in_every_thread() {
     for kind in ThreadKind::ALL {
@@ -321,7 +321,7 @@ fn tcp_fast_open_is_refused() {
             (libc::MSG_FASTOPEN, std::ptr::null()),
             (0, &raw const address),
         ] {
-            // Created before the filter, like sockets from a listener.
+            // The socket is created before the filter applies, like a listener that the VMM inherits.
             let socket =
                 rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
             violates(kind, "sendto", || send(socket.as_raw_fd(), flags, address));
@@ -347,7 +347,7 @@ fn socket_options_of_other_levels_are_refused() {
     }
 }
 
-/// A VMM with published ports needs only the passed listeners: its network namespace is empty.
+/// A VMM with published ports serves them on inherited listeners, because its own network namespace is empty.
 #[test]
 fn passed_listener_serves_clients_from_empty_network_namespace() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -438,7 +438,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
         let threads = thread_status(sandbox.pid, field);
         assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
     }
-    // The environment of this process has more variables, such as the test runner's.
+    // This process has more environment variables (such as cargo's), but the VMM must have only the allow-listed ones.
     for pid in [status.pid, sandbox.pid] {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
@@ -464,7 +464,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
     assert!(!root.join(image.strip_prefix("/").unwrap()).exists());
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
-    // The disk has a ring, or the log says why not.
+    // The disk has an io_uring, unless the log says that the disk handles one request at a time.
     let rings = targets.iter().filter(|target| target.to_string_lossy() == "anon_inode:[io_uring]").count();
     let log = fs::read_to_string(dir.join("vmm.log")).unwrap();
     assert_eq!(rings, usize::from(!log.contains("one request at a time")), "{log}");
@@ -482,7 +482,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
         let file = file.unwrap().path();
         assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
     }
-    // Of the files next to its own directory, the VMM sees only those that it must read.
+    // In the instance's directory, the VMM sees only its own directory and files that it must read.
     let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(dir.strip_prefix("/").unwrap());
     assert!(seen.join("vmm/console.log").exists());
     let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -492,7 +492,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
     running.wait().expect_code(0);
 }
 
-/// Only root can become another user.
+/// Asserts that another user cannot access the machine's files. Only root can check this, by becoming another user.
 fn assert_other_user_has_no_access(wisp: &Wisp, dir: &Path) {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
@@ -536,7 +536,7 @@ fn missing_sandbox_layers_are_reported_and_others_apply() {
     let wisp = Wisp::warm();
     let mut command = wisp.command(&[&["launch", "--name", "it", "--network", "none"], &SMALL[..]].concat());
     let filters = restricted_host_filters();
-    // SAFETY: prctl and seccomp are async-signal-safe, and the filters are made.
+    // SAFETY: prctl and seccomp are async-signal-safe, and the filters have already been compiled.
     unsafe {
         command.pre_exec(move || {
             filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(std::io::Error::other))

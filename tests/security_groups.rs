@@ -49,7 +49,7 @@ fn rules_are_authorized_and_revoked() {
     assert_eq!((&permissions[1]["FromPort"], &permissions[1]["ToPort"]), (&json!(8000), &json!(8100)));
     assert_eq!(permissions[1]["UserIdGroupPairs"][0]["GroupId"], group(&wisp, "backend")["GroupId"]);
     refused(wisp.run(&["sg", "rm", "backend"]), "DependencyViolation");
-    // A command applies all of its rules, or none.
+    // If one of a command's rules does not exist, the command removes none of them.
     refused(
         wisp.run(&["sg", "revoke", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--cidr", "10.1.0.0/16"]),
         "InvalidPermission.NotFound",

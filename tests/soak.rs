@@ -22,7 +22,7 @@ const MOST_INSTANCES: usize = 3;
 const LONGEST_DELAY_US: u64 = 3_000_000;
 
 #[test]
-fn random_commands_and_kills_leave_a_consistent_store_and_nothing_else() {
+fn random_commands_and_kills_leave_consistent_state() {
     let rounds = number("WISP_SOAK_ROUNDS").unwrap_or(ROUNDS);
     let seed = number("WISP_SOAK_SEED").unwrap_or(SEED);
     let mut soak = Soak { wisp: Wisp::new(), random: Random(seed.max(1)), killed: [0; 2] };
@@ -59,7 +59,7 @@ impl Random {
         (!choices.is_empty()).then(|| choices[self.below(choices.len() as u64) as usize].clone())
     }
 
-    /// Short delays are as frequent as long ones, because faults within microseconds matter as much.
+    /// Returns a delay of a random magnitude, so that faults within microseconds are as likely as after seconds.
     fn delay(&mut self) -> Duration {
         let limit = LONGEST_DELAY_US >> self.below(14);
         Duration::from_micros(self.below(limit.max(1)))
@@ -76,7 +76,7 @@ struct State {
 struct Soak {
     wisp: Wisp,
     random: Random,
-    /// Numbers of killed commands and VMMs.
+    /// The number of killed commands, and of killed VMMs.
     killed: [u32; 2],
 }
 
@@ -186,7 +186,8 @@ impl Soak {
         self.check_files(&state)
     }
 
-    /// Settling usually takes one command, but several if a killed command had just started a VMM.
+    /// Runs `wisp ls` until no instance is in a transitional state. One command usually suffices, but several are
+    /// needed if a killed command had just started a VMM.
     fn settled(&self) -> Result<State, String> {
         let mut passing = String::new();
         for _ in 0..100 {
@@ -297,7 +298,7 @@ fn backing(file: &Path) -> Result<Option<String>, String> {
     let qemu_img = |verb: &str| {
         let output = Command::new("qemu-img").args([verb, "-U", "--output", "json"]).arg(file).output();
         let output = output.expect("qemu-img (Debian package qemu-utils) is needed: scripts/test installs it");
-        // 3: only leaked clusters, which a killed process may leave.
+        // Exit code 3 means only leaked clusters, which a killed process may leave.
         let sound = matches!(output.status.code(), Some(0 | 3));
         if sound { Ok(output.stdout) } else { Err(format!("{file:?}: {}", String::from_utf8_lossy(&output.stderr))) }
     };

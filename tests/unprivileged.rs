@@ -1,5 +1,5 @@
 //! Wisp without root privileges: everything works except what the kernel forbids, which `wisp doctor` names.
-//! The test runs as root and creates a user. For other users, all other tests already cover this.
+//! The test needs root, to create a user. If the test suite runs as another user, the other tests cover the same.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn unprivileged_user_runs_all_features_and_leaves_nothing() {
     let Some(user) = User::create() else {
         return test_support::skip_without(test_support::Capability::Root);
     };
-    // The check applies only if the device is not open to all users.
+    // This can be checked only if the device is not accessible to all users.
     if std::fs::metadata(KVM).unwrap().permissions().mode() & 0o006 == 0 {
         let output = user.wisp().arg("doctor").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
@@ -137,7 +137,7 @@ fn hello_from_the_world(wisp: &Wisp, name: &str) -> String {
     })
 }
 
-/// Asserts the suggested fix on a kernel that grants users no namespaces.
+/// Asserts that Wisp suggests the fix if the kernel allows no user namespaces.
 fn without_namespaces(wisp: &Wisp) {
     const FIX: &str = "sudo sysctl user.max_user_namespaces=15000";
     let forbidden = |args: &[&str]| {

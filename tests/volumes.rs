@@ -59,7 +59,7 @@ fn volume_moves_between_instances_with_its_data() {
     assert_eq!(exec(&wisp, "a", sum), digest);
     check_images(&wisp);
 
-    // Only volumes without deletion on termination are kept.
+    // Volumes that are attached without delete-on-termination are kept.
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     let volumes = json(&wisp, &["volume", "ls"]);
     let left: Vec<&str> =

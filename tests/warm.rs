@@ -36,7 +36,7 @@ fn warm_launch_creates_independent_instances() {
     let mut seen = BTreeSet::new();
     for id in &ids {
         assert!(is_warm(&wisp, id), "{id}");
-        // The key and the user data arrive after the guest is ready.
+        // The key and the user data can arrive after the guest is ready.
         let script = "until [ -e /root/user-data ]; do sleep 0.1; done; hostname
             head -c 16 /dev/urandom | od -An -tx1; grep -c mine /root/.ssh/authorized_keys; date +%s";
         let text = exec(&wisp, id, script);
@@ -58,7 +58,7 @@ fn warm_launch_creates_independent_instances() {
     assert!(outcome.text().starts_with("i-"), "{}", outcome.text());
     assert!(has_restored(&json(&wisp, &["timeline"])));
 
-    // After a damaged template, the next launch cold-boots and a background process creates a new template.
+    // If the template is damaged, the next launch cold-boots, and a background process creates a new template.
     let warm = wisp.home().join("warm");
     let dir = std::fs::read_dir(&warm).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
     std::fs::write(dir.unwrap().join("state"), "damaged").unwrap();

@@ -1,5 +1,5 @@
-//! Entry points of the fuzz targets in `fuzz/`; see `docs/fuzzing.md`. No input may cause a panic. Compiled for tests
-//! and with the feature `fuzzing`. The tests replay the inputs in `fuzz/corpus`, and mutations of them.
+//! Entry points of the fuzz targets in `fuzz/`; see `docs/fuzzing.md`. No input may cause a panic. This module is
+//! compiled for tests, which replay the inputs in `fuzz/corpus` and mutations of them, and for the feature `fuzzing`.
 
 use node::guest;
 
@@ -7,7 +7,7 @@ use node::guest;
 macro_rules! targets {
     ($($name:ident: $($entry:ident)::+,)+) => {
         $(
-            #[doc = concat!("The target `", stringify!($name), "`.")]
+            #[doc = concat!("Runs the target `", stringify!($name), "`.")]
             pub fn $name(data: &[u8]) {
                 $($entry)::+(data);
             }

@@ -1,10 +1,12 @@
+//! Commands of `wisp` on instances, with their results as text or JSON.
+
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::{Outcome, Wisp};
 
-/// Smaller than any instance type, and so the fastest to boot.
+/// The size of most test guests. It is smaller than any instance type, because small guests boot fastest.
 pub const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "192M"];
 
 pub fn launch(wisp: &Wisp, more: &[&str]) -> Outcome {

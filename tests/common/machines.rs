@@ -1,4 +1,4 @@
-//! A machine with the embedded image for tests of the VMM itself. The test is the VMM's watcher.
+//! Machines that boot the embedded image, for tests of the VMM itself. The test process is the VMM's watcher.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -18,7 +18,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::{DEADLINE, Wisp};
 
-/// Held while a command runs in a guest. A process can run only one, because it forwards its signals to the command.
+/// Held while a command runs in a guest. This process can run only one command at a time, because it forwards its
+/// signals to the command.
 static COMMAND: Mutex<()> = Mutex::new(());
 
 pub struct Machine {

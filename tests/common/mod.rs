@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than any guest here takes under software KVM while two others run.
+/// Longer than any step of a test takes under software KVM while two other guests are running.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
 pub struct Wisp {
@@ -46,7 +46,7 @@ impl Wisp {
         Wisp { home: tempfile::tempdir().expect("a temporary directory"), is_warm: false, user: None }
     }
 
-    /// Creates a path longer than a socket address holds, with spaces and non-ASCII letters.
+    /// Uses a data directory whose path has spaces and non-ASCII letters, and does not fit in a socket address.
     pub fn in_long_home() -> Wisp {
         let mut wisp = Wisp::new();
         let prefix = "data directory ünïcödé 数据 ".repeat(6);
@@ -69,7 +69,7 @@ impl Wisp {
         wisp
     }
 
-    /// Creates templates of [`instances::SMALL`] and of the size of `wisp run`, for tests that need no cold boot.
+    /// Copies templates for [`instances::SMALL`], `wisp run` and `wisp launch`, for tests that need no cold boot.
     pub fn warm() -> Wisp {
         let wisp = Wisp::warmable();
         template::copy_to(wisp.home());
@@ -94,7 +94,7 @@ impl Wisp {
     pub fn command(&self, args: &[&str]) -> Command {
         let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
         let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
-        // Guests cold-boot, and no templates are created in the background, unless a test requests them.
+        // A limit of 0 disables templates: guests cold-boot, and no templates are created in the background.
         let limit = if self.is_warm { "4096" } else { "0" };
         command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");
         command
@@ -105,7 +105,7 @@ impl Wisp {
         let mut stdin = running.stdin.take().expect("standard input is a pipe");
         let input = input.to_vec();
         let writer = thread::spawn(move || {
-            // The command need not read its input.
+            // Ignore failures, because the command may exit without reading its input.
             let _ = stdin.write_all(&input);
         });
         let outcome = running.wait();
@@ -123,7 +123,7 @@ impl Wisp {
         Running::new(command.spawn().expect("wisp starts"))
     }
 
-    /// Starts a guest that runs until its input ends, and waits until it is up.
+    /// Starts a guest that runs until its standard input ends, and waits until its command is running.
     pub fn start_guest(&self) -> Running {
         let mut running = self.start(&["run", "--", "sh", "-c", "echo up; exec cat"]);
         running.wait_for("up");
@@ -312,7 +312,7 @@ pub fn wait_until_gone(pid: u32) {
     assert_eq!(ended, 1, "process {pid:?} is still running");
 }
 
-/// Waits for all processes of a machine to end. The VMM dies shortly after its supervisor.
+/// Waits until a machine's lock is released, that is, until both its supervisor and its VMM have ended.
 pub fn wait_until_unlocked(dir: &Path) {
     drop(node::home::lock_file(&dir.join("lock")).unwrap());
 }
@@ -378,7 +378,7 @@ pub fn kill_router(dir: &str) -> i32 {
     router
 }
 
-/// Waits until no process has the data directory in its command line: no VMM, no router, none of their children.
+/// Waits until no process (such as a VMM, a router or passt) has the data directory in its command line.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
     let command_line = |dir: &Path| fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
@@ -403,7 +403,7 @@ pub fn await_no_background_work(wisp: &Wisp) {
     }
 }
 
-/// Returns the same pseudorandom bytes each time.
+/// Returns pseudorandom bytes, which are the same in each call.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);

@@ -1,10 +1,10 @@
-//! A network namespace for one test. The address of its only interface represents the outside world.
+//! A network namespace for one test. The address of its only external interface represents the outside world.
 
 use std::process::Command;
 
-/// Set in the process inside the namespace.
+/// An environment variable that is set in the test process inside the namespace.
 const INSIDE: &str = "WISP_TEST_NETWORK";
-/// The host's address in the namespace.
+/// The address of the namespace's only external interface. Servers of the outside world listen on it.
 pub const WORLD: &str = "192.0.2.2";
 
 /// Returns true inside a namespace. Otherwise runs the test `name` in a new one and returns false.

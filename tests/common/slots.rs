@@ -1,4 +1,4 @@
-//! Disk slots without a machine. The test is their driver, with guest memory but no CPU.
+//! Disk slots without a VM. The test acts as the guest's driver: there is guest memory, but no vCPU.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +34,7 @@ pub const FLUSH: u32 = 4;
 const FLUSH_FEATURE: u32 = 1 << 9;
 pub const OK: u8 = 0;
 pub const IO_ERROR: u8 = 1;
-/// An interrupt status bit.
+/// The interrupt status bit for a configuration change.
 pub const CONFIG_CHANGE: u32 = 2;
 
 pub struct Bench {
@@ -115,7 +115,7 @@ impl Driver {
         u64::from(self.read(register::CONFIG)) | u64::from(self.read(register::CONFIG + 4)) << 32
     }
 
-    /// Returns false if the device refuses its features.
+    /// Initializes the device. Returns false if the device rejects the features, as an empty slot does.
     pub fn bind(&mut self) -> bool {
         use status::*;
         self.unbind();

@@ -1,4 +1,4 @@
-//! A data directory with templates for each build of the binary. Tests copy it, so only one of them boots guests.
+//! A data directory with templates, created once for each build of the binary. Tests copy the directory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,11 +9,11 @@ use node::home::lock_file;
 
 use super::instances::SMALL;
 
-/// The sizes of the guests of `wisp run` and of `wisp launch`, as options.
+/// Options for the default sizes of `wisp run` and `wisp launch`.
 const RUN_SIZE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 const LAUNCH_SIZE: [&str; 2] = ["--type", "t2.micro"];
 
-/// The first caller creates the templates while the others wait.
+/// Copies the templates to `home`. The first caller creates the templates while the others wait.
 pub fn copy_to(home: &Path) {
     let binary = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -11,10 +11,10 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::DEADLINE;
 
-/// Set in the process inside the namespace.
+/// An environment variable that describes the user to the test process inside the namespace.
 const NAME: &str = "WISP_TEST_USER";
 
-/// Removed together with its processes by the `User` that created it.
+/// A user of the host. Drop kills its processes and removes it, if this process has created it.
 pub struct User {
     name: String,
     uid: u32,
@@ -24,7 +24,7 @@ pub struct User {
 }
 
 impl User {
-    /// Returns `None` without root privileges.
+    /// Creates a user. Returns `None` without root privileges.
     pub fn create() -> Option<User> {
         if !geteuid().is_root() {
             return None;
@@ -39,7 +39,7 @@ impl User {
         Some(User { uid: id(&name), name, dir: made.path().to_path_buf(), owned_dir: Some(made) })
     }
 
-    /// Returns the user that the process outside the namespace has created.
+    /// Returns the user that the test process outside the namespace has created.
     pub fn inside() -> User {
         let value = std::env::var(NAME).unwrap();
         let (name, dir) = value.split_once(':').unwrap();
@@ -102,7 +102,7 @@ fn id(name: &str) -> u32 {
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
-/// Devices that all users can open. Drop restores their modes.
+/// Devices whose modes allow access by all users. Drop restores the original modes.
 pub struct OpenDevices {
     modes: Vec<(&'static str, u32)>,
     /// Serializes tests, so that no test saves modes that another test has set.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 static WRONG: AtomicU64 = AtomicU64::new(0);
 
-/// Knuth's linear congruential generator.
+/// The constants of Knuth's linear congruential generator.
 const FACTOR: u64 = 6364136223846793005;
 const TERM: u64 = 1442695040888963407;
 const BLOCK: usize = 4096;
@@ -35,7 +35,7 @@ fn check(right: bool) {
     WRONG.fetch_add(u64::from(!right), Ordering::SeqCst);
 }
 
-/// Compares single steps of a generator with a jump of as many steps.
+/// Advances a generator by single steps, and compares its state with a computed jump of as many steps.
 fn arithmetic() -> u64 {
     const STEPS: u64 = 1 << 22;
     let (mut factor, mut term) = (FACTOR, TERM);
@@ -55,7 +55,7 @@ fn arithmetic() -> u64 {
     sums
 }
 
-/// Writes blocks durably and reads them back, at the end from the disk.
+/// Writes blocks with fsync and reads each back. At the end, drops the page cache and reads the last blocks from disk.
 fn disk() -> u64 {
     let block = |number: u64| {
         let mut bytes = [0; BLOCK];

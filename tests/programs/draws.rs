@@ -1,4 +1,4 @@
-//! Draws random numbers and prints each after the time of its draw, until /run/draws.stop exists.
+//! Draws random numbers until /run/draws.stop exists. Prints a line for each: the time before the draw, and the number.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -29,7 +29,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The VMM's page-directory-pointer table, and a page directory for the fourth GiB, which holds the device windows.
 const POINTERS: u64 = 0xa000;
 const DIRECTORY: u64 = 0x1e0_0000;
-/// Rings and buffers.
+/// The part of guest memory for rings and buffers.
 const AREA: u64 = 0x200_0000;
 const AREA_SIZE: u64 = 0x100_0000;
 /// The end of guest memory: 64 MiB.
@@ -90,19 +90,19 @@ fn read<T>(address: u64) -> T {
 }
 
 fn out(port: u16, value: u8) {
-    // SAFETY: the machine is ours.
+    // SAFETY: I/O instructions do not access memory, and only this program runs on the machine.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value) }
 }
 
 fn input(port: u16) -> u8 {
     let value;
-    // SAFETY: the machine is ours.
+    // SAFETY: I/O instructions do not access memory, and only this program runs on the machine.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value) }
     value
 }
 
 fn out_any(port: u16, width: u64, value: u32) {
-    // SAFETY: the machine is ours.
+    // SAFETY: I/O instructions do not access memory, and only this program runs on the machine.
     unsafe {
         match width {
             0 => asm!("out dx, al", in("dx") port, in("al") value as u8),
@@ -113,7 +113,7 @@ fn out_any(port: u16, width: u64, value: u32) {
 }
 
 fn in_any(port: u16, width: u64) {
-    // SAFETY: the machine is ours.
+    // SAFETY: I/O instructions do not access memory, and only this program runs on the machine.
     unsafe {
         match width {
             0 => asm!("in al, dx", in("dx") port, out("al") _),
@@ -137,7 +137,7 @@ fn print_number(number: u64) {
     print(&[b'0' + (number % 10) as u8]);
 }
 
-/// Returns the number after `name` on the command line, which the boot parameters point to.
+/// Returns the number after `name` on the kernel command line, whose address is in the boot parameters.
 fn option(parameters: u64, name: &[u8], otherwise: u64) -> u64 {
     let start = u64::from(read::<u32>(parameters + 0x228));
     let mut at = start;
@@ -265,7 +265,7 @@ fn drive(random: &mut Random, device: u64) {
             if random.one_in(4) {
                 fill(random, device, kind, queue as u32);
             }
-            // The available index: a few more chains, or a jump.
+            // Advance the available index by a few chains or, rarely, by a random number.
             let index = read::<u16>(rings + 0x1002);
             let more = if random.one_in(24) { random.next() as u16 } else { random.below(12) as u16 };
             write(rings + 0x1002, index.wrapping_add(more));
@@ -294,7 +294,7 @@ fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
             2 => 1,
             _ => [16, 44, 60, 512, 1600, 4096][random.below(6) as usize % 6],
         };
-        // The device writes the buffers of receive queues.
+        // Buffers of receive queues must be device-writable.
         let is_receive = queue == 0 && matches!(kind, 1 | 19) || kind == 4;
         let mut flags = if is_receive { 2 } else { 0 };
         if kind == 2 {
@@ -316,7 +316,7 @@ fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
     }
 }
 
-/// Writes data that are valid, or nearly valid, for a device of this kind.
+/// Writes data that is valid, or nearly valid, for a device of this kind.
 fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
     match kind {
         // A header and a frame for the netstack: ARP, or IPv4 with the ports of DHCP or HTTP.
@@ -355,7 +355,7 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
         }
         _ => {}
     }
-    // Nearly valid data get further through the VMM's checks than random data.
+    // Change the data only slightly: it then passes more of the VMM's checks than random data would.
     if random.one_in(3) {
         write(at + random.below(64), random.next());
     }

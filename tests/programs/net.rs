@@ -1,4 +1,4 @@
-//! Both ends of the measurements of `scripts/bench --network`.
+//! The client and the server for the measurements of `scripts/bench --network`.
 //!
 //!     net serve PORT                      serves the commands below
 //!     net send ADDRESS:PORT MIB           prints MiB/s
@@ -11,10 +11,10 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The first byte of a connection.
+/// The first byte of a connection: the server receives the stream, or sends it.
 const TAKE: u8 = 0;
 const GIVE: u8 = 1;
-/// The first byte of a datagram.
+/// The first byte of a datagram: the server echoes it, counts it, or reports and resets the count.
 const ECHO: u8 = 0;
 const COUNT: u8 = 1;
 const REPORT: u8 = 2;
@@ -120,7 +120,7 @@ fn connected(address: &str) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends a datagram of this kind until an answer arrives; returns the time of the last attempt.
+/// Sends datagrams of this kind until one is answered. Returns the round-trip time of the last attempt.
 fn ask(socket: &UdpSocket, kind: u8, answer: &mut [u8]) -> Result<Duration> {
     let mut datagram = [0; DATAGRAM_BYTES];
     datagram[0] = kind;

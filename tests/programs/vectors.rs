@@ -6,7 +6,7 @@ use std::process::{Command, Stdio, exit};
 
 const PROCESSES: u64 = 3;
 const ROUNDS: u64 = 20;
-/// Iterations of an empty loop, which take a good part of a timer tick.
+/// Iterations of an empty loop, during which timer interrupts and context switches happen.
 const TURNS: u64 = 40_000_000;
 const ALARM_US: i64 = 20_000;
 const SIGALRM: i32 = 14;

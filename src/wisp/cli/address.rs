@@ -62,7 +62,6 @@ enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let (record, next) = match args.command {

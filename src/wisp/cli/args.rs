@@ -7,13 +7,13 @@ use clap::ValueEnum;
 use super::wait;
 use ec2::metadata::MetadataChange;
 
-/// Headings of `--help`, in addition to clap's `Options`.
+/// Headings of options in `--help`. Options without one are under clap's heading `Options`.
 pub const NETWORK: &str = "Network";
 pub const STORAGE: &str = "Storage";
 pub const ADVANCED: &str = "Advanced";
 pub const GLOBAL: &str = "Global options";
 
-/// Help of arguments that name a resource.
+/// Help texts of arguments that identify a resource.
 pub const INSTANCE: &str = "Instance ID, unique ID prefix or name";
 pub const INSTANCES: &str = "Instance IDs, unique ID prefixes or names";
 pub const IMAGE: &str = "Image ID, unique ID prefix or name";
@@ -42,7 +42,7 @@ impl WaitArgs {
     }
 }
 
-/// Combines a `--flag` and `--no-flag` pair, which clap rejects if both are given.
+/// Combines a `--flag` and `--no-flag` pair. Returns `None` if neither is given; clap rejects both.
 pub fn flag_pair(on: bool, off: bool) -> Option<bool> {
     (on || off).then_some(on)
 }

@@ -17,7 +17,6 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::help::command(), "wisp", &mut script);

@@ -17,7 +17,7 @@ use machine::untrusted;
 
 /// The maximum size of console output in bytes, as in EC2.
 const LIMIT: usize = 64 << 10;
-/// The maximum number of bytes copied to the terminal at a time.
+/// The maximum number of bytes to read from the log at a time.
 const AT_A_TIME: u64 = 2 << 20;
 
 /// Show the last 64 KiB of console output, or attach to the console.
@@ -67,7 +67,7 @@ impl<W: Write> Printer<W> {
         self.output.flush()
     }
 
-    /// Prints the rest of an incomplete sequence.
+    /// Prints an incomplete escape sequence at the end of the output, escaped.
     fn finish(&mut self) -> io::Result<()> {
         let rest = self.filter.as_mut().map(ConsoleFilter::finish).unwrap_or_default();
         self.output.write_all(rest.as_bytes())?;
@@ -75,7 +75,6 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if args.interactive {
         return attach(&args.instance);
@@ -121,7 +120,7 @@ fn follow(dir: &cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) 
     let mut machine = dir.connect()?;
     machine.subscribe()?;
     loop {
-        // Reads the file ten times a second, while waiting for the machine's end.
+        // Read the log ten times a second until the machine has ended.
         let ended = machine.wait_ended(Duration::from_millis(100))?;
         let mut more = Vec::new();
         (&log).take(AT_A_TIME).read_to_end(&mut more)?;

@@ -14,8 +14,9 @@ use super::wait::{self, AGENT_TIMEOUT};
 ///
 /// Files are copied through the guest's agent, without a network or a key. If DST is an existing directory, the copy is
 /// created inside it, named after the last component of SRC. If SRC has no last component, as in `web:/` or
-/// `web:/srv/.`, DST must not exist. Sparse files stay sparse. Symbolic links inside SRC are copied as links. Later
-/// copies do not follow links that came from an instance. Devices, pipes and sockets are neither copied nor written to.
+/// `web:/srv/.`, DST must not exist. Sparse files stay sparse. Symbolic links inside SRC are copied as links.
+/// Later copies refuse paths on this host that lead through a link copied from an instance. Devices, pipes and sockets
+/// are neither copied nor written to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,12 +33,11 @@ pub struct Args {
     destination: String,
 }
 
-/// Parses `INSTANCE:PATH`. A path with a slash before its colon is on this host.
+/// Splits `INSTANCE:PATH`. Returns `None` for a path on this host, for example if a slash precedes the first colon.
 fn in_guest(text: &str) -> Option<(&str, &str)> {
     text.split_once(':').filter(|(instance, _)| !instance.is_empty() && !instance.contains('/'))
 }
 
-/// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let spinner = wait::spinner("Copying");

@@ -29,8 +29,8 @@ struct Written {
     backing: Vec<PathBuf>,
 }
 
-/// Parses the option and finds the disk's files. The format is the option's, or raw unless the name ends in `.qcow2`.
-/// A guest can write another format's header to a disk, so the format is never detected from the content.
+/// Parses the option and finds the disk's files. Without `format=`, the format is qcow2 if the name ends in `.qcow2`,
+/// else raw. It is never detected from the content, because a guest can write any header to its disk.
 pub fn parse(text: &OsStr) -> anyhow::Result<ExtraDisk> {
     let written = read(text)?;
     let by_name = match written.file.extension() {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn former_spelling_of_read_only_is_answered_with_the_present_one() {
+    fn old_read_only_syntax_error_names_new_syntax() {
         let error = format!("{:#}", parse(OsStr::new("/not/there:ro")).unwrap_err());
         assert!(error.contains("FILE,ro"), "{error}");
     }

@@ -9,7 +9,7 @@ use node::probe::{self, Finding, Severity};
 
 /// The width before a finding: a mark, a space, the finding's name and two spaces.
 const INDENT: usize = 19;
-/// The maximum line width, because longer lines are hard to read.
+/// The maximum line width, except for commands, which are not wrapped.
 const LONGEST_LINE: usize = 100;
 
 /// Check whether this host can run guests.
@@ -22,7 +22,6 @@ Examples:
 The exit code is 0 if this host can run guests, else 1.")]
 pub struct Args {}
 
-/// Runs the command.
 pub fn run(_args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let findings = probe::examine();
     let guests_run = can_run_guests(&findings);
@@ -109,13 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn a_good_host_is_ticked_through() {
+    fn host_without_problems_is_ready() {
         let text = render(&[finding("CPU", Severity::Ok)], Screen::PLAIN);
         assert_eq!(text, "✓ CPU              found\n\nReady.");
     }
 
     #[test]
-    fn the_mending_commands_stand_under_what_they_mend() {
+    fn fix_commands_are_below_their_finding() {
         let mut missing = finding("/dev/kvm", Severity::Fail);
         missing.fixes = vec![fix("for good", "sudo one"), fix("for now", "sudo two")];
         let text = render(&[missing, finding("passt", Severity::Warn)], Screen::PLAIN);
@@ -146,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_failure_keeps_guests_from_running() {
+    fn only_failed_checks_prevent_guests() {
         assert!(can_run_guests(&[finding("a", Severity::Ok), finding("b", Severity::Warn)]));
         assert!(!can_run_guests(&[finding("a", Severity::Ok), finding("b", Severity::Fail)]));
     }
 
     #[test]
-    fn the_report_has_the_shape_that_is_promised() {
+    fn json_report_has_documented_fields() {
         let findings = [finding("CPU", Severity::Ok)];
         let report = Report { can_run_guests: true, software_kvm: false, findings: &findings };
         assert_eq!(

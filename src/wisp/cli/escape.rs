@@ -1,9 +1,9 @@
 //! Escapes control characters in untrusted text before a terminal sees it.
 //!
-//! Names, tags, paths and error messages of a guest, an image or an archive can contain control characters: sequences
-//! that move the cursor, set the window's title or hide text, and bidirectional overrides that display a name in
-//! another order. They are shown as `\x1b` or `\u{202e}`. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and
-//! `wisp console -i` are the user's own terminal sessions, which are not escaped.
+//! Names, tags, paths and error messages from a guest, an image or an archive can contain control characters. These can
+//! move the cursor, set the window's title, hide text or (bidirectional overrides) display a name in a different order.
+//! Wisp prints escapes such as `\x1b` and `\u{202e}` instead. Command output (`wisp exec`, `wisp run`, `wisp ssh`) and
+//! `wisp console -i` are not escaped, because they are the user's own terminal sessions.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -47,7 +47,7 @@ pub fn escape_json(json: &str) -> Cow<'_, str> {
     }
     let mut output = String::with_capacity(json.len());
     for c in json.chars() {
-        // All of them are in the basic multilingual plane, so four digits are enough.
+        // All of these characters are in the basic multilingual plane, so four digits are enough.
         if is_left(c) {
             let _ = write!(output, "\\u{:04x}", u32::from(c));
         } else {
@@ -73,7 +73,7 @@ pub const STYLES: [&str; 12] = [
     "\x1b[38;5;3m",
 ];
 
-/// C0, DEL, C1 and the controls of the Unicode bidirectional algorithm (UAX #9).
+/// Returns true for C0, DEL, C1 and the controls of the Unicode bidirectional algorithm (UAX #9).
 fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -105,16 +105,16 @@ fn push_escaped(output: &mut String, c: char) {
 /// escaped.
 const LONGEST: usize = 32;
 
-/// Escapes console output piece by piece. Keeps line ends. Drops styles (SGR, `ESC [ ... m`), which are common in boot
-/// messages.
+/// Escapes console output piece by piece. Keeps line endings and tabs. Drops styles (SGR, `ESC [ ... m`), which are
+/// common in boot messages.
 #[derive(Debug, Default)]
 pub struct ConsoleFilter {
-    /// The end of the last piece, which may continue in the next.
+    /// An incomplete sequence at the end of the last piece, which the next piece may complete.
     pending: Vec<u8>,
 }
 
 impl ConsoleFilter {
-    /// Returns the printable part of the output so far.
+    /// Returns printable text for `piece`, except an incomplete sequence at its end.
     pub fn filter(&mut self, piece: &[u8]) -> String {
         self.pending.extend_from_slice(piece);
         let bytes = std::mem::take(&mut self.pending);
@@ -123,7 +123,7 @@ impl ConsoleFilter {
         output
     }
 
-    /// Returns the printable part of the rest, at the end of the output.
+    /// Returns printable text for an incomplete sequence at the end of the output.
     pub fn finish(&mut self) -> String {
         filtered(&std::mem::take(&mut self.pending), true).0
     }
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Returns true if a terminal interprets nothing in the text.
+    /// Returns true if the text has no control characters, except newline and tab.
     fn is_harmless(text: &str) -> bool {
         !text.chars().any(|c| is_control(c) && !matches!(c, '\n' | '\t'))
     }
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn own_styles_pass_and_others_do_not() {
+    fn escape_output_keeps_own_styles_only() {
         assert_eq!(escape_output("\x1b[31merror:\x1b[0m \x1b[8mhidden"), "\x1b[31merror:\x1b[0m \\x1b[8mhidden");
         assert_eq!(escape("\x1b[31m"), "\\x1b[31m");
     }
 
     #[test]
-    fn json_stays_the_same_value() {
+    fn escape_json_keeps_value() {
         let text = serde_json::to_string(&[HOSTILE]).unwrap();
         let escaped = escape_json(&text);
         assert!(is_harmless(&escaped), "{escaped}");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn console_output_that_ends_in_a_sequence_is_shown_at_its_end() {
+    fn console_finish_shows_incomplete_sequence() {
         for (end, shown) in
             [(&b"x\x1b"[..], "x\\x1b"), (b"x\x1b[3", "x\\x1b[3"), (b"x\r", "x\\r"), (b"x\xc3", "x\\xc3")]
         {
@@ -251,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn console_is_filtered_alike_in_any_pieces(
+        fn console_filter_result_does_not_depend_on_pieces(
             bytes in proptest::collection::vec(prop_oneof![Just(0x1b), Just(b'['), Just(b'm'), Just(b'\r'), Just(b'\n'), Just(b'1'), Just(0xc2), any::<u8>()], 0..200),
             cuts in proptest::collection::vec(0_usize..200, 0..8),
         ) {

@@ -32,7 +32,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_stands_behind_the_instance_with_dashes_or_without() {
+    fn words_after_instance_are_the_command() {
         let uname = vec![OsString::from("uname"), OsString::from("-a")];
         for words in ["exec web uname -a", "exec web -- uname -a"] {
             assert_eq!(parse(words), ("web".into(), None, uname.clone()), "{words}");

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: u32,
 
-    /// Name tag.
+    /// Name tag of the forks.
     #[arg(long)]
     name: Option<String>,
 
@@ -38,7 +38,6 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

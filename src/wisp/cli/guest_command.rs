@@ -11,18 +11,18 @@ use node::guest::{self, Agent, ExecRequest, ExitStatus, Streams, terminal};
 pub enum Outcome {
     /// The exit code of the command, or 126 or 127 if it could not be started.
     Exited(u8),
-    /// 128 plus the number of the signal that interrupted this process.
+    /// This process was interrupted by a signal: 128 plus the signal's number.
     Interrupted(u8),
     /// The guest ended during the command.
     GuestGone,
 }
 
-/// Returns true for an interactive shell.
+/// Returns true if no command is given and this process has a terminal: the guest then runs an interactive shell.
 pub fn is_interactive(command: &[OsString]) -> bool {
     command.is_empty() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
-/// Runs `command`, or a login shell, with this process's standard streams.
+/// Runs `command`, or a login shell if it is empty, with this process's standard streams.
 pub fn run(agent: Agent, command: &[OsString], user: Option<String>) -> anyhow::Result<Outcome> {
     let argv = if command.is_empty() { vec!["/bin/sh".into(), "-l".into()] } else { command.to_vec() };
     let terminal = if std::io::stdout().is_terminal() { terminal::request(std::io::stdin()) } else { None };

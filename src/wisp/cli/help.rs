@@ -21,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Host", &["doctor", "completions"]),
 ];
 
-/// Returns the clap command with this page.
+/// Returns the clap command for `wisp`, with this page as its help.
 pub fn command() -> Command {
     let command = Cli::command();
     let header = command.get_styles().get_header();

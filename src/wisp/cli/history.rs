@@ -10,7 +10,7 @@ use ec2::credits::in_credits;
 use ec2::usage::Datapoint;
 use store::InstanceRecord;
 
-/// Prints an instance's usage in the last `hours`.
+/// Prints the datapoints of the last `hours` hours before an instance's newest datapoint.
 pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {
     let mut points = cloud.usage(record)?;
     let newest = points.last().map_or(0, |point| point.end_ms);
@@ -56,7 +56,8 @@ fn row(point: &Datapoint) -> Vec<Cell> {
     ]
 }
 
-/// A datapoint with CloudWatch's names. Values are sums over the interval, except percentages, memory and balances.
+/// Formats a datapoint, with CloudWatch's names where they exist. Values are sums over the period, except percentages,
+/// memory and balances.
 fn shape(point: &Datapoint) -> Value {
     let Datapoint { ebs, instance_store, network, .. } = point;
     let memory_bytes = (point.memory_mib << 20).max(1) as f64;

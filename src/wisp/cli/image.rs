@@ -55,7 +55,7 @@ enum Command {
     },
     /// Create an image from an instance's root volume.
     ///
-    /// A running guest flushes its file systems first.
+    /// A running guest flushes its file systems first, unless --no-reboot is given.
     Create {
         #[arg(help = args::INSTANCE)]
         instance: String,
@@ -97,7 +97,7 @@ enum Command {
         /// Size of the file system, such as 4G (tar archives only).
         #[arg(long, value_name = "SIZE")]
         size: Option<MemorySize>,
-        /// The image contains cloud-init (SquashFS and EROFS only; detected for other formats).
+        /// The image contains cloud-init. Needed only for SquashFS and EROFS; detected in other formats.
         #[arg(long)]
         cloud_init: bool,
     },
@@ -129,7 +129,7 @@ enum Command {
     },
     /// Create a template, from which launches of its size are restored.
     ///
-    /// A launch that finds no template also creates one in the background.
+    /// A launch or run that could have used a template but found none also creates one, in the background.
     Warm {
         /// Image name or ID, or bundle directory.
         image: String,
@@ -168,7 +168,6 @@ impl From<VisibilityArg> for Visibility {
     }
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {
@@ -271,7 +270,8 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the verification result of each file.
+/// Prints the files that are intact, and fails with the error of the first damaged file. JSON output has the result of
+/// each file.
 fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<ExitCode> {
     let damaged = files.iter().filter(|file| file.result.is_err()).count();
     if output == Output::Json {
@@ -371,7 +371,8 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     lines
 }
 
-/// Creates a template: boots a guest and takes a snapshot of it.
+/// Creates a template: boots a guest and takes a snapshot of it. With `if_missing`, does nothing if a template exists
+/// or another process is creating it.
 fn make_warm(
     cloud: &Cloud,
     image: &Image,
@@ -403,13 +404,13 @@ fn make_warm(
     Ok(())
 }
 
-/// Formats a template's size and disk usage.
+/// Formats a template's size, disk usage and creation time.
 fn warm_line(record: &TemplateRecord) -> String {
     let facts = &record.facts;
     format!("{}, created {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
 }
 
-/// Formats the size and disk usage of a snapshot.
+/// Formats the vCPUs, memory and disk usage of a snapshot.
 fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
     let vcpus = output::count(cpus.count as usize, "vCPU");
     format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))

@@ -15,8 +15,8 @@ use store::KeyPairRecord;
 
 /// Manage key pairs.
 ///
-/// The public key is installed in guests. The private key is written to a file when the
-/// key pair is created; Wisp keeps no copy.
+/// The public key is installed in guests that are launched with the key pair. The private key is written to a file when
+/// the key pair is created; Wisp keeps no copy.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +62,6 @@ enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

@@ -24,7 +24,8 @@ pub const DEFAULT_TYPE: &str = "t2.micro";
 
 /// Launch instances from an image and print their IDs.
 ///
-/// Instances run until they are stopped or terminated. Either all of the requested instances start, or none do.
+/// Instances run until they are stopped or terminated, or power off. Either all of the requested instances start, or
+/// none do.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -42,7 +43,7 @@ pub struct Args {
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
-    // Headings are shown in the order of their first options.
+    // `--help` shows headings in the order of their first options, so network options come first.
     #[command(flatten)]
     network: NetworkArgs,
 
@@ -106,7 +107,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     cold: bool,
 
-    /// Check the request without launching instances. On success, it fails with DryRunOperation, as in EC2.
+    /// Check the request without launching instances. For a valid request, fail with DryRunOperation, as in EC2.
     #[arg(long, help_heading = ADVANCED)]
     dry_run: bool,
 
@@ -129,7 +130,7 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Adds a Name tag to the tags, if a name is given.
+/// Returns the tags, with a Name tag if a name is given.
 pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
     let name = name.map(|name| Tag::new("Name", name)).transpose()?;
     with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
@@ -142,7 +143,6 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

@@ -9,12 +9,12 @@ use machine::control::{DiskRecord, VmmStatus};
 use machine::limits::{DiskLimits, Rate};
 use store::InstanceRecord;
 
-/// Returns `CreditSpecification`; none if the type has no credits.
+/// Returns EC2's `CreditSpecification`, or `None` if the instance has no CPU credits.
 pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
     credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
 }
 
-/// Returns the credit balance of the running VMM, or the balance that was saved at the last stop.
+/// Returns the credit balance of the running VMM or, if the instance is stopped, the balance saved at the stop.
 fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
     let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
     running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
@@ -27,7 +27,7 @@ pub fn credit_cell(status: &VmmStatus) -> String {
     format!("{:.1}", credits.credits() - in_credits(credits.surplus_ns))
 }
 
-/// Returns the throttled time of vCPUs, disks and network since the start, added up, in nanoseconds.
+/// Returns the sum of the throttled times of vCPUs, disks and network since the VMM started, in nanoseconds.
 pub fn throttled_ns(status: &VmmStatus) -> u64 {
     let ThrottledTime { cpus_ns, disks_ns, network_ns } = throttled_time(status);
     cpus_ns.saturating_add(disks_ns).saturating_add(network_ns)
@@ -138,7 +138,7 @@ mod tests {
     use machine::limits::{CpuBalance, CpuBudgetConfig, CpuBudgetRecord};
 
     #[test]
-    fn what_is_owed_is_shown_with_a_minus() {
+    fn surplus_credits_are_shown_as_negative_balance() {
         let balance = CpuBalance { owed_ns: 90_000_000_000, ..CpuBalance::default() };
         let budget = CpuBudgetConfig { earned_ppm: 100_000, cap_ns: 0, can_owe: true, owed_cap_ns: 1 << 40, balance };
         let now = CpuBudgetRecord { budget, used_ns: 0, throttled_ns: 2_500_000_000 };
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_bursts_says_both() {
+    fn disk_text_shows_baseline_and_burst() {
         let limits = DiskLimits {
             bytes: Some(Rate::constant(125 << 20)),
             operations: Some(Rate { baseline: 100, peak: 3000, savings: 1 }),

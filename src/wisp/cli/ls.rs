@@ -45,7 +45,6 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
     })
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let mut instances = cloud.all_instances()?;
@@ -72,7 +71,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn suggest_next(instances: &[InstanceRecord]) {
-    // A name must be unique among instances that are not terminated.
+    // Suggest a name only if no other instance has it, apart from terminated ones.
     let is_living = |record: &&InstanceRecord| record.state != InstanceState::Terminated;
     let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.name() == Some(name)).count();
     let called = |record: &InstanceRecord| match record.name() {
@@ -129,7 +128,7 @@ fn address(address: Option<Ipv4Addr>) -> Cell {
     address.map_or_else(|| Cell::new("-", Tone::Quiet), |address| Cell::from(address.to_string()))
 }
 
-/// Returns the state, with a note if a failure caused it.
+/// Formats the state, with a note if the instance failed or is hibernated.
 pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     let failed = record.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
     match record.state {
@@ -146,13 +145,13 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
     }
 }
 
-/// Returns the status of a running instance's VMM.
+/// Returns the status of the instance's VMM, or `None` if the instance is not running.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, CloudError>> {
     (record.state == InstanceState::Running)
         .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
 }
 
-/// Returns EC2's status check, which passes once the guest's agent is ready.
+/// Formats EC2's status check, which passes once the guest's agent is ready.
 pub fn check_cell(status: Option<&Result<VmmStatus, CloudError>>) -> (&'static str, Tone) {
     match status {
         None => ("-", Tone::Quiet),

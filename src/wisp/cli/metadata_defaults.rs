@@ -27,7 +27,6 @@ pub struct Args {
     reset: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
@@ -55,7 +54,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the value in the type that EC2's API uses: the hop limit is a number.
+/// Converts a value to JSON. As in EC2's API, the hop limit is a number and the other values are strings.
 fn json_value(name: &str, value: String) -> Value {
     match value.parse::<u64>() {
         Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),

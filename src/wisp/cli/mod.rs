@@ -138,8 +138,10 @@ enum Command {
     Vmm(vmm::Args),
 }
 
-/// Exit codes of Wisp itself. 126 and 127 mean that a guest command cannot be executed or is not found.
+/// The exit code for invalid arguments.
 const USAGE: u8 = 2;
+/// The exit code of commands that run a program in a guest, if Wisp itself fails or its arguments are invalid. The exit
+/// codes 126 and 127 mean that the program cannot be executed or is not found.
 const NOT_RUN: u8 = 125;
 
 /// Runs the command line. The exit code is 0, 1 (failed) or 2 (usage). Commands that run a program in a guest return
@@ -150,7 +152,7 @@ pub fn main() -> ExitCode {
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed standard output or error does not change the exit code.
+            // If printing fails, the exit code is the same.
             let _ = error.print();
             return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
@@ -160,8 +162,8 @@ pub fn main() -> ExitCode {
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
     );
-    // virtio-queue logs every ring error, which a guest can cause at any rate. They are counted and logged at
-    // intervals in `vmm::fault`.
+    // virtio-queue logs every ring error, and a guest can cause any number of them. `vmm::fault` counts them and limits
+    // how often they are logged.
     let quiet = log::LevelFilter::Off;
     env_logger::Builder::from_env(log)
         .filter_module("virtio_queue", quiet)
@@ -227,14 +229,14 @@ fn open_cloud() -> anyhow::Result<Cloud> {
     Ok(cloud)
 }
 
-/// Prints notices.
+/// Prints the notices that have accumulated, and clears them.
 fn print_warnings(cloud: &mut Cloud) {
     for notice in cloud.take_notices() {
         output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
 }
 
-/// Prints state changes of instances.
+/// Prints state changes of instances. `list` is the name of the list in JSON output.
 fn print_changes(list: &str, changes: &[StateChange], output: Output) -> anyhow::Result<()> {
     match output {
         Output::Json => output::print_json(&shapes::state_changes(list, changes))?,

@@ -31,7 +31,7 @@ pub struct Args {
     #[command(flatten)]
     size: SizeArgs,
 
-    /// New user data file, or - for standard input. A script runs only at the first boot.
+    /// New user data file, or - for standard input. A script does not run again after the first boot.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
@@ -59,7 +59,6 @@ pub struct Args {
     no_termination_protection: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;

@@ -15,15 +15,15 @@ pub struct NetworkArgs {
 
     /// Network mode: vpc, user, none or auto.
     ///
-    /// vpc: connect the instance to its VPC (not for `wisp run`). user: an isolated user-mode network through passt. none: only the metadata
-    /// service and published ports. auto: vpc if the guest is an instance and this host supports it, else user if passt
-    /// is installed.
+    /// vpc: connect the instance to its VPC (not for `wisp run`). user: an isolated user-mode network through passt.
+    /// none: only the metadata service and published ports. auto: vpc if the guest is an instance and this host
+    /// supports it, else user if passt is installed, else none.
     #[arg(long = "network", value_name = "MODE", default_value = "auto", help_heading = NETWORK)]
     mode: NetworkMode,
 }
 
 impl NetworkArgs {
-    /// Returns the requested network.
+    /// Returns the requested mode and ports; the other fields have their defaults.
     pub fn spec(self) -> NetworkSpec {
         NetworkSpec { mode: self.mode, published: self.published, ..NetworkSpec::default() }
     }
@@ -54,7 +54,7 @@ pub struct PlacementArgs {
 }
 
 impl PlacementArgs {
-    /// Returns the requested network with this placement.
+    /// Returns `spec` with this placement.
     pub fn placed(self, spec: NetworkSpec) -> NetworkSpec {
         let PlacementArgs { subnet, zone, private_ip, public_ip, no_public_ip } = self;
         let public_ip = flag_pair(public_ip, no_public_ip);

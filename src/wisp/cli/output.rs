@@ -1,7 +1,7 @@
 //! Output of all subcommands: tables, JSON, errors with hints, and the suggested next command.
 //!
 //! Results go to standard output and messages to standard error, so that a pipe carries only results. Colors are used
-//! only on terminals, and only if `NO_COLOR` is not set.
+//! only on terminals, unless `NO_COLOR` is set or `TERM` is `dumb`.
 //!
 //! Control characters in names, paths and messages are [escaped](super::escape), even in pipes.
 
@@ -28,25 +28,25 @@ pub enum Output {
     Json,
 }
 
-/// The properties of an output that affect formatting.
+/// The properties of an output stream that affect formatting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
-    /// The width in columns; none if it is not a terminal.
+    /// The width in columns; `None` if the stream is not a terminal.
     pub width: Option<usize>,
     /// True if colors are shown.
     pub color: bool,
 }
 
 impl Screen {
-    /// A pipe or a file.
+    /// The properties of a pipe or a file.
     pub const PLAIN: Screen = Screen { width: None, color: false };
 
-    /// Standard output.
+    /// Returns the properties of standard output.
     pub fn stdout() -> Self {
         Screen::of(&io::stdout())
     }
 
-    /// Standard error.
+    /// Returns the properties of standard error.
     pub fn stderr() -> Self {
         Screen::of(&io::stderr())
     }
@@ -61,7 +61,7 @@ impl Screen {
         Screen { width: Some(if columns == 0 { 80 } else { columns.into() }), color: !is_set("NO_COLOR") && !is_dumb }
     }
 
-    /// Formats `text` in a tone if colors are shown. Control characters are escaped.
+    /// Styles `text` for a tone if colors are shown. Control characters are escaped in any case.
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let text = escape_line(text);
         let code = match tone {
@@ -76,7 +76,7 @@ impl Screen {
     }
 }
 
-/// The meaning of a color. The text has the same meaning without color.
+/// The meaning of a text style. Output must be understandable without styles, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     /// No emphasis.
@@ -123,7 +123,7 @@ pub enum Align {
     Right,
 }
 
-/// Columns with titles, separated by two spaces, without lines or wrapping, so that `grep` and `awk` work on them.
+/// A table without rules or wrapping. Two spaces separate its columns, so that `grep` and `awk` can process it.
 pub struct Table {
     table: comfy_table::Table,
     columns: Vec<Align>,
@@ -253,7 +253,7 @@ pub fn explain(error: &anyhow::Error) -> String {
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), escape(&explain(error)));
     for cause in error.chain() {
-        // A transparent cloud error hides the EC2 error inside it from the chain.
+        // If a transparent cloud error contains an EC2 error, the chain does not include the EC2 error.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
         if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
@@ -268,8 +268,8 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     text
 }
 
-/// Formats commands that fix a problem. Each of several commands is listed below its purpose. A command is never
-/// wrapped, so that it can be copied.
+/// Formats commands that fix a problem. If there are several, each is below its purpose. Commands are never wrapped, so
+/// that they can be copied.
 pub fn fix_lines(fixes: &[Fix], screen: Screen) -> Vec<String> {
     let command = |fix: &Fix| screen.paint(Tone::Strong, &fix.command);
     match fixes {
@@ -355,12 +355,12 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_aligned_and_has_no_lines() {
+    fn table_columns_are_aligned_without_rules() {
         assert_eq!(table(Screen::PLAIN), ["NAME      vCPUs", "web           2", "database     16"]);
     }
 
     #[test]
-    fn a_table_is_colored_only_where_colors_show() {
+    fn table_is_colored_only_on_color_screen() {
         assert!(table(COLOR)[1].contains("\x1b[1m"));
         assert!(table(Screen::PLAIN).iter().all(|line| !line.contains('\x1b')));
     }
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_brings_its_hint_through_its_context() {
+    fn error_with_context_keeps_hint() {
         let unknown = catalog::find("t3.micr0").expect_err("unknown");
         let error = anyhow::Error::new(unknown).context("nothing was launched");
         assert_eq!(
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_kvm_brings_the_command_that_mends_it() {
+    fn kvm_access_error_shows_fix_command() {
         let error = anyhow::Error::new(KvmAccessError::NodeMissing);
         let text = error_text(&error, Screen::PLAIN);
         assert!(text.ends_with("\n  → sudo mknod -m 0660 /dev/kvm c 10 232"), "{text}");
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_read_naturally() {
+    fn duration_uses_suitable_units() {
         let shown = |micros| duration(Duration::from_micros(micros));
         assert_eq!(shown(85), "85 µs");
         assert_eq!(shown(9_150), "9.1 ms");
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_naturally() {
+    fn bytes_use_largest_suitable_unit() {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1024), "1 KiB");

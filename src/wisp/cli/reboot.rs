@@ -8,7 +8,7 @@ use super::{open_cloud, wait};
 
 /// Reboot running instances.
 ///
-/// The agent reboots the guest. If it does not respond, the VMM sends Ctrl-Alt-Del.
+/// The agent reboots the guest. If the agent does not respond, the VMM sends Ctrl-Alt-Del.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -21,7 +21,6 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
@@ -33,7 +32,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         wait::until_ready(&records, machines, timeout)?;
     }
     match output {
-        // The API's response is empty.
+        // The response of EC2's RebootInstances is empty.
         Output::Json => output::print_json(&serde_json::json!({}))?,
         Output::Table => {
             output::print(&records.iter().map(|record| format!("{}  rebooted\n", record.id)).collect::<String>())?;

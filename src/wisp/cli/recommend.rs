@@ -38,12 +38,11 @@ pub struct Args {
 
 type Verdict = Result<Judgment, TooLittle>;
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let is_named = !args.instances.is_empty();
     let mut records = if is_named { cloud.instances(&args.instances)? } else { cloud.all_instances()? };
-    // The usage of terminated instances has been deleted.
+    // Terminated instances have no recorded usage: it is deleted when they are terminated.
     records.retain(|record| is_named || record.state != InstanceState::Terminated);
     let mut verdicts = Vec::with_capacity(records.len());
     for record in &records {
@@ -108,7 +107,7 @@ fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
-/// Formats a statistic as percentages of `all`.
+/// Formats the values of a statistic as percentages of `all`.
 fn shares(statistic: &Statistic, all: f64) -> String {
     let [average, p99, maximum] =
         [statistic.average, statistic.p99, statistic.maximum].map(|value| percent(value / all));
@@ -250,7 +249,7 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
     Ok(output::print_table(&columns, rows)?)
 }
 
-/// The response of Compute Optimizer's `GetEC2InstanceRecommendations`.
+/// Returns the response of Compute Optimizer's `GetEC2InstanceRecommendations`.
 fn shape(all: &[(&InstanceRecord, Verdict)], least: u32) -> Value {
     let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
     let errors = all.iter().filter_map(|(record, verdict)| {

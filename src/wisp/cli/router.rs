@@ -25,15 +25,15 @@ pub struct Args {
     place: PlaceArgs,
 }
 
-/// The network namespace.
+/// The source of the router's network namespace.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct PlaceArgs {
-    /// Address of the first instance; creates new namespaces.
+    /// Address of the VPC's first instance; creates new namespaces.
     #[arg(long)]
     first: Option<Ipv4Addr>,
 
-    /// File descriptor of the network namespace of a killed router.
+    /// File descriptor of a killed router's network namespace, to use it again.
     #[arg(long)]
     namespace_fd: Option<RawFd>,
 }

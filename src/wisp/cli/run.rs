@@ -32,8 +32,9 @@ const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_MIB: u64 = 256;
 /// The timeout for a guest's shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
-/// A command line option that only kernels built for emulation contain.
+/// A kernel command line option. Only kernels built for software KVM contain its name.
 const EMULATION_OPTION: &[u8] = b"wisp.software_kvm";
+
 /// Run a command or a shell in a new, temporary guest.
 ///
 /// Standard input, output and error are connected to the command, and signals are forwarded to it. Changes to the
@@ -84,7 +85,7 @@ pub struct Args {
         help_heading = ADVANCED)]
     protocol: BootProtocol,
 
-    /// Append these options to the image's kernel command line.
+    /// Append these options to the kernel command line.
     #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
 
@@ -152,12 +153,12 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// The use of templates in this run.
+/// The template that this run uses or should create.
 #[derive(Debug)]
 struct Warming {
     /// The template from which the guest is restored.
     found: Option<Template>,
-    /// True if a template must be created for the next guest.
+    /// True if a template should be created in the background for later runs.
     is_wanted: bool,
 }
 
@@ -174,7 +175,7 @@ impl Warming {
     }
 }
 
-/// Returns the requested vCPUs and memory. Fails if this host does not have them.
+/// Returns the requested vCPUs and memory. Fails if this host lacks capacity for them.
 fn size(size: &SizeArgs) -> anyhow::Result<InstanceSize> {
     let request = size.or_else(DEFAULT_VCPUS, DEFAULT_MEMORY_MIB)?;
     size.check(&request)?;
@@ -215,13 +216,13 @@ fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
     }
 }
 
-/// Returns true if a kernel contains the option, and so is built for emulation. An unreadable kernel is reported later,
-/// when it is loaded.
+/// Returns true if the kernel contains [`EMULATION_OPTION`]. Returns false for an unreadable kernel; the error is
+/// reported later, when the kernel is loaded.
 fn is_software_kvm_aware(kernel: &Path) -> bool {
     std::fs::read(kernel).is_ok_and(|content| contains(&content, EMULATION_OPTION))
 }
 
-/// Warns that a kernel that is not built for emulation is very slow on software KVM and cannot run programs.
+/// Warns that the kernel is not built for software KVM, which this host has.
 fn warn_of_emulation(kernel: &Path) {
     output::say(&format!(
         "Note: this host has software KVM, which emulates guest kernels. {} is not built for software KVM: it takes \
@@ -251,7 +252,7 @@ fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     }
 }
 
-/// Runs the command through the agent. If the user attached a writable disk, shuts the guest down cleanly.
+/// Runs the command through the agent. Then, if the user attached a writable disk, shuts the guest down cleanly.
 fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
     wait_ready(args, instance)?;
     let interactive = guest_command::is_interactive(&args.command);
@@ -332,20 +333,20 @@ mod tests {
     }
 
     #[test]
-    fn the_default_size_is_small() {
+    fn size_without_options_is_default() {
         let request = size(&parse(&[]).unwrap().size).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
         assert_eq!(launch::cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
     }
 
     #[test]
-    fn overrides_without_a_type_are_taken() {
+    fn size_overrides_without_type_are_accepted() {
         let request = size(&parse(&["--vcpus", "2", "--memory", "128M", "--overcommit"]).unwrap().size).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (2, 128));
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn conflicting_options_are_refused() {
         for words in
             [&["tiny", "--kernel", "k"][..], &["--initrd", "i"], &["--console", "--", "ls"], &["--timeout", "0"]]
         {
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_is_what_follows_the_dashes() {
+    fn words_after_dashes_are_the_command() {
         let args = parse(&["tiny", "--", "ls", "--help"]).unwrap();
         assert_eq!(args.image.as_deref(), Some("tiny"));
         assert_eq!(args.command, ["ls", "--help"]);

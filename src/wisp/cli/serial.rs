@@ -18,11 +18,11 @@ const ESCAPE: u8 = 0x1d;
 pub enum Left {
     /// The user typed the escape character.
     ByEscape,
-    /// The machine closed the connection.
+    /// The VMM closed the connection.
     GuestEnded,
 }
 
-/// Connects standard input and output to a console until either end closes.
+/// Connects standard input and output to a console, until the guest ends or the user types the escape character.
 pub fn join(stream: UnixStream) -> anyhow::Result<Left> {
     let stdin = io::stdin();
     let is_terminal = io::IsTerminal::is_terminal(&stdin);
@@ -54,13 +54,13 @@ fn copy(stream: &UnixStream, input: impl AsFd, output: &mut impl Write, is_termi
             let count = rustix::io::read(&input, &mut buffer).unwrap_or(0);
             let escape = if is_terminal { buffer[..count].iter().position(|byte| *byte == ESCAPE) } else { None };
             let typed = &buffer[..escape.unwrap_or(count)];
-            // If the guest has ended, the next read detects it.
+            // If writing fails because the guest has ended, the next read detects that.
             let _ = (&*stream).write_all(typed);
             if escape.is_some() {
                 return Ok(Left::ByEscape);
             }
             if count == 0 {
-                // The guest's output is still shown.
+                // Standard input has ended. Keep showing the guest's output.
                 input_open = false;
                 let _ = stream.shutdown(Shutdown::Write);
             }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_escape_leaves_and_what_was_typed_before_it_arrives() {
+    fn escape_character_detaches_after_earlier_input_is_sent() {
         let (mut guest, stream) = UnixStream::pair().unwrap();
         let (mut keyboard, input) = UnixStream::pair().unwrap();
         keyboard.write_all(b"ls\r\x1dmore").unwrap();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_terminal_there_is_no_escape() {
+    fn escape_character_from_pipe_is_sent_to_guest() {
         let (mut guest, stream) = UnixStream::pair().unwrap();
         let (mut keyboard, input) = UnixStream::pair().unwrap();
         keyboard.write_all(b"\x1d").unwrap();

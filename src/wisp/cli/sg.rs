@@ -53,7 +53,7 @@ enum Command {
         /// Security group name or ID.
         group: String,
     },
-    /// Delete a security group that no instance uses.
+    /// Delete a security group that no instance or rule uses.
     Rm {
         /// Security group name or ID.
         group: String,
@@ -107,7 +107,6 @@ impl RuleArgs {
     }
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let changed = match args.command {

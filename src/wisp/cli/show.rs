@@ -26,7 +26,7 @@ const SHORT: Duration = Duration::from_secs(5);
 Examples:
   wisp show web
   wisp show i-0a1b --all        by ID prefix, with limits, sandbox, metadata options and tags
-  wisp show web --output json   in the format of DescribeInstances, with its limits")]
+  wisp show web --output json   in the format of DescribeInstances, plus its limits")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", help = args::INSTANCE)]
     instance: String,
@@ -36,7 +36,6 @@ pub struct Args {
     all: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
@@ -63,7 +62,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the state of the user data, as reported by the guest.
+/// Describes the state of the user data. The agent of a running guest reports it, unless cloud-init handles user data.
 fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
         return "set".into();
@@ -88,12 +87,12 @@ struct Facts {
     volumes: Vec<VolumeRecord>,
     groups: GroupNames,
     user_data: Option<String>,
-    /// The VMM's response; none if no VMM is running.
+    /// The VMM's response, or `None` if the instance is not running.
     status: Option<Result<VmmStatus, CloudError>>,
     console: String,
 }
 
-/// Lines, each with a label and a text.
+/// The output: lines with a label and a text.
 struct Page {
     screen: Screen,
     lines: Vec<String>,

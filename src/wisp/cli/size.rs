@@ -17,11 +17,11 @@ pub struct SizeArgs {
     #[arg(long = "type", value_name = "TYPE")]
     pub instance_type: Option<String>,
 
-    /// Number of vCPUs; overrides the type's.
+    /// Number of vCPUs, instead of the instance type's number.
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
 
-    /// Memory: 256M, 2G or a number of MiB; overrides the type's.
+    /// Memory size, instead of the instance type's: 256M, 2G or a number of MiB.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
 
@@ -31,12 +31,12 @@ pub struct SizeArgs {
 }
 
 impl SizeArgs {
-    /// Returns true if no option is given.
+    /// Returns true if neither a type nor overrides are given.
     pub fn is_empty(&self) -> bool {
         self.instance_type.is_none() && self.vcpus.is_none() && self.memory.is_none()
     }
 
-    /// Returns the options, each preceded by a space.
+    /// Returns the type and the overrides as command line options, each preceded by a space.
     pub fn options(&self) -> String {
         let instance_type = self.instance_type.as_ref().map(|name| format!(" --type {name}"));
         let vcpus = self.vcpus.map(|count| format!(" --vcpus {count}"));
@@ -44,7 +44,7 @@ impl SizeArgs {
         [instance_type, vcpus, memory].into_iter().flatten().collect()
     }
 
-    /// Returns the options. If none are given, returns the size of the image's saved memory, if it has one.
+    /// Returns these options or, if neither a type nor overrides are given, the size of the image's saved memory.
     pub fn or_image_size(self, memory: Option<ImageMemory>) -> SizeArgs {
         let Some(memory) = memory.filter(|_| self.is_empty()) else { return self };
         let overridden = memory.overridden;

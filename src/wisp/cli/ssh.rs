@@ -15,14 +15,14 @@ use cloud::ssh::SshTarget;
 use node::guest::parse_user_name;
 use node::shell;
 
-/// The timeout for a connection to the host's loopback interface.
+/// The timeout for connecting to the instance's SSH port, which is forwarded from the host's loopback interface.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Open a shell or run a command in an instance over SSH.
 ///
-/// The user, key and address are taken from the instance. If SSH is not possible, because its security groups do not
-/// allow port 22 or `ssh` is not installed, the command runs through the agent, as with `wisp exec`. The exit code of
-/// the command is returned.
+/// The user, key and address are taken from the instance. If SSH is not possible (for example, if the instance's
+/// security groups do not allow port 22), the command runs through the agent, as with `wisp exec`. The exit code is the
+/// command's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(value_name = "[USER@]INSTANCE", help = args::INSTANCE)]
     instance: String,
 
-    /// Private key file [default: KEY-PAIR.pem in this directory if it exists, else ssh's default keys].
+    /// Private key file [default: KEY-PAIR.pem in the current directory if it exists, else ssh's default keys].
     #[arg(short, long, value_name = "FILE")]
     identity: Option<PathBuf>,
 
@@ -53,7 +53,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (named, reference) = match args.instance.split_once('@') {
         Some((user, reference)) => (Some(parse_user_name(user).map_err(anyhow::Error::msg)?), reference),
@@ -170,18 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn ssh_takes_neither_user_nor_words_for_options() {
+    fn ssh_user_and_words_are_not_options() {
         let arguments = arguments(&target("/w/known_hosts"), "-oProxyCommand=x", &["-oProxyCommand=y", "z"]);
         let tail = ["-l", "-oProxyCommand=x", "--", "127.18.0.5", "-oProxyCommand=y", "z"];
         assert!(arguments.ends_with(&tail.map(String::from)), "{arguments:?}");
         assert!(arguments.contains(&"UserKnownHostsFile=/w/known_hosts".to_string()), "{arguments:?}");
     }
 
-    /// OpenSSH itself reports how it parses the command.
+    /// `ssh -G` prints the configuration that OpenSSH derives from the command.
     #[test]
-    fn openssh_reads_the_command_as_meant() {
+    fn openssh_parses_command_as_intended() {
         let target = target("/w h/100%/a\"b/known_hosts");
-        // ssh would keep the first of two ports, but it takes this option from any place.
+        // If ssh parsed this word as an option, its output would have a line "proxycommand".
         let mut command = command(&target, target.endpoint.unwrap(), "admin", None, &["-oProxyCommand=x".into()]);
         let program = command.get_program().to_owned();
         let arguments: Vec<_> = command.get_args().map(OsStr::to_owned).collect();

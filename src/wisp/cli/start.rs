@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, help_heading = ADVANCED)]
     overcommit: bool,
 
-    /// Cold-boot hibernated instances; their saved memory is lost.
+    /// Cold-boot hibernated instances, and discard their saved memory.
     #[arg(long)]
     cold: bool,
 
@@ -30,7 +30,6 @@ pub struct Args {
     wait: WaitArgs,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let mut cloud = open_cloud()?;

@@ -8,14 +8,14 @@ use cloud::lifecycle::StopMode;
 
 /// Stop instances. Their volumes are kept.
 ///
-/// The agent powers the guest off. If it is still running after 60 s (300 s on software KVM), the VMM sends
-/// Ctrl-Alt-Del. After another 20 s (60 s), the VMM is killed.
+/// The agent powers the guest off. If the guest is still running after 60 s (300 s on software KVM), or the agent does
+/// not respond, the VMM sends Ctrl-Alt-Del. After another 20 s (60 s), the VMM is killed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp stop web
   wisp stop web --force      immediately, like pulling the plug
-  wisp stop web --hibernate  save its memory")]
+  wisp stop web --hibernate  save its memory for the next start")]
 pub struct Args {
     #[arg(value_name = "INSTANCE", required = true, help = args::INSTANCES)]
     instances: Vec<String>,
@@ -29,7 +29,6 @@ pub struct Args {
     hibernate: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();

@@ -13,7 +13,8 @@ use store::SubnetRecord;
 
 /// Manage subnets of VPCs.
 ///
-/// A subnet is part of a VPC, in one availability zone (just a label). Instances are launched into subnets.
+/// A subnet is a part of a VPC's address range, in one availability zone (which is just a label). Instances are
+/// launched into subnets.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -70,7 +71,6 @@ enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let (subnet, is_new) = match args.command {

@@ -31,7 +31,6 @@ pub struct Args {
     remove: Vec<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let resource = cloud.resource(&args.resource)?;

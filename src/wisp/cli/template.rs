@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use ec2::capacity::InstanceSize;
 use node::environment;
 
-/// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. Failures do not
-/// affect the launch.
+/// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. The caller's command
+/// succeeds even if that fails.
 pub fn prepare_in_background(image: Option<&str>, size: &InstanceSize) {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);

@@ -7,7 +7,7 @@ use super::{args, open_cloud, print_changes, print_warnings, wait};
 
 /// Terminate instances.
 ///
-/// Volumes with delete-on-termination are deleted. Terminated instances stay listed for an hour.
+/// Volumes attached with delete-on-termination are deleted. Terminated instances stay listed for an hour.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -18,7 +18,6 @@ pub struct Args {
     instances: Vec<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     let references = cloud.terminate_damaged(&args.instances)?;

@@ -23,12 +23,12 @@ Examples:
   wisp timeline web                      an instance's last boot
   wisp timeline --output json            in nanoseconds")]
 pub struct Args {
-    /// Instance [default: the last `wisp run`].
+    /// Instance ID, unique ID prefix or name [default: the guest of the last `wisp run`].
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 }
 
-/// A timeline as stored and as JSON output; times are nanoseconds since the start of the command.
+/// A timeline as stored and as JSON output. Times are nanoseconds of the monotonic clock.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Report {
@@ -36,7 +36,6 @@ struct Report {
     status: VmmStatus,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let status = match &args.instance {
         Some(instance) => of_instance(instance)?,
@@ -76,7 +75,7 @@ fn of_last_run() -> anyhow::Result<VmmStatus> {
     Ok(report.status)
 }
 
-/// Stores the timeline of a run for [`run`].
+/// Stores the timeline of a `wisp run`, so that `wisp timeline` can show it later.
 pub fn keep(home: &Home, status: &VmmStatus) -> anyhow::Result<()> {
     let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
     Ok(node::home::write_private(&home.last_timeline(), &report)?)
@@ -107,10 +106,10 @@ pub fn render(status: &VmmStatus, screen: Screen) -> String {
 }
 
 fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
-    // The marks may be in another order, but phases are ordered by time.
+    // Sort by time, because the marks may be stored in a different order.
     let mut marks = timeline.marks.clone();
     marks.sort_by_key(|record| record.at_ns);
-    // With a quiet kernel, the first console output comes after the agent is ready, and is not a phase of the boot.
+    // With a quiet kernel, the first console output can come after the agent is ready. It is then not a boot phase.
     let ready = timeline.at(Mark::AgentReady).unwrap_or(u64::MAX);
     marks.retain(|record| record.mark != Mark::FirstConsoleByte || record.at_ns < ready);
     let Some((first, last)) = marks.first().zip(marks.last()) else {
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_after_the_ready_is_no_phase() {
+    fn console_output_after_agent_ready_is_not_a_phase() {
         let mut status = status();
         let late = status.timeline.at(Mark::AgentReady).map(|at| at + 1);
         let word = status.timeline.marks.iter_mut().find(|record| record.mark == Mark::FirstConsoleByte).unwrap();
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_survives_its_file() {
+    fn stored_timeline_is_read_back_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
         keep(&home, &status()).unwrap();
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_without_marks_says_so() {
+    fn timeline_without_marks_is_reported() {
         assert!(render(&VmmStatus::default(), Screen::PLAIN).contains("No boot phases were recorded."));
     }
 }

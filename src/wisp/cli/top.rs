@@ -17,7 +17,7 @@ use store::InstanceRecord;
 
 /// Show live usage of running instances.
 ///
-/// The columns are CPU, CPU credits, throttled time, memory, disk traffic and VM exits per second.
+/// The columns include CPU, CPU credits, throttled time, memory, disk traffic and VM exits per second.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +26,7 @@ Examples:
   wisp top web --history               usage in the last three hours
   wisp top web --history=336           usage in the last 14 days (the maximum)")]
 pub struct Args {
-    /// Show only this instance.
+    /// Show only this instance (ID, unique ID prefix or name).
     #[arg(value_name = "INSTANCE")]
     instance: Option<String>,
 
@@ -60,7 +60,6 @@ struct Rates {
     throttled_percent: f64,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
@@ -98,7 +97,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Waits for the interval. Returns true early if the user presses Enter.
+/// Waits for the interval. Unless `once`, returns true early if the user presses Enter.
 fn wait(interval: Duration, once: bool) -> bool {
     let timeout = Timespec { tv_sec: interval.as_secs() as i64, tv_nsec: 0 };
     let stdin = rustix::stdio::stdin();
@@ -114,7 +113,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
     let mut samples = HashMap::new();
     for record in &records {
-        // An instance that has just ended is not shown.
+        // Skip an instance whose VMM does not respond, for example because it has just exited.
         if let Ok(status) = cloud.dir(record.id).connect().and_then(|mut client| client.status()) {
             samples.insert(record.id, Sample { at: Instant::now(), status });
         }
@@ -124,7 +123,7 @@ fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
 
 fn rates(before: &Sample, after: &Sample) -> Rates {
     let seconds = (after.at - before.at).as_secs_f64().max(0.001);
-    // The counters of a restarted machine start at zero.
+    // After a reboot, the counters of the new VMM start at zero.
     let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
     let sum = |status: &VmmStatus, of: fn(&machine::control::DiskRecord) -> u64| status.disks.iter().map(of).sum();
     let exits = |status: &VmmStatus| status.exits.iter().map(|exit| exit.count).sum();
@@ -198,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_by_the_second_and_never_negative() {
+    fn rates_are_per_second_and_never_negative() {
         let at = Instant::now();
         let sample = |seconds, cpu_time_ns| Sample {
             at: at + Duration::from_secs(seconds),

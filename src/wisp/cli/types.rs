@@ -34,7 +34,6 @@ pub struct Args {
     pub fits: bool,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let host = probe::resources();
     let mut types = match &args.selection {
@@ -88,7 +87,7 @@ fn verdict(candidate: &'static InstanceType, host: HostCapacity) -> Result<(), M
 }
 
 impl Misfit {
-    /// For a narrow table.
+    /// Returns the shortest form of the reason, for a narrow table.
     fn brief(self) -> &'static str {
         match self {
             Misfit::Never(NotLaunchable::BareMetal) => "metal",
@@ -98,7 +97,7 @@ impl Misfit {
         }
     }
 
-    /// For a wide table.
+    /// Returns the reason in a few words, for a wide table.
     fn clause(self) -> &'static str {
         match self {
             Misfit::Never(reason) => reason.brief(),
@@ -109,7 +108,7 @@ impl Misfit {
         }
     }
 
-    /// For a single type.
+    /// Returns the reason with its numbers, for a single type.
     fn sentence(self, host: HostCapacity) -> String {
         match self {
             Misfit::Never(reason) => reason.to_string(),
@@ -121,7 +120,7 @@ impl Misfit {
     }
 }
 
-/// Formats free capacity: `2 CPUs, 23.1 GiB free`.
+/// Formats the host's capacity: `2 CPUs, 23.1 GiB free`.
 fn free(host: HostCapacity) -> String {
     let cpus = output::count(host.cpus as usize, "CPU");
     format!("{cpus}, {} free", approximate_mib(host.memory_mib))
@@ -225,7 +224,7 @@ fn memory(row: &InstanceType) -> String {
     MemorySize::from_mib(row.memory_mib).map_or_else(|| "0".to_owned(), |size| size.to_string())
 }
 
-/// Formats a range such as `0.75–10`, or one number if the two are equal.
+/// Formats a range such as `0.75–10`, or one number if both are equal after rounding.
 fn range(baseline: f64, peak: f64) -> String {
     match (decimal(baseline), decimal(peak)) {
         (baseline, peak) if baseline == peak => peak,
@@ -316,7 +315,7 @@ fn fit_sentence(shown: &'static InstanceType, host: HostCapacity) -> String {
     }
 }
 
-/// The output of `--output json`: EC2's response, and Wisp's additions in a separate field.
+/// The output of `--output json`: EC2's response, with Wisp's additions to each type in a separate field.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listing {
@@ -419,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_stands_under_its_explanation() {
+    fn table_has_family_below_category() {
         let types = catalog::select("d3").expect("a known family");
         let text = render_all(&types[..1], LAPTOP, screen(80));
         assert_eq!(
@@ -436,13 +435,13 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_would_be_empty_is_left_out() {
+    fn empty_extras_column_is_omitted() {
         let types = catalog::select("c6i").expect("a known family");
         assert!(!render_all(&types, LAPTOP, screen(80)).contains("EXTRAS"));
     }
 
     #[test]
-    fn a_single_type_says_how_its_name_is_read_and_whether_it_fits() {
+    fn single_type_explains_name_and_fit() {
         let text = render_one(find("t4g.nano"), LAPTOP, Screen::PLAIN);
         for expected in [
             "g           Graviton (Arm)",
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_not_to_fit_names_what_is_short() {
+    fn misfit_clause_names_missing_resource() {
         let clause = |name| verdict(find(name), LAPTOP).expect_err(name).clause();
         assert_eq!(clause("c5.xlarge"), "short of CPUs");
         assert_eq!(clause("x2iedn.xlarge"), "short of CPUs and memory");
@@ -466,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_short() {
+    fn numbers_have_at_most_two_decimals() {
         assert_eq!(decimal(0.032), "0.03");
         assert_eq!(decimal(0.781), "0.78");
         assert_eq!(decimal(0.425), "0.43");
@@ -477,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn json_adds_wisps_remarks_to_ec2s_shapes() {
+    fn json_adds_remarks_to_ec2_shapes() {
         let types = [find("c5.xlarge"), find("t2.nano")];
         let value = serde_json::to_value(Listing::new(&types, LAPTOP)).expect("plain data");
         let types = &value["InstanceTypes"];

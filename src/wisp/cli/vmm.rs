@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "owner_fd")]
     watcher_fd: Option<RawFd>,
 
-    /// File descriptor of the console's terminal.
+    /// File descriptor of the connection to attach to the serial console.
     #[arg(long)]
     console_fd: Option<RawFd>,
 
@@ -72,19 +72,20 @@ pub struct Args {
     #[arg(long)]
     restore: Option<PathBuf>,
 
-    /// Number of consecutive reboots shortly after a start.
+    /// Number of consecutive times that the guest rebooted shortly after it started.
     #[arg(long, default_value_t = 0)]
     short_runs: u32,
 
-    /// Delete the snapshot's state once the machine is running.
+    /// Delete the snapshot's state before the vCPUs run, so that it is restored only once.
     #[arg(long, requires = "restore")]
     once: bool,
 }
 
 /// Starts the sandboxed VMM (`vmm/sandbox`) as a child, and supervises it until it exits.
 ///
-/// A machine without an owner is an instance. The supervisor records the end of an instance in its directory for the
-/// next command. After a guest reboot, the supervisor keeps the lock and starts another VMM.
+/// A machine without an owner is an instance. The VMM records the end of an instance in its directory for the next
+/// command; if the VMM was killed for lack of memory or by its seccomp filter, the supervisor does. After a guest
+/// reboot, the supervisor of an instance keeps the lock and starts a new VMM.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let inherited = [Some(args.lock_fd), args.owner_fd, args.watcher_fd, args.console_fd, args.network_fd];
     limits::close_others(&inherited.into_iter().flatten().collect::<Vec<_>>())
@@ -120,7 +121,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Side::Supervisor { child, alive: _alive } => {
             // These connections must close when the VMM exits, so only the VMM may keep them open.
             drop((connections, client, vmm_stderr));
-            // Keeps the namespace for the VPC's next router, if this one is killed. The VMM has no descriptor of it.
+            // If the VPC's router is killed, this descriptor keeps the network namespace for the next router. The VMM
+            // has no descriptor of the namespace.
             let _namespace = network.as_ref().and_then(router::namespace_of);
             let killed_before = OomKillCount::now();
             let status = signals.wait(child, &mut broker, &mut log).context("waiting for the VMM failed")?;
@@ -153,7 +155,7 @@ const AGAIN: u8 = 75;
 /// The exit code of a VMM whose owner exited without removing the directory.
 const LEFT: u8 = 76;
 
-/// The supervisor's reaction to the end of its VMM.
+/// The action of the supervisor after its VMM has exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Aftermath {
     StartAgain,
@@ -163,7 +165,8 @@ enum Aftermath {
 }
 
 impl Aftermath {
-    /// A compromised VMM can choose its exit code, so a code that is invalid for the kind of machine has no effect.
+    /// Returns the action for an exit code. A compromised VMM can choose its code, so a code that is invalid for the
+    /// kind of machine (with or without an owner) has no effect.
     fn of(code: Option<i32>, has_owner: bool) -> Aftermath {
         const AGAIN_CODE: i32 = AGAIN as i32;
         const LEFT_CODE: i32 = LEFT as i32;
@@ -176,8 +179,8 @@ impl Aftermath {
     }
 }
 
-/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or none to
-/// restart the machine.
+/// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or `None`
+/// to restart the machine.
 fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32) -> Option<ExitCode> {
     if let Err(error) = origin::forget(&vmm_directory(&args.dir)) {
         log::warn!("cannot remove the link to the restored snapshot's memory: {error}");
@@ -203,7 +206,7 @@ fn handle_end(args: &Args, code: Option<i32>, signals: &Signals, short_runs: u32
         }
         Aftermath::Nothing => {}
     }
-    // A VMM killed by a signal has no code.
+    // A VMM that was killed by a signal has no exit code.
     Some(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
 }
 
@@ -283,7 +286,7 @@ fn run_vmm(
     })
 }
 
-/// Restarts the machine after a reset by re-executing wisp in the supervisor's process. Returns only on failure.
+/// Restarts the machine after a guest reboot: re-executes wisp in the supervisor's process. Returns only on failure.
 fn start_again(dir: &Path, lock: &OwnedFd, network: Option<&OwnedFd>, short_runs: u32) -> anyhow::Error {
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
@@ -380,7 +383,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_code_of_owned_machine_does_not_restart_and_of_instance_does_not_remove() {
+    fn exit_code_for_other_kind_of_machine_has_no_effect() {
         let (again, left) = (Some(i32::from(AGAIN)), Some(i32::from(LEFT)));
         assert_eq!(Aftermath::of(again, false), Aftermath::StartAgain);
         assert_eq!(Aftermath::of(again, true), Aftermath::Nothing);
@@ -395,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn clear_leftovers_links_and_directories_planted_leaves_their_targets() {
+    fn clear_leftovers_with_planted_links_keeps_their_targets() {
         let dir = tempfile::tempdir().unwrap();
         let (own, outside) = (dir.path().join("vmm"), dir.path().join("outside"));
         make_vmm_directory(dir.path()).unwrap();

@@ -19,7 +19,7 @@ use store::VolumeRecord;
 Examples:
   wisp volume create 1 --name data              a gp3 volume of 1 GiB
   wisp volume attach data web                   to a running or stopped instance
-  wisp volume resize data 2                     the guest sees the new size
+  wisp volume resize data 2                     grow it to 2 GiB
   wisp volume detach data")]
 pub struct Args {
     #[command(subcommand)]
@@ -89,10 +89,10 @@ enum Command {
         /// New type.
         #[arg(long = "type", value_name = "TYPE")]
         volume_type: Option<VolumeType>,
-        /// IOPS.
+        /// New IOPS (io1, io2 and gp3 only).
         #[arg(long)]
         iops: Option<u32>,
-        /// Throughput in MiB/s.
+        /// New throughput in MiB/s (gp3 only).
         #[arg(long)]
         throughput: Option<u32>,
     },
@@ -104,7 +104,6 @@ enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

@@ -26,7 +26,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create a VPC. Add subnets with `wisp subnet create`.
+    /// Create a VPC. Then add subnets with `wisp subnet create`.
     Create {
         /// Address range, such as 10.0.0.0/16; the prefix length must be 16 to 28.
         #[arg(long, value_name = "RANGE", required_unless_present = "default")]
@@ -50,7 +50,6 @@ enum Command {
     },
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let mut cloud = open_cloud()?;
     match args.command {

@@ -9,21 +9,21 @@ use cloud::machine::MachineHandle;
 use node::probe;
 use store::InstanceRecord;
 
-/// The default boot timeouts: hardware KVM and software KVM.
+/// The default boot timeouts, on hardware KVM and on software KVM.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const EMULATED_BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The timeout for a ready agent's response.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// The delay before progress is shown.
+/// The delay before `wisp run` shows that the guest is booting.
 pub const SHOW_AFTER: Duration = Duration::from_secs(1);
 
-/// Returns the boot timeout on this host, unless the user sets one.
+/// Returns the user's boot timeout or, by default, the one for this host's kind of KVM.
 pub fn boot_timeout(seconds: Option<u64>) -> Duration {
     let default = if probe::is_software_kvm() { EMULATED_BOOT_TIMEOUT } else { BOOT_TIMEOUT };
     seconds.map_or(default, Duration::from_secs)
 }
 
-/// Shows a spinner, on terminals only.
+/// Shows a spinner if standard error is a terminal.
 pub fn spinner(message: impl Into<String>) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is well-formed");
     let spinner = ProgressBar::new_spinner().with_style(style);
@@ -49,7 +49,7 @@ pub fn until_ready(
             spinner.finish_and_clear();
             return Err(machine.not_ready(record.state, timeout).into());
         }
-        // The network can fail after the VMM has started. Earlier problems have already been reported.
+        // The network can fail while the guest boots. Earlier network problems have already been reported.
         for problem in machine.link_problems().unwrap_or_default() {
             spinner.suspend(|| output::say(&problem));
         }

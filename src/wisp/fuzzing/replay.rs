@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-/// Mutated inputs for each target. WISP_FUZZ_CASES overrides the number and makes them different in each run.
+/// The number of mutated inputs for each target. If WISP_FUZZ_CASES sets it, the inputs are different in each run.
 const CASES: u32 = 256;
 
 fn dir(name: &str) -> PathBuf {
@@ -23,7 +23,7 @@ fn inputs(target: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Calls `entry` with every input of its target, and then with mutated inputs, which are the same in each run.
+/// Calls `entry` with every input in the target's corpus, and then with [`CASES`] mutated inputs.
 pub fn all(target: &str, entry: fn(&[u8])) {
     let inputs = inputs(target);
     assert!(!inputs.is_empty(), "{target} has no inputs");
@@ -104,7 +104,7 @@ fn change_of_one() -> impl Strategy<Value = Change> {
 
 impl Change {
     fn apply(&self, input: &mut Vec<u8>, other: &[u8]) {
-        // An empty input has one position: its end.
+        // Add 1 for the position at the end, because `Index` needs at least one position.
         let place = |at: &Index, input: &[u8]| at.index(input.len() + 1);
         match self {
             Change::Set(at, value) => {

@@ -1,19 +1,19 @@
 //! Renders a measure as a chart: a bar for each type's median, with a whisker from the minimum to the 95th percentile.
 //!
-//! The chart is narrow enough for a phone and uses the page's colors.
+//! The chart is narrow enough for a phone and uses the colors of the HTML page.
 
 use std::fmt::Write as _;
 
 use super::html::escape;
 
 const WIDTH: f64 = 360.0;
-/// The height of a bar with its label.
+/// The height of a row: a bar and the text above it.
 const ROW: f64 = 38.0;
 const BAR: f64 = 12.0;
 /// The offset of a bar from the top of its row.
 const DOWN: f64 = 18.0;
 
-/// A bar.
+/// A bar of the chart.
 pub struct Bar<'a> {
     /// The text above the bar: the label on the left, the value on the right.
     pub label: &'a str,
@@ -21,7 +21,7 @@ pub struct Bar<'a> {
     pub min: f64,
     pub median: f64,
     pub p95: f64,
-    /// True if the bar is highlighted.
+    /// True to highlight the bar.
     pub is_chosen: bool,
 }
 
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_are_as_long_as_their_medians_and_stay_inside() {
+    fn bar_length_is_proportional_to_median() {
         let bar = |median, p95| Bar { label: "<a>", value: "1".into(), min: 0.0, median, p95, is_chosen: false };
         let svg = chart("t", &[bar(50.0, 100.0), bar(100.0, 100.0), bar(0.0, 0.0)]);
         assert!(svg.contains("width=\"180.0\"") && svg.contains("width=\"359.0\"") && svg.contains("width=\"1.0\""));

@@ -45,7 +45,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// Renders the page with the JSON `data` inside.
+/// Renders the page. `data` is embedded in it as JSON, for programs.
 pub fn page(shown: &Shown, data: &Value) -> String {
     let names: Vec<&str> = shown.report.types.iter().map(|of| of.request.instance_type.name).collect();
     let title = format!("wisp bench: {}", names.join(", "));
@@ -63,7 +63,7 @@ pub fn page(shown: &Shown, data: &Value) -> String {
         section(&mut page, shown, compared);
     }
     host(&mut page, shown);
-    // Only "<" can end the script element.
+    // Escape "<", so that no string in the data can end the script element.
     let data = data.to_string().replace('<', "\\u003c");
     let _ = write!(page, "<script type=\"application/json\" id=\"bench\">{data}</script>\n</body>\n</html>\n");
     page
@@ -139,7 +139,7 @@ fn section(page: &mut String, shown: &Shown, Compared { measure, entries, cheape
     page.push_str("</ul>\n</section>\n");
 }
 
-/// Describes the result of a type in a measure.
+/// Describes the result of one type in a measure, or why there is none.
 fn sentence(entry: &ComparisonRow, unit: &str) -> String {
     let mut parts = Vec::new();
     if let Some((summary, bound)) = &entry.summary {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_was_said_becomes_a_tag() {
+    fn page_escapes_untrusted_text() {
         let report = report();
         let shown = shown(&report);
         let data = shape(&shown);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_needs_nothing_from_elsewhere() {
+    fn page_loads_no_external_resources() {
         let report = report();
         let shown = shown(&report);
         let page = page(&shown, &shape(&shown));

@@ -92,11 +92,11 @@ pub struct Args {
     #[arg(long)]
     overcommit: bool,
 
-    /// Network mode: user, none, or auto (user if this host supports it).
+    /// Network mode: user, none, or auto (user if this host supports it, else none).
     #[arg(long, value_name = "MODE", default_value = "auto")]
     network: NetworkMode,
 
-    /// Timeout for a guest's boot, in seconds.
+    /// Timeout for a guest's boot, in seconds [default: 60, or 600 on software KVM]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
@@ -126,18 +126,18 @@ fn parse_percent(text: &str) -> Result<f64, String> {
         .ok_or("it must be a percentage from 0 to 100000".into())
 }
 
-/// A finished bench, in a form for all output formats.
+/// The results of a bench and its options, for all output formats.
 struct Shown<'a> {
     report: &'a Report,
     comparison: Comparison<'a>,
     /// The price of each type, if given.
     prices: Vec<Option<f64>>,
-    /// Percent.
+    /// The acceptable slowdown in percent.
     within: f64,
     image: &'a str,
     runs: u32,
     limited: bool,
-    /// The start time in the API's format.
+    /// The start time, in the format of the EC2 API.
     began: String,
     /// The words of the command line.
     command_line: Vec<String>,
@@ -152,7 +152,7 @@ impl Shown<'_> {
         if self.report.host.software_kvm { "software KVM, which emulates guest kernels" } else { "hardware KVM" }
     }
 
-    /// Returns the choice as a sentence.
+    /// Returns a sentence that names the cheapest type that is fast enough, if any.
     fn choice(&self) -> String {
         let Comparison { over, has_prices, cheapest, .. } = &self.comparison;
         let what = match over.as_slice() {
@@ -168,7 +168,7 @@ impl Shown<'_> {
         }
     }
 
-    /// Returns a sentence about the sustained performance of each burstable type.
+    /// Returns a note about the baseline and CPU credits of each burstable type.
     fn notes(&self) -> Vec<String> {
         let note = |of: &bench::TypeReport| {
             let (name, credits, mode) =
@@ -183,7 +183,7 @@ impl Shown<'_> {
     }
 }
 
-/// Formats a figure with about three digits.
+/// Formats a figure with about three significant digits.
 fn figure(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),
@@ -193,7 +193,6 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Runs the command.
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let types = types(&args.types)?;
@@ -256,7 +255,7 @@ fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns success if every type that fits this host was measured and the command did not fail.
+/// Returns success if at least one type was measured, no measured type failed, and the command succeeded on each type.
 fn exit_code(report: &Report) -> ExitCode {
     let measured = |of: &bench::TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
     let failed = |of: &bench::TypeReport| {
@@ -278,7 +277,7 @@ fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
     result
 }
 
-/// Opens the image. The embedded image and a bundle directory need no store.
+/// Opens the image. Does not open the store for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     match Image::unregistered(home, reference)? {
         Some(image) => Ok(image),
@@ -286,7 +285,7 @@ fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
     }
 }
 
-/// Returns the types without duplicates.
+/// Looks up the types, without duplicates.
 fn types(names: &[String]) -> Result<Vec<InstanceSize>, Ec2Error> {
     let mut types: Vec<InstanceSize> = Vec::new();
     for name in names {
@@ -308,7 +307,7 @@ fn measures(args: &Args) -> anyhow::Result<Vec<&'static Measure>> {
     })
 }
 
-/// Checks that the file can be created, before minutes of measurements.
+/// Checks that the file's directory exists, so that `wisp bench` fails before minutes of measurements, not after.
 fn check_directory(file: &Path) -> anyhow::Result<()> {
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if file.is_dir() || !dir.is_dir() {
@@ -345,7 +344,7 @@ mod tests {
         Line::try_parse_from([&["bench"], words].concat()).map(|line| line.args)
     }
 
-    /// Two types that were measured, and one that was refused.
+    /// Returns a report with two types that were measured and one that failed to start.
     pub(super) fn report() -> Report {
         let integer = chosen(["integer-one"]).unwrap()[0];
         let result = |measure, figures: &[f64]| {
@@ -385,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_is_what_was_said() {
+    fn measures_follow_command_and_workload_options() {
         let count = |words: &[&str]| measures(&parse(&[&["--types", "t3.micro"], words].concat()).unwrap());
         assert_eq!(count(&[]).unwrap().len(), BUILT_IN.len());
         assert_eq!(count(&["--command", "true"]).unwrap().len(), 0);
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_taken_once_and_unknown_ones_refused() {
+    fn duplicate_types_are_dropped_and_unknown_types_refused() {
         let names = |text: &str| types(&parse(&["--types", text]).unwrap().types);
         let taken: Vec<_> = names("t3.micro,m5.large, t3.micro").unwrap();
         assert_eq!(taken.iter().map(|of| of.instance_type.name).collect::<Vec<_>>(), ["t3.micro", "m5.large"]);
@@ -402,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_options_are_refused() {
         for words in [
             &[][..],
             &["--types", "t3.micro", "--runs", "0"],
@@ -420,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_is_a_sentence() {
+    fn choice_names_cheapest_type() {
         let report = report();
         assert_eq!(
             shown(&report).choice(),

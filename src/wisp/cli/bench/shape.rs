@@ -9,7 +9,7 @@ use cloud::bench::comparison::{Compared, ComparisonRow};
 use cloud::bench::measure::Better;
 use machine::limits::{DiskLimits, Rate};
 
-/// Returns the whole bench.
+/// Returns the results of the bench as JSON.
 pub fn shape(shown: &Shown) -> Value {
     let host = &shown.report.host;
     let comparison = &shown.comparison;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_run_s_figure_is_there() {
+    fn json_has_figures_of_all_runs() {
         let report = report();
         let bench = &shape(&shown(&report))["Bench"];
         let micro = &bench["Measures"][0]["Results"][0];

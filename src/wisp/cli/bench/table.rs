@@ -5,7 +5,7 @@ use super::{Shown, figure};
 use cloud::bench::bound::By;
 use cloud::bench::comparison::ComparisonRow;
 
-/// Renders a line for each measure of each type, and the conclusions.
+/// Renders a line for each measure of each type, then failures, notes, the host and the chosen type.
 pub fn render(shown: &Shown, screen: Screen) -> String {
     let mut lines = figures(shown, screen);
     lines.push(String::new());
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_has_its_line_or_says_why_not() {
+    fn table_has_results_or_reason_for_each_type() {
         let report = report();
         let text = render(&shown(&report), Screen::PLAIN);
         let line = |beginning: &[&str]| {

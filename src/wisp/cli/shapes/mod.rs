@@ -17,10 +17,10 @@ use store::{ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Snapshot
 /// The account ID of all resources. There is only one account.
 pub const OWNER: &str = "000000000000";
 
-/// Names of security groups.
+/// Names of security groups by ID.
 pub type GroupNames = BTreeMap<SecurityGroupId, String>;
 
-/// `DescribeInstances`, grouped by reservation.
+/// Returns the response of `DescribeInstances`, with instances grouped by reservation.
 pub fn reservations(instances: &[InstanceRecord], groups: &GroupNames) -> Value {
     let mut launches: Vec<Vec<&InstanceRecord>> = Vec::new();
     for record in instances {
@@ -32,7 +32,7 @@ pub fn reservations(instances: &[InstanceRecord], groups: &GroupNames) -> Value 
     json!({"Reservations": launches.iter().map(|launch| reservation(launch, groups)).collect::<Vec<_>>()})
 }
 
-/// The response of `RunInstances`, which is also a reservation of `DescribeInstances`.
+/// Returns the response of `RunInstances`, which is also an element of `DescribeInstances`.
 pub fn reservation(instances: &[&InstanceRecord], groups: &GroupNames) -> Value {
     json!({
         "Groups": [],
@@ -42,7 +42,7 @@ pub fn reservation(instances: &[&InstanceRecord], groups: &GroupNames) -> Value 
     })
 }
 
-/// `Instance`.
+/// Returns an `Instance`.
 pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Value {
     let devices: Vec<Value> = record
         .block_devices
@@ -96,12 +96,12 @@ pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Value {
     value
 }
 
-/// `InstanceState`.
+/// Returns an `InstanceState`.
 pub fn state(state: InstanceState) -> Value {
     json!({"Code": state.code(), "Name": state.as_str()})
 }
 
-/// `StartingInstances`, `StoppingInstances` or `TerminatingInstances`.
+/// Returns state changes. `list` is `StartingInstances`, `StoppingInstances` or `TerminatingInstances`.
 pub fn state_changes(list: &str, changes: &[StateChange]) -> Value {
     let change = |change: &StateChange| {
         json!({
@@ -113,12 +113,12 @@ pub fn state_changes(list: &str, changes: &[StateChange]) -> Value {
     json!({list: changes.iter().map(change).collect::<Vec<_>>()})
 }
 
-/// A list of tags.
+/// Returns a list of `Tag`.
 pub fn tags(tags: &BTreeMap<String, String>) -> Value {
     tags.iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
 
-/// `Image`.
+/// Returns an `Image`.
 pub fn image(record: &ImageRecord, devices: Value) -> Value {
     let mut value = json!({
         "Architecture": "x86_64",
@@ -144,7 +144,7 @@ pub fn image(record: &ImageRecord, devices: Value) -> Value {
     value
 }
 
-/// `Volume`.
+/// Returns a `Volume`.
 pub fn volume(record: &VolumeRecord) -> Value {
     let attachments: Vec<Value> = record
         .attachment
@@ -180,7 +180,7 @@ pub fn volume(record: &VolumeRecord) -> Value {
     value
 }
 
-/// `Snapshot`.
+/// Returns a `Snapshot`.
 pub fn snapshot(record: &SnapshotRecord) -> Value {
     json!({
         "Description": record.description,
@@ -196,7 +196,7 @@ pub fn snapshot(record: &SnapshotRecord) -> Value {
     })
 }
 
-/// `KeyPairInfo`.
+/// Returns a `KeyPairInfo`.
 pub fn key_pair(record: &KeyPairRecord) -> Value {
     json!({
         "CreateTime": timestamp(record.created),

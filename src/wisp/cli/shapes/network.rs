@@ -7,7 +7,7 @@ use ec2::metadata::MetadataOptions;
 use ec2::network::{Peer, Rule, Traffic, private_dns_name};
 use store::{AddressRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VpcRecord};
 
-/// Adds the network interface's fields to an `Instance`.
+/// Adds the fields for its network interface to an `Instance`.
 pub(super) fn add_interface(instance: &mut Value, network: &NetworkRecord, groups: &GroupNames) {
     let group = |id| json!({"GroupId": id, "GroupName": groups.get(id)});
     instance["VpcId"] = json!(network.vpc_id);
@@ -22,7 +22,7 @@ pub(super) fn add_interface(instance: &mut Value, network: &NetworkRecord, group
     instance["MetadataOptions"] = metadata_options(&network.metadata_options);
 }
 
-/// `InstanceMetadataOptionsResponse`.
+/// Returns an `InstanceMetadataOptionsResponse`.
 fn metadata_options(options: &MetadataOptions) -> Value {
     let enabled = |on| if on { "enabled" } else { "disabled" };
     json!({
@@ -34,7 +34,7 @@ fn metadata_options(options: &MetadataOptions) -> Value {
     })
 }
 
-/// `Vpc`.
+/// Returns a `Vpc`.
 pub fn vpc(record: &VpcRecord) -> Value {
     json!({
         "CidrBlock": record.cidr,
@@ -47,7 +47,7 @@ pub fn vpc(record: &VpcRecord) -> Value {
     })
 }
 
-/// `Subnet`, with its number of free addresses.
+/// Returns a `Subnet` that has `free` unused addresses.
 pub fn subnet(record: &SubnetRecord, free: usize) -> Value {
     json!({
         "AvailabilityZone": record.zone,
@@ -64,7 +64,7 @@ pub fn subnet(record: &SubnetRecord, free: usize) -> Value {
     })
 }
 
-/// `Address`.
+/// Returns an `Address`.
 pub fn address(record: &AddressRecord) -> Value {
     let mut value = json!({
         "AllocationId": record.id,
@@ -79,7 +79,7 @@ pub fn address(record: &AddressRecord) -> Value {
     value
 }
 
-/// `SecurityGroup`, with its rules as `SecurityGroupRule`.
+/// Returns a `SecurityGroup`, with its rules also as a list of `SecurityGroupRule`.
 pub fn security_group(record: &SecurityGroupRecord) -> Value {
     let permissions = |egress: bool| {
         let mut all: Vec<Value> = Vec::new();
