@@ -19,8 +19,8 @@ use crate::memory::GuestMemory;
 pub enum QueueError {
     #[error("queue {queue}: invalid ring: {reason}")]
     Ring { queue: usize, reason: String },
-    /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
-    #[error("queue {queue}: the chain at descriptor {head} does not end (loop, bad index, or bad indirect table)")]
+    /// A chain with a loop, an index out of range, an invalid indirect table, or more than 4 GiB of buffers.
+    #[error("queue {queue}: the chain at descriptor {head} has a loop, an invalid index or table, or over 4 GiB")]
     Endless { queue: usize, head: u16 },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty { queue: usize, head: u16 },
@@ -42,12 +42,12 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Set after a batch of used elements, because virtio-queue counts only the last one.
+    /// Set if there are used elements that virtio-queue does not consider when it decides whether to interrupt.
     added_before: bool,
 }
 
 impl Virtqueue {
-    /// Wraps `queue`, which must be valid for `memory`. The driver's notifications make `kick` readable.
+    /// Wraps `queue`, which must be valid for `memory` if it is ready. The driver's notifications make `kick` readable.
     pub fn new(
         index: usize,
         queue: Queue,
@@ -92,7 +92,7 @@ impl Virtqueue {
         Ok(end.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Requests a notification for the chain after those that are already available, without popping any.
+    /// Requests a notification for the next chain that the driver adds, without popping those already available.
     pub fn enable_notification_of_more(&mut self) -> Result<(), QueueError> {
         let next = self.queue.next_avail();
         self.queue.set_next_avail(next.wrapping_add(self.available()?));
@@ -122,13 +122,13 @@ impl Virtqueue {
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
-        // Only this call advances the ring's index.
+        // This call advances the ring's index, so the driver sees the earlier elements only now.
         self.add_used(*last, *written)?;
         self.added_before |= !before.is_empty();
         Ok(())
     }
 
-    /// Interrupts the driver if it asked for an interrupt since the last call (section 2.7.7).
+    /// Interrupts the driver if it wants an interrupt for the elements added since the last call (section 2.7.7).
     pub fn notify(&mut self) -> Result<(), QueueError> {
         let wanted = self
             .queue
@@ -141,14 +141,15 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Suppresses notifications while the device is polling the ring anyway.
+    /// Suppresses the driver's notifications, which the device does not need while it is polling the ring.
     pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
         self.queue
             .disable_notification(&self.memory)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Enables notifications again. Returns true if chains arrived in the meantime: the caller must serve them first.
+    /// Enables notifications again. Returns true if chains arrived in the meantime: the caller must serve them
+    /// before it waits.
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         self.queue
             .enable_notification(&self.memory)
@@ -234,7 +235,7 @@ pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
     part
 }
 
-/// Copies from the start of `buffers` until `data` is full. Returns the number of bytes copied.
+/// Copies from the start of `buffers` until `data` is full or the buffers end. Returns the number of bytes copied.
 pub fn read_from(memory: &GuestMemory, buffers: &[Buffer], data: &mut [u8]) -> usize {
     let mut done = 0;
     for buffer in buffers {
@@ -293,7 +294,7 @@ pub(super) mod tests {
     const SIZE: u16 = 16;
     const AHEAD: u16 = 8;
 
-    /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
+    /// Creates queue 0 as a driver would. The descriptors are stored as given, valid or not.
     pub(in crate::virtio) fn queue_with(
         memory: &GuestMemory,
         descriptors: &[(u64, u32, u16, u16)],
@@ -326,8 +327,8 @@ pub(super) mod tests {
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
-    /// Creates a queue that never runs empty: its used ring overlaps its available ring, and is ahead of it.
-    /// Every chain is one buffer with this address, length and flags.
+    /// Creates a queue that never runs empty: both rings have the same address, so each used chain makes another one
+    /// available. Every chain is one buffer with this address, length and flags.
     pub(in crate::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,

@@ -76,7 +76,7 @@ impl RngService {
         Ok(RngService { activation, wakeups })
     }
 
-    /// Returns true if there are more requests.
+    /// Serves up to [`BATCH`] requests. Returns true if there may be more.
     fn serve_batch(&mut self) -> Result<bool, QueueError> {
         let Activation { memory, queues, .. } = &mut self.activation;
         let [requests] = queues.as_mut_slice() else { return Ok(false) };

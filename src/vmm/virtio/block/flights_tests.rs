@@ -29,7 +29,7 @@ use machine::limits::rate_limiter::SharedDiskLimiter;
 const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 const SIZE: u16 = 16;
-/// Base addresses of each slot's descriptors, header, and status and data.
+/// Base addresses of the slots' descriptors, headers, statuses and data.
 const TABLES: u64 = 0x1000;
 const HEADERS: u64 = 0x2000;
 const STATUSES: u64 = 0x3000;
@@ -63,7 +63,7 @@ fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     }
 }
 
-/// Returns a raw disk, and an empty qcow2 overlay over another one.
+/// Returns a raw disk, and an empty qcow2 overlay over another raw disk with the same content.
 fn disks(dir: &Path) -> [Disk; 2] {
     let [raw, base, layer] = ["raw", "base", "layer"].map(|name| dir.join(name));
     for path in [&raw, &base] {
@@ -333,7 +333,7 @@ fn drop_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn failed_read_is_repeated_and_failed_flush_is_reported() {
+fn failed_read_is_retried_and_failed_flush_is_reported() {
     let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -359,7 +359,7 @@ fn flush_error_reaches_concurrent_and_next_flush() {
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
 
-/// Returns false if the kernel completed the flushes in another order.
+/// Returns false if the kernel completed the flushes in the opposite order.
 fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     let mut bench = Bench::new();
     let mut flights = Flights::new(ring, &bench.memory);
