@@ -1,7 +1,6 @@
 //! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
 //!
-//! vCPUs access the registers under the device's bus lock. Registers that the device's thread also changes are in
-//! [`Interrupt`].
+//! vCPUs access the registers under the device's bus lock. The device's thread changes only those in [`Interrupt`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -156,8 +155,7 @@ impl MmioTransport {
         }
     }
 
-    /// Restores the state of a paused device into a new one. Fails with a message for the user if this device's type or
-    /// queues differ, or if the state of a queue is invalid.
+    /// Restores the state of a paused device. Fails if this device's type or queues differ, or a queue is invalid.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!(

@@ -148,8 +148,7 @@ impl Virtqueue {
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Enables notifications again. Returns true if chains arrived in the meantime: the caller must serve them
-    /// before it waits.
+    /// Enables notifications again. Returns true if chains arrived meanwhile: the caller must not wait then.
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         self.queue
             .enable_notification(&self.memory)

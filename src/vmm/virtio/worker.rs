@@ -1,5 +1,4 @@
-//! Runs the thread of a virtio device, which waits for queue notifications, the device's own events and a request to
-//! pause.
+//! Runs a virtio device's thread, which waits for queue notifications, other events and a request to pause.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -20,8 +20,8 @@ pub(super) struct Flights<'a> {
     flights: Vec<Option<Flight>>,
     /// Set if a write was executed while a flush was in flight.
     wrote_during_flush: bool,
-    /// An error that the next flush must report too, because it may concern a write executed during the failed flush. The
-    /// kernel reports it only once.
+    /// An error that the next flush must report too: the kernel reports it only once, but it may concern a write that
+    /// was executed during the failed flush.
     deferred_error: Option<i32>,
 }
 
@@ -60,8 +60,7 @@ impl<'a> Flights<'a> {
         self.ring.room() == 0
     }
 
-    /// Queues a read into `buffers` of the disk's data at `offset`, which is in the file extents `pieces`. Returns false
-    /// if the ring has no room.
+    /// Queues a read of the data at `offset` of the disk, which is in `pieces`. Returns false if there is no room.
     pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[FileExtent]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;

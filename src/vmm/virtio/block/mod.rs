@@ -82,8 +82,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates a device for a disk slot, which may be empty, with an io_uring if the host allows one. `index` is part of
-    /// the thread's name.
+    /// Creates a device for a disk slot, which may be empty. Uses an io_uring if possible. `index` names the thread.
     pub fn new(shared_disk: Arc<SharedDisk>, index: usize) -> Block {
         Block::with_ring(shared_disk, index, Ring::new())
     }

@@ -93,8 +93,7 @@ impl<'a> BlockRequest<'a> {
         })
     }
 
-    /// Executes the request, or fails it if there is no disk. Returns the number of bytes written to the chain, including
-    /// the status.
+    /// Executes the request, or fails it without a disk. Returns the number of bytes written, including the status.
     pub fn execute(
         &self,
         memory: &GuestMemory,
@@ -117,7 +116,7 @@ impl<'a> BlockRequest<'a> {
         answer(memory, self.status, status) + written
     }
 
-    /// Submits a flush, or a read that maps directly to files. If the request `is_alone`, completes a cached read at once.
+    /// Submits a flush, or a read that maps directly to files. Completes a cached read that `is_alone` synchronously.
     pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Submit {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
@@ -212,7 +211,7 @@ impl<'a> BlockRequest<'a> {
         RequestStatus::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
-    /// Returns the request's byte offset if the request covers whole sectors within the disk. Records a fault otherwise.
+    /// Returns the request's byte offset, or records a fault if the request does not cover whole sectors of the disk.
     fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
         let offset = self.offset_on(disk, length);
         if offset.is_none() {

@@ -4,8 +4,8 @@
 //! reads and `fsync`, without submission flags. Nothing more can be registered with it.
 //!
 //! The ring must be created before the sandbox denies `io_uring_setup` and locked memory. Newer kernels count two of a
-//! ring's pages as locked. Files are not registered, because the kernel would release them, and a disk's lock, only after the process
-//! has exited.
+//! ring's pages as locked. Files are not registered, because the kernel would release them, and a disk's lock, only
+//! after the process has exited.
 
 use std::fmt;
 use std::io;
