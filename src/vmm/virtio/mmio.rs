@@ -28,7 +28,7 @@ pub struct Slot {
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
-/// "WISP" in ASCII. No driver depends on the value.
+/// "WISP" in ASCII. Linux only shows it in sysfs.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
 
 /// The driver must accept this feature.

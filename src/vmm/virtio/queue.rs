@@ -42,7 +42,7 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Set if there are used elements that virtio-queue does not consider when it decides whether to interrupt.
+    /// Set if virtio-queue does not know of some used elements, so its decision whether to interrupt may be wrong.
     added_before: bool,
 }
 
@@ -148,7 +148,7 @@ impl Virtqueue {
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Enables notifications again. Returns true if chains arrived meanwhile: the caller must not wait then.
+    /// Enables notifications again. Returns true if chains arrived meanwhile, which no notification will announce.
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         self.queue
             .enable_notification(&self.memory)
@@ -265,13 +265,13 @@ pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     for Buffer { address, length } in buffers {
         for offset in (0..*length).step_by(ZEROES.len()) {
             let count = (length - offset).min(ZEROES.len() as u32) as usize;
-            // The buffers were validated to be in guest memory.
+            // The buffers were validated, so the write cannot fail.
             let _ = memory.write_slice(&ZEROES[..count], GuestAddress(address.0 + u64::from(offset)));
         }
     }
 }
 
-/// Returns the host's view of `buffers`. No buffer crosses a hole in guest memory: [`Chain`] has validated them.
+/// Returns the mapped memory of `buffers`. No slice is missing, because [`Chain`] has validated the buffers.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
     let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
     slices.filter_map(Result::ok).collect()
@@ -320,7 +320,7 @@ pub(super) mod tests {
         }
         mock.avail().idx().store(u16::to_le(heads.len() as u16));
         let mut queue: Queue = mock.create_queue().unwrap();
-        // The mock places its used ring over the end of its available ring.
+        // By default, the mock's used ring overlaps the end of its available ring.
         queue.set_used_ring_address(Some(start as u32 + 0x200), Some(0));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))

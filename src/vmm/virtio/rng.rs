@@ -70,7 +70,7 @@ struct RngService {
 impl RngService {
     fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<RngService> {
         for queue in &activation.queues {
-            // Edge-triggered, so that the counter does not have to be read.
+            // Edge-triggered, so that the eventfd's counter does not have to be read.
             wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
         }
         Ok(RngService { activation, wakeups })

@@ -16,7 +16,7 @@ use disk::{Disk, FileExtent};
 pub(super) struct Flights<'a> {
     ring: &'a mut Ring,
     memory: GuestMemory,
-    /// Indexed by token.
+    /// Requests in flight, indexed by the token of their io_uring operations.
     flights: Vec<Option<Flight>>,
     /// Set if a write was executed while a flush was in flight.
     wrote_during_flush: bool,

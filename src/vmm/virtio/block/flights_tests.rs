@@ -205,7 +205,7 @@ fn pause_with_requests_in_flight_loses_none() {
         for round in 0..16 {
             let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
             driver.put(&requests);
-            // The position of the pause varies, but all requests taken must be complete.
+            // The number of requests taken before the pause varies, but all of them must be complete.
             let [state] = driver.device.pause()[..] else { panic!("the device is not active") };
             assert_eq!(driver.used(), state.next_avail);
             driver.device.resume().unwrap();
@@ -355,7 +355,7 @@ fn failed_read_is_retried_and_failed_flush_is_reported() {
 #[test]
 fn flush_error_reaches_concurrent_and_next_flush() {
     let Some(mut ring) = Ring::new() else { return eprintln!("skipped: io_uring is not available") };
-    // The kernel may complete the second flush first, and then it was not in flight when the first one failed.
+    // The kernel may complete the second flush first. Then that flush was not in flight when the first one failed.
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
 

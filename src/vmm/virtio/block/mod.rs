@@ -135,7 +135,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (shared_disk, ring) = (Arc::clone(&self.shared_disk), self.ring.clone());
         let worker = Worker::spawn(&self.thread_name, Arc::clone(&activation.clock), |wakeups| {
-            // Edge-triggered, so that the counter does not have to be read.
+            // Edge-triggered, so that the eventfd's counter does not have to be read.
             let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
             wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;
             if let Some(ring) = &ring {

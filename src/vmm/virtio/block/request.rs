@@ -216,7 +216,7 @@ impl<'a> BlockRequest<'a> {
         let offset = self.offset_on(disk, length);
         if offset.is_none() {
             faults.record(&format!(
-                "a request for {length} bytes at sector {} of a disk with {} sectors",
+                "an invalid request for {length} bytes at sector {} of a disk with {} sectors",
                 self.sector,
                 disk.sectors()
             ));

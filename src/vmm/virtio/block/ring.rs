@@ -36,7 +36,7 @@ impl Ring {
 
     fn try_new() -> io::Result<Ring> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(DEPTH as u32)?;
-        // Kernels before 5.15 do not support this, and start few threads anyway.
+        // Kernels before 5.15 do not support this limit, and start few threads anyway.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_KERNEL_THREADS - 1, 1]);
         let mut only = [Restriction::sqe_op(opcode::Readv::CODE), Restriction::sqe_op(opcode::Fsync::CODE)];
         ring.submitter().register_restrictions(&mut only)?;

@@ -148,7 +148,7 @@ fn invalid_ring_needs_reset_and_ends_thread() {
 }
 
 #[test]
-fn disk_read_into_its_ring_can_be_paused() {
+fn endless_reads_into_own_ring_do_not_block_pause() {
     // Sector n holds the header of a request for sector n + 1, and the ring index that makes it available.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");

@@ -16,7 +16,7 @@ pub const MAX_FRAME: usize = 65535 + 14;
 
 #[derive(Debug)]
 pub enum Backend {
-    /// A network interface of the host's kernel.
+    /// A tap device of the host.
     Tap(Tap),
     /// The socket of a user-mode network.
     Stream(Stream),

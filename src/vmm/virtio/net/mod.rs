@@ -92,7 +92,7 @@ impl Counters {
 struct Port {
     backend: Backend,
     services: Option<Services>,
-    /// One limiter for frames to the guest, and one for frames from the guest.
+    /// One rate limiter for frames to the guest, and one for frames from the guest.
     limits: Option<[RateLimiter; 2]>,
 }
 
@@ -105,7 +105,7 @@ struct Shared {
     /// Written to wake the device's thread when another thread has changed the services.
     changed: EventFd,
     is_up: AtomicBool,
-    /// Set when the backend has hung up.
+    /// Set when the backend has hung up or failed.
     is_cut_off: AtomicBool,
     counters: Counters,
 }

@@ -1,8 +1,8 @@
 //! A vsock stream: a Unix socket on the host, packets on the guest's side (specification, section 5.10.6).
 //!
-//! Both directions use credit-based flow control. The guest may send [`BUFFER`] bytes beyond those that the
-//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one
-//! bounded buffer, and blocks only its own connection.
+//! Both directions use credit-based flow control. The guest may send [`BUFFER`] bytes beyond those that the host's
+//! socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one bounded
+//! buffer, and blocks only its own connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

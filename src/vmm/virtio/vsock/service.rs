@@ -55,7 +55,7 @@ const BATCH: usize = 128;
 pub(super) struct VsockService {
     cid: u64,
     path: PathBuf,
-    /// The file served at [`SEED_PORT`].
+    /// File with the instance's seed, which is served at [`SEED_PORT`].
     seed: Option<PathBuf>,
     listener: UnixListener,
     connector: VsockConnector,
@@ -98,7 +98,7 @@ struct ConnectionEntry {
 /// Keeps clients of a restored guest waiting: the guest drops all connections when it handles the transport reset.
 #[derive(Debug)]
 struct ResumeGate {
-    /// Number of event buffers left after the transport reset was sent. The guest adds one when it has handled that.
+    /// Number of event buffers left after the transport reset was sent. The guest adds one once it has handled it.
     buffers_left: Option<u16>,
     has_reset: bool,
     /// Set once the guest's agent has reported that it is ready.
