@@ -289,7 +289,7 @@ impl MmioTransport {
         let added = after & !before;
         if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
             // The driver reads the status back and sees that the bit is not set (section 3.1.1, step 6).
-            self.faults.record(&"the driver accepted a feature that was not offered, or not VIRTIO_F_VERSION_1");
+            self.faults.record(&"the driver accepted a feature that was not offered, or rejected VIRTIO_F_VERSION_1");
             after &= !status::FEATURES_OK;
         }
         self.interrupt.device_status.fetch_or(after, Ordering::AcqRel);
