@@ -1,6 +1,6 @@
-//! Measures the block device without a guest (`scripts/bench --device`). This process is the driver. Like Linux, it
-//! notifies the device on request (`EVENT_IDX`), waits for interrupts when idle, and keeps the queue full. Runs
-//! alternate between a device with io_uring and a device without it, which serves one request at a time.
+//! Measures the block device without a guest (`scripts/bench --device`). This process is the driver. It notifies the
+//! device only on request (`EVENT_IDX`) and waits for interrupts, like Linux, and keeps `depth` requests in the queue.
+//! Runs alternate between a device with io_uring and a device without it, which serves one request at a time.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -42,7 +42,7 @@ const DATA: u64 = 1 << 20;
 const MEMORY_MIB: u64 = 64;
 const QUEUE_SIZE: u16 = 256;
 
-/// Descriptor flags (specification, section 2.7.5).
+/// Descriptor flags (virtio specification, section 2.7.5).
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 /// Request types (section 5.2.6).
@@ -59,13 +59,13 @@ struct Options {
     /// Size of the disks in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
-    /// Duration of each run in seconds
+    /// Time in seconds during which each run submits requests
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
     /// Number of runs per measurement; the table shows the median
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Run only measurements with this text in their name
+    /// Run only the measurements whose names contain this text
     #[arg(long, default_value = "")]
     only: String,
     /// Also write the figures to this file as JSON
@@ -79,9 +79,9 @@ struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
-    /// Ends with a flush, which is included in the time.
+    /// A run ends with a flush, which is included in its time.
     Write,
-    /// One write in 8 requests and one flush in 64; the rest are reads.
+    /// 56 reads, 7 writes and one flush in each 64 requests.
     Mixed,
 }
 
@@ -190,7 +190,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Its first file is the image to open. The others are its backing files.
+/// A disk to measure. The first file is the image to open, and the others are its backing files.
 struct TestDisk {
     name: &'static str,
     files: Vec<PathBuf>,
@@ -375,7 +375,7 @@ impl Driver {
         Ok(self.memory.write_obj(rest, GuestAddress(place + 8))?)
     }
 
-    /// Notifies the device, if it wants a notification for a request since `old` (section 2.7.10).
+    /// Notifies the device if it wants a notification for a request made available since `old` (section 2.7.10).
     fn notify(&self, old: u16) -> Result<()> {
         fence(Ordering::SeqCst);
         let event: u16 = self.memory.load(GuestAddress(USED + 4 + 8 * u64::from(QUEUE_SIZE)), Ordering::Relaxed)?;

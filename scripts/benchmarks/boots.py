@@ -1,4 +1,4 @@
-"""Measures boots and disks, and compares with QEMU's microvm and Firecracker if they are installed."""
+"""Measures boots and disks of Wisp, and boots of QEMU's microvm and Firecracker if they are installed."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 from .common import CMDLINE, DEADLINE, MEMORY_MIB, bundle, emulated_options, tabulate, wisp
 from .qemu import QEMU, qemu_command
 
-# This size takes seconds under software KVM.
+# Transferring this much takes seconds under software KVM.
 BLOCK_MIB = 2
 READY = b"wisp-init: ready"
 INIT = CMDLINE + " init=/sbin/wisp-init"

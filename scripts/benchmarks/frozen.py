@@ -17,7 +17,7 @@ SMALL = ("--vcpus", "1", "--memory", "128M")
 
 
 def frozen(env, size):
-    """Measures one snapshot and restore, in milliseconds."""
+    """Measures a warm launch, a snapshot and restores, in milliseconds."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
     marks = lambda id: {
         mark["mark"]: mark["at_ns"]

@@ -1,4 +1,4 @@
-"""Measures traffic of VPC guests and of QEMU guests. Guests and the host run tests/programs/net.rs."""
+"""Measures traffic of guests in a VPC, with passt, over vsock, and between QEMU guests."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from .common import DEADLINE, ROOT, SIZE, bundle, software_kvm, tabulate, wisp
 from .qemu import QEMU, between_guests
 
 PORT = 8080
-# These sizes take seconds under software KVM.
+# Transferring this much takes seconds under software KVM.
 PAGE_MIB = 8
 STREAM_MIB = 4 if software_kvm() else 512
-# The program's arguments, and the names of its figures.
+# Arguments of tests/programs/net.rs, and the names of the figures that it prints.
 MEASURES = {
     ("send", f"{STREAM_MIB}"): ["TCP, send, MiB/s"],
     ("receive", f"{STREAM_MIB}"): ["TCP, receive, MiB/s"],
@@ -88,7 +88,7 @@ def in_a_vpc(env, program, runs, note):
 
 
 def through_passt(env, runs, note):
-    """Returns true if the host's non-loopback address was reachable from the guest."""
+    """Measures a published port and the metadata service, and downloads through passt. Returns false without the latter."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     id = wisp(env, "launch", *SIZE, "-p", f"{port}:{PORT}").decode().strip()
@@ -151,7 +151,7 @@ def pages(port, outside, exec_in):
 
 
 def serve_outside():
-    """Starts a server that sends PAGE_MIB of zeros, at the host's non-loopback address if it has one."""
+    """Starts a server of PAGE_MIB of zeros. Returns its address, or None if the host has only loopback addresses."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("198.51.100.1", 9))

@@ -13,7 +13,7 @@ QEMU = "qemu-system-x86_64"
 MTU = 9001
 ADDRESSES = {"server": "192.0.2.4", "client": "192.0.2.5"}
 
-# A guest's init. The kernel command line selects client or server.
+# The guests' init. The kernel command line selects the role: client or server.
 INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev 2> /dev/null
 ip link set lo up; ip address add $bench_address/24 dev eth0; ip link set eth0 mtu %(mtu)d up

@@ -21,7 +21,7 @@ use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::GuestMemory;
 
-/// Memory size. It exceeds the 64 KiB that an input can write to, so some buffers are never inspected.
+/// Memory size. An input can write only to the first 64 KiB, but place buffers anywhere.
 const MEMORY: usize = 1 << 20;
 /// The size of each queue. Its available ring is at offset 0x100, and its used ring at 0x200.
 const SIZE: u16 = 16;
@@ -50,7 +50,7 @@ pub fn registers(data: &[u8]) {
         if which & 0x80 != 0 {
             return write_memory(input, &memory);
         }
-        // Most drivers write aligned words.
+        // Half of the writes are aligned words, like those of a real driver.
         let value: [u8; 8] = input.arbitrary::<u32>().map(|value| u64::from(value).to_le_bytes())?;
         let (offset, width) = if which & 0x10 == 0 { (offset & !3, 4) } else { (offset, width) };
         device.write(offset, &value[..width]);
@@ -81,7 +81,8 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("cannot map guest memory")
 }
 
-/// Executes the actions in `data`: write to memory, serve, call `host` for the host's side, or reset.
+/// Executes the actions in `data`: write to guest memory, serve the queues, call `host` to act as the host's side, or
+/// reset the device.
 pub(super) fn drive(device: &mut dyn VirtioDevice, data: &[u8], host: &mut dyn FnMut(&[u8])) {
     let mut input = Unstructured::new(data);
     let mut driver = Driver { memory: memory(), taken: input.arbitrary().unwrap_or(0), device };

@@ -39,8 +39,8 @@ impl Interrupt {
         self.signal(USED_BUFFER);
     }
 
-    /// Notifies an active driver. The generation changes before and after `change` (section 2.5.1), so that the driver
-    /// detects a read that mixes two configurations.
+    /// Applies `change` to the configuration, and notifies an active driver. The generation changes before and after it
+    /// (section 2.5.1), so that the driver detects a read that mixes two configurations.
     pub fn change_config<T>(&self, change: impl FnOnce() -> T) -> T {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         let result = change();

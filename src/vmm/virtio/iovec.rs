@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
-/// `IOV_MAX`.
+/// Maximum number of vectors per system call (Linux's `IOV_MAX`).
 const MAX: usize = 1024;
 
 /// I/O vectors, valid for as long as their sources are borrowed.
@@ -17,7 +17,7 @@ pub struct IoVecs<'a> {
 }
 
 impl<'a> IoVecs<'a> {
-    /// Appends bytes of the host that must only be read through the vectors.
+    /// Appends host memory that system calls must only read.
     pub fn push_source(&mut self, bytes: &'a [u8]) {
         self.push(bytes.as_ptr().cast_mut(), bytes.len());
     }
@@ -53,7 +53,7 @@ impl<'a> IoVecs<'a> {
         &self.pieces
     }
 
-    /// Reads from `fd`, up to the limit of one system call. All pieces must be targets. They may overlap.
+    /// Reads from `fd` into the first [`MAX`] pieces. All pieces must be targets. They may overlap.
     pub fn read_from(&self, fd: BorrowedFd) -> io::Result<usize> {
         let count = self.pieces.len().min(MAX);
         // SAFETY: the pieces are valid for the call and writable, as the type promises for targets. They are raw

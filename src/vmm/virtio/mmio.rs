@@ -1,6 +1,6 @@
 //! The MMIO transport (specification, section 4.2): a device's registers, status and notifications.
 //!
-//! vCPUs access the registers under the device's bus lock. The device's thread only touches [`Interrupt`].
+//! vCPUs access the registers under the device's bus lock. The device's thread changes only those in [`Interrupt`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,16 +22,16 @@ use crate::memory::GuestMemory;
 pub struct Slot {
     /// Guest physical address of the first register.
     pub address: u64,
-    /// A pin of the I/O APIC.
+    /// Input pin of the I/O APIC.
     pub irq: u32,
 }
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
-/// "WISP" in ASCII. Drivers only print it.
+/// "WISP" in ASCII. Linux only shows it in sysfs.
 const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
 
-/// Every device requires the driver to accept it.
+/// The driver must accept this feature.
 pub const VERSION_1: u64 = 1 << 32;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -110,7 +110,7 @@ impl MmioTransport {
         })
     }
 
-    /// In queue order, for registration with KVM.
+    /// Returns the queues' notification eventfds in queue order, for registration with KVM.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
@@ -123,12 +123,12 @@ impl MmioTransport {
         &self.clock
     }
 
-    /// Stops the device permanently. On return, none of its threads run and its backend has received all writes.
+    /// Stops the device permanently. On return, its thread has ended, and a block device has tried to flush its disk.
     pub fn shut_down(&mut self) {
         self.device.reset();
     }
 
-    /// Makes the device finish its work in progress and stop. The vCPUs must be paused already.
+    /// Makes the device finish its work in progress and stop, and returns its state. The vCPUs must be paused already.
     pub fn pause(&mut self) -> TransportState {
         let live = if self.activated { self.device.pause() } else { Vec::new() };
         let queues = if live.is_empty() { self.queues.iter().map(Queue::state).collect() } else { live };
@@ -155,18 +155,18 @@ impl MmioTransport {
         }
     }
 
-    /// Restores the state of a paused device into a new one. Fails with a message for the user if the device differs.
+    /// Restores the state of a paused device. Fails if this device's type or queues differ, or a queue is invalid.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), String> {
         if state.device_type != self.device.device_type() || state.queues.len() != self.queues.len() {
             return Err(format!(
-                "the snapshot has a device of type {} where this machine has another",
+                "the snapshot has a device of type {} where this machine has a different device",
                 state.device_type
             ));
         }
         for (queue, SavedQueue(saved)) in self.queues.iter_mut().zip(&state.queues) {
             if saved.max_size != queue.max_size() {
                 return Err(format!(
-                    "the snapshot has a queue of size {} instead of {}",
+                    "the snapshot has a queue with the maximum size {} instead of {}",
                     saved.max_size,
                     queue.max_size()
                 ));
@@ -183,7 +183,7 @@ impl MmioTransport {
         if state.activated {
             self.activate();
         }
-        // KVM delivers eventfds asynchronously: a snapshot may miss the last interrupt, and a spurious one is harmless.
+        // KVM injects interrupts asynchronously, so the snapshot may lack the last one. A spurious one is harmless.
         if state.interrupt_status != 0 {
             self.interrupt.repeat();
         }
@@ -240,7 +240,8 @@ impl MmioTransport {
         }
     }
 
-    /// Configures the selected queue between `FEATURES_OK` and `DRIVER_OK` (section 3.1.1), until the queue is ready.
+    /// Writes a register of the selected queue. This is valid only between `FEATURES_OK` and `DRIVER_OK` (section
+    /// 3.1.1). While the queue is ready, only `QUEUE_READY` can be written.
     fn set_up_queue(&mut self, offset: u64, value: u32) {
         if self.status() & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
             return self.faults.record(&"a queue register was written outside of device initialization");
@@ -270,7 +271,7 @@ impl MmioTransport {
             return;
         }
         if let Some(kick) = self.kicks.get(queue) {
-            // The write fails only if the counter is full. The thread then wakes anyway.
+            // The write fails only if the counter is full, and then the thread wakes up anyway.
             let _ = kick.write(1);
         }
     }
@@ -288,7 +289,7 @@ impl MmioTransport {
         let added = after & !before;
         if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
             // The driver reads the status back and sees that the bit is not set (section 3.1.1, step 6).
-            self.faults.record(&"the driver accepted features that were not offered, or not VIRTIO_F_VERSION_1");
+            self.faults.record(&"the driver accepted a feature that was not offered, or rejected VIRTIO_F_VERSION_1");
             after &= !status::FEATURES_OK;
         }
         self.interrupt.device_status.fetch_or(after, Ordering::AcqRel);
@@ -307,7 +308,7 @@ impl MmioTransport {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             queue.set_event_idx(event_idx);
             if queue.ready() && !queue.is_valid(&self.memory) {
-                self.faults.record(&format!("the rings of queue {index} overlap or are outside guest memory"));
+                self.faults.record(&format!("the rings of queue {index} are not within guest memory"));
                 return self.interrupt.need_reset();
             }
             let own = Queue::try_from(queue.state()).expect("the state of a valid queue is valid");
@@ -365,7 +366,7 @@ impl BusDevice for MmioTransport {
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         } else {
-            self.faults.record(&"a register was read with the wrong access width");
+            self.faults.record(&"a register was read with the wrong width or alignment");
             data.fill(0);
         }
     }
@@ -376,7 +377,7 @@ impl BusDevice for MmioTransport {
         } else if let (Ok(bytes), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
             self.write_register(offset, u32::from_le_bytes(bytes));
         } else {
-            self.faults.record(&"a register was written with the wrong access width");
+            self.faults.record(&"a register was written with the wrong width or alignment");
         }
     }
 }

@@ -27,35 +27,35 @@ use queue::Virtqueue;
 
 pub use virtio_queue::QueueState;
 
-/// Life cycle: any number of configuration accesses, then one `activate` when the driver has set `DRIVER_OK`, then
-/// `reset`, after which the cycle can start again. Between `activate` and `reset`, the device owns its queues and its
-/// thread, and `pause` and `resume` alternate.
+/// A device as the transport uses it. The transport calls `activate` when the driver has set `DRIVER_OK`, and again
+/// only after a `reset`. In between, the device owns its queues and its thread, and `pause` and `resume` alternate. The
+/// driver may access the configuration space at any time.
 pub trait VirtioDevice: Send + fmt::Debug {
-    /// Device ID (section 5).
+    /// Returns the device ID (section 5).
     fn device_type(&self) -> u32;
 
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Includes the reserved feature bits (section 6).
+    /// Returns the offered feature bits, both device-specific and generic (sections 5 and 6).
     fn features(&self) -> u64;
 
-    /// Bytes of `data` past the end of the configuration space are left unchanged.
+    /// Reads from the configuration space. Bytes of `data` past its end are left unchanged.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Most devices have no writable field.
+    /// Does nothing by default: no device here has a writable configuration field.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Starts serving the queues on a separate thread. ioeventfd delivers driver notifications to the queues' eventfds.
+    /// Starts serving the queues on a separate thread. Driver notifications arrive on the queues' eventfds.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Finishes the work in progress. Returns the position in each queue, or an empty vector if the device is not
-    /// active. Guest memory and the device's own state do not change until `resume`.
+    /// Finishes the work in progress and stops the thread. Returns the state of each queue, or an empty vector if there
+    /// is no thread. Until `resume`, the device changes neither guest memory nor its own state.
     fn pause(&mut self) -> Vec<QueueState>;
 
-    /// Serves the requests that arrived since `pause`.
+    /// Starts the thread again, which also serves the requests that arrived since `pause`.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// Drops the queues and the negotiated features. On return, no device thread can touch guest memory.
+    /// Stops the thread and drops the queues. On return, the device no longer accesses guest memory.
     fn reset(&mut self);
 }
 

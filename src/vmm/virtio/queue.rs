@@ -19,8 +19,8 @@ use crate::memory::GuestMemory;
 pub enum QueueError {
     #[error("queue {queue}: invalid ring: {reason}")]
     Ring { queue: usize, reason: String },
-    /// A chain with a loop, an index out of range, a bad indirect table, or more than 4 GiB.
-    #[error("queue {queue}: the chain at descriptor {head} does not end (loop, bad index, or bad indirect table)")]
+    /// A chain with a loop, an index out of range, an invalid indirect table, or more than 4 GiB of buffers.
+    #[error("queue {queue}: the chain at descriptor {head} has a loop, an invalid index or table, or over 4 GiB")]
     Endless { queue: usize, head: u16 },
     #[error("queue {queue}: the chain at descriptor {head} is empty")]
     Empty { queue: usize, head: u16 },
@@ -42,12 +42,12 @@ pub struct Virtqueue {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Set after a batch of used elements, because virtio-queue counts only the last one.
+    /// Set if virtio-queue does not know of some used elements, so its decision whether to interrupt may be wrong.
     added_before: bool,
 }
 
 impl Virtqueue {
-    /// Wraps `queue`, which must be valid for `memory`. The driver's notifications make `kick` readable.
+    /// Wraps `queue`, which must be valid for `memory` if it is ready. The driver's notifications make `kick` readable.
     pub fn new(
         index: usize,
         queue: Queue,
@@ -92,7 +92,7 @@ impl Virtqueue {
         Ok(end.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Requests a notification for the chain after those that are already available, without popping any.
+    /// Requests a notification for the next chain that the driver adds, without popping those already available.
     pub fn enable_notification_of_more(&mut self) -> Result<(), QueueError> {
         let next = self.queue.next_avail();
         self.queue.set_next_avail(next.wrapping_add(self.available()?));
@@ -122,13 +122,13 @@ impl Virtqueue {
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
-        // Only this call advances the ring's index.
+        // This call advances the ring's index, so the driver sees the earlier elements only now.
         self.add_used(*last, *written)?;
         self.added_before |= !before.is_empty();
         Ok(())
     }
 
-    /// Interrupts the driver if it asked for an interrupt since the last call (section 2.7.7).
+    /// Interrupts the driver if it wants an interrupt for the elements added since the last call (section 2.7.7).
     pub fn notify(&mut self) -> Result<(), QueueError> {
         let wanted = self
             .queue
@@ -141,14 +141,14 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Suppresses notifications while the device is polling the ring anyway.
+    /// Suppresses the driver's notifications, which the device does not need while it is polling the ring.
     pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
         self.queue
             .disable_notification(&self.memory)
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })
     }
 
-    /// Enables notifications again. Returns true if chains arrived in the meantime: the caller must serve them first.
+    /// Enables notifications again. Returns true if chains arrived meanwhile, which no notification will announce.
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         self.queue
             .enable_notification(&self.memory)
@@ -234,7 +234,7 @@ pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
     part
 }
 
-/// Copies from the start of `buffers` until `data` is full. Returns the number of bytes copied.
+/// Copies from the start of `buffers` until `data` is full or the buffers end. Returns the number of bytes copied.
 pub fn read_from(memory: &GuestMemory, buffers: &[Buffer], data: &mut [u8]) -> usize {
     let mut done = 0;
     for buffer in buffers {
@@ -265,13 +265,13 @@ pub fn clear(memory: &GuestMemory, buffers: &[Buffer]) {
     for Buffer { address, length } in buffers {
         for offset in (0..*length).step_by(ZEROES.len()) {
             let count = (length - offset).min(ZEROES.len() as u32) as usize;
-            // The buffers were validated to be in guest memory.
+            // The buffers were validated, so the write cannot fail.
             let _ = memory.write_slice(&ZEROES[..count], GuestAddress(address.0 + u64::from(offset)));
         }
     }
 }
 
-/// Returns the host's view of `buffers`. No buffer crosses a hole in guest memory: [`Chain`] has validated them.
+/// Returns the mapped memory of `buffers`. No slice is missing, because [`Chain`] has validated the buffers.
 pub fn volatile_slices<'a>(memory: &'a GuestMemory, buffers: &[Buffer]) -> Vec<VolatileSlice<'a>> {
     let slices = buffers.iter().flat_map(|buffer| memory.get_slices(buffer.address, buffer.length as usize));
     slices.filter_map(Result::ok).collect()
@@ -293,7 +293,7 @@ pub(super) mod tests {
     const SIZE: u16 = 16;
     const AHEAD: u16 = 8;
 
-    /// Creates a queue 0 as a driver would. The descriptors are stored as given, valid or not.
+    /// Creates queue 0 as a driver would. The descriptors are stored as given, valid or not.
     pub(in crate::virtio) fn queue_with(
         memory: &GuestMemory,
         descriptors: &[(u64, u32, u16, u16)],
@@ -320,14 +320,14 @@ pub(super) mod tests {
         }
         mock.avail().idx().store(u16::to_le(heads.len() as u16));
         let mut queue: Queue = mock.create_queue().unwrap();
-        // The mock places its used ring over the end of its available ring.
+        // By default, the mock's used ring overlaps the end of its available ring.
         queue.set_used_ring_address(Some(start as u32 + 0x200), Some(0));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         Virtqueue::new(index, queue, memory.clone(), interrupt, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
     }
 
-    /// Creates a queue that never runs empty: its used ring overlaps its available ring, and is ahead of it.
-    /// Every chain is one buffer with this address, length and flags.
+    /// Creates a queue that never runs empty: both rings have the same address, so each used chain makes another one
+    /// available. Every chain is one buffer with this address, length and flags.
     pub(in crate::virtio) fn endless_queue(
         memory: &GuestMemory,
         index: usize,

@@ -70,13 +70,13 @@ struct RngService {
 impl RngService {
     fn new(activation: Activation, wakeups: Arc<Wakeups>) -> io::Result<RngService> {
         for queue in &activation.queues {
-            // Edge-triggered, so that the counter does not have to be read.
+            // Edge-triggered, so that the eventfd's counter does not have to be read.
             wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
         }
         Ok(RngService { activation, wakeups })
     }
 
-    /// Returns true if there are more requests.
+    /// Serves up to [`BATCH`] requests. Returns true if there may be more.
     fn serve_batch(&mut self) -> Result<bool, QueueError> {
         let Activation { memory, queues, .. } = &mut self.activation;
         let [requests] = queues.as_mut_slice() else { return Ok(false) };

@@ -1,4 +1,4 @@
-//! The thread of a virtio device, which waits for queue notifications and for a request to pause.
+//! Runs a virtio device's thread, which waits for queue notifications, other events and a request to pause.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,7 +17,8 @@ use crate::sandbox::threads;
 /// Event token of the pause request. Devices must not use it for their own events.
 const PAUSE: u64 = u64::MAX;
 
-/// `run` finishes the work in progress and returns when [`Wakeups::wait`] reports a pause. It can be called again.
+/// The state of a device's thread. `run` serves the queues until [`Wakeups::wait`] reports a pause or a queue is
+/// invalid, and finishes the work in progress. It can be called again.
 pub(super) trait Serve: Send + 'static {
     /// Selects the thread's seccomp filter.
     const KIND: ThreadKind;
@@ -27,7 +28,7 @@ pub(super) trait Serve: Send + 'static {
     fn queue_states(&self) -> Vec<QueueState>;
 }
 
-/// Dropping it stops and joins the thread.
+/// The thread of an active device. Dropping it stops and joins the thread.
 #[derive(Debug)]
 pub(super) struct Worker<S> {
     name: String,
@@ -40,7 +41,7 @@ pub(super) struct Worker<S> {
 enum State<S> {
     Running(JoinHandle<S>),
     Paused(S),
-    /// The thread panicked.
+    /// The thread panicked or could not be started, so the service is gone.
     Lost,
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Wakeups {
 }
 
 impl<S: Serve> Worker<S> {
-    /// Builds the service with `make`. `clock` accounts for the thread's CPU time.
+    /// Builds the service with `make` and starts its thread. `clock` counts the thread's CPU time.
     pub(super) fn spawn(
         name: &str,
         clock: Arc<ThreadClock>,
@@ -64,7 +65,7 @@ impl<S: Serve> Worker<S> {
         Ok(worker)
     }
 
-    /// Returns the thread's state, or `None` if it panicked.
+    /// Stops the thread. Returns its service, or `None` if the thread panicked or could not be started.
     pub(super) fn pause(&mut self) -> Option<&S> {
         if let State::Running(thread) = std::mem::replace(&mut self.state, State::Lost) {
             // The counter is read between two writes, so it cannot overflow.
@@ -80,7 +81,7 @@ impl<S: Serve> Worker<S> {
         }
     }
 
-    /// Starts the thread again. It first checks for work that arrived during the pause.
+    /// Starts the paused thread again. It first checks for work that arrived during the pause.
     pub(super) fn resume(&mut self) -> io::Result<()> {
         let State::Paused(mut service) = std::mem::replace(&mut self.state, State::Lost) else { return Ok(()) };
         let _ = self.wakeups.pause.read();
@@ -102,7 +103,7 @@ pub(super) fn pause<S: Serve>(worker: &mut Option<Worker<S>>) -> Vec<QueueState>
     worker.as_mut().and_then(Worker::pause).map_or_else(Vec::new, Serve::queue_states)
 }
 
-/// Implements [`VirtioDevice::resume`](super::VirtioDevice::resume) for such a device.
+/// Implements [`VirtioDevice::resume`](super::VirtioDevice::resume) for such a device, whose name is `device`.
 pub(super) fn resume<S: Serve>(worker: &mut Option<Worker<S>>, device: &'static str) -> Result<(), ActivateError> {
     worker.as_mut().map_or(Ok(()), Worker::resume).map_err(|source| ActivateError { device, source })
 }
@@ -127,7 +128,7 @@ impl<S> Drop for Worker<S> {
     }
 }
 
-/// Rounds up to milliseconds for [`Wakeups::wait`], because waking early would find nothing due.
+/// Returns the timeout for [`Wakeups::wait`] in milliseconds, rounded up, because waking early would find nothing due.
 pub(super) fn timeout_ms(wait: Option<Duration>) -> i32 {
     wait.map_or(-1, |wait| i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
 }
@@ -157,7 +158,8 @@ impl Wakeups {
         self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 
-    /// Calls `handle` with each event's token and kinds. -1 means no timeout. Returns false if the thread must pause.
+    /// Waits for events, and calls `handle` with the token and kinds of each. -1 means no timeout. Returns false if the
+    /// thread must pause or polling failed.
     pub(super) fn wait(&self, timeout_ms: i32, mut handle: impl FnMut(u64, EventSet)) -> bool {
         let mut events = [EpollEvent::default(); 32];
         let count = match self.epoll.wait(timeout_ms, &mut events) {

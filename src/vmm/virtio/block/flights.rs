@@ -1,5 +1,5 @@
 //! Requests in flight: an io_uring executes reads that map directly to files, and the `fsync` of a flush. All are
-//! complete when the thread releases the disk. A failed or short read is retried synchronously to get the exact error.
+//! complete when the thread releases the disk. A failed or short read is retried synchronously.
 
 use std::io;
 
@@ -16,11 +16,12 @@ use disk::{Disk, FileExtent};
 pub(super) struct Flights<'a> {
     ring: &'a mut Ring,
     memory: GuestMemory,
-    /// Indexed by token.
+    /// Requests in flight, indexed by the token of their io_uring operations.
     flights: Vec<Option<Flight>>,
-    /// Set if a write completed while a flush was in flight.
+    /// Set if a write was executed while a flush was in flight.
     wrote_during_flush: bool,
-    /// A flush error to report once more, because it may belong to a later write and the kernel reports it only once.
+    /// An error that the next flush must report too: the kernel reports it only once, but it may concern a write that
+    /// was executed during the failed flush.
     deferred_error: Option<i32>,
 }
 
@@ -35,7 +36,7 @@ pub(super) struct Recipient {
 struct Flight {
     recipient: Recipient,
     work: Work,
-    /// Number of incomplete parts.
+    /// Number of io_uring operations that are not complete.
     parts: usize,
     error: Option<i32>,
 }
@@ -59,7 +60,7 @@ impl<'a> Flights<'a> {
         self.ring.room() == 0
     }
 
-    /// Queues a read of `pieces`, the disk's data at `offset`, into `buffers`. Returns false if there is no room.
+    /// Queues a read of the data at `offset` of the disk, which is in `pieces`. Returns false if there is no room.
     pub fn read(&mut self, recipient: Recipient, buffers: Vec<Buffer>, offset: u64, pieces: &[FileExtent]) -> bool {
         if pieces.len() > self.ring.room() {
             return false;
@@ -90,7 +91,7 @@ impl<'a> Flights<'a> {
         true
     }
 
-    /// Records a completed write. The next flush must cover it, whatever a flush in flight reports.
+    /// Records a write. If a flush that is in flight fails, the next flush must report the error too.
     pub fn wrote(&mut self) {
         self.wrote_during_flush |= self.flights.iter().flatten().any(Flight::is_flush);
     }
@@ -143,7 +144,7 @@ impl<'a> Flights<'a> {
         Ok(())
     }
 
-    /// Propagates a flush error to the other flushes in flight, and to the next one if there were writes since.
+    /// Propagates a flush error to the other flushes in flight, and to the next one if there was a write meanwhile.
     fn share(&mut self, error: Option<i32>) {
         let mut others = self.flights.iter_mut().flatten().filter(|flight| flight.is_flush()).peekable();
         let is_last = others.peek().is_none();
@@ -156,7 +157,7 @@ impl<'a> Flights<'a> {
         self.wrote_during_flush &= !is_last;
     }
 
-    /// There are never more tokens than fit into the ring.
+    /// Returns an unused index of `flights`, which never has more entries than the ring.
     fn token(&mut self) -> usize {
         self.flights.iter().position(Option::is_none).unwrap_or_else(|| {
             self.flights.push(None);
@@ -182,7 +183,7 @@ impl Flight {
         matches!(self.work, Work::Flush)
     }
 
-    /// Returns the number of bytes written to the chain.
+    /// Answers the request, after a retry if necessary. Returns the number of bytes written to the chain.
     fn end(&self, memory: &GuestMemory, disk: Option<&Disk>) -> u32 {
         let (result, written) = match (&self.work, disk) {
             (_, None) => (Err(io::ErrorKind::NotFound.into()), 0),

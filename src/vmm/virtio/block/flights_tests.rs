@@ -30,7 +30,7 @@ use machine::limits::rate_limiter::SharedDiskLimiter;
 const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 const SIZE: u16 = 16;
-/// Base addresses of each slot's descriptors, header, and status and data.
+/// Base addresses of the slots' descriptors, headers, statuses and data.
 const TABLES: u64 = 0x1000;
 const HEADERS: u64 = 0x2000;
 const STATUSES: u64 = 0x3000;
@@ -64,7 +64,7 @@ fn config(path: &Path, format: DiskFormat) -> DiskConfig {
     }
 }
 
-/// Returns a raw disk, and an empty qcow2 overlay over another one.
+/// Returns a raw disk, and an empty qcow2 overlay over another raw disk with the same content.
 fn disks(dir: &Path) -> [Disk; 2] {
     let [raw, base, layer] = ["raw", "base", "layer"].map(|name| dir.join(name));
     for path in [&raw, &base] {
@@ -206,7 +206,7 @@ fn pause_with_requests_in_flight_loses_none() {
         for round in 0..16 {
             let requests: Vec<_> = (0..u64::from(SIZE)).map(|slot| (IN, slot + round * 16)).collect();
             driver.put(&requests);
-            // The position of the pause varies, but all requests taken must be complete.
+            // The number of requests taken before the pause varies, but all of them must be complete.
             let [state] = driver.device.pause()[..] else { panic!("the device is not active") };
             assert_eq!(driver.used(), state.next_avail);
             driver.device.resume().unwrap();
@@ -334,7 +334,7 @@ fn drop_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn failed_read_is_repeated_and_failed_flush_is_reported() {
+fn failed_read_is_retried_and_failed_flush_is_reported() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
     let mut flights = Flights::new(&mut ring, &bench.memory);
@@ -356,11 +356,11 @@ fn failed_read_is_repeated_and_failed_flush_is_reported() {
 #[test]
 fn flush_error_reaches_concurrent_and_next_flush() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
-    // The kernel may complete the second flush first, and then it was not in flight when the first one failed.
+    // The kernel may complete the second flush first. Then that flush was not in flight when the first one failed.
     assert!((0..1000).any(|_| flush_errors_are_shared(&mut ring)), "the flushes never completed in order");
 }
 
-/// Returns false if the kernel completed the flushes in another order.
+/// Returns false if the kernel completed the flushes in the opposite order.
 fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     let mut bench = Bench::new();
     let mut flights = Flights::new(ring, &bench.memory);

@@ -1,11 +1,11 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
 //! Each device has its own thread, so a slow disk does not stall other devices. The thread executes most requests one
-//! at a time. If the host supports io_uring ([`ring`]), it executes flushes, and reads that map directly to files,
-//! concurrently ([`flights`]). An I/O error fails the request; an invalid queue sets `DEVICE_NEEDS_RESET`.
+//! at a time. If the host supports io_uring ([`ring`]), flushes and reads that map directly to files run concurrently
+//! ([`flights`]). An I/O error fails the request; an invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
 //! The disk is in a disk slot ([`SharedDisk`]). A device without a disk is a placeholder, which drivers skip (section
-//! 4.2.2.2). If a disk is detached under an active driver, requests fail until the driver releases the device.
+//! 4.2.2.2). If a disk is detached while the driver is using it, requests fail until the driver releases the device.
 
 mod flights;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -38,14 +38,14 @@ const QUEUE_SIZES: &[u16] = &[256];
 const SEGMENTS_MAX: u32 = 254;
 
 /// Number of bytes to serve before checking for a pause. Without a limit, reads into the guest's ring could create
-/// requests endlessly. A smaller request is charged as [`LEAST_REQUEST`].
+/// requests endlessly. Each request counts as at least [`LEAST_REQUEST`] bytes.
 const BATCH: u64 = 16 << 20;
 const LEAST_REQUEST: u64 = 64 << 10;
 
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
 
-/// Feature bits (virtio specification, section 5.2.3).
+/// Feature bits (section 5.2.3).
 mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     pub const RO: u64 = 1 << 5;
@@ -69,20 +69,20 @@ mod config {
     pub const SIZE: usize = 60;
 }
 
-/// Device ID of a placeholder (section 4.2.2.2).
+/// Device ID of a slot without a disk (section 4.2.2.2).
 const PLACEHOLDER: u32 = 0;
 
 #[derive(Debug)]
 pub struct Block {
     shared_disk: Arc<SharedDisk>,
     thread_name: String,
-    /// Locked by the device's thread while it serves requests.
+    /// Locked by the device's thread until it pauses or ends.
     ring: Option<Arc<Mutex<Ring>>>,
     worker: Option<Worker<BlockService>>,
 }
 
 impl Block {
-    /// `shared_disk` may be empty. `index` is part of the thread's name. Uses an io_uring if it can create one.
+    /// Creates a device for a disk slot, which may be empty. Uses an io_uring if possible. `index` names the thread.
     pub fn new(shared_disk: Arc<SharedDisk>, index: usize) -> Block {
         Block::with_ring(shared_disk, index, Ring::new())
     }
@@ -135,7 +135,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (shared_disk, ring) = (Arc::clone(&self.shared_disk), self.ring.clone());
         let worker = Worker::spawn(&self.thread_name, Arc::clone(&activation.clock), |wakeups| {
-            // Edge-triggered, so that the counter does not have to be read.
+            // Edge-triggered, so that the eventfd's counter does not have to be read.
             let kicked = EventSet::IN | EventSet::EDGE_TRIGGERED;
             wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;
             if let Some(ring) = &ring {
@@ -176,7 +176,7 @@ struct BlockService {
 /// The requests in flight, and the disk, which is held until they are complete.
 #[derive(Debug)]
 struct BatchContext<'a> {
-    // Dropped before the disk is released.
+    // The first field, so that it is dropped, and waits for its requests, before the disk is released.
     flights: Option<Flights<'a>>,
     disk: Option<DiskGuard<'a>>,
 }
@@ -213,7 +213,7 @@ impl BlockService {
         // The loop serves before it waits, because requests may have arrived before the thread started.
         loop {
             let wait = self.serve(shared_disk, batch)?;
-            // A zero wait means that the batch was used up, which is not throttling.
+            // A zero wait means that there is more work. Only a longer one is throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
             let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, shared_disk.label()) {
@@ -225,8 +225,8 @@ impl BlockService {
         }
     }
 
-    /// Completes requests and serves a batch. Returns the time to wait before the next batch. During a nonzero wait,
-    /// the queue is not read and driver notifications stay disabled.
+    /// Completes requests and serves a batch. Returns the time to wait before the next batch, or `None` to wait for an
+    /// event. During a nonzero wait, the queue is not read and driver notifications stay disabled.
     fn serve<'a>(
         &mut self,
         shared_disk: &'a SharedDisk,
@@ -240,7 +240,7 @@ impl BlockService {
         if let Some(flights) = &mut batch.flights {
             let was_full = flights.is_full();
             flights.submit();
-            // Reads of cached data have completed during submission.
+            // Reads of cached data usually complete during submission.
             batch.complete(queue)?;
             if was_full && !batch.is_full() {
                 wait = Some(Duration::ZERO);
@@ -253,7 +253,8 @@ impl BlockService {
         Ok(wait)
     }
 
-    /// Submits or executes available requests, until the queue is empty, the batch is used up, or a limit is reached.
+    /// Submits or executes available requests until the queue is empty, the batch is used up, or a limit is reached.
+    /// Returns the time to wait, as [`BlockService::serve`] does.
     fn begin<'a>(
         &mut self,
         shared_disk: &'a SharedDisk,

@@ -1,4 +1,4 @@
-//! A virtio-blk request: parsed, executed, and answered with a status byte (specification, section 5.2.6).
+//! Parses and executes the driver's requests, and answers them with a status byte (specification, section 5.2.6).
 
 use vm_memory::GuestAddress;
 
@@ -15,7 +15,7 @@ pub const ID_LENGTH: usize = 20;
 pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
 pub const MAX_RANGES: u32 = 16;
 const RANGE: u64 = 16;
-/// Segment flag: the space may be freed.
+/// Flag of a write-zeroes segment: the device may free the space.
 const RANGE_UNMAP: u32 = 1;
 
 mod kind {
@@ -31,13 +31,13 @@ mod kind {
 #[repr(u8)]
 pub enum RequestStatus {
     Ok = 0,
-    /// The disk failed, or the request is invalid.
+    /// The disk failed or was detached, or the request is invalid.
     IoError = 1,
     Unsupported = 2,
 }
 
 impl RequestStatus {
-    /// Does not count the error, because the disk has already counted it.
+    /// Converts a disk's result. Does not count an error, because the disk has already counted it.
     pub fn of(result: &std::io::Result<()>) -> RequestStatus {
         if result.is_ok() { RequestStatus::Ok } else { RequestStatus::IoError }
     }
@@ -63,7 +63,7 @@ pub enum Submit {
     /// The request must be executed synchronously.
     Not,
     InFlight,
-    /// Number of bytes written to the chain.
+    /// Completed, with this number of bytes written to the chain.
     Done(u32),
 }
 
@@ -76,7 +76,7 @@ pub struct BlockRequest<'a> {
 }
 
 impl<'a> BlockRequest<'a> {
-    /// Fails if the chain has no room for the header or for the status byte.
+    /// Fails if the chain has no complete header, or no room for the status byte.
     pub fn parse(memory: &GuestMemory, queue: usize, chain: &'a Chain) -> Result<BlockRequest<'a>, QueueError> {
         let mut header = [0; HEADER as usize];
         let length = queue::read_from(memory, &chain.readable, &mut header) as u64;
@@ -93,7 +93,7 @@ impl<'a> BlockRequest<'a> {
         })
     }
 
-    /// Executes the request, which fails without a disk. Returns the number of bytes written, including the status.
+    /// Executes the request, or fails it without a disk. Returns the number of bytes written, including the status.
     pub fn execute(
         &self,
         memory: &GuestMemory,
@@ -116,13 +116,13 @@ impl<'a> BlockRequest<'a> {
         answer(memory, self.status, status) + written
     }
 
-    /// Submits a flush, or a read that maps directly to files. A cached read that `is_alone` is completed at once.
+    /// Submits a flush, or a read that maps directly to files. Completes a cached read that `is_alone` synchronously.
     pub fn begin(&self, memory: &GuestMemory, disk: &Disk, flights: &mut Flights, is_alone: bool) -> Submit {
         let recipient = Recipient { head: self.chain.head, status: self.status };
         match self.kind {
             kind::IN => {
                 let buffers = self.data_out();
-                // The driver exceeds the device's limit, and possibly the kernel's limit for one call.
+                // The driver has exceeded the device's limit, and possibly the kernel's limit for one system call.
                 if buffers.len() > SEGMENTS_MAX as usize {
                     return Submit::Not;
                 }
@@ -182,7 +182,7 @@ impl<'a> BlockRequest<'a> {
         queue::subrange(&self.chain.readable, HEADER, u64::MAX)
     }
 
-    /// Truncates or zero-pads the ID to 20 bytes. Returns the number of bytes written.
+    /// Writes the disk's ID, truncated or zero-padded to 20 bytes. Returns the number of bytes written.
     fn get_id(&self, memory: &GuestMemory, disk: &Disk) -> u32 {
         let mut id = [0; ID_LENGTH];
         let length = disk.id().len().min(ID_LENGTH);
@@ -211,12 +211,12 @@ impl<'a> BlockRequest<'a> {
         RequestStatus::of(&disk.write(&queue::volatile_slices(memory, &buffers), offset))
     }
 
-    /// Returns the request's byte offset if it covers whole sectors within the disk.
+    /// Returns the request's byte offset, or records a fault if the request does not cover whole sectors of the disk.
     fn checked_offset(&self, disk: &Disk, length: u64, faults: &GuestFaults) -> Option<u64> {
         let offset = self.offset_on(disk, length);
         if offset.is_none() {
             faults.record(&format!(
-                "a request for {length} bytes at sector {} of a disk with {} sectors",
+                "an invalid request for {length} bytes at sector {} of a disk with {} sectors",
                 self.sector,
                 disk.sectors()
             ));
@@ -266,7 +266,7 @@ impl<'a> BlockRequest<'a> {
             (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => {
                 RequestStatus::of(&disk.write_zeroes(offset, length, flags == RANGE_UNMAP))
             }
-            // Unknown flags (section 5.2.6.2).
+            // Flags that are unknown, or not allowed for this request type (section 5.2.6.2).
             _ => RequestStatus::Unsupported,
         }
     }

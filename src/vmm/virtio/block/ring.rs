@@ -1,11 +1,11 @@
 //! An io_uring that can only read and sync files (io_uring(7)).
 //!
 //! io_uring operations bypass the thread's seccomp filter. The ring is therefore restricted permanently to vectored
-//! reads and `fsync` without flags. Nothing can be registered with it.
+//! reads and `fsync`, without submission flags. Nothing more can be registered with it.
 //!
-//! The ring is created before the sandbox denies `io_uring_setup` and locked memory, to which newer kernels charge two
-//! pages. Files are not registered, because the kernel would release them, and a disk's lock, only after the process
-//! has exited.
+//! The ring must be created before the sandbox denies `io_uring_setup` and locked memory. Newer kernels count two of a
+//! ring's pages as locked. Files are not registered, because the kernel would release them, and a disk's lock, only
+//! after the process has exited.
 
 use std::fmt;
 use std::io;
@@ -36,7 +36,7 @@ impl Ring {
 
     fn try_new() -> io::Result<Ring> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(DEPTH as u32)?;
-        // Kernels before 5.15 do not support this, and start few threads anyway.
+        // Kernels before 5.15 do not support this limit, and start few threads anyway.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_KERNEL_THREADS - 1, 1]);
         let mut only = [Restriction::sqe_op(opcode::Readv::CODE), Restriction::sqe_op(opcode::Fsync::CODE)];
         ring.submitter().register_restrictions(&mut only)?;
@@ -44,7 +44,7 @@ impl Ring {
         Ok(Ring { ring, in_flight: 0 })
     }
 
-    /// Returns the number of operations not yet taken from `completed`.
+    /// Returns the number of operations whose completion has not been removed with `completed`.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -90,7 +90,7 @@ impl Ring {
 
     fn enter(&mut self, at_least: usize) {
         match self.ring.submit_and_wait(at_least).map_err(|error| error.raw_os_error()) {
-            // Retry after signals and when memory is short: the kernel may already use the buffers.
+            // The callers retry after signals and memory shortage: the kernel may already be using the buffers.
             Ok(_) | Err(Some(libc::EINTR)) => {}
             Err(Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => std::thread::yield_now(),
             Err(error) => panic!("io_uring_enter failed: error {error:?}"),

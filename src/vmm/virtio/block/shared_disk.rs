@@ -9,16 +9,16 @@ use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::limits::{DiskLimiter, DiskLimits};
 use machine::timeline::monotonic_ns;
 
-/// Locks are taken in the order of the fields.
+/// A thread that takes several of the locks takes them in the order of the fields.
 #[derive(Debug, Default)]
 pub struct SharedDisk {
     /// Taken before the disk, so that a thread with back-to-back requests queues behind the waiters.
     turnstile: Mutex<()>,
     disk: Mutex<Option<Disk>>,
-    /// Data that is available without waiting for a request.
+    /// Properties of the disk, which can be read without waiting for requests in flight.
     label: Mutex<Option<Label>>,
     limiter: Mutex<Option<DiskLimiter>>,
-    /// Shared by all throttled disks of the VM.
+    /// Limiter shared by all throttled disks of the VM.
     shared: SharedDiskLimiter,
 }
 
@@ -31,7 +31,7 @@ pub struct Label {
     pub limits: Option<DiskLimits>,
 }
 
-/// Guard for a disk without requests in flight.
+/// Exclusive access to a disk slot. The device's thread keeps it while it has requests in flight.
 #[derive(Debug)]
 pub struct DiskGuard<'a> {
     shared_disk: &'a SharedDisk,
@@ -47,7 +47,7 @@ impl SharedDisk {
         shared_disk
     }
 
-    /// Returns the time until the next request may start, or 0.
+    /// Returns the time until the next request may start, or 0 if it may start now.
     pub fn wait_ns(&self) -> u64 {
         let mut limiter = lock(&self.limiter);
         let Some(limiter) = limiter.as_mut() else { return 0 };

@@ -44,7 +44,7 @@ fn bench(access: DiskAccess) -> Bench {
 }
 
 impl Bench {
-    /// Submits a request, where `flags` sets the direction of the data. Returns the status.
+    /// Executes a request and returns its status. `flags` sets the direction of the data.
     fn request(&mut self, kind: u32, sector: u64, length: u32, flags: u16) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -148,7 +148,7 @@ fn invalid_ring_needs_reset_and_ends_thread() {
 }
 
 #[test]
-fn disk_read_into_its_ring_can_be_paused() {
+fn endless_reads_into_own_ring_do_not_block_pause() {
     // Sector n holds the header of a request for sector n + 1, and the ring index that makes it available.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -229,7 +229,7 @@ proptest! {
 #[test]
 fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
-    // At one byte per second, the first request passes. The next one would have to wait for 15 minutes.
+    // At one byte per second, the first request passes. The next one would have to wait for over 15 minutes.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
     let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
     shared_disk.hold().limit(Some(DiskLimits::default()));
@@ -282,7 +282,8 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     wait_for(2);
 }
 
-/// Returns the first sector in the file of a qcow2 disk after a device with these features completed a write.
+/// Writes the first sector of a qcow2 disk through a device with these features, without a flush. Returns the sector
+/// from a copy of the image file, made when the write completed.
 fn file_after_write(features: u64) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let [path, copy] = ["disk", "copy"].map(|name| dir.path().join(name));
@@ -329,6 +330,6 @@ fn file_after_write(features: u64) -> Vec<u8> {
 #[test]
 fn write_without_flush_feature_is_durable_on_completion() {
     assert_eq!(file_after_write(VERSION_1), [0xab; 512]);
-    // The image's tables are written by a flush, which this driver can send.
+    // This driver can send flushes, so the image's tables are not written before one.
     assert_eq!(file_after_write(VERSION_1 | feature::FLUSH), [0; 512]);
 }

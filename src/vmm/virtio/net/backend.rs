@@ -16,7 +16,7 @@ pub const MAX_FRAME: usize = 65535 + 14;
 
 #[derive(Debug)]
 pub enum Backend {
-    /// A network interface of the host's kernel.
+    /// A tap device of the host.
     Tap(Tap),
     /// The socket of a user-mode network.
     Stream(Stream),
@@ -26,7 +26,7 @@ pub enum Backend {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Sent, or buffered for sending.
+    /// Sent, buffered for sending, or discarded because there is no backend.
     Done,
     Refused,
     Full,
@@ -37,9 +37,9 @@ pub enum Received {
     Frame {
         length: usize,
     },
-    /// A frame was rejected, after part of it was written to the target.
+    /// A frame was rejected. Part of it may already be in the target.
     Refused {
-        /// Excludes the header.
+        /// Number of bytes in the target, excluding the header.
         written: usize,
     },
     Nothing,
@@ -47,7 +47,7 @@ pub enum Received {
 }
 
 impl Backend {
-    /// Wraps a tap with `IFF_VNET_HDR` and a header of [`header::LENGTH`] bytes, or a stream socket.
+    /// Wraps a tap device with `IFF_VNET_HDR`, or a stream socket.
     pub fn of(fd: OwnedFd) -> io::Result<Backend> {
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(Backend::Stream(Stream::new(fd)?)),
@@ -87,7 +87,7 @@ impl Backend {
         }
     }
 
-    /// Receives into `target`, which must have room for the longest frame. `may_pass` decides from the frame's head.
+    /// Receives into `target`, which must have room for the longest frame, if the frame's head `may_pass`.
     pub fn receive(&mut self, header: &mut Header, target: &IoVecs, may_pass: impl FnOnce(&[u8]) -> bool) -> Received {
         match self {
             // The kernel only delivers whole frames.

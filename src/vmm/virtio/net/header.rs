@@ -1,6 +1,6 @@
-//! `struct virtio_net_hdr` before each frame in a buffer (specification, section 5.1.6), and in an `IFF_VNET_HDR` tap.
+//! The header before each frame in guest buffers and on a tap: `struct virtio_net_hdr` (specification, section 5.1.6).
 
-/// Includes `num_buffers`, which every non-legacy device has.
+/// Length of a header, including `num_buffers`, which every non-legacy device has.
 pub const LENGTH: usize = 12;
 
 /// The receiver must compute the checksum from `csum_start` on, and store it `csum_offset` bytes after that.

@@ -1,10 +1,10 @@
 //! The network device (specification, section 5.1): the guest's `eth0`.
 //!
-//! Frames pass between guest memory and a [`Backend`]; only their heads are copied. The netstack's [`Services`] inspect
-//! each frame and answer some themselves. Without a backend, the guest reaches only these services.
+//! Frames pass between guest memory and a [`Backend`]. The netstack's [`Services`] inspect a copy of each frame's head,
+//! and answer some frames themselves. Without a backend, the guest reaches only these services.
 //!
 //! Every backend has the same checksum and segmentation offloads, so that a guest can be restored with a different one.
-//! A tap's kernel implements the offloads; a user-mode network terminates connections, so it can take large segments.
+//! A tap's kernel implements the offloads. A user-mode network terminates TCP, so it accepts large segments.
 
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -35,12 +35,12 @@ use netstack::{NetstackConfig, Services};
 use service::NetService;
 
 const DEVICE_TYPE: u32 = 1;
-/// Receive and transmit (section 5.1.2).
+/// Sizes of the receive and transmit queues (section 5.1.2).
 const QUEUE_SIZES: &[u16] = &[256, 256];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
-/// Feature bits (virtio specification, section 5.1.3).
+/// Feature bits (section 5.1.3).
 mod feature {
     pub const CSUM: u64 = 1 << 0;
     pub const GUEST_CSUM: u64 = 1 << 1;
@@ -92,20 +92,20 @@ impl Counters {
 struct Port {
     backend: Backend,
     services: Option<Services>,
-    /// One limiter for frames to the guest, and one for frames from the guest.
+    /// One rate limiter for frames to the guest, and one for frames from the guest.
     limits: Option<[RateLimiter; 2]>,
 }
 
-/// State that a device and its thread share with users outside the guest.
+/// State that a device, its thread and [`NetControl`] share.
 #[derive(Debug)]
 struct Shared {
     port: Mutex<Port>,
     /// Opens the host's sockets for published ports.
     ports: Option<PortsClient>,
-    /// Written when another thread has changed the services.
+    /// Written to wake the device's thread when another thread has changed the services.
     changed: EventFd,
     is_up: AtomicBool,
-    /// Set when the backend has hung up.
+    /// Set when the backend has hung up or failed.
     is_cut_off: AtomicBool,
     counters: Counters,
 }
@@ -138,7 +138,7 @@ pub struct NetControl {
 
 impl NetControl {
     /// Applies the configuration in the file `link`, which `files` may hold open, to the netstack's services. Returns
-    /// messages about the parts that were not applied, or a single message if nothing was applied.
+    /// messages about the parts that were not applied. Fails with one message if nothing was applied.
     pub fn reload(&self, link: &Path, files: &FdTable) -> Result<Vec<String>, String> {
         let none = || "the network device has no netstack".to_string();
         let ports = self.shared.ports.as_ref().map_or(Ok(Vec::new()), PortsClient::request);
@@ -149,7 +149,7 @@ impl NetControl {
         let services = port.services.as_mut().ok_or_else(none)?;
         services.reload(config);
         services.set_ports(ports);
-        // The counter cannot overflow: it is read far more often than it is written.
+        // The counter cannot overflow: that would take 2^64 reloads.
         let _ = self.shared.changed.write(1);
         Ok(services.problems())
     }
@@ -186,7 +186,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// `link` configures the netstack's services; `sockets` opens published ports.
+    /// `link` configures the netstack's services; without it, the device has none. `sockets` opens published ports.
     pub fn new(
         config: &NetConfig,
         backend: Backend,
@@ -198,8 +198,8 @@ impl Net {
         if let (Some(services), Some(ports)) = (&mut services, &ports) {
             services.set_ports(ports.request()?);
         }
-        // The link is up even without a backend: services may answer, and a template's guest must not notice that a
-        // backend appears after a restore.
+        // The link is up even without a backend: services may answer, and a template's guest must not notice that it
+        // gets a backend after a restore.
         let is_up = AtomicBool::new(true);
         let changed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let limiter = |limits: NetLimits| RateLimiter::new(limits.bytes, monotonic_ns());

@@ -1,8 +1,8 @@
 //! The receive queue: frames on their way to the guest (specification, section 5.1.6.3).
 //!
-//! The driver offers many small buffers; with `VIRTIO_NET_F_MRG_RXBUF`, a frame takes as many as it needs. The receiver
-//! gathers enough for the longest frame, so that one system call can write a frame directly to its destination. Only
-//! the frame's head passes through the VMM's memory, and it reaches the guest only if the frame may pass.
+//! The driver offers many small buffers; with `VIRTIO_NET_F_MRG_RXBUF`, a frame takes as many as it needs. If possible,
+//! the receiver gathers enough for the longest frame, so that one system call can write a tap's frame directly to guest
+//! memory. The frame's head goes to the VMM's memory first, and reaches the guest only if the frame may pass.
 
 use std::collections::VecDeque;
 
@@ -129,7 +129,8 @@ impl Receiver {
         self.publish(memory, &buffers, header, length)
     }
 
-    /// Takes chains from the ring while `wanted` bytes do not fit. Returns the room in bytes.
+    /// Takes chains from the ring until `wanted` bytes fit or the ring is empty. Takes at most one without mergeable
+    /// buffers. Returns the room in bytes.
     fn gather(&mut self, wanted: usize) -> Result<usize, QueueError> {
         let mut room = self.ready.iter().map(|chain| queue::total_length(&chain.writable)).sum::<u64>() as usize;
         while room < wanted && (self.is_mergeable || self.ready.is_empty()) {
@@ -143,7 +144,7 @@ impl Receiver {
         Ok(room)
     }
 
-    /// Returns true if the driver could still offer more buffers.
+    /// Returns true if the driver could still offer more buffers for the same frame.
     fn can_grow(&self) -> bool {
         self.ready.is_empty() || self.is_mergeable && self.ready.len() < usize::from(self.queue.state().size)
     }

@@ -1,4 +1,4 @@
-//! The network device's thread.
+//! The network device's thread, which moves frames between the guest's queues, the netstack's services and the backend.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -39,7 +39,7 @@ pub struct NetService {
     wakeups: Arc<Wakeups>,
     receiver: Receiver,
     transmit: Virtqueue,
-    /// If empty, the backend is not in the epoll set: epoll would report a hangup forever.
+    /// Polled events of the backend. If empty, it is not in the epoll set, because epoll would report a hangup forever.
     watched: EventSet,
     /// Set if the backend has no room: a frame is still in the ring, or only part of it was sent.
     is_full: bool,
@@ -88,7 +88,7 @@ impl NetService {
         })
     }
 
-    /// Moves a batch of frames in each direction. Returns the time to wait for more.
+    /// Moves a batch of frames in each direction. Returns the time to wait before the next, `None` for no limit.
     fn serve(&mut self, shared: &Shared) -> Result<Option<Duration>, QueueError> {
         let mut port = shared.port();
         let now = Instant::now();
@@ -104,13 +104,13 @@ impl NetService {
         }
         let services = port.services.as_mut().and_then(|services| services.timeout(now));
         match self.held {
-            // The services' frames are throttled too. Their timeout would expire at once and make the thread spin.
+            // Frames of the services are throttled too, so the thread would spin if it woke at the services' timeout.
             [Some(receiving), sending] => Ok(Some(sending.map_or(receiving, |sending| sending.min(receiving)))),
             [None, sending] => Ok(services.into_iter().chain(sending).min()),
         }
     }
 
-    /// Returns true if there are more frames to send.
+    /// Sends up to [`BATCH`] frames of the guest. Returns true if there may be more.
     fn send_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.held[TRANSMIT] = None;
         if self.is_full && !port.backend.flush() {
@@ -173,7 +173,7 @@ impl NetService {
         let skip = (header::LENGTH + head.len()) as u64;
         let rest = queue::subrange(&chain.readable, skip, u64::MAX);
         let slices = queue::volatile_slices(&self.memory, &rest);
-        // Send the copy that was inspected, because the guest may change its memory concurrently.
+        // Send the copy of the head that was inspected, because the guest may change its memory concurrently.
         let mut frame = IoVecs::default();
         frame.push_source(head);
         frame.extend_guest(&slices);
@@ -200,7 +200,7 @@ impl NetService {
         Ok(sent)
     }
 
-    /// Returns true if there are more frames, and buffers for them.
+    /// Delivers up to [`BATCH`] frames to the guest. Returns true if there may be more, and buffers for them.
     fn receive_batch(&mut self, port: &mut Port, shared: &Shared, now: Instant) -> Result<bool, QueueError> {
         self.receiver.queue().disable_notifications()?;
         let mut count = 0;
@@ -248,7 +248,7 @@ impl NetService {
         self.receiver.receive(&self.memory, backend, may_pass)
     }
 
-    /// Takes the link down, unless the services keep it up.
+    /// Disconnects the backend. Takes the link down if the device has no services, which would still answer the guest.
     fn close(&mut self, port: &mut Port, shared: &Shared) {
         port.backend = Backend::Disconnected;
         shared.is_cut_off.store(true, Ordering::Release);
@@ -277,7 +277,7 @@ impl NetService {
     fn serve_on(&mut self) -> Result<(), QueueError> {
         let shared = Arc::clone(&self.shared);
         loop {
-            // Reset the counters first: anything that came before is served now.
+            // Reset the counters first: this round serves everything that was notified before.
             for queue in [self.receiver.queue(), &mut self.transmit] {
                 let _ = queue.kick().read();
             }

@@ -1,4 +1,4 @@
-//! The socket protocol of a user-mode network (passt, QEMU): each frame follows its length, 4 bytes in network order.
+//! The socket protocol of a user-mode network (passt, QEMU): a 4-byte length in network order precedes each frame.
 //! If the socket takes only part of a frame, the rest is sent before the next frame.
 
 use std::io;
@@ -17,7 +17,7 @@ use netstack::HEAD_LENGTH;
 const PREFIX: usize = 4;
 /// Longest frame that passt accepts (`ETH_MAX_MTU`). It hangs up on a longer one.
 const LIMIT: usize = 65535;
-/// Receive buffer size for one system call.
+/// Size of the receive buffer, which holds two of the longest frames.
 const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
 
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Stream {
         }
     }
 
-    /// Sends the rest of a frame. Returns true if nothing is left.
+    /// Sends the rest of a frame, or drops it on an error. Returns true if nothing is left.
     pub fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {
             match send(&self.fd, &self.unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -82,7 +82,7 @@ impl Stream {
         true
     }
 
-    /// Returns the length of the next whole frame. An impossible length closes the socket.
+    /// Returns the length of the next frame, if it has arrived completely. An invalid length ends the stream.
     fn frame(&mut self) -> Option<usize> {
         let length = self.announced()?;
         if length > MAX_FRAME {
@@ -142,7 +142,7 @@ impl Stream {
     }
 }
 
-/// Timeout for the peer to finish partial frames.
+/// Timeout for each wait for the peer while partial frames are finished.
 const SETTLE: Duration = Duration::from_secs(1);
 
 impl Stream {

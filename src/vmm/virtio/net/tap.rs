@@ -1,4 +1,4 @@
-//! A tap of the host's kernel (`Documentation/networking/tuntap.rst`), which implements checksums and segmentation.
+//! A tap device of the host (`Documentation/networking/tuntap.rst`). The kernel implements the offloads.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -9,7 +9,7 @@ use super::backend::{Received, Sent};
 use super::header::{self, Header};
 use crate::virtio::iovec::IoVecs;
 
-// `linux/if_tun.h`.
+// From `linux/if_tun.h`.
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUN_F_CSUM: libc::c_ulong = 1;
@@ -22,7 +22,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// `fd` must be attached to a tap.
+    /// Wraps `fd`, which must be attached to a tap device, and sets the length of its frame header.
     pub fn new(fd: OwnedFd) -> io::Result<Tap> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         let length = header::LENGTH as libc::c_int;
@@ -60,8 +60,8 @@ impl Tap {
         // SAFETY: the pieces are valid for the call, as `IoVecs` promises, and are only read.
         let count = unsafe { libc::writev(self.fd.as_raw_fd(), all.as_ptr(), all.len() as libc::c_int) };
         match count {
-            // The kernel rejects a header that does not match the frame. The interface may also be down.
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Sent::Full,
+            // For example, the header does not match the frame, or the interface is down.
             -1 => Sent::Refused,
             _ => Sent::Done,
         }

@@ -90,7 +90,7 @@ impl Bench {
         self.memory.read_obj(GuestAddress(self.rings[queue].used_ring + 2)).unwrap()
     }
 
-    /// Offers the chain at `head` as the `number`th after the first one, and kicks the queue.
+    /// Makes the chain at `head` available in ring entry `number`, and restarts the device's thread, which serves it.
     fn offer(&mut self, queue: usize, number: u16, head: u16) {
         let ring = self.rings[queue].avail_ring;
         self.memory.write_obj(head, GuestAddress(ring + 4 + 2 * u64::from(number % 16))).unwrap();
@@ -157,7 +157,7 @@ fn frame_uses_only_the_buffers_it_needs() {
     bench.send(&frame(14));
     bench.wait("one chain is used", |bench| bench.used(RECEIVE)[3..] == [(0, HEADER + 14)]);
     assert_eq!(bench.bytes(0x10_0000 + 12, 14), frame(14));
-    // On pause, chains that were taken and not used return to the driver.
+    // On pause, chains that were taken and not used return to the queue.
     let states = bench.net.pause();
     assert_eq!((states[RECEIVE].next_avail, states[RECEIVE].next_used), (4, 4));
     bench.net.resume().unwrap();
@@ -261,7 +261,7 @@ fn dropped_stream_leaves_socket_at_frame_boundary() {
 fn refused_frame_leaves_no_bytes_in_guest_memory() {
     use std::os::unix::net::UnixDatagram;
     const FRAME: usize = 3000;
-    // The buffers have room for the longest frame, then for less than this frame.
+    // First the buffers have room for the longest frame, then for less than the frame that is sent.
     for (count, length) in [(2, 36_000), (2, 700)] {
         for is_tap in [true, false] {
             let memory = memory::allocate(64).unwrap();

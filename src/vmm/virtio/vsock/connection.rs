@@ -1,8 +1,8 @@
 //! A vsock stream: a Unix socket on the host, packets on the guest's side (specification, section 5.10.6).
 //!
-//! Both directions use credit-based flow control. The guest sends at most [`BUFFER`] bytes beyond those that the
-//! host's socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one
-//! bounded buffer, and blocks only its own connection.
+//! Both directions use credit-based flow control. The guest may send [`BUFFER`] bytes beyond those that the host's
+//! socket has taken. The host's bytes stay in its socket until the guest has room. A stalled reader costs one bounded
+//! buffer, and blocks only its own connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -12,9 +12,9 @@ use std::os::unix::net::UnixStream;
 
 use super::packet::{HOST_CID, Header, MAX_DATA, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 
-/// Buffer size for a host socket that does not read, in bytes. This is the credit granted to the guest.
+/// Bytes that the device buffers until the host's socket takes them. This is the credit granted to the guest.
 pub const BUFFER: u32 = 256 << 10;
-/// Freed bytes after which the guest gets a credit update.
+/// Number of newly freed buffer bytes after which the guest gets a credit update.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,7 +25,7 @@ pub struct Key {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The host has requested a connection, and the guest has not answered.
+    /// A client on the host has requested a connection, and the guest has not answered yet.
     Requested,
     Established,
     Resetting,
@@ -56,7 +56,7 @@ pub struct VsockConnection {
     forwarded_sent: Wrapping<u32>,
     guest_shutdown: u32,
 
-    /// The guest's buffer size, the bytes that it has consumed, and the bytes sent to it.
+    /// The guest's buffer size, the number of bytes that it has consumed, and the number of bytes sent to it.
     peer_buffer: u32,
     peer_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
@@ -64,7 +64,7 @@ pub struct VsockConnection {
     credit_requested: bool,
     /// Set if the host's socket may have data to read.
     readable: bool,
-    /// Shutdown flags of the host's end of stream, and the flags already sent to the guest.
+    /// Shutdown flags for the guest, set at the end of the host's stream, and the flags already sent to the guest.
     host_end: Option<u32>,
     host_end_sent: u32,
     /// Set if the host's socket is closed in both directions.
@@ -238,8 +238,8 @@ impl VsockConnection {
         }
     }
 
-    /// Returns the next packet. `read` moves bytes, up to a limit, from the host's socket directly into the guest's
-    /// buffer, and returns their number.
+    /// Returns the header of the next packet, if any. `read` moves bytes, up to a limit, from the host's socket
+    /// directly into the guest's buffer, and returns their number.
     pub fn next_packet(&mut self, read: impl FnOnce(&mut UnixStream, u32) -> io::Result<usize>) -> Option<Header> {
         match self.state {
             State::Closed => return None,

@@ -1,9 +1,9 @@
-//! The request line of a client on the host, which selects a port of the guest: `CONNECT <port>\n`.
+//! Reads the line with which a client on the host selects a port of the guest: `CONNECT <port>\n`.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-/// Length of `CONNECT 4294967295\n`.
+/// Length of the longest valid line, `CONNECT 4294967295\n`.
 const LINE_LIMIT: usize = 19;
 
 #[derive(Debug)]

@@ -1,10 +1,11 @@
-//! The vsock device (specification, section 5.10): streams between guest and Unix sockets on the host, without a
-//! network or a kernel module. One thread serves all streams.
+//! The vsock device (specification, section 5.10): streams between the guest and Unix sockets on the host. It needs
+//! no network and no kernel module on the host. One thread serves all streams.
 //!
 //! - **Host to guest**: a client connects to the device's socket and writes `CONNECT <port>\n`. If the guest accepts,
-//!   the client reads `OK <its own port>\n` and then the guest's stream, else the end of the stream.
+//!   the client reads `OK <its own port>\n` and then the guest's stream. Otherwise, it reads the end of the stream.
 //! - **Guest to host**: a connection to port *n* of the host (context ID 2) goes to the Unix socket
-//!   `<the device's socket>_<n>`. It is refused if there is no such socket.
+//!   `<the device's socket>_<n>`, or is refused if there is none. The device itself serves two ports: one sends the
+//!   instance's seed, and a connection to the other breaks when the guest is restored.
 
 mod connection;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -32,7 +33,8 @@ use netstack::broker::VsockConnector;
 use service::VsockService;
 
 const DEVICE_TYPE: u32 = 19;
-/// Linux fills the receive queue while it boots: 256 entries took 0.33 s in an emulated guest.
+/// Sizes of the receive, transmit and event queues. The receive queue is short because Linux fills it while it boots:
+/// 256 entries took 0.33 s under software KVM.
 const QUEUE_SIZES: &[u16] = &[64, 128, 16];
 
 #[derive(Debug, thiserror::Error)]
@@ -48,13 +50,14 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<VsockService>>,
-    /// Set for a restored guest, which still has connections from before. Written when its agent is ready.
+    /// Set for a restored guest, which still has connections from before the snapshot. Written when its agent is ready.
     released: Option<EventFd>,
 }
 
 impl Vsock {
-    /// Creates the device and its socket, which is removed on drop. With `released`, the device makes a restored guest
-    /// drop its old connections. It accepts clients after that and after `released` was written, or after a timeout.
+    /// Creates the device and its socket, which is removed on drop. `released` is set for a restored guest. The device
+    /// makes that guest drop its old connections, and accepts clients once it has done so and `released` was written,
+    /// or after a timeout.
     pub fn new(
         config: &VsockConfig,
         path: &Path,

@@ -18,7 +18,7 @@ pub mod op {
     /// Closes one or both directions.
     pub const SHUTDOWN: u16 = 4;
     pub const RW: u16 = 5;
-    /// Announces the sender's credit.
+    /// Announces the sender's credit: its buffer space.
     pub const CREDIT_UPDATE: u16 = 6;
     pub const CREDIT_REQUEST: u16 = 7;
 }
@@ -81,7 +81,7 @@ impl Header {
         bytes
     }
 
-    /// Returns the reset that answers a packet without a connection.
+    /// Returns the reset that answers this packet if it belongs to no connection.
     pub fn reset_for(&self) -> Header {
         Header {
             src_cid: self.dst_cid,

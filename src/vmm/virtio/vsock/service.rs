@@ -41,9 +41,9 @@ const EVENT_KICK: u64 = 3;
 const RELEASED: u64 = 4;
 const FIRST_SOCKET: u64 = 16;
 
-/// First port for the host's ends of connections. Guests connect to lower ports.
+/// First port for the host's ends of connections that clients request. Guests connect to lower ports of the host.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// Maximum number of connections, and of clients that have not requested a port yet.
+/// Limits on connections, and on clients that have not requested a port yet. At a limit, the device rejects new ones.
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_HANDSHAKES: usize = 64;
 /// Maximum number of pending resets for packets without a connection. The thread drops further ones.
@@ -55,7 +55,7 @@ const BATCH: usize = 128;
 pub(super) struct VsockService {
     cid: u64,
     path: PathBuf,
-    /// The file served at [`SEED_PORT`].
+    /// File with the instance's seed, which is served at [`SEED_PORT`].
     seed: Option<PathBuf>,
     listener: UnixListener,
     connector: VsockConnector,
@@ -79,11 +79,11 @@ pub(super) struct VsockService {
     has_refused_seed: bool,
 }
 
-/// The host's end of a connection to [`SENTINEL_PORT`]. It stays open until the guest is restored.
+/// The host's end of a connection to [`SENTINEL_PORT`]. The device keeps it open, so that only a restore breaks it.
 #[derive(Debug)]
 struct Sentinel {
     _stream: UnixStream,
-    /// The guest's end is bound to a privileged port.
+    /// Set if the guest's end is bound to a privileged port.
     is_privileged: bool,
 }
 
@@ -98,7 +98,7 @@ struct ConnectionEntry {
 /// Keeps clients of a restored guest waiting: the guest drops all connections when it handles the transport reset.
 #[derive(Debug)]
 struct ResumeGate {
-    /// Number of event buffers left after the transport reset. The guest adds one when it has handled the event.
+    /// Number of event buffers left after the transport reset was sent. The guest adds one once it has handled it.
     buffers_left: Option<u16>,
     has_reset: bool,
     /// Set once the guest's agent has reported that it is ready.
@@ -155,7 +155,7 @@ impl VsockService {
         Ok(service)
     }
 
-    /// Advances a restored guest as far as possible.
+    /// Sends the transport reset to a restored guest, and starts accepting clients once it and its agent are ready.
     fn advance_resume_gate(&mut self) -> Result<(), QueueError> {
         let Some(resume_gate) = &mut self.resume_gate else { return Ok(()) };
         let events = &mut self.activation.queues[EVENT];
@@ -232,7 +232,7 @@ impl VsockService {
         }
     }
 
-    /// Polls a host socket, edge-triggered: the thread must read and write it until it would block.
+    /// Adds a host socket to the epoll set, edge-triggered: the thread must read and write it until it would block.
     fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
         let token = self.next_token;
         self.next_token += 1;
@@ -241,7 +241,7 @@ impl VsockService {
         match watched {
             Ok(()) => Some(token),
             Err(error) => {
-                log::warn!("polling a vsock client's socket failed: {error}");
+                log::warn!("polling the socket of a vsock connection failed: {error}");
                 None
             }
         }
@@ -324,7 +324,7 @@ impl VsockService {
         }
     }
 
-    /// Receives packets from the guest, at most the rest of the batch. Returns true if there were any.
+    /// Receives packets from the guest until the batch has none `left`. Returns true if there were any.
     fn take_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         loop {
@@ -359,7 +359,7 @@ impl VsockService {
         let total = queue::total_length(buffers) - HEADER_SIZE as u64;
         let data_length = if header.op == op::RW { header.len } else { 0 };
         if data_length > MAX_DATA || u64::from(data_length) > total {
-            self.activation.faults.record(&format!("a vsock packet of {} bytes in a chain of {total}", header.len));
+            self.activation.faults.record(&format!("a vsock packet with the invalid length {}", header.len));
             self.reset_stray(&header);
             return Ok(());
         }
@@ -398,15 +398,15 @@ impl VsockService {
             Some(_) if key.host_port == SEED_PORT => {
                 if !std::mem::replace(&mut self.has_refused_seed, true) {
                     log::warn!(
-                        "refused the instance's key and user data to the guest's unprivileged port {}. If that was \
-                         the agent, it is older than this wisp: import the image again",
+                        "did not send the instance's key and user data to unprivileged port {} of the guest. If the \
+                         agent requested them, it is older than this wisp: import the image again",
                         key.guest_port
                     );
                 }
                 return self.reset_stray(request);
             }
             _ if key.host_port == SENTINEL_PORT => {
-                // An older agent's port is unprivileged, which is accepted until a newer agent has connected.
+                // Older agents use an unprivileged port. It is accepted until an agent has used a privileged one.
                 if self.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_privileged) && !is_privileged {
                     return self.reset_stray(request);
                 }
@@ -423,19 +423,19 @@ impl VsockService {
         self.add(key, VsockConnection::from_guest(request, stream), token);
     }
 
-    /// Answers a packet without a connection, unless it is a reset.
+    /// Queues a reset as the answer to a packet that has no connection or is refused, unless it is a reset itself.
     fn reset_stray(&mut self, header: &Header) {
         if header.op != op::RST && self.stray_resets.len() < MAX_STRAY_RESETS {
             self.stray_resets.push_back(header.reset_for());
         }
     }
 
-    /// Sends packets to the guest, at most the rest of the batch. Returns true if there were any.
+    /// Sends packets to the guest until the batch has none `left`. Returns true if there were any.
     fn give_packets(&mut self, left: &mut usize) -> Result<bool, QueueError> {
         let mut any = false;
         while *left > 0 && !(self.ready.is_empty() && self.stray_resets.is_empty()) {
             let Some(chain) = self.activation.queues[RECEIVE].pop()? else {
-                // No receive buffers: the thread resumes on the driver's next notification.
+                // There are no receive buffers. The thread continues on the driver's next notification.
                 if self.activation.queues[RECEIVE].enable_notifications()? {
                     continue;
                 }
@@ -465,7 +465,7 @@ impl VsockService {
         Ok(any)
     }
 
-    /// Returns the next packet in turn. Its payload is already in `buffers`, after the room for the header.
+    /// Returns the header of the next packet in turn. Its payload is already in `buffers`, after room for the header.
     fn next_packet(&mut self, buffers: &[Buffer]) -> Option<Header> {
         if let Some(reset) = self.stray_resets.pop_front() {
             return Some(reset);
@@ -517,7 +517,7 @@ fn random_offset() -> u32 {
     (RandomState::new().hash_one(()) as u32) % (1 << 29)
 }
 
-/// Returns a stream that yields the file at `path` and then ends. A socket's buffer holds a whole seed.
+/// Returns a stream that yields the file at `path` and then ends. A whole seed fits into the socket's buffer.
 fn offer(path: &Path) -> io::Result<UnixStream> {
     let mut content = Vec::new();
     File::open(path)?.take(MAX_SEED as u64).read_to_end(&mut content)?;
