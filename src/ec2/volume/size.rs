@@ -36,7 +36,7 @@ impl VolumeSize {
         self.0.bytes()
     }
 
-    /// Rounded up, as EC2's API returns it and EC2's ratios use it.
+    /// Returns the size in GiB, rounded up: the value in EC2's API responses, which also determines IOPS limits.
     pub fn gib(self) -> u64 {
         self.mib().div_ceil(MIB_PER_GIB)
     }
