@@ -396,7 +396,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn backing_file_by_any_path_is_accepted() {
+    fn backing_file_named_by_equivalent_path_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("volumes")).unwrap();
         let (base, top) = (dir.path().join("base"), dir.path().join("volumes/top"));

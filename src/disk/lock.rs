@@ -175,7 +175,7 @@ mod tests {
         let writer = open_image(&path, true).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");
-        // A backing file is only read.
+        // Convert the lock to a reader's, as for a backing file.
         lock(&writer.file, &path, false).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");

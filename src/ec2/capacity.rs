@@ -14,9 +14,9 @@ pub const MAX_VCPUS: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCapacity {
-    /// Usable CPUs.
+    /// The host's usable CPUs.
     pub cpus: u32,
-    /// Unused memory.
+    /// The host's available memory.
     pub memory_mib: u64,
 }
 

@@ -74,7 +74,7 @@ pub struct CreditBalance {
 }
 
 impl CreditBalance {
-    /// `CPUCreditBalance`, in credits.
+    /// Returns the balance in credits (`CPUCreditBalance`).
     pub fn credits(&self) -> f64 {
         in_credits(self.saved_ns.saturating_add(self.launch_ns))
     }
@@ -101,7 +101,8 @@ pub struct CreditRules {
 }
 
 impl CreditRules {
-    /// `vcpus` may override the type's number. Returns none if the type is not burstable.
+    /// Returns the rules for a type with `vcpus`, which may differ from the type's own number. None if it is not
+    /// burstable.
     pub fn of(instance_type: &InstanceType, vcpus: u32) -> Option<CreditRules> {
         let credits = instance_type.credits?;
         let vcpus = u64::from(vcpus);
@@ -130,7 +131,7 @@ impl CreditRules {
     }
 
     /// Returns the balance at launch plus the credits kept at the stop, up to the type's accrual limit. T2 instances
-    /// keep no credits, and other types' credits expire.
+    /// keep no credits; those of other types expire.
     pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
         let mut balance = self.at_launch(mode);
         let Some(kept) = kept else { return balance };

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::instance_type::{EbsBandwidth, Gpu, InstanceStore, InstanceType, Network};
 
-/// `InstanceTypeInfo` of the EC2 API.
+/// An instance type (`InstanceTypeInfo` in EC2's API).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InstanceTypeInfo {

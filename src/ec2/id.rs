@@ -71,7 +71,7 @@ kinds! {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String", bound = "")]
 pub struct Id<K: ResourceKind> {
-    /// The 17 digits.
+    /// The 17 digits, as a number.
     number: u128,
     kind: PhantomData<K>,
 }

@@ -14,13 +14,13 @@ const MAX_HOPS: u8 = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataOptions {
-    /// `HttpEndpoint`.
+    /// True if the service is enabled (`HttpEndpoint`).
     pub endpoint: bool,
     /// `HttpTokens`: the service refuses requests without a token, so only its version 2 can be used.
     pub tokens_required: bool,
     /// `HttpPutResponseHopLimit`: the hop limit of responses to token requests.
     pub hop_limit: u8,
-    /// `InstanceMetadataTags`.
+    /// True if the instance's tags are part of its metadata (`InstanceMetadataTags`).
     pub tags: bool,
 }
 

@@ -13,7 +13,7 @@ use super::error::{Ec2Error, ErrorCode};
 pub const MAX_KEY: usize = 128;
 /// Maximum length of a value in characters.
 pub const MAX_VALUE: usize = 256;
-/// Maximum number per resource.
+/// Maximum number of tags per resource.
 pub const MAX_TAGS: usize = 50;
 
 /// Keys with this prefix, in any case, are reserved for AWS.

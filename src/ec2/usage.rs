@@ -33,7 +33,7 @@ pub struct Datapoint {
     pub booting: bool,
     /// CPU time of all vCPUs.
     pub cpu_ns: u64,
-    /// Time for which vCPUs were throttled, summed.
+    /// Time for which vCPUs were throttled, summed over the vCPUs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cpu_held_ns: u64,
     /// Maximum of guest memory touched.
@@ -246,7 +246,7 @@ mod tests {
             };
             prop_assert_eq!(sum(&points), sum(&all));
             prop_assert!(points.windows(2).all(|pair| pair[0].number < pair[1].number));
-            // Two neighbors of one run never fit into one minute.
+            // Two neighboring datapoints of one run together last more than one minute.
             for pair in points.windows(2) {
                 prop_assert!(pair[0].run != pair[1].run || pair[0].period_ms + pair[1].period_ms > DETAILED_MS);
             }

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn agent_gets_every_kind_without_gzip_and_base64() {
+    fn unwrapped_removes_gzip_and_base64_of_every_kind() {
         for raw in
             [b"#!/bin/sh\necho\n".as_slice(), b"#cloud-config\n", b"MIME-Version: 1.0\n", b"plain text", b"#include\n"]
         {

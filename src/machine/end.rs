@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum End {
-    /// The guest requested a reset through the i8042's reset line.
+    /// The guest requested a reset through the i8042 or a KVM system event.
     Reboot,
     PowerOff,
     Saved,

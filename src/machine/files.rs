@@ -4,5 +4,5 @@
 pub const CONSOLE_LOG: &str = "console.log";
 pub const FULL_CONSOLE_LOG: &str = "console.log.1";
 pub const CONSOLE_SOCKET: &str = "console.sock";
-/// If the guest connects to a port of the host, the VMM connects it to the Unix socket `<socket>_<port>`.
+/// A guest's connection to a port of the host goes to the Unix socket `<socket>_<port>`, if that exists.
 pub const VSOCK_SOCKET: &str = "vsock.sock";

@@ -136,7 +136,7 @@ pub enum FilterProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetadataConfig {
-    /// `HttpEndpoint`.
+    /// False if the service refuses all requests (`HttpEndpoint`).
     pub enabled: bool,
     /// Requests require a token (`HttpTokens`).
     pub tokens_required: bool,

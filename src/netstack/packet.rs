@@ -18,7 +18,7 @@ pub const TYPE_ARP: u16 = 0x0806;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// Flag in the same field as the fragment offset.
+/// The flag "more fragments", which shares a field with the fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// The offset of the flags in a TCP header, and two flags.
 const TCP_FLAGS: usize = 13;

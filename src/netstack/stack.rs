@@ -12,7 +12,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use machine::network::{METADATA_ADDRESS, NetstackConfig};
 
-/// Maximum number of packets queued for the guest. smoltcp retransmits packets that do not fit.
+/// Maximum number of packets queued for the guest. While the queue is full, smoltcp sends nothing.
 const WAITING: usize = 64;
 /// The maximum including immediate replies. When it is reached, packets from the guest are dropped.
 const WAITING_WITH_ANSWERS: usize = 2 * WAITING;

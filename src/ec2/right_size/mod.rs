@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn touched_memory_is_no_shortage_but_bounds_options() {
+    fn touched_memory_is_not_a_shortage_but_limits_options() {
         assert_eq!(steady("r5.xlarge", 5, 32 * 1024).0, Finding::Optimized);
         let (finding, reasons, options) = steady("m5.xlarge", 5, 16 * 1024);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver]));

@@ -82,7 +82,7 @@ pub struct VolumeChange {
 }
 
 impl VolumeFigures {
-    /// Returns the figures after a change. If the type is kept, so are unspecified values. Otherwise, provisioned IOPS
+    /// Returns the figures after a change. Unspecified values are kept, unless the type changes: then, provisioned IOPS
     /// default to 3,000, or less for a small volume, and throughput to the new type's default.
     pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
         if *change == VolumeChange::default() {

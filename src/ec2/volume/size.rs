@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn size_that_ec2_lacks_is_noted_as_extension() {
+    fn size_not_in_whole_gib_returns_extension_note() {
         let small = VolumeSize::from_mib(512).expect("some");
         assert_eq!(small.gib(), 1);
         assert_eq!(

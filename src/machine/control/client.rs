@@ -99,7 +99,7 @@ impl ControlClient {
         Ok(self.stream.write_all(&line[sent..])?)
     }
 
-    /// Returns the next message. Waits for it for at most `timeout`, or forever if `timeout` is none.
+    /// Returns the next message. Waits at most `timeout` for it, or forever if `timeout` is none.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Message, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut searched = 0;

@@ -38,7 +38,7 @@ pub enum ControlRequest {
     Status,
     /// Send [`Message::Ready`] (at once if already ready) and [`Message::Ended`]. Response: [`Message::Done`].
     Subscribe,
-    /// Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
+    /// Press Ctrl+Alt+Del. Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
     /// While this client is connected, end the machine when the guest reboots. Response: [`Message::Done`].
     EndAtReboot,
@@ -47,7 +47,7 @@ pub enum ControlRequest {
         /// Its ID must not be in use.
         disk: DiskConfig,
     },
-    /// Response: [`Message::Done`], once everything is written to the file and the file is unlocked.
+    /// Detach a disk. Response: [`Message::Done`], once everything is written to its file and the file is unlocked.
     DetachDisk {
         id: String,
         /// Detach even if the guest's driver is using the disk. The driver then gets errors.
@@ -227,12 +227,12 @@ pub struct DiskRecord {
     /// Requests that failed on the host. `reads` and `writes` do not include them.
     pub errors: u64,
     pub last_error: Option<String>,
-    /// Throttled time.
+    /// Time for which requests were throttled.
     #[serde(default)]
     pub throttled_ns: u64,
     #[serde(default)]
     pub limits: Option<DiskLimits>,
-    /// The burst balance.
+    /// The burst balance in percent.
     #[serde(default)]
     pub burst_percent: Option<u64>,
 }
@@ -259,9 +259,9 @@ pub struct NetRecord {
     /// Includes frames that the netstack consumed.
     pub sent_frames: u64,
     pub sent_bytes: u64,
-    /// Frames in both directions that were rejected or did not fit.
+    /// Frames in either direction that were rejected or did not fit.
     pub dropped_frames: u64,
-    /// Time that frames of either direction were throttled, in nanoseconds.
+    /// Time for which frames in either direction were throttled.
     #[serde(default)]
     pub throttled_ns: u64,
 }

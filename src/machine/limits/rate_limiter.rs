@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::token_bucket::TokenBucket;
 use super::{DiskLimits, Rate};
 
-/// 1/20 of a second's peak may pass at once, so that a device thread that wakes up late can catch up.
+/// A twentieth of a second's peak may pass at once, so that a device thread that wakes up late can catch up.
 const AT_ONCE: u64 = 20;
 
 /// A rate limiter: throttles above the peak rate, and above the baseline rate when the burst bucket is empty.
@@ -113,7 +113,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Returns the amount that passes between `from` and `to` in requests of `size`, if each wake-up is `late`.
+    /// Returns the amount that passes between `from` and `to` in requests of `size`, if each wake-up is late by `late`.
     fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
         let (mut now, mut passed) = (from, 0);
         loop {

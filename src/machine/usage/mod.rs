@@ -1,7 +1,7 @@
 //! Usage of a machine over time: readings of its counters, from which right-sizing recommendations are made.
 //!
-//! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`recorder.rs`), and at the
-//! end. An idle machine is one long interval between two readings and costs nothing.
+//! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`vmm::usage_recorder`),
+//! and at the end. An idle machine is one long interval between two readings and costs nothing.
 //!
 //! A reading holds sums since the start, so a reading lost through a kill or a full disk only costs detail.
 
@@ -80,7 +80,7 @@ pub struct DiskReading {
     pub writes: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
-    /// Throttled time.
+    /// Time for which requests were throttled.
     pub throttled_ns: u64,
 }
 
