@@ -135,17 +135,17 @@ impl UserDataError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserDataError::TooLarge { kind: UserDataKind::Gzip, .. } => {
-                "It is already compressed. Have it load the rest from elsewhere, for example from a volume.".to_owned()
+                "The data is already compressed. Let it load the rest from elsewhere, such as a volume.".to_owned()
             }
             UserDataError::TooLarge { .. } => {
-                "Compress it with gzip, which cloud-init decompresses, or have it load the rest from elsewhere."
+                "Compress the data with gzip, which cloud-init decompresses, or let it load the rest from elsewhere."
                     .to_owned()
             }
             UserDataError::UnpacksTooLarge => {
-                "Have it load the rest from elsewhere, for example from a volume, or use an image with cloud-init."
+                "Let the data load the rest from elsewhere, such as a volume, or use an image with cloud-init."
                     .to_owned()
             }
-            UserDataError::NotBase64 => "Encode it with `base64`, or specify it unencoded.".to_owned(),
+            UserDataError::NotBase64 => "Encode the data with `base64`, or specify it unencoded.".to_owned(),
         })
     }
 }
