@@ -16,8 +16,8 @@ use super::sparse::data_runs;
 const CHUNK: usize = 256 << 10;
 
 /// Copies `source` into the empty file `destination` and pads it with zeros to `length` bytes. Shares blocks (reflink)
-/// if the file system supports it. Otherwise, takes the bytes that it writes from `space`. Reports progress in bytes to
-/// `advance`. Returns the SHA-256 of the content.
+/// if the file system supports it. Otherwise, counts the bytes that it writes against `space`. Reports progress in
+/// bytes to `advance`. Returns the SHA-256 of the content.
 pub fn copy(
     source: &File,
     destination: &File,
@@ -44,7 +44,7 @@ pub fn copy(
     Ok(hasher.finish())
 }
 
-/// Writes the blocks of `bytes` that are not zero, within `space`. `destination` must have a hole there.
+/// Like [`write_blocks`], but counts the bytes that it writes against `space`.
 pub fn write_blocks_within(destination: &File, offset: u64, bytes: &[u8], space: &FreeSpace) -> io::Result<()> {
     data_runs(bytes).try_for_each(|run| {
         space.take(run.len() as u64)?;
@@ -63,7 +63,7 @@ pub fn sha256(file: &File, advance: &dyn Fn(u64)) -> io::Result<String> {
     Ok(hasher.finish())
 }
 
-/// Writes a stream to an empty file, with holes for zeros. Fails beyond `limit` or `space`. Returns the SHA-256.
+/// Writes a stream to an empty file, with holes for zeros. Fails if it exceeds `limit` or `space`. Returns the SHA-256.
 pub fn write_stream(content: &mut dyn Read, destination: &File, limit: u64, space: &FreeSpace) -> io::Result<String> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];

@@ -10,7 +10,7 @@ use machine::control::DiskRecord;
 /// Minimum time between two log lines. A full file system fails every write, which would flood the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Readable while the disk is busy.
+/// The counters of one disk. Other threads can read them while the disk is busy.
 #[derive(Debug)]
 pub struct DiskCounters {
     id: String,
@@ -65,7 +65,7 @@ impl DiskCounters {
         self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Counts a failure, and logs it unless one was logged within the last [`LOG_INTERVAL`]. Returns `result` unchanged.
+    /// Counts a failure and logs it, unless one was logged within the last [`LOG_INTERVAL`]. Returns `result`.
     pub fn other(&self, what: &str, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;

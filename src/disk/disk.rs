@@ -168,8 +168,8 @@ impl Disk {
         self.counters.other("flush", self.image.access.flush().and_then(|()| self.image.access.sync()))
     }
 
-    /// Returns the file to `fsync`, the second half of a flush. Returns `None` if there is none or the first half
-    /// failed: a full flush then reports the error.
+    /// Does the first half of a flush, and returns the file whose `fsync` is the second half. Returns `None` if the
+    /// disk needs no flush, or if the first half failed. In that case, a full flush reports the error.
     pub fn begin_flush(&self) -> Option<RawFd> {
         let is_kept = self.access == DiskAccess::ReadWrite;
         (is_kept && self.image.access.flush().is_ok()).then(|| self.image.file.as_raw_fd())

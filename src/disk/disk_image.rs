@@ -75,7 +75,7 @@ pub enum ImageError {
 pub struct Information {
     /// Disk size in bytes.
     pub virtual_size: u64,
-    /// Allocated size of the file in bytes, without its backing files.
+    /// Allocated size of the file in bytes, excluding its backing files.
     pub allocated: u64,
     pub backing: Option<Backing>,
 }
@@ -92,7 +92,8 @@ pub fn create(path: &Path, format: DiskFormat, size: u64) -> Result<(), ImageErr
     persist(file, path)
 }
 
-/// Creates a qcow2 overlay at least as large as `backing`. A VMM may write `backing` until it switches to the overlay.
+/// Creates a qcow2 overlay at least as large as `backing`. A VMM may write to `backing` until it switches to the
+/// overlay.
 pub fn create_layer(
     path: &Path,
     backing: &Path,
@@ -113,7 +114,7 @@ pub fn create_layer(
 }
 
 /// Resolves the backing files of a user's image. The user must name all of them, topmost first, and the headers must
-/// name the same files. Each backing file's format is in the header of the image above it.
+/// name the same files. The format of each backing file is taken from the header of the image above it.
 pub fn resolve_backing(path: &Path, format: DiskFormat, named: &[PathBuf]) -> Result<Vec<BackingFile>, ImageError> {
     let mut backing: Vec<BackingFile> = Vec::new();
     let (mut path, mut format) = (path.to_path_buf(), format);
@@ -304,7 +305,7 @@ impl Holes {
         Ok(empty)
     }
 
-    /// Returns the number of the `length` bytes at `offset` that are in a hole of the file.
+    /// Returns the number of bytes from `offset` to the file's next data, but at most `length`.
     fn hole(&mut self, path: PathBuf, offset: u64, length: u64) -> io::Result<u64> {
         let file = match self.files.entry(path) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),

@@ -29,7 +29,7 @@ pub const MAX_LAYERS: usize = 64;
 pub enum BlockError {
     #[error("cannot open the disk image {}: {source}", path.display())]
     Open { path: PathBuf, source: io::Error },
-    /// Another program has the file open, and at least one of the two writes to it.
+    /// Another program has the file open, and that program or this one opens it for writing.
     #[error(
         "the disk image {} is in use by another program, such as a running VM or qemu-nbd. Stop that program first",
         .0.display()
@@ -77,7 +77,7 @@ pub enum BlockError {
     NotOver { layer: PathBuf, present: PathBuf },
     #[error("the overlay {} has {size} bytes, but the disk has {present}. It must not be smaller", layer.display())]
     SmallLayer { layer: PathBuf, size: u64, present: u64 },
-    #[error("the disk {0:?} does not write to its file, so it cannot {1}")]
+    #[error("the disk {0:?} is read-only or ephemeral, so it cannot {1}")]
     NotWritten(String, &'static str),
     #[error("the disk {id:?} has {present} bytes and cannot be shrunk to {size}")]
     Shrink { id: String, size: u64, present: u64 },
@@ -101,9 +101,9 @@ pub(super) struct Image {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// From the untrusted header.
+    /// The path that results from the name in the untrusted header.
     pub path: PathBuf,
-    /// If relative, it is relative to the overlay's directory.
+    /// The name in the header. If relative, it is relative to the overlay's directory.
     pub name: String,
     pub format: DiskFormat,
 }
@@ -122,7 +122,8 @@ pub(super) fn open(
     image(file, path, format, backing, writable, files)
 }
 
-/// Opens `path` read-only, for use as a backing file. The caller holds a lock on it, and locks the image later.
+/// Opens `path` read-only, as a backing file. The caller already holds a lock on it, and locks the returned image
+/// later.
 pub(super) fn open_unlocked(
     path: &Path,
     format: DiskFormat,
@@ -149,7 +150,7 @@ pub(super) fn open_layer(
     Ok(Image { access: FormatAccess::new(layer), file })
 }
 
-/// Creates an unnamed qcow2 overlay over `base`. All writes go to the overlay, which disappears with the process.
+/// Creates an unnamed qcow2 overlay over `base`. All writes go to the overlay, which is deleted when it is closed.
 pub(super) fn unnamed_layer(base: Image, dir: &Path) -> io::Result<Image> {
     let file = tempfile::tempfile_in(dir)?;
     let size = base.access.size().next_multiple_of(SECTOR);
@@ -169,7 +170,7 @@ pub fn backing(path: &Path) -> Result<Option<Backing>, BlockError> {
     backing_of(&qcow2(&file, path, false)?, path)
 }
 
-/// Opens an image for reading. Fails if another program writes to it or to a backing file.
+/// Opens an image for reading. Fails if another program has it or one of its backing files open for writing.
 pub fn open_to_read(
     path: &Path,
     format: DiskFormat,
@@ -288,7 +289,7 @@ fn quoted(backing: &Option<String>) -> &str {
     backing.as_deref().unwrap_or("no file")
 }
 
-/// Opens a qcow2 image without its backing file. Repairs the refcounts first if the image is writable.
+/// Opens a qcow2 image without its backing file. If it is opened for writing, repairs its refcounts first.
 fn qcow2(file: &File, path: &Path, writable: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let bad = |source| BlockError::Format { path: path.to_path_buf(), format: "qcow2", source };
     if writable {
@@ -395,7 +396,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn backing_file_by_any_path_is_accepted() {
+    fn backing_file_named_by_equivalent_path_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("volumes")).unwrap();
         let (base, top) = (dir.path().join("base"), dir.path().join("volumes/top"));

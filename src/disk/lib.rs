@@ -1,5 +1,5 @@
-//! Disk images: opening, locking and repairing raw and qcow2 images with their backing files, new overlays, and copies
-//! that keep holes and leave space on the host.
+//! Opens, locks and repairs raw and qcow2 disk images with their backing files, creates images and overlays, and makes
+//! sparse copies that leave some of the host's disk space free.
 
 pub mod copy;
 mod counters;

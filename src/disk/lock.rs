@@ -5,8 +5,8 @@
 //!
 //! - `flock(2)` excludes other Wisp processes.
 //! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU's programs
-//!   (`block/file-posix.c`). A shared lock on a byte from 100 up announces that its owner uses a kind of access. A
-//!   shared lock on a byte from 200 up denies a kind of access to others.
+//! (`block/file-posix.c`). A shared lock on a byte from 100 up announces that its owner uses a kind of access. A
+//! shared lock on a byte from 200 up denies a kind of access to others.
 
 use std::fs::File;
 use std::io;
@@ -17,15 +17,13 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::image::BlockError;
 
-/// `RAW_LOCK_PERM_BASE`
+/// The first byte whose lock announces a kind of access (QEMU's `RAW_LOCK_PERM_BASE`).
 const DOES: i64 = 100;
-/// `RAW_LOCK_SHARED_BASE`
+/// The first byte whose lock denies a kind of access to others (QEMU's `RAW_LOCK_SHARED_BASE`).
 const FORBIDS: i64 = 200;
-/// `BLK_PERM_CONSISTENT_READ`
+/// Kinds of access, as offsets from these bytes (QEMU's `BLK_PERM_*`).
 const READ: i64 = 0;
-/// `BLK_PERM_WRITE`
 const WRITE: i64 = 1;
-/// `BLK_PERM_RESIZE`
 const RESIZE: i64 = 3;
 
 /// Locks a file, or converts the lock of the same open file. Fails with [`BlockError::InUse`] if another user holds a
@@ -37,7 +35,7 @@ pub(super) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Block
     match lock_ranges(file, writable) {
         Ok(true) => Ok(()),
         Ok(false) => Err(in_use()),
-        // The file system does not support these locks. QEMU also runs without them.
+        // The file system does not support these locks. QEMU does without them, too.
         Err(error) => {
             log::debug!("{} does not support byte-range locks: {error}", path.display());
             Ok(())
@@ -177,7 +175,7 @@ mod tests {
         let writer = open_image(&path, true).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");
-        // A backing file is only read.
+        // Convert the lock to a reader's, as for a backing file.
         lock(&writer.file, &path, false).unwrap();
         let output = run("qemu-io", &write, &path);
         assert!(refused(&output), "{output:?}");

@@ -4,7 +4,8 @@
 //! in between, the file refers to clusters that it counts as free. Later writes would allocate and overwrite them.
 //! Every writable open therefore marks all referenced clusters as used: it reads a 64 KiB table per 512 MiB of disk.
 //!
-//! Unreferenced clusters only waste space and stay. QEMU's `docs/interop/qcow2.txt` specifies the format.
+//! Unreferenced clusters are left as they are, because they only waste space. QEMU's `docs/interop/qcow2.txt` specifies
+//! the format.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,11 +19,11 @@ const COMPRESSED: u64 = 1 << 62;
 const OTHER_LAYOUT: u64 = 1 << 2 | 1 << 4;
 /// Refcounts of 16 bits, the common width. Images with another width are left alone.
 const REFCOUNT_ORDER: u32 = 4;
-/// The same as QEMU's.
+/// Maximum sizes of the tables, the same as QEMU's.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 
-/// Returns the number of referenced clusters that were not counted as used.
+/// Repairs the refcounts of a qcow2 file. Returns the number of referenced clusters that were not counted as used.
 pub fn fix(file: &File) -> io::Result<u64> {
     let Some(header) = Header::read(file)? else { return Ok(0) };
     let mut refcounts = Refcounts::read(file, &header)?;
@@ -53,7 +54,7 @@ struct Header {
 }
 
 impl Header {
-    /// Returns `None` for an image that cannot be repaired: imago reports the error when it opens the image.
+    /// Returns `None` for an image that is left alone: its refcounts have another width, or imago refuses to open it.
     fn read(file: &File) -> io::Result<Option<Header>> {
         let mut bytes = [0; 104];
         let read = file.read_at(&mut bytes, 0)?;
@@ -96,7 +97,7 @@ impl Header {
     }
 }
 
-/// Blocks are loaded on demand.
+/// The refcounts of an image. Blocks are loaded on demand.
 struct Refcounts<'a> {
     file: &'a File,
     cluster_bits: u32,
@@ -115,7 +116,7 @@ struct Block {
 impl<'a> Refcounts<'a> {
     fn read(file: &'a File, header: &Header) -> io::Result<Refcounts<'a>> {
         let mut table = words(file, header.refcount_table, header.refcount_table_bytes)?;
-        // Images usually have their missing blocks at the end. Missing blocks in between stay.
+        // Most tables end with entries that have no block, which are dropped. Such entries in between are kept.
         while table.last() == Some(&0) {
             table.pop();
         }
@@ -126,7 +127,7 @@ impl<'a> Refcounts<'a> {
         if length == 0 {
             return Ok(());
         }
-        let end = offset.checked_add(length - 1).ok_or_else(|| unsound("it refers beyond the end of any file"))?;
+        let end = offset.checked_add(length - 1).ok_or_else(|| unsound("an offset in it does not fit in 64 bits"))?;
         (offset >> self.cluster_bits..=end >> self.cluster_bits).try_for_each(|cluster| self.mark_cluster(cluster))
     }
 

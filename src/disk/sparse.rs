@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 /// The granularity of holes: a page, and a block of most file systems.
 pub const BLOCK: usize = 4 << 10;
 
-/// Writes the blocks of `bytes` that are not zero. `destination` must have holes elsewhere.
+/// Writes the blocks of `bytes` that are not zero. It skips the others, so `destination` must have holes there.
 pub fn write_blocks(destination: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     data_runs(bytes).try_for_each(|run| destination.write_all_at(&bytes[run.clone()], offset + run.start as u64))
 }

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use super::error::Ec2Error;
 use super::volume::VolumeError;
 
-/// `/dev/sda1` or `/dev/xvda` for the root volume, `/dev/sdb` to `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz` and
-/// `/dev/xvdaa` to `/dev/xvddz` for other volumes.
+/// A device name: `/dev/sda1` or `/dev/xvda` for the root volume; `/dev/sdb` to `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz`
+/// and `/dev/xvdaa` to `/dev/xvddz` for other volumes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct DeviceName(String);
 
 impl DeviceName {
-    /// The root device's name in most images. Amazon Linux uses `/dev/xvda`.
+    /// Returns the root device's name in most images, `/dev/sda1`. Amazon Linux uses `/dev/xvda`.
     pub fn root() -> DeviceName {
         DeviceName("/dev/sda1".to_owned())
     }
@@ -42,8 +42,8 @@ impl DeviceName {
         }
     }
 
-    /// Prefers EC2's recommendation for EBS volumes, `/dev/sdf` to `/dev/sdp`; then the rest of the alphabet; then the
-    /// names of instance-store disks, `/dev/sdb` to `/dev/sde`; then the two-letter names.
+    /// Returns the first free name. Prefers EC2's recommendation for EBS volumes, `/dev/sdf` to `/dev/sdp`; then the
+    /// rest of the alphabet; then the names of instance-store disks, `/dev/sdb` to `/dev/sde`; then long names.
     pub fn next_free<'a>(in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         let used: Vec<&str> = in_use.into_iter().map(DeviceName::slot).collect();
         let short = ('f'..='z').chain('b'..='e').map(|letter| format!("/dev/sd{letter}"));
@@ -60,7 +60,7 @@ impl DeviceName {
     }
 }
 
-/// Returns the letters after `sd` or `xvd`, or none if `name` is not a device name.
+/// Returns the letters that identify the slot (`a` for `/dev/sda1`), or none if `name` is not a valid device name.
 fn slot(name: &str) -> Option<&str> {
     let device = name.strip_prefix("/dev/")?;
     let (letters, long_ones) = match (device.strip_prefix("xvd"), device.strip_prefix("sd")) {

@@ -14,9 +14,9 @@ pub const MAX_VCPUS: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCapacity {
-    /// Usable CPUs.
+    /// The host's usable CPUs.
     pub cpus: u32,
-    /// Unused memory.
+    /// The host's available memory.
     pub memory_mib: u64,
 }
 
@@ -139,7 +139,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// With `overcommit`, vCPUs may outnumber CPUs.
+/// Checks that the instance fits on the host. With `overcommit`, its vCPUs may outnumber the host's CPUs.
 pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
     let Some(lacking) = lacking(request, host, overcommit) else {
         return Ok(());
@@ -152,7 +152,7 @@ pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Re
     })))
 }
 
-/// Returns none if the instance fits.
+/// Returns the resources that are short, or none if the instance fits.
 pub fn lacking(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Option<Lacking> {
     if request.vcpus > MAX_VCPUS {
         return Some(Lacking::Vmm);
@@ -171,7 +171,8 @@ pub fn fits(instance_type: &'static InstanceType, host: HostCapacity, overcommit
     instance_type.launchable().is_ok() && lacking(&InstanceSize::of_type(instance_type), host, overcommit).is_none()
 }
 
-/// Prefers the same family, then the most similar category.
+/// Returns the type with the most vCPUs and memory that fits, of the same family if possible. Of equally large types,
+/// prefers one of the same category, then the newest generation.
 fn largest_fitting(asked: &InstanceType, host: HostCapacity, overcommit: bool) -> Option<&'static InstanceType> {
     catalog::all().iter().filter(|candidate| fits(candidate, host, overcommit)).max_by_key(|candidate| {
         let same_family = candidate.family() == asked.family();

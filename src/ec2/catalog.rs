@@ -1,6 +1,6 @@
 //! The catalog of instance types: EC2's figures, built into the program.
 //!
-//! The rows are parsed on first use. A unit test checks every row, so a wrong row fails the build.
+//! The rows are parsed on first use. A unit test parses every row, so parsing cannot fail in a release.
 
 use std::sync::LazyLock;
 
@@ -50,8 +50,8 @@ pub fn find(name: &str) -> Result<&'static InstanceType, Ec2Error> {
     all().iter().find(|known| known.name == name).ok_or_else(|| unknown(name, all().iter().map(|known| known.name)))
 }
 
-/// Returns the types that a word selects: a type (`c6i.large`), a family (`c6i`, `c6i.*`), a series (`c`), or the first
-/// word of a category (`compute`).
+/// Returns the types that a word selects: a type (`c6i.large`), a family (`c6i`, `c6i.*`), a series (`c`), or a
+/// category (`compute optimized`, or just `compute`).
 pub fn select(word: &str) -> Result<Vec<&'static InstanceType>, Ec2Error> {
     let family = word.strip_suffix(".*").unwrap_or(word);
     let selected: Vec<_> = all()
@@ -76,10 +76,11 @@ fn unknown(given: &str, names: impl Iterator<Item = &'static str>) -> Ec2Error {
     Ec2Error::UnknownInstanceType { given: given.to_owned(), closest: closest(given, names) }
 }
 
-/// Returns the names with the smallest edit distance, names with the same first letters first.
+/// Returns the names with the smallest edit distance to `given`; none if that is too large for a typo. Names that share
+/// more first letters with `given` come first.
 fn closest(given: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     let given = given.to_lowercase();
-    // Up to a third of the letters may differ. A larger distance is not a typo.
+    // Up to a third of the letters may differ, but at most three. A larger distance is not a typo.
     let limit = given.chars().count().div_ceil(3).min(3);
     let mut near: Vec<(usize, &'static str)> =
         names.map(|name| (edit_distance(&given, name), name)).filter(|(distance, _)| *distance <= limit).collect();
@@ -127,7 +128,7 @@ fn parse(csv: &'static str) -> Result<Vec<InstanceType>, RowError> {
     }
     let mut types =
         lines.map(|(index, text)| Row::new(index + 1, text)?.instance_type()).collect::<Result<Vec<_>, _>>()?;
-    // A stable sort: within a family, the file's order is by size.
+    // The sort is stable, so each family keeps the file's order, which is by size.
     types.sort_by_key(|row: &InstanceType| (row.category, row.family()));
     Ok(types)
 }
@@ -155,7 +156,7 @@ impl Row {
         read(value).ok_or_else(|| RowError::Field { line: self.line, column, value: value.to_owned() })
     }
 
-    /// Like [`Row::read`], but an empty column is none.
+    /// Like [`Row::read`], but returns none for an empty column.
     fn read_optional<T>(
         &self,
         column: &'static str,

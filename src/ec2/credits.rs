@@ -16,7 +16,7 @@ use super::instance_type::InstanceType;
 pub const CREDIT_NS: u64 = 60_000_000_000;
 /// Launch credits for each vCPU of a T2 instance in standard mode.
 const LAUNCH_CREDITS: u64 = 30;
-/// The accrual limit, in hours of earning. It also limits the surplus that is paid back.
+/// The accrual limit, in hours of earning. The surplus that later earnings pay back has the same limit.
 const ACCRUAL_HOURS: u64 = 24;
 /// Seconds for which a stopped T3 instance keeps its credits.
 const KEPT_FOR: u64 = 7 * 24 * 3600;
@@ -74,7 +74,7 @@ pub struct CreditBalance {
 }
 
 impl CreditBalance {
-    /// `CPUCreditBalance`, in credits.
+    /// Returns the balance in credits (`CPUCreditBalance`).
     pub fn credits(&self) -> f64 {
         in_credits(self.saved_ns.saturating_add(self.launch_ns))
     }
@@ -94,14 +94,15 @@ pub struct KeptCredits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CreditRules {
     vcpus: u64,
-    /// T2 receives launch credits, and loses all credits when it stops.
+    /// T2 instances receive launch credits in standard mode, and lose all credits when they stop.
     is_t2: bool,
     /// The earning rate, in millionths of one vCPU's time.
     earned_ppm: u64,
 }
 
 impl CreditRules {
-    /// `vcpus` may override the type's number. Returns none if the type is not burstable.
+    /// Returns the rules for a type with `vcpus`, which may differ from the type's own number. None if it is not
+    /// burstable.
     pub fn of(instance_type: &InstanceType, vcpus: u32) -> Option<CreditRules> {
         let credits = instance_type.credits?;
         let vcpus = u64::from(vcpus);
@@ -117,7 +118,7 @@ impl CreditRules {
         self.earned_ppm
     }
 
-    /// The accrual limit, and the limit of the surplus that is paid back, in nanoseconds.
+    /// Returns the accrual limit, which is also the limit of the surplus that is paid back, in nanoseconds.
     pub fn limit_ns(&self) -> u64 {
         // A millionth of a second is 1,000 nanoseconds.
         self.earned_ppm * 1_000 * 3_600 * ACCRUAL_HOURS
@@ -129,8 +130,8 @@ impl CreditRules {
         CreditBalance { launch_ns, ..CreditBalance::default() }
     }
 
-    /// Returns the balance at launch plus the credits kept at the stop, unless those have expired. A smaller type has a
-    /// lower accrual limit.
+    /// Returns the balance at launch plus the credits kept at the stop, up to the type's accrual limit. T2 instances
+    /// keep no credits; those of other types expire.
     pub fn at_start(&self, mode: CreditMode, kept: Option<&KeptCredits>, now: u64) -> CreditBalance {
         let mut balance = self.at_launch(mode);
         let Some(kept) = kept else { return balance };
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(after(0), 100.0);
         assert_eq!(after(7 * 86_400 - 1), 100.0);
         assert_eq!(after(7 * 86_400), 0.0);
-        // A smaller type's daily limit is 144 credits.
+        // A t3.nano accrues at most 144 credits.
         assert_eq!(rules("t3.nano").at_start(CreditMode::Standard, Some(&kept(200, 0)), 1).credits(), 144.0);
     }
 

@@ -1,10 +1,10 @@
-//! The shapes of EC2's API responses. Fields without a known value are omitted.
+//! Instance types in the format of EC2's `DescribeInstanceTypes` response. Fields without a value are omitted.
 
 use serde::Serialize;
 
 use super::instance_type::{EbsBandwidth, Gpu, InstanceStore, InstanceType, Network};
 
-/// An instance type in the response of `DescribeInstanceTypes`.
+/// An instance type (`InstanceTypeInfo` in EC2's API).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InstanceTypeInfo {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Ec2Error, ErrorCode};
 
 pub const DIGITS: usize = 17;
-/// Only half of the first byte is used.
+/// An odd number of digits: only the low half of the first byte is used.
 pub const RANDOM_BYTES: usize = DIGITS.div_ceil(2);
 
 const NUMBER_MASK: u128 = (1 << (4 * DIGITS)) - 1;
@@ -71,7 +71,7 @@ kinds! {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String", bound = "")]
 pub struct Id<K: ResourceKind> {
-    /// The 17 digits.
+    /// The 17 digits, as a number.
     number: u128,
     kind: PhantomData<K>,
 }

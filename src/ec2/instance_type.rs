@@ -193,7 +193,7 @@ impl InstanceType {
         }
     }
 
-    /// Returns the hypervisor in EC2; none for bare metal.
+    /// Returns the hypervisor that the type has in EC2, or none for bare metal.
     pub fn ec2_hypervisor(&self) -> Option<&'static str> {
         match self.family() {
             _ if self.bare_metal => None,

@@ -1,4 +1,4 @@
-//! Key pairs: names, types and EC2's fingerprints. `host::key` generates and parses keys.
+//! Key pairs: names, types and EC2's fingerprints. `node::key` generates and parses keys.
 //!
 //! Sources: EC2 API Reference, `CreateKeyPair`, `ImportKeyPair`, `KeyPairInfo`; EC2 User Guide, "Verify the
 //! fingerprint of your key pair".
@@ -17,10 +17,10 @@ use super::error::{Ec2Error, ErrorCode};
 use super::id::KeyPair;
 use super::id::ResourceKind as _;
 
-/// Maximum length in characters.
+/// Maximum length of a key pair's name in characters.
 pub const MAX_NAME: usize = 255;
 
-/// Converts to an [`Ec2Error`].
+/// An invalid name, type, format or public key. Converts to an [`Ec2Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyPairError {
     #[error("Invalid value {given:?} for KeyName: {rule}.")]
@@ -72,7 +72,7 @@ pub fn duplicate(name: &KeyName) -> Ec2Error {
 }
 
 /// The name of a key pair: 1 to 255 ASCII characters, without leading or trailing spaces and without control
-/// characters. It becomes the comment of its line in `authorized_keys`.
+/// characters. It becomes the comment of the key's line in `authorized_keys`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct KeyName(String);

@@ -1,6 +1,6 @@
 //! EC2's rules as pure code: names, sizes, identifiers, capacity and error codes.
 //!
-//! Nothing here does I/O, uses KVM or reads a clock, and no other module of the crate is imported. The caller passes
+//! Nothing here does I/O, uses KVM or reads a clock, and the crate depends on no other crate of Wisp. The caller passes
 //! in the host's capacity, and the random bytes for identifiers.
 
 pub mod block_device;

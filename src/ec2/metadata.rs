@@ -1,8 +1,8 @@
 //! Options of the instance metadata service (EC2 API Reference, `InstanceMetadataOptionsRequest`).
 //!
-//! A new instance takes each option from the first source that specifies it: the launch, `wisp metadata-defaults`
-//! (`ModifyInstanceMetadataDefaults`), the image (`ImdsSupport`), the defaults. This is EC2's order (EC2 User Guide,
-//! "Order of precedence for instance metadata options").
+//! A new instance takes each option from the first source that specifies it: the launch request, `wisp
+//! metadata-defaults` (`ModifyInstanceMetadataDefaults`), the image (`ImdsSupport`), EC2's defaults. This is EC2's
+//! order (EC2 User Guide, "Order of precedence for instance metadata options").
 
 use std::str::FromStr;
 
@@ -14,13 +14,13 @@ const MAX_HOPS: u8 = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataOptions {
-    /// `HttpEndpoint`.
+    /// True if the service is enabled (`HttpEndpoint`).
     pub endpoint: bool,
-    /// `HttpTokens`: requests require a token, so that only version 2 of the service is available.
+    /// `HttpTokens`: the service refuses requests without a token, so only its version 2 can be used.
     pub tokens_required: bool,
-    /// `HttpPutResponseHopLimit`, for responses to requests with a token.
+    /// `HttpPutResponseHopLimit`: the hop limit of responses to token requests.
     pub hop_limit: u8,
-    /// `InstanceMetadataTags`.
+    /// True if the instance's tags are part of its metadata (`InstanceMetadataTags`).
     pub tags: bool,
 }
 
@@ -63,7 +63,8 @@ impl FromStr for ImdsSupport {
 }
 
 impl MetadataOptions {
-    /// With version 2, EC2 raises the hop limit to two, because containers in the instance are one hop further away.
+    /// Returns the defaults for instances of an image. For `v2.0`, tokens are required and the hop limit is two, as in
+    /// EC2: containers in the instance are one hop further away.
     pub fn of_image(support: Option<ImdsSupport>) -> MetadataOptions {
         match support {
             Some(ImdsSupport::V2) => {
@@ -99,7 +100,7 @@ impl MetadataChange {
         MetadataChange { endpoint: Some(false), ..MetadataChange::default() }
     }
 
-    /// If the changes conflict, `later` wins.
+    /// Combines two changes. If both set an option, `later` wins.
     #[must_use]
     pub fn then(self, later: MetadataChange) -> MetadataChange {
         MetadataChange {
@@ -110,7 +111,7 @@ impl MetadataChange {
         }
     }
 
-    /// Returns the changes with EC2's names and values.
+    /// Returns the changed options by EC2's names, with EC2's values.
     pub fn named(self) -> Vec<(&'static str, String)> {
         let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_string();
         let tokens = |required: bool| if required { "required" } else { "optional" }.to_string();

@@ -17,21 +17,21 @@ const HDD_OPERATION: u64 = MIB;
 /// gp2: burst IOPS of small volumes, and the size of their I/O credit bucket.
 const GP2_BURST: u64 = 3_000;
 const GP2_SAVINGS: u64 = 5_400_000;
-/// gp2: size in GiB at which the throughput limit changes.
+/// gp2: maximum size in GiB of volumes with the lower throughput limit.
 const GP2_SMALL: u64 = 170;
 const GP2_THROUGHPUT: (u64, u64) = (128 * MIB, 250 * MIB);
 
-/// Seconds of maximum EBS bandwidth: half an hour, once a day.
+/// Seconds for which a full bucket allows the maximum EBS bandwidth: half an hour, once a day.
 const EBS_BURST: u64 = 1_800;
-/// Seconds of burst network bandwidth: the shortest of EC2's "5 to 60 minutes".
+/// Seconds for which a full bucket allows the peak network bandwidth: the shortest of EC2's "5 to 60 minutes".
 const NETWORK_BURST: u64 = 300;
 
-/// A rate limit per second.
+/// A rate limit per second, in bytes or operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speed {
     pub baseline: u64,
     pub peak: u64,
-    /// Size of the burst bucket.
+    /// Size of the burst bucket, in bytes or operations.
     pub savings: u64,
 }
 
@@ -52,7 +52,7 @@ impl Speed {
         Speed { baseline: speed, peak: speed, savings: 0 }
     }
 
-    /// A rate that bursts to `peak` for `seconds` from a full bucket.
+    /// Returns a rate limit whose full bucket allows `peak` for `seconds`.
     fn bursting(baseline: u64, peak: u64, seconds: u64) -> Speed {
         let baseline = baseline.max(1);
         let peak = peak.max(baseline);
@@ -95,7 +95,8 @@ impl VolumeFigures {
         }
     }
 
-    /// `baseline` and `peak` are MiB/s per TiB and their maximum in MiB/s. The burst bucket is as large as the volume.
+    /// `baseline` and `peak` are pairs: MiB/s per TiB of the volume's size, and the upper limit in MiB/s. The burst
+    /// bucket is as large as the volume.
     fn rotating(&self, baseline: (u64, u64), peak: (u64, u64), iops: u64) -> Performance {
         let of_size = |(per_tib, most): (u64, u64)| (self.size.gib() * per_tib * MIB / 1024).min(most * MIB).max(1);
         let (baseline, peak) = (of_size(baseline), of_size(peak));
@@ -109,7 +110,7 @@ impl VolumeFigures {
 }
 
 impl InstanceType {
-    /// Returns none if EC2 does not specify a bandwidth.
+    /// Returns the limits of the instance's EBS bandwidth, or none if EC2 does not specify any.
     pub fn ebs_performance(&self) -> Option<Performance> {
         let ebs = self.ebs?;
         let bytes = |mbps: u32| u64::from(mbps) * 1_000_000 / 8;
@@ -120,7 +121,7 @@ impl InstanceType {
         })
     }
 
-    /// Bytes per second, in each direction.
+    /// Returns the network bandwidth in bytes per second, which applies to each direction separately.
     pub fn network_speed(&self) -> Speed {
         let bytes = |gbps: f64| (gbps * 1e9 / 8.0).round() as u64;
         Speed::bursting(bytes(self.network.baseline_gbps), bytes(self.network.peak_gbps), NETWORK_BURST)

@@ -77,7 +77,7 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Returns none if no digit precedes the decimal point, or if there are two points.
+/// Splits a number at its decimal point. Returns none if either side of the point is empty, or if there are two points.
 fn split_number(number: &str) -> Option<(&str, &str)> {
     let (whole, fraction) = match number.split_once('.') {
         Some((_, "")) => return None,
@@ -122,7 +122,7 @@ fn to_mib(whole: &str, fraction: &str, mib_per_unit: u64, given: &str) -> Result
 }
 
 impl fmt::Display for MemorySize {
-    /// Uses GiB for multiples of 256 MiB from 1 GiB, and MiB otherwise.
+    /// Formats multiples of 256 MiB from 1 GiB on in GiB, and all other sizes in MiB.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.mib();
         if mib < MIB_PER_GIB || !mib.is_multiple_of(MIB_PER_GIB / 4) {

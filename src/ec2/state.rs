@@ -18,7 +18,7 @@ pub enum InstanceState {
     Running,
     /// The instance is being terminated.
     ShuttingDown,
-    /// The record stays visible for an hour.
+    /// The instance's record stays visible for an hour.
     Terminated,
     Stopping,
     Stopped,
@@ -85,7 +85,7 @@ impl fmt::Display for InstanceState {
 pub enum Action {
     Start,
     Stop,
-    /// A fork, a Wisp extension.
+    /// Fork the instance: a Wisp extension.
     Fork,
     /// `StopInstances` with `Hibernate`.
     Hibernate,
@@ -145,7 +145,7 @@ impl Action {
 pub struct StateReason {
     /// For example `Client.UserInitiatedShutdown`.
     pub code: String,
-    /// The code, followed by a sentence.
+    /// The code, followed by a description.
     pub message: String,
 }
 

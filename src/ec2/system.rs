@@ -4,7 +4,7 @@ use super::InstanceId;
 
 pub const MANUFACTURER: &str = "Amazon EC2";
 
-/// Returns `ec2`, followed by the digits of the instance ID.
+/// Returns a UUID that consists of `ec2`, the digits of the instance ID, and zeros.
 pub fn system_uuid(instance: InstanceId) -> [u8; 16] {
     let digits = instance.to_string();
     let own = digits.split_once('-').map_or("", |(_, own)| own);

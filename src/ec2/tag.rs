@@ -9,17 +9,17 @@ use std::str::FromStr;
 
 use super::error::{Ec2Error, ErrorCode};
 
-/// Maximum length in characters.
+/// Maximum length of a key in characters.
 pub const MAX_KEY: usize = 128;
-/// Maximum length in characters.
+/// Maximum length of a value in characters.
 pub const MAX_VALUE: usize = 256;
-/// Maximum number per resource.
+/// Maximum number of tags per resource.
 pub const MAX_TAGS: usize = 50;
 
 /// Keys with this prefix, in any case, are reserved for AWS.
 const RESERVED: &str = "aws:";
 
-/// Converts to an [`Ec2Error`], which prints it.
+/// An invalid tag, or too many tags. Converts to an [`Ec2Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
     #[error("Invalid value '{given}' for tag: it must be KEY=VALUE.")]
@@ -29,13 +29,13 @@ pub enum TagError {
     #[error("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.")]
     KeyTooLong {
         key: String,
-        /// Maximum length in characters.
+        /// Actual length in characters.
         length: usize,
     },
     #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: the value of '{key}' has {length}.")]
     ValueTooLong {
         key: String,
-        /// Maximum length in characters.
+        /// Actual length in characters.
         length: usize,
     },
     #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
@@ -160,7 +160,7 @@ pub fn check_metadata_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Resul
     }
 }
 
-/// Returns the tags of a resource after `added` is set (`CreateTags`). A key in `current` gets the new value.
+/// Returns a resource's tags with `added` (`CreateTags`). If `current` already has a key, its value is replaced.
 pub fn with_tags(
     current: &BTreeMap<String, String>,
     added: impl IntoIterator<Item = Tag>,

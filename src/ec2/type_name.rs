@@ -2,7 +2,7 @@
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
-    /// A CPU baseline, and credits to exceed it.
+    /// Types with a CPU baseline, and credits to exceed it.
     Burstable,
     GeneralPurpose,
     ComputeOptimized,
@@ -12,7 +12,7 @@ pub enum Category {
 }
 
 impl Category {
-    /// `series` is the letters at the start of a type name.
+    /// Returns the category of a series, the letters at the start of a type name, or none if the series is unknown.
     pub fn of_series(series: &str) -> Option<Self> {
         Some(match series {
             "t" => Category::Burstable,

@@ -1,7 +1,7 @@
 //! Usage of an instance over time, as CloudWatch records it: a bounded series of datapoints, finer for recent hours.
 //!
-//! A datapoint's period is the measured interval, which may be an idle hour. Short datapoints are merged to one minute
-//! within the last three hours, and to five minutes before that, for fourteen days.
+//! A datapoint's period is the measured interval, which may be an idle hour. Short datapoints are merged, up to one
+//! minute within the last three hours and up to five minutes before that. They are kept for fourteen days.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub struct Datapoint {
     /// The position in the series. The store keeps it in a separate column.
     #[serde(skip)]
     pub number: u64,
-    /// Identifies one run of the VMM, from a start to the guest's reboot.
+    /// Identifies one run of the VMM. A reboot of the guest begins a new run.
     pub run: u64,
     pub instance_type: String,
     pub vcpus: u32,
@@ -33,20 +33,20 @@ pub struct Datapoint {
     pub booting: bool,
     /// CPU time of all vCPUs.
     pub cpu_ns: u64,
-    /// Time for which vCPUs were throttled, summed.
+    /// Time for which vCPUs were throttled, summed over the vCPUs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cpu_held_ns: u64,
     /// Maximum of guest memory touched.
     pub touched_bytes: u64,
-    /// All EBS volumes.
+    /// Sum over all EBS volumes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ebs: DiskUse,
-    /// All instance-store disks.
+    /// Sum over all instance-store disks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub instance_store: DiskUse,
     #[serde(default, skip_serializing_if = "is_default")]
     pub network: NetworkUse,
-    /// At the end of the interval, on burstable types.
+    /// Credit balance at the end of the interval, for burstable types.
     #[serde(default, skip_serializing_if = "is_default")]
     pub credits: Option<CreditBalance>,
 }
@@ -133,8 +133,8 @@ fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// Returns the merged series at `now_ms`: bounded, with unchanged sums except for expired datapoints. A datapoint that
-/// grows keeps its number.
+/// Drops expired datapoints, merges short ones, and bounds the length of the series. The sums over the remaining time
+/// do not change. A merged datapoint keeps the number of its first one.
 pub fn settled(points: Vec<Datapoint>, now_ms: u64) -> Vec<Datapoint> {
     let is_young = |point: &Datapoint| point.end_ms.saturating_add(KEPT_FOR_MS) >= now_ms;
     let mut kept: Vec<Datapoint> = Vec::with_capacity(points.len());
@@ -246,7 +246,7 @@ mod tests {
             };
             prop_assert_eq!(sum(&points), sum(&all));
             prop_assert!(points.windows(2).all(|pair| pair[0].number < pair[1].number));
-            // Two neighbors of one run never fit into one minute.
+            // Two neighboring datapoints of one run together last more than one minute.
             for pair in points.windows(2) {
                 prop_assert!(pair[0].run != pair[1].run || pair[0].period_ms + pair[1].period_ms > DETAILED_MS);
             }

@@ -26,7 +26,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The magic number of gzip (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// Maximum length of base64 input: that of 16 KiB with each digit on its own line.
+/// Maximum length of base64 input: enough for 16 KiB with each digit on its own line.
 const MAX_BASE64: usize = 4 * MAX_BYTES;
 
 /// The format of user data for cloud-init, detected by its first bytes.
@@ -36,7 +36,7 @@ pub enum UserDataKind {
     Script,
     /// YAML whose first line is `#cloud-config`.
     CloudConfig,
-    /// Compressed data, which cloud-init unpacks and detects again.
+    /// Compressed data. cloud-init decompresses it and detects the format of the result.
     Gzip,
     Mime,
     /// Another cloud-init format, detected by its first line, such as `#include` or `#cloud-boothook`.
@@ -106,7 +106,7 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
     bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Converts to an [`Ec2Error`](super::Ec2Error), which prints it.
+/// Invalid user data. Converts to an [`Ec2Error`](super::Ec2Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
     #[error("User data is limited to {MAX_BYTES} bytes; this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
@@ -135,17 +135,17 @@ impl UserDataError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserDataError::TooLarge { kind: UserDataKind::Gzip, .. } => {
-                "It is already compressed. Have it load the rest from elsewhere, for example from a volume.".to_owned()
+                "The data is already compressed. Let it load the rest from elsewhere, such as a volume.".to_owned()
             }
             UserDataError::TooLarge { .. } => {
-                "Compress it with gzip, which cloud-init decompresses, or have it load the rest from elsewhere."
+                "Compress the data with gzip, which cloud-init decompresses, or let it load the rest from elsewhere."
                     .to_owned()
             }
             UserDataError::UnpacksTooLarge => {
-                "Have it load the rest from elsewhere, for example from a volume, or use an image with cloud-init."
+                "Let the data load the rest from elsewhere, such as a volume, or use an image with cloud-init."
                     .to_owned()
             }
-            UserDataError::NotBase64 => "Encode it with `base64`, or specify it unencoded.".to_owned(),
+            UserDataError::NotBase64 => "Encode the data with `base64`, or specify it unencoded.".to_owned(),
         })
     }
 }
@@ -170,8 +170,9 @@ impl UserData {
 
     /// Removes compression, base64 and byte-order mark, for the agent of an image without cloud-init.
     ///
-    /// Scripts lose carriage returns, which would otherwise become part of the interpreter's name. Data that only
-    /// starts like gzip is kept. Fails if the uncompressed data is too large.
+    /// If a script's first line ends with a carriage return, removes those at all line ends: otherwise, the first one
+    /// would become part of the interpreter's name. Data that only starts like gzip is kept. Fails if the uncompressed
+    /// data is too large.
     pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
         let mut bytes = without_mark(&self.bytes).to_vec();
         for _ in 0..MAX_LAYERS {
@@ -189,12 +190,12 @@ impl UserData {
         Ok(bytes)
     }
 
-    /// Empty user data is equivalent to none.
+    /// Returns true for empty user data, which is equivalent to none.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Fails if there are more than [`MAX_BYTES`].
+    /// Takes user data in raw form. Fails if it has more than [`MAX_BYTES`] bytes.
     pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
         if bytes.len() > MAX_BYTES {
             return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: UserDataKind::of(&bytes) });
@@ -225,7 +226,7 @@ impl UserData {
     }
 }
 
-/// Decodes base64 whose content is in a known format: one of cloud-init's, gzip, or text.
+/// Decodes base64 whose content is in a format of cloud-init or gzip. Text is decoded only from padded or long base64.
 fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
     let digits = given.trim_ascii();
     let is_deliberate = digits.ends_with(b"=") || digits.len() >= LONG_BASE64;
@@ -233,7 +234,7 @@ fn decode_known(given: &[u8]) -> Option<Vec<u8>> {
         .filter(|decoded| UserDataKind::of(decoded) != UserDataKind::Other || is_deliberate && is_text(decoded))
 }
 
-/// Minimum digits of unpadded base64 of text: no word or password this long decodes to text by chance.
+/// Minimum number of digits of unpadded base64 of text. A word or password of this length rarely decodes to text.
 const LONG_BASE64: usize = 32;
 
 fn is_text(bytes: &[u8]) -> bool {
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn agent_gets_every_kind_without_gzip_and_base64() {
+    fn unwrapped_removes_gzip_and_base64_of_every_kind() {
         for raw in
             [b"#!/bin/sh\necho\n".as_slice(), b"#cloud-config\n", b"MIME-Version: 1.0\n", b"plain text", b"#include\n"]
         {

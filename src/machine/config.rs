@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::limits::{CpuBudgetConfig, DiskLimits, NetLimits};
 use super::network::MacAddress;
 
-/// The limit of the embedded kernel.
+/// Maximum number of vCPUs, which the embedded kernel supports.
 pub const MAX_VCPUS: u32 = 64;
-/// The embedded kernel and its agent need this much.
+/// Minimum memory, which the embedded kernel and the agent need.
 pub const MIN_MEMORY_MIB: u64 = 64;
-/// Limited by the interrupt lines for virtio devices, see `vmm/wiring.rs`.
+/// Maximum number of disks. Each virtio device needs an interrupt line of its own.
 pub const MAX_DISKS: usize = 12;
 
 /// Maximum number of kernel worker threads (io_uring) for one disk: for a flush, and for reads on some file systems.
@@ -29,7 +29,8 @@ pub struct MachineConfig {
     /// Block devices in the guest's order: `/dev/vda`, `/dev/vdb` ...
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
-    /// The total number of slots, if more than `disks`. Disks can be attached to the free slots of a running machine.
+    /// The number of disk slots, if larger than that of `disks`. Disks can be attached to free slots of a running
+    /// machine.
     #[serde(default)]
     pub disk_slots: usize,
     #[serde(default)]
@@ -75,12 +76,13 @@ pub struct KernelConfig {
     pub path: PathBuf,
     #[serde(default)]
     pub initrd: Option<PathBuf>,
-    /// Options of the image or the user. [`crate::boot::cmdline`] adds those that the machine needs.
+    /// Options from the image or the user. The VMM adds those that the machine needs (`vmm::boot::cmdline`).
     #[serde(default)]
     pub cmdline: String,
     #[serde(default)]
     pub protocol: BootProtocol,
-    /// The kernel supports `wisp.software_kvm`, and then avoids instructions that KVM cannot emulate.
+    /// True if the kernel supports the option `wisp.software_kvm`. With it, the kernel avoids instructions that
+    /// software KVM cannot emulate.
     #[serde(default)]
     pub software_kvm_aware: bool,
 }
@@ -88,12 +90,12 @@ pub struct KernelConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootProtocol {
-    /// PVH if an ELF kernel has the note for it, else the 64-bit Linux boot protocol.
+    /// PVH if an ELF kernel has a PVH note, otherwise the 64-bit Linux boot protocol.
     #[default]
     Auto,
     /// The 64-bit entry point of the Linux boot protocol (`Documentation/arch/x86/boot.rst`).
     Linux64,
-    /// Xen's PVH direct boot. The kernel must have the note.
+    /// Xen's PVH direct boot. The kernel must be an ELF file with a PVH note.
     Pvh,
 }
 
@@ -138,7 +140,7 @@ pub enum DiskAccess {
     ReadWrite,
     /// Writes fail, and the device reports that it is read-only.
     ReadOnly,
-    /// Writes go to an overlay that is deleted when the machine ends. The file is never written.
+    /// Writes go to an overlay that is deleted when the machine ends. The image itself is never written.
     Ephemeral,
 }
 
@@ -152,14 +154,14 @@ pub struct VsockConfig {
     pub seed: Option<PathBuf>,
 }
 
-/// The network device. Its backend comes with [`VmmInputs`](crate::machine::VmmInputs).
+/// The network device. The VMM gets its backend separately, as an open descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     pub mac: MacAddress,
     /// The size of the largest IP packet in bytes, [`MIN_MTU`] or more.
     pub mtu: u16,
-    /// The file with the [`NetstackConfig`](super::netstack::NetstackConfig), if the network has a netstack.
+    /// The file with the [`NetstackConfig`](crate::network::NetstackConfig), if the network has a netstack.
     #[serde(default)]
     pub link: Option<PathBuf>,
     #[serde(default)]

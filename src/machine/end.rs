@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum End {
-    /// The guest requested a reset through the i8042's reset line.
+    /// The guest requested a reset through the i8042 or a KVM system event.
     Reboot,
     PowerOff,
     Saved,
@@ -64,7 +64,7 @@ impl fmt::Display for KvmFailure {
     }
 }
 
-/// Sends the machine's end. Only the first one is kept.
+/// Sends the machine's end. If several threads send one, only the first is kept.
 #[derive(Debug, Clone)]
 pub struct EndSender(Arc<EndState>);
 
@@ -96,7 +96,7 @@ impl EndSender {
 }
 
 impl EndReceiver {
-    /// Becomes readable once there is an end.
+    /// Becomes readable once an end has been sent.
     pub fn event(&self) -> &EventFd {
         &self.0.event
     }

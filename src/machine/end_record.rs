@@ -1,4 +1,5 @@
-//! The record of how a machine ended: `end.json` in the VMM's directory. Clients without a connection read it later.
+//! The record of how a machine ended: `end.json` in the VMM's directory. Commands that were not connected read it
+//! later.
 
 use std::io;
 use std::path::Path;

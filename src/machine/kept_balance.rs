@@ -1,4 +1,5 @@
-//! The CPU credit balance at the end of a machine (`cpu-balance.json`), for a guest reboot or a later start.
+//! The CPU credit balance at the end of a machine (`cpu-balance.json`), for use after a guest reboot or at a later
+//! start.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The way in which a machine is started.
+//! Inputs of a machine's start: the snapshot, if any, and the connection to the process that requests the start.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Both sides of a VMM process share this crate: the machine's configuration, the control protocol with its client, and
-//! the records and files that the VMM leaves for later commands. It does not use KVM.
+//! The interface between VMM processes and the commands that control them: the machine's configuration, the control
+//! protocol, and the records and files that the VMM leaves for later commands. It does not use KVM.
 
 pub mod bounded_log;
 pub mod config;

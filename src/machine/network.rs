@@ -1,4 +1,4 @@
-//! A guest's netstack configuration: JSON in the instance's directory, read again after a change.
+//! A guest's netstack configuration: JSON in the instance's directory, which the VMM rereads after a change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
-/// Lets users other than root listen on ports from 22 up.
+/// Command that lets users other than root listen on ports from 22 up.
 pub const ALLOW_LOW_PORTS: &str = "sudo sysctl net.ipv4.ip_unprivileged_port_start=22";
 
 /// The MAC address of all peers. The guest's network is routed, so no frame contains an address of another device.
@@ -136,11 +136,11 @@ pub enum FilterProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetadataConfig {
-    /// `HttpEndpoint`.
+    /// False if the service refuses all requests (`HttpEndpoint`).
     pub enabled: bool,
     /// Requests require a token (`HttpTokens`).
     pub tokens_required: bool,
-    /// The hop limit of responses with a token, 1 to 64.
+    /// The hop limit of responses to token requests, 1 to 64.
     pub hop_limit: u8,
     /// The values under `meta-data/`, by path, such as `placement/availability-zone`.
     pub tree: BTreeMap<String, String>,

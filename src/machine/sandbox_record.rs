@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Exit code of a VMM that made a forbidden system call.
 pub const SECCOMP_EXIT_CODE: i32 = 159;
-/// Prefix of the log line that names the call.
+/// Prefix of the log line that names the forbidden system call.
 pub const SECCOMP_LOG_PREFIX: &str = "seccomp violation: ";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

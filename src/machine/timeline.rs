@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// The names of the counters of VM exits. The VMM's exit type has an index for each.
+/// The names of the VM exit counters, in the order of the index that the VMM assigns to each kind of exit.
 pub const EXIT_KINDS: [&str; 12] = [
     "port read",
     "port write",
@@ -69,25 +69,25 @@ impl Mark {
     }
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds, which is the same in all processes of a host.
+/// Returns the time of `CLOCK_MONOTONIC` in nanoseconds. The clock is the same in all processes of a host.
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Each mark is set once.
+/// The times at which a machine reached each mark. A mark is set at most once.
 #[derive(Debug, Default)]
 pub struct Timeline {
     marks: [AtomicU64; Mark::ALL.len()],
 }
 
 impl Timeline {
-    /// Sets `mark` to the current time, unless it is set.
+    /// Sets `mark` to the current time, unless it is already set.
     pub fn mark(&self, mark: Mark) {
         self.mark_at(mark, monotonic_ns());
     }
 
-    /// Sets `mark` to a time of [`monotonic_ns`], unless it is set. Returns true if it was set now.
+    /// Sets `mark` to a time of [`monotonic_ns`], unless it is already set. Returns true if this call has set it.
     pub fn mark_at(&self, mark: Mark, at: u64) -> bool {
         self.marks[mark as usize].compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
@@ -136,7 +136,7 @@ pub struct ExitCounters {
 }
 
 impl ExitCounters {
-    /// Counts an exit of this [kind](super::cpu::exit::Exit::kind).
+    /// Counts an exit. `kind` is an index into [`EXIT_KINDS`].
     pub fn count(&self, kind: usize) {
         self.counts[kind].fetch_add(1, Ordering::Relaxed);
     }

@@ -57,7 +57,8 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(SocketPath::of(path)?)
 }
 
-/// Does not follow a symbolic link in the last component, because a VMM can write to the directory of its sockets.
+/// Connects to a socket. Does not follow a symbolic link in the last component of `path`, because a VMM can write to
+/// the directory of its sockets.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {

@@ -1,17 +1,17 @@
-//! ARP (RFC 826): every address that a guest resolves is behind the router.
+//! Answers ARP requests (RFC 826). The guest reaches every other address through the gateway.
 
 use std::net::Ipv4Addr;
 
 use super::packet::{self, TYPE_ARP};
 use machine::network::{GATEWAY_MAC, MacAddress};
 
-/// Ethernet and IPv4, with addresses of 6 and 4 bytes.
+/// The start of a message about Ethernet and IPv4, with addresses of 6 and 4 bytes.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 const LENGTH: usize = 28;
 
-/// Returns the reply to a guest's request, if any. The guest's probes for its own address `own` get no reply.
+/// Returns the reply to a guest's request, if any. The guest's check for duplicates of its own address `own` gets none.
 pub fn answer(guest: MacAddress, own: Ipv4Addr, payload: &[u8]) -> Option<Vec<u8>> {
     let message = payload.first_chunk::<LENGTH>()?;
     let target: [u8; 4] = *message[24..].first_chunk()?;

@@ -8,12 +8,12 @@ use machine::network::{GATEWAY_MAC, MacAddress, NetstackConfig};
 pub const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// The part of a message before the cookie and the options.
+/// Size of the part of a message before the cookie and the options.
 const FIXED: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// The minimum message size, for the oldest clients (RFC 951).
 const MINIMUM: usize = 300;
-/// In seconds, as in EC2.
+/// Lease time in seconds, as in EC2.
 const LEASE: u32 = 3600;
 const BROADCAST_FLAG: u8 = 0x80;
 
@@ -78,7 +78,7 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
-    /// `ciaddr`.
+    /// Returns the address that the client already uses (`ciaddr`), if any.
     fn own(&self) -> Option<Ipv4Addr> {
         let octets: [u8; 4] = *self.fixed[12..].first_chunk()?;
         Some(Ipv4Addr::from(octets)).filter(|address| !address.is_unspecified())
@@ -95,11 +95,11 @@ pub fn answer(guest: MacAddress, config: &NetstackConfig, bytes: &[u8]) -> Optio
         kind::REQUEST if message.server.is_some_and(|server| server != config.router) => return None,
         kind::REQUEST if is_other(message.requested.or(message.own())) => kind::NAK,
         kind::REQUEST | kind::INFORM => kind::ACK,
-        // The guest keeps an address that it declines or releases.
+        // The guest's address is fixed, so declining or releasing it has no effect.
         _ => return None,
     };
     let reply = reply(config, &message, kind);
-    // A client without an address may not accept unicast packets (RFC 2131, section 4.1).
+    // A client without an address may be unable to receive unicast packets (RFC 2131, section 4.1).
     let is_unicast = kind != kind::NAK && (message.own().is_some() || message.fixed[10] & BROADCAST_FLAG == 0);
     let (mac, address) =
         if is_unicast { (guest, config.address) } else { (MacAddress([0xff; 6]), Ipv4Addr::BROADCAST) };
@@ -116,7 +116,7 @@ fn reply(config: &NetstackConfig, message: &Message, kind: u8) -> Vec<u8> {
     bytes[10..12].copy_from_slice(&message.fixed[10..12]);
     let mut options = COOKIE.to_vec();
     let mut put = |code: u8, value: &[u8]| {
-        // Only a host name can be too long for an option. It is then omitted.
+        // A value that is too long for an option, such as a long host name, is omitted.
         if let Ok(length) = u8::try_from(value.len()) {
             options.extend([code, length]);
             options.extend(value);

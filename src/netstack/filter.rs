@@ -27,7 +27,7 @@ const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
 /// ICMP error messages about a packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
-/// The TCP offset of a fragment that would overwrite the flags of the first one (RFC 3128).
+/// The offset of a fragment that would overwrite the TCP flags in the first fragment (RFC 3128).
 const OVER_THE_FLAGS: u16 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ enum Part {
     Alone,
 }
 
-/// Both directions of a connection.
+/// Identifies a connection; the same value in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     protocol: u8,
@@ -69,12 +69,12 @@ struct Tracked {
     seen: Instant,
 }
 
-/// Returns `None` if the packet is too short.
+/// Returns a packet's flow and its role in the flow, or `None` if the packet is too short.
 fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
         TCP | UDP => {
             let (source, destination) = packet.ports()?;
-            // A later fragment could contain missing flags. TCP never sends such short fragments (RFC 1858).
+            // Refuse a packet without flags, which a later fragment could add. TCP never sends one so short (RFC 1858).
             let begins = packet.protocol == TCP && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
@@ -151,7 +151,7 @@ impl Direction {
 }
 
 impl Tracker {
-    /// Without rules, everything passes.
+    /// Creates an empty connection table. Without rules, all packets pass.
     pub fn new(rules: Option<Filter>) -> Tracker {
         let (flows, fragments) = (HashMap::new(), VecDeque::new());
         Tracker { rules, flows, fragments, sweep_at: FIRST_SWEEP, limit: LIMIT }
@@ -161,7 +161,7 @@ impl Tracker {
         self.rules = rules;
     }
 
-    /// `packet` may be truncated after its headers.
+    /// Returns true if a packet may pass, and tracks its connection. `packet` may be truncated after its headers.
     pub fn passes(&mut self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if self.rules.is_none() {
             return true;
@@ -219,7 +219,8 @@ impl Tracker {
         self.flows.insert(flow, Tracked { first_direction: direction, seen: now });
     }
 
-    /// Removes expired flows. If the table is still full, removes an eighth, so that scans are rare.
+    /// Removes expired flows. If the table is still full, removes the eighth that was idle longest, so that sweeps are
+    /// rare.
     fn sweep(&mut self, now: Instant) {
         self.flows.retain(|flow, tracked| tracked.is_live(flow, now));
         if self.flows.len() >= self.limit {
@@ -236,7 +237,8 @@ impl Tracker {
         self.flows.shrink_to(self.sweep_at);
     }
 
-    /// An ICMP error quotes the header and 8 bytes of the packet that it is about (RFC 792).
+    /// Returns true for an ICMP error about a packet of an established flow. The error quotes that packet's header and
+    /// 8 more bytes (RFC 792).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
         if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
             return false;

@@ -1,6 +1,6 @@
 //! Fuzz targets for the netstack: no frame from the guest or the network may crash it.
 //!
-//! A fuzzer cannot guess sequence numbers, so one action of an input is a TCP segment with plausible numbers.
+//! A fuzzer cannot guess sequence numbers, so one kind of action sends a TCP segment with plausible numbers.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -16,12 +16,12 @@ use machine::network::{
 
 pub const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
-/// For TCP sequence numbers.
+/// Seed of the TCP sequence numbers.
 const SEED: u64 = 1;
 const ACK: u8 = 0x10;
 const SYN: u8 = 2;
 
-/// Returns a configuration with all services, and a packet filter. `bits` selects options.
+/// Returns a configuration. `bits` selects the filter, the MTU, the metadata service and required tokens.
 pub fn config(bits: u8) -> NetstackConfig {
     let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
     let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
@@ -60,13 +60,13 @@ pub fn config(bits: u8) -> NetstackConfig {
     }
 }
 
-/// Feeds frames from the guest and the network: ARP, DHCP, IP, and TCP to and past the services.
+/// Feeds the netstack frames from the guest and the network, reloads its configuration, and lets time pass.
 pub fn frames(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let _ = acts(&mut input);
 }
 
-/// Feeds requests to the metadata service without TCP.
+/// Feeds HTTP requests directly to the metadata service, without TCP.
 pub fn http(data: &[u8]) {
     let (bits, mut requests) = data.split_first().map_or((0, data), |(bits, rest)| (*bits, rest));
     let Some(content) = config(bits & !8).metadata else { return };

@@ -9,7 +9,7 @@ const BODY_LIMIT: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpRequest {
     pub method: String,
-    /// Without the query.
+    /// The path, excluding the query.
     pub path: String,
     /// Names are in lower case.
     pub headers: Vec<(String, String)>,
@@ -18,7 +18,7 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// `name` must be in lower case.
+    /// Returns the value of the first header called `name`, which must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -29,7 +29,7 @@ pub enum Parsed {
     /// The request and its size in bytes.
     HttpRequest(HttpRequest, usize),
     Incomplete,
-    /// The connection cannot be used further.
+    /// The request is invalid. The connection must be closed after this response.
     Bad(Answer),
 }
 
@@ -46,7 +46,7 @@ impl Answer {
         Answer { status: 200, content_type: "text/plain", headers: Vec::new(), body: body.into().into_bytes() }
     }
 
-    /// Returns an error response with EC2's body.
+    /// Returns an error response with the same body as EC2's.
     pub fn error(status: u16) -> Answer {
         let reason = reason(status);
         let body = format!(
@@ -60,7 +60,7 @@ impl Answer {
         Answer { status, ..self }
     }
 
-    /// Omits the body if `head_only`.
+    /// Returns the response's bytes, without the body if `head_only`.
     pub fn encode(&self, keeps_alive: bool, head_only: bool) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nServer: EC2ws\r\nConnection: {}\r\n",
@@ -132,7 +132,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     let says = |word: &str| find("connection").is_some_and(|value| value.to_ascii_lowercase().contains(word));
     let keeps_alive = if request.version == Some(1) { !says("close") } else { says("keep-alive") };
     let target = request.path.unwrap_or("/");
-    // The absolute form for proxies (RFC 9112, section 3.2.2).
+    // The target can be an absolute URL, the form for proxies (RFC 9112, section 3.2.2).
     let target = target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
     let path = target.split(['?', '#']).next().unwrap_or("/").to_string();
     let method = request.method.unwrap_or_default().to_string();

@@ -1,8 +1,8 @@
 //! The netstack: network services for one guest, inside the VMM, and the packet filter between guest and network.
 //!
 //! [`Services`] inspects every frame from and to the guest. It answers ARP and DHCP. Its TCP stack serves instance
-//! metadata, and has the router's address, from which forwarded ports reach the guest. Other frames pass if they are
-//! from the guest's own address (EC2's source/destination check), go to the gateway, and match the [`filter`].
+//! metadata, and has the router's address, from which forwarded connections reach the guest. Other frames pass if they
+//! are from the guest's own address (EC2's source/destination check), go to the gateway, and match the [`filter`].
 //!
 //! The netstack drops everything except IPv4 unicast. It also drops packets to addresses with a special meaning on the
 //! host, because a backend process would, for example, connect to the host's own loopback address.
@@ -48,7 +48,7 @@ const WAITING: usize = 256;
 pub enum Route {
     Forward,
     Drop,
-    /// The whole frame goes to [`Services::accept`].
+    /// The caller must pass the whole frame to [`Services::accept`].
     Services,
 }
 
@@ -62,7 +62,7 @@ pub struct Services {
     server: Server,
     forwards: Forwards,
     frames: VecDeque<Vec<u8>>,
-    /// The identification of the last fragmented packet.
+    /// The identification of the last datagram from a published port, for its fragments.
     identification: u16,
 }
 
@@ -94,7 +94,8 @@ impl Services {
         self.forwards.set(ports, &mut self.stack);
     }
 
-    /// Applies all but the ports, the guest's address and its router. Connections that are still allowed stay open.
+    /// Applies a new configuration, except for its ports, and the guest's address, prefix length and router.
+    /// Established connections stay open, unless the metadata service is removed: its connections are closed.
     pub fn reload(&mut self, config: NetstackConfig) {
         self.tracker.set_rules(config.filter.clone());
         match (&mut self.metadata, &config.metadata) {
@@ -132,7 +133,7 @@ impl Services {
         if self.stack.has(packet.destination) {
             return Route::Services;
         }
-        // A bridge would deliver a frame with a neighbor's address directly, past the router and its filter.
+        // A bridge would deliver a frame to a neighbor's MAC address directly, past the router and its filter.
         let is_for_router = ethernet.destination == GATEWAY_MAC && self.is_routed(packet.destination);
         let passes = is_for_router && self.tracker.passes(&packet, Direction::Egress, now);
         if passes { Route::Forward } else { Route::Drop }
@@ -170,7 +171,8 @@ impl Services {
         self.stack.arrive(ethernet.payload.to_vec(), now);
     }
 
-    /// Answers the guest's frame with an ICMP "unreachable" message, so that programs fail immediately.
+    /// Answers the guest's frame with an ICMP "unreachable" message, so that programs fail immediately. ICMP gets no
+    /// answer.
     pub fn refuse(&mut self, head: &[u8]) {
         let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
         if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
@@ -215,7 +217,7 @@ impl Services {
         self.stack.timeout(now)
     }
 
-    /// Becomes readable when the host has data for the guest.
+    /// Returns a descriptor that becomes readable when the host has data for the guest.
     pub fn events(&self) -> BorrowedFd<'_> {
         self.forwards.events()
     }
@@ -226,7 +228,7 @@ impl Services {
         is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
     }
 
-    /// Returns true for addresses of a single other machine. Link-local addresses must be configured name servers.
+    /// Returns true for unicast addresses of other machines. A link-local address must be a name server's.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
         let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };

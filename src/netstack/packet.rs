@@ -11,14 +11,14 @@ use machine::network::MacAddress;
 pub const ETHERNET: usize = 14;
 pub const IPV4: usize = 20;
 const MAX_IPV4_HEADER: usize = 60;
-/// `ETHERTYPE_IP` and `ETHERTYPE_ARP`.
+/// EtherTypes of IPv4 and ARP.
 pub const TYPE_IPV4: u16 = 0x0800;
 pub const TYPE_ARP: u16 = 0x0806;
-/// Protocol numbers.
+/// IP protocol numbers.
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-/// Flag in the same field as the fragment offset.
+/// The flag "more fragments", which shares a field with the fragment offset.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// The offset of the flags in a TCP header, and two flags.
 const TCP_FLAGS: usize = 13;
@@ -64,7 +64,7 @@ pub struct Ipv4<'a> {
 }
 
 impl<'a> Ipv4<'a> {
-    /// `bytes` may be truncated after the header.
+    /// Parses a packet, which may be truncated after the header.
     pub fn parse(bytes: &'a [u8]) -> Option<Ipv4<'a>> {
         let header = bytes.first_chunk::<IPV4>()?;
         let length = usize::from(header[0] & 0xf) * 4;
@@ -128,7 +128,7 @@ impl<'a> Datagram<'a> {
         Some(Datagram { source: (packet.source, source), destination: (packet.destination, destination), payload })
     }
 
-    /// Returns `None` if the payload does not fit.
+    /// Builds an IPv4 packet with the datagram. Returns `None` if the payload is too long for it.
     pub fn packet(&self) -> Option<Vec<u8>> {
         let udp = UdpRepr { src_port: self.source.1, dst_port: self.destination.1 };
         let length = udp.header_len() + self.payload.len();
@@ -158,7 +158,7 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// Splits a locally generated packet that exceeds `mtu` (RFC 791, section 3.2).
+/// Splits a locally generated packet into fragments if it exceeds `mtu` (RFC 791, section 3.2).
 pub fn fragments(packet: Vec<u8>, mtu: usize, identification: u16) -> Vec<Vec<u8>> {
     if packet.len() <= mtu || packet.len() < IPV4 {
         return vec![packet];

@@ -1,4 +1,4 @@
-//! The VMM's own addresses in the guest's network, served by smoltcp's TCP: IP packets in, IP packets out.
+//! The TCP stack for the VMM's own addresses in the guest's network, based on smoltcp. It takes and returns IP packets.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -12,9 +12,9 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use machine::network::{METADATA_ADDRESS, NetstackConfig};
 
-/// The number of packets queued for the guest. smoltcp retransmits packets that do not fit.
+/// Maximum number of packets queued for the guest. While the queue is full, smoltcp sends nothing.
 const WAITING: usize = 64;
-/// The limit including immediate replies; beyond it, packets from the guest are dropped.
+/// The maximum including immediate replies. When it is reached, packets from the guest are dropped.
 const WAITING_WITH_ANSWERS: usize = 2 * WAITING;
 /// The minimum MTU that leaves room for TCP headers (RFC 791).
 const LEAST_MTU: u16 = 576;
@@ -154,7 +154,7 @@ impl Device for Wire {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // The guest offloads checksums to its device.
+        // The guest offloads checksums to its device, so those of its packets are not verified.
         let mut checksums = ChecksumCapabilities::default();
         checksums.tcp = Checksum::Tx;
         checksums.udp = Checksum::Tx;

@@ -491,7 +491,7 @@ fn connection_above_limit_gets_no_reset() {
     assert_eq!(format!("{:?}", services.server).matches("Connection {").count(), 0);
 }
 
-/// The guest reads the replies if `drains` is set.
+/// Feeds frames to the services. The guest reads the replies if `drains` is set.
 fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     for frame in frames {
         let now = Instant::now();
@@ -500,7 +500,7 @@ fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
         if services.from_guest(head, now) == Route::Services {
             services.accept(&frame, now);
         }
-        // Includes frames that the services would not be given.
+        // The services must also withstand frames that are not routed to them.
         services.accept(&frame, now);
         services.poll(now);
         assert!(services.frames.len() <= WAITING);
@@ -509,7 +509,7 @@ fn throw(services: &mut Services, frames: Vec<Vec<u8>>, drains: bool) {
     assert!(std::iter::from_fn(|| services.next_frame()).count() <= 2 * WAITING);
 }
 
-/// Builds segments to a service's port that are valid except for some bytes.
+/// Builds a TCP segment to the metadata service that is valid except for the bytes in `changes`.
 fn segment(flags: u8, sequence: u32, payload: &[u8], changes: &[(usize, u8)]) -> Vec<u8> {
     let datagram = Datagram { source: (ADDRESS, 4000), destination: (METADATA_ADDRESS, 80), payload: &[] };
     let mut packet = datagram.packet().unwrap();

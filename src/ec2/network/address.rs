@@ -15,7 +15,7 @@ pub fn private_dns_name(address: Ipv4Addr) -> String {
     format!("{}.{}", private_host_name(address), super::DOMAIN)
 }
 
-/// Returns a locally administered address, derived from the instance ID so that it never changes.
+/// Returns a locally administered MAC address. It is derived from the instance ID, so it never changes.
 pub fn mac_address(instance: InstanceId) -> [u8; 6] {
     let mut bytes = [0x06, 0, 0, 0, 0, 0];
     let digits = instance.to_string();

@@ -25,7 +25,7 @@ pub enum NetworkMode {
     Auto,
     /// A user-mode network. If the host cannot provide it, the start fails.
     User,
-    /// The VPC, where instances reach each other. If the host cannot provide it, the start fails.
+    /// The VPC, where instances can reach each other. If the host cannot provide it, the start fails.
     Vpc,
     /// No network except the VMM's metadata service and published ports.
     None,

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Ec2Error, ErrorCode};
 use crate::id::{SecurityGroupId, SecurityGroupRuleId};
 
-/// Maximum number per group and direction.
+/// Maximum number of rules per security group and direction.
 pub const MAX_RULES: usize = 60;
-/// Maximum number per interface.
+/// Maximum number of security groups per network interface.
 pub const MAX_GROUPS: usize = 5;
 
 /// An IPv4 CIDR range, for example `10.0.0.0/8`.
@@ -34,12 +34,12 @@ impl Ipv4Range {
         self.contains(other.base) || other.contains(self.base)
     }
 
-    /// The range must not be `0.0.0.0/0`.
+    /// Returns the number of addresses. That of `0.0.0.0/0` does not fit, so callers must not ask for it.
     pub(super) fn size(self) -> u32 {
         1_u32.checked_shl(32 - u32::from(self.prefix_length)).unwrap_or(u32::MAX)
     }
 
-    /// `number` is the offset from the first address.
+    /// Returns the address at the offset `number` from the first address.
     pub(super) fn at(self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
     }
@@ -113,7 +113,8 @@ pub enum Traffic {
 }
 
 impl Traffic {
-    /// Parses command-line values: a protocol (TCP if only ports are given), and ports or an ICMP type.
+    /// Parses command-line values: a protocol, and ports or an ICMP type. The default is TCP if ports are given,
+    /// otherwise all.
     pub fn parse(protocol: Option<&str>, ports: Option<&str>) -> Result<Traffic, Ec2Error> {
         let refused = |given: &str, rule: &str| {
             Err(Ec2Error::refused(
@@ -159,7 +160,7 @@ impl Traffic {
         }
     }
 
-    /// `FromPort` and `ToPort`: ports, or ICMP type and code, with -1 for any.
+    /// `FromPort` and `ToPort`: ports, or ICMP type and code, with -1 for any. None for other protocols.
     pub fn ports(self) -> Option<(i32, i32)> {
         let or_all = |value: Option<u8>| value.map_or(-1, i32::from);
         match self {
@@ -199,7 +200,7 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
     (range.0 <= range.1).then_some(range)
 }
 
-/// The remote end of the traffic.
+/// The remote end of the traffic: addresses, or the members of a security group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {

@@ -15,7 +15,7 @@ pub enum Protocol {
     Udp,
 }
 
-/// Written `[ADDRESS:]HOST:GUEST[/udp]`.
+/// A forwarded port. Written `[ADDRESS:]HOST:GUEST[/PROTOCOL]`; the protocol is `tcp` (the default) or `udp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// The address on which the host listens; loopback only.

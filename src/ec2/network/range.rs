@@ -17,7 +17,7 @@ const RESERVED: [Ipv4Range; 4] = [
 
 pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
 
-/// A subnet. EC2 reserves its first four addresses and the last one.
+/// A subnet's range. EC2 reserves its first four addresses and the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetRange {
     pub own: Ipv4Range,
@@ -30,17 +30,17 @@ impl SubnetRange {
         SubnetRange { own: Ipv4Range { base, prefix_length: 20 }, vpc: DEFAULT_VPC }
     }
 
-    /// The base plus one.
+    /// Returns the router's address: the subnet's base plus one.
     pub fn router(self) -> Ipv4Addr {
         self.own.at(1)
     }
 
-    /// The VPC's base plus two.
+    /// Returns the name server's address: the VPC's base plus two.
     pub fn name_server(self) -> Ipv4Addr {
         self.vpc.at(2)
     }
 
-    /// The addresses available to instances, in order.
+    /// Returns the addresses available to instances, in ascending order.
     pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
         (4..self.own.size() - 1).map(move |number| self.own.at(number))
     }
@@ -72,7 +72,7 @@ pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
     }
 }
 
-/// `others` are the VPC's other subnets.
+/// Checks the range of a new subnet. `others` are the VPC's existing subnets.
 pub fn check_subnet_range(
     range: Ipv4Range,
     vpc: Ipv4Range,

@@ -24,7 +24,7 @@ pub enum Zone {
 impl Zone {
     pub const ALL: [Zone; 6] = [Zone::A, Zone::B, Zone::C, Zone::D, Zone::E, Zone::F];
 
-    /// The same for all accounts in EC2, for example `use1-az1`.
+    /// Returns the zone's ID, for example `use1-az1`. Unlike a name, it means the same zone in every EC2 account.
     pub fn id(self) -> String {
         format!("use1-az{}", self as u8 + 1)
     }

@@ -2,7 +2,8 @@
 
 use crate::usage::Datapoint;
 
-/// Maxima and percentiles exclude shorter datapoints: a very short interval is either idle or fully busy.
+/// Minimum period of datapoints in maxima and percentiles, unless all are shorter: a very short interval is often
+/// either idle or fully busy.
 const SHORT_MS: u64 = 10_000;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,11 +22,11 @@ pub struct Figures {
     pub since_ms: u64,
     /// Used vCPUs.
     pub cpu: Statistic,
-    /// Used vCPUs plus throttled time: the demand.
+    /// Demand: the used vCPUs plus those that were throttled.
     pub cpu_wanted: Statistic,
     /// Throttled share of the vCPUs' time.
     pub cpu_throttled: f64,
-    /// Maximum over the series.
+    /// Maximum of guest memory touched, over the series.
     pub touched_bytes: u64,
     /// EBS bytes per second.
     pub ebs_bytes: Statistic,
@@ -35,7 +36,7 @@ pub struct Figures {
     pub ebs_held: f64,
     /// Network bytes per second, in the busier direction.
     pub network: Statistic,
-    /// Throttled seconds per second of the network.
+    /// Throttled seconds per second, for the network.
     pub network_held: f64,
 }
 

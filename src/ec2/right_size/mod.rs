@@ -17,7 +17,7 @@ pub use figures::{Figures, Statistic};
 const HEADROOM: f64 = 0.8;
 /// Load above which an instance is under-provisioned.
 const TIGHT: f64 = 0.9;
-/// Share of time for which an interface may be throttled.
+/// Throttled share of the time above which the network is under-provisioned.
 const HELD: f64 = 0.01;
 /// Maximum number of recommended types.
 const OPTIONS: usize = 3;
@@ -119,11 +119,11 @@ pub struct Judgment {
 /// The observed time is too short for a finding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TooLittle {
-    /// Observed seconds with the current type, without boots.
+    /// Observed seconds with the current type and size, excluding boots.
     pub observed: f64,
 }
 
-/// Judges an instance by its series, which must cover at least `least` seconds.
+/// Judges an instance's size by its series, which must cover at least `least` seconds with that size.
 pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judgment, TooLittle> {
     let of_size = |point: &&Datapoint| {
         let size = (point.instance_type.as_str(), point.vcpus, point.memory_mib);
@@ -158,7 +158,7 @@ pub fn judge(subject: &Subject, series: &[Datapoint], least: f64) -> Result<Judg
 
 #[derive(Clone, Copy, Debug)]
 struct Capacity {
-    /// vCPUs at peak, and sustained.
+    /// vCPUs at peak; `baseline` is the sustained number.
     vcpus: f64,
     baseline: f64,
     memory_bytes: f64,
@@ -193,7 +193,8 @@ impl Capacity {
         Capacity { baseline: own.vcpus, ebs_bytes: None, ebs_operations: None, network: None, ..own }
     }
 
-    /// The CPU load against the binding limit (1.0 is saturated). Means are compared with the baseline.
+    /// Returns the CPU load (1.0 is saturated): the average against the baseline or the 99th percentile against the
+    /// vCPUs, whichever is higher.
     fn cpu_load(&self, figures: &Figures) -> f64 {
         (figures.cpu_wanted.average / self.baseline).max(figures.cpu_wanted.p99 / self.vcpus)
     }
@@ -210,7 +211,8 @@ impl Capacity {
         speed_load(self.network, &figures.network)
     }
 
-    /// Returns the short resources, except memory: all memory that a guest ever touched may be its page cache.
+    /// Returns a reason for each resource that is too small. Memory is not checked: what a guest has touched may be
+    /// page cache.
     fn shortages(&self, figures: &Figures) -> Vec<Reason> {
         let network_is_held = self.network.is_some() && figures.network_held > HELD;
         [
@@ -224,7 +226,7 @@ impl Capacity {
         .collect()
     }
 
-    /// Returns true if the capacity carries the usage with headroom, and has `memory_bytes`.
+    /// Returns true if the capacity is enough for the usage with headroom, and includes `memory_bytes` of memory.
     fn carries(&self, figures: &Figures, memory_bytes: f64) -> bool {
         let loads = [
             self.cpu_load(figures),
@@ -240,15 +242,16 @@ fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
     speed.map_or(0.0, |speed| (used.average / speed.baseline as f64).max(used.p99 / speed.peak as f64))
 }
 
-/// Returns types that carry the usage and satisfy `is_wanted`: the best of the same family, then the smallest others.
-/// Prices are not known here, so types are ordered by memory, vCPUs and burstability.
+/// Returns the smallest type of each family that carries the usage and satisfies `is_wanted`: the instance's own family
+/// first, then the families with the smallest types. Prices are not known here, so types are ordered by memory, then
+/// vCPUs, then burstable before others.
 fn options(
     subject: &Subject,
     figures: &Figures,
     is_wanted: impl Fn(&InstanceType) -> bool,
 ) -> Vec<&'static InstanceType> {
     let current = Capacity::of_instance(subject);
-    // The instance's own memory is the upper bound: a guest that touched all of it may not need all.
+    // The instance's own memory is the upper bound: a guest that touched all of it may not need all of it.
     let memory_bytes = (figures.touched_bytes as f64 / HEADROOM).min(current.memory_bytes);
     let network_is_held = subject.is_limited && figures.network_held > HELD;
     let is_fast_enough = |other: &InstanceType| {
@@ -259,7 +262,7 @@ fn options(
         .iter()
         .filter(|other| other.launchable().is_ok() && (other.hibernation || !subject.hibernation))
         .filter(|other| other.instance_store.is_some() == subject.instance_type.instance_store.is_some())
-        // Types on an older platform are not recommended.
+        // From other families, only types of the current platform are recommended.
         .filter(|other| other.family() == family || other.ec2_hypervisor() == Some("nitro"))
         .filter(|other| other.name != subject.instance_type.name && is_wanted(other) && is_fast_enough(other))
         .filter(|other| Capacity::of_type(other).carries(figures, memory_bytes))
@@ -279,7 +282,8 @@ fn options(
     all
 }
 
-/// Returns true if the type has no more of any resource than the instance, and less of one.
+/// Returns true if the type has at most the instance's vCPUs and memory, and either less of one of them or, unlike the
+/// instance's type, a burstable CPU.
 fn is_smaller(other: &InstanceType, subject: &Subject) -> bool {
     let has_no_more = other.vcpus <= subject.vcpus && other.memory_mib <= subject.memory_mib;
     let is_burstable = |known: &InstanceType| known.category == Category::Burstable;
@@ -367,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn touched_memory_is_no_shortage_but_bounds_options() {
+    fn touched_memory_is_not_a_shortage_but_limits_options() {
         assert_eq!(steady("r5.xlarge", 5, 32 * 1024).0, Finding::Optimized);
         let (finding, reasons, options) = steady("m5.xlarge", 5, 16 * 1024);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver]));

@@ -3,7 +3,7 @@
 use super::{VolumeSize, VolumeType};
 use crate::ErrorCode;
 
-/// Converts to an [`Ec2Error`](crate::Ec2Error).
+/// An invalid volume request. Converts to an [`Ec2Error`](crate::Ec2Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeError {
     #[error("Unsupported volume type '{given}' for volume creation.")]
@@ -129,7 +129,7 @@ impl VolumeError {
             VolumeError::NotSupported { .. } => "You can specify IOPS only for gp3, io1 and io2 volumes.".to_owned(),
             VolumeError::IopsRequired { range: (fewest, most), .. } => {
                 format!(
-                    "Specify `iops=` with a value from {fewest} to {most} for this size, or use gp3, which has a default."
+                    "Specify `iops=` with a value from {fewest} to {most} for this size, or use gp3 (default: 3000)."
                 )
             }
             VolumeError::IopsRatio { most, .. } => {

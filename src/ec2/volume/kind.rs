@@ -45,7 +45,7 @@ pub struct Limits {
 pub struct IopsLimits {
     pub min: u32,
     pub max: u32,
-    /// Maximum per GiB; the minimum is allowed at any size.
+    /// Maximum IOPS per GiB; [`IopsLimits::min`] is allowed at any size.
     pub per_gib: u32,
     /// None if a value is required.
     pub default: Option<u32>,
@@ -91,7 +91,7 @@ impl VolumeType {
         }
     }
 
-    /// EC2 delivers io2's upper range of IOPS on Nitro instances only.
+    /// Returns the type's limits. Those of io2 apply to Nitro-based instances: with others, EC2 supports fewer IOPS.
     pub fn limits(self) -> Limits {
         let sized = |min_gib, max_gib| Limits { min_gib, max_gib, iops: None, throughput: None };
         match self {

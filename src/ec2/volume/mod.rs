@@ -17,7 +17,7 @@ pub use state::VolumeState;
 
 use super::error::Ec2Error;
 
-/// Baseline IOPS of gp2 per GiB, and its minimum and maximum.
+/// gp2's baseline IOPS per GiB, and the minimum and maximum baseline.
 const GP2_IOPS_PER_GIB: u64 = 3;
 const GP2_IOPS: (u64, u64) = (100, 16_000);
 
@@ -42,7 +42,7 @@ pub struct VolumeSpec {
 }
 
 impl VolumeSpec {
-    /// `source` is the size of the snapshot or image.
+    /// Validates the request and fills in the defaults. `source` is the size of the snapshot or image, if any.
     pub fn figures(&self, source: Option<VolumeSize>, role: Role) -> Result<VolumeFigures, Ec2Error> {
         let volume_type = self.volume_type;
         check_role(volume_type, role)?;
@@ -59,7 +59,7 @@ impl VolumeSpec {
     }
 }
 
-/// Figures in `DescribeVolumes`.
+/// A volume's size and performance, as in `DescribeVolumes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeFigures {
     pub size: VolumeSize,
@@ -70,7 +70,7 @@ pub struct VolumeFigures {
     pub throughput: Option<u32>,
 }
 
-/// Request of `ModifyVolume`.
+/// A `ModifyVolume` request. Unspecified values are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeChange {
     /// At least the current size.
@@ -82,8 +82,8 @@ pub struct VolumeChange {
 }
 
 impl VolumeFigures {
-    /// Keeps unspecified values if the type is kept. For a new type, IOPS default to 3,000 and throughput to the type's
-    /// default.
+    /// Returns the figures after a change. Unspecified values are kept, unless the type changes: then, provisioned IOPS
+    /// default to 3,000, or less for a small volume, and throughput to the new type's default.
     pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
         if *change == VolumeChange::default() {
             return Err(VolumeError::NothingToModify.into());
@@ -99,7 +99,7 @@ impl VolumeFigures {
             if volume_type == self.volume_type {
                 self.iops
             } else {
-                // The documented default, bounded by the maximum for a small volume.
+                // EC2's documented default, or the maximum for the volume's size if that is lower.
                 Some(IOPS_OF_CHANGED_TYPE.min(limits.most(size)))
             }
         });
@@ -257,8 +257,8 @@ mod tests {
             ),
             (
                 spec(VolumeType::Gp3, 8, None, Some(751)),
-                "InvalidParameterCombination: Throughput (MiBps) to iops ratio is too high: 3000 IOPS support at \
-                 most 750 MiB/s, not 751.",
+                "InvalidParameterCombination: Throughput (MiBps) to iops ratio is too high: the maximum for \
+                 3000 IOPS is 750 MiBps, not 751.",
             ),
             (
                 spec(VolumeType::Gp3, 8, None, Some(124)),

@@ -12,7 +12,7 @@ use crate::block_device::DeviceName;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeOption {
     pub source: VolumeSource,
-    /// None selects the next free name.
+    /// None selects the next free device name.
     pub device: Option<DeviceName>,
     pub delete_on_termination: Option<bool>,
 }
@@ -31,8 +31,8 @@ pub enum VolumeSource {
 }
 
 impl VolumeOption {
-    /// By default, a new volume is deleted with its instance and an existing one is kept, as with EC2's command line.
-    /// Source: EC2 User Guide, "Preserve data when an instance is terminated".
+    /// Returns true if the volume is deleted with its instance. By default, a new volume is, and an existing one is
+    /// kept, as with EC2's command line. Source: EC2 User Guide, "Preserve data when an instance is terminated".
     pub fn deleted_on_termination(&self) -> bool {
         self.delete_on_termination.unwrap_or(matches!(self.source, VolumeSource::New { .. }))
     }

@@ -36,7 +36,7 @@ impl VolumeSize {
         self.0.bytes()
     }
 
-    /// Rounded up, as EC2's API returns it and EC2's ratios use it.
+    /// Returns the size in GiB, rounded up: the value in EC2's API responses, which also determines IOPS limits.
     pub fn gib(self) -> u64 {
         self.mib().div_ceil(MIB_PER_GIB)
     }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn size_that_ec2_lacks_is_noted_as_extension() {
+    fn size_not_in_whole_gib_returns_extension_note() {
         let small = VolumeSize::from_mib(512).expect("some");
         assert_eq!(small.gib(), 1);
         assert_eq!(

@@ -22,7 +22,7 @@ pub struct ControlClient {
     received: Vec<u8>,
 }
 
-/// In bytes. The status of a machine with all devices is a few thousand bytes long.
+/// Maximum length of a message in bytes. The status of a machine with all devices takes a few thousand.
 const MESSAGE_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +38,12 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Returns true if no VMM listens on the socket: it has ended, or does not listen yet.
+    /// Returns true if no VMM is listening on the socket: the VMM has ended, or is not listening yet.
     pub fn is_absent(&self) -> bool {
         matches!(self, ClientError::Io(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
     }
 
-    /// Returns true if the VMM has ended: the connection was closed, or nothing listens any more.
+    /// Returns true if the connection was closed, or if no VMM is listening on the socket.
     pub fn is_gone(&self) -> bool {
         let is_closed =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
@@ -99,7 +99,7 @@ impl ControlClient {
         Ok(self.stream.write_all(&line[sent..])?)
     }
 
-    /// Returns the next message. Waits for at most `timeout`, or forever if there is none.
+    /// Returns the next message. Waits at most `timeout` for it, or forever if `timeout` is none.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Message, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut searched = 0;

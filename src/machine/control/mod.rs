@@ -1,7 +1,8 @@
 //! The control protocol of a running machine: lines of JSON over the Unix socket `control.sock`.
 //!
-//! A client sends [`ControlRequest`]s and reads a [`Message`] for each, in order. Subscribers also get event messages.
-//! The process that started a machine may be its *owner*: the machine ends when the owner disconnects.
+//! A client sends [`ControlRequest`]s and reads the responses, which are [`Message`]s, in the same order. Subscribers
+//! also get event messages. The process that started a machine may be its *owner*: the machine ends when the owner
+//! disconnects.
 
 mod client;
 mod server;
@@ -24,10 +25,10 @@ pub use client::{ClientError, ControlClient};
 pub use server::{ControlServer, Incoming};
 
 pub const SOCKET: &str = "control.sock";
-/// In bytes. A client that sends a longer line is disconnected.
+/// Maximum length of a request in bytes. A client that sends a longer line is disconnected.
 const LINE_LIMIT: usize = 64 << 10;
 
-/// Files per line: below the kernel's `SCM_MAX_FD`, and their paths fit into the line.
+/// Maximum number of files per line. It is below the kernel's `SCM_MAX_FD`, and their paths fit into the line.
 const FILES_AT_A_TIME: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +38,7 @@ pub enum ControlRequest {
     Status,
     /// Send [`Message::Ready`] (at once if already ready) and [`Message::Ended`]. Response: [`Message::Done`].
     Subscribe,
-    /// Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
+    /// Press Ctrl+Alt+Del. Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
     CtrlAltDel,
     /// While this client is connected, end the machine when the guest reboots. Response: [`Message::Done`].
     EndAtReboot,
@@ -46,7 +47,7 @@ pub enum ControlRequest {
         /// Its ID must not be in use.
         disk: DiskConfig,
     },
-    /// Response: [`Message::Done`], once everything is written to the file and the file is unlocked.
+    /// Detach a disk. Response: [`Message::Done`], once everything is written to its file and the file is unlocked.
     DetachDisk {
         id: String,
         /// Detach even if the guest's driver is using the disk. The driver then gets errors.
@@ -73,7 +74,7 @@ pub enum ControlRequest {
         id: String,
         /// A qcow2 file whose backing file is the disk's current file.
         layer: PathBuf,
-        /// Topmost first. Passed only as open files: the VMM knows the names of its disks' files.
+        /// Backing files of `layer`, topmost first. Passed only as open files: the VMM already knows their paths.
         #[serde(skip)]
         backing: Vec<BackingFile>,
     },
@@ -86,10 +87,10 @@ pub enum ControlRequest {
     },
     /// Pass open files for the next request, in this order. There is no response.
     Files { files: Vec<PassedFile> },
-    /// Save into an existing directory inside the VMM's own, then end. After [`Message::Failed`], it keeps running.
+    /// Save into an existing directory inside the VMM's own, then end. After [`Message::Failed`], the VM keeps running.
     Save { dir: PathBuf },
-    /// Save into an existing directory inside the VMM's own while the machine is running. It pauses for milliseconds.
-    /// Response: [`Message::Saved`], once everything is written.
+    /// Save the machine into an existing directory inside the VMM's own and keep it running. It pauses for
+    /// milliseconds. Response: [`Message::Saved`], once everything is written.
     Fork {
         dir: PathBuf,
         /// New overlays, as in [`ControlRequest::SwitchDisk`], that the disks use from then on. Their backing files
@@ -147,7 +148,7 @@ pub enum Message {
         why: String,
     },
     Attached {
-        /// Counted from 0.
+        /// The number of the disk's slot, counted from 0.
         slot: usize,
         /// Linux's name of the slot if it detects devices from its command line, for `bind` and `unbind` in
         /// `/sys/bus/platform/drivers/virtio-mmio`.
@@ -204,11 +205,11 @@ pub struct VmmStatus {
     pub link_problems: Vec<String>,
     pub guest_faults: Vec<GuestFaultRecord>,
     pub guest_resident_bytes: u64,
-    /// Resident memory of the VMM, without guest memory.
+    /// Resident memory of the VMM, excluding guest memory.
     pub vmm_resident_bytes: u64,
 }
 
-/// The errors of a guest's driver.
+/// The number of errors of the guest's driver for one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFaultRecord {
     pub device: String,
@@ -226,12 +227,12 @@ pub struct DiskRecord {
     /// Requests that failed on the host. `reads` and `writes` do not include them.
     pub errors: u64,
     pub last_error: Option<String>,
-    /// Throttled time.
+    /// Time for which requests were throttled.
     #[serde(default)]
     pub throttled_ns: u64,
     #[serde(default)]
     pub limits: Option<DiskLimits>,
-    /// The burst balance.
+    /// The burst balance in percent.
     #[serde(default)]
     pub burst_percent: Option<u64>,
 }
@@ -258,9 +259,9 @@ pub struct NetRecord {
     /// Includes frames that the netstack consumed.
     pub sent_frames: u64,
     pub sent_bytes: u64,
-    /// Frames in both directions that were rejected or did not fit.
+    /// Frames in either direction that were rejected or did not fit.
     pub dropped_frames: u64,
-    /// Time that frames of either direction were throttled, in nanoseconds.
+    /// Time for which frames in either direction were throttled.
     #[serde(default)]
     pub throttled_ns: u64,
 }
@@ -285,7 +286,7 @@ mod tests {
         let request = ControlRequest::Fork { dir: "/i".into(), layers: layers.to_vec() };
         let files = [file("/volumes/base", false), file("/volumes/layer", true), file("/volumes/other", true)];
         assert_eq!(request.files(), files);
-        // The request does not name backing files: the machine knows its own.
+        // The request does not name backing files, because the VMM knows those of its disks.
         assert!(!serde_json::to_string(&request).unwrap().contains("base"));
     }
 

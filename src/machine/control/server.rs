@@ -1,6 +1,7 @@
 //! The server of a machine's control socket: connections, partial lines and subscriptions.
 //!
-//! No function here blocks: the event loop reports readable sockets, and a client that does not read is disconnected.
+//! No function here blocks: the event loop reports readable sockets, and a client that reads no messages is
+//! disconnected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +19,7 @@ use crate::passed_files::FdTable;
 use crate::unix_socket;
 
 const MAX_CLIENTS: usize = 64;
-/// Enough for all files of a machine's disks, open for reading, and the topmost also for writing.
+/// Maximum number of files that a client can pass with a request: enough for all files of a machine's disks.
 const FILES_LIMIT: usize = 1024;
 
 #[derive(Debug)]
@@ -142,12 +143,13 @@ impl ControlServer {
         let mut line = serde_json::to_vec(message).expect("a message serializes to JSON");
         line.push(b'\n');
         if client.stream.write_all(&line).is_err() {
-            // The client does not read, or is gone. The shutdown makes the event loop remove it.
+            // The client is not reading its messages, or is gone. The shutdown makes the event loop remove it.
             let _ = client.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Removes a client that [`read`](ControlServer::read) reported as closed, once its descriptor is not waited on.
+    /// Removes a client that [`read`](ControlServer::read) reported as closed. The caller must have stopped waiting on
+    /// its descriptor.
     pub fn remove(&mut self, fd: i32) {
         self.clients.remove(&fd);
     }

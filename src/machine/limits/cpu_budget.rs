@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 const PPM: u128 = 1_000_000;
-/// A vCPU with a share of 5% runs five times a second. The kernel checks CPU timers once per tick, 4 ms at 250 Hz.
+/// Minimum slice: with a share of 5%, a vCPU runs five times a second. Shorter slices would be inaccurate, because the
+/// kernel checks CPU timers once per tick (4 ms at 250 Hz).
 const MIN_SLICE_NS: u64 = 10_000_000;
-/// The balance is settled at least once per slice.
+/// Maximum slice, so that the balance is settled at least once per second of CPU time.
 const MAX_SLICE_NS: u64 = 1_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ impl CpuBudget {
         self.config
     }
 
-    /// Accounts for wall-clock time and CPU time.
+    /// Earns for the elapsed wall-clock time, then spends the used CPU time.
     pub fn pass(&mut self, elapsed_ns: u64, used_ns: u64) {
         self.earn(elapsed_ns);
         self.spend(used_ns);
@@ -116,7 +117,7 @@ impl CpuBudget {
         balance.charged_ns = balance.charged_ns.saturating_add(used - owed);
     }
 
-    /// Returns the time that the vCPUs must wait if nothing is spent meanwhile.
+    /// Returns the time for which the vCPUs must wait, if they use no CPU time meanwhile.
     pub fn wait_ns(&self) -> u64 {
         let missing = u128::from(self.config.balance.overdrawn_ns) * PPM;
         let wait = missing.saturating_sub(self.rest).div_ceil(u128::from(self.config.earned_ppm.max(1)));
@@ -133,7 +134,8 @@ impl CpuBudget {
         (left / u64::from(vcpus.max(1))).clamp(MIN_SLICE_NS, MAX_SLICE_NS)
     }
 
-    /// Allows or forbids surplus. Surplus owed when it is forbidden is charged.
+    /// Allows or forbids surplus. When it is allowed, overdrawn time becomes surplus. When it is forbidden, the owed
+    /// surplus is charged.
     pub fn set_can_owe(&mut self, can_owe: bool) {
         let CpuBudgetConfig { can_owe: could, balance, .. } = &mut self.config;
         *could = can_owe;

@@ -1,7 +1,7 @@
 //! Resource limits of a machine: CPU budget, and rates of bytes and operations.
 //!
-//! The values are plain numbers without knowledge of instance types. [`rate_limiter`] computes how long devices have
-//! to wait; [`crate::cpu::quota`] throttles vCPUs. A machine without limits has no timers for them.
+//! The values are plain numbers without knowledge of instance types. [`rate_limiter`] computes how long devices have to
+//! wait; `vmm::cpu::quota` throttles vCPUs. A machine without limits has no timers for them.
 
 pub mod cpu_budget;
 pub mod rate_limiter;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use cpu_budget::{CpuBalance, CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 pub use rate_limiter::{DiskLimiter, RateLimiter};
 
-/// Keeps sums over centuries within 64 bits.
+/// Maximum rate. The tokens of any number of nanoseconds then fit into the 128 bits of a [`token_bucket`].
 const MAX_RATE: u64 = 1 << 50;
 
 /// A rate limit per second.

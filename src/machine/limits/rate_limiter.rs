@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::token_bucket::TokenBucket;
 use super::{DiskLimits, Rate};
 
-/// The fraction of a second's peak that may pass at once, so that a device thread that wakes up late can catch up.
+/// A twentieth of a second's peak may pass at once, so that a device thread that wakes up late can catch up.
 const AT_ONCE: u64 = 20;
 
 /// A rate limiter: throttles above the peak rate, and above the baseline rate when the burst bucket is empty.
@@ -42,7 +42,7 @@ impl RateLimiter {
         }
     }
 
-    /// Returns the burst balance.
+    /// Returns the burst balance in percent.
     pub fn burst_percent(&mut self, now_ns: u64) -> u64 {
         let all = self.rate.savings.max(1);
         self.savings.as_mut().map_or(100, |savings| savings.tokens(now_ns).min(all).saturating_mul(100) / all)
@@ -82,7 +82,7 @@ impl DiskLimiter {
         }
     }
 
-    /// Returns the burst balance: the lower of the two buckets.
+    /// Returns the burst balance in percent: the lower of those of bytes and operations.
     pub fn burst_percent(&mut self, now_ns: u64) -> u64 {
         self.both().map(|limiter| limiter.burst_percent(now_ns)).min().unwrap_or(100)
     }
@@ -113,7 +113,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Returns the amount that passes between `from` and `to` in requests of `size`, if each wake-up is `late`.
+    /// Returns the amount that passes between `from` and `to` in requests of `size`, if each wake-up is late by `late`.
     fn passes(limiter: &mut RateLimiter, size: u64, (from, to): (u64, u64), late: u64) -> u64 {
         let (mut now, mut passed) = (from, 0);
         loop {

@@ -15,7 +15,7 @@ pub const FILE: &str = "usage.jsonl";
 const MOST_LINES: usize = 2048;
 /// A reading with twelve disks is shorter than 4 KiB.
 const MOST_BYTES: u64 = (MOST_LINES as u64) << 12;
-/// The minimum interval between old readings, and their maximum age.
+/// The minimum interval between readings in a thinned file, and their maximum age.
 const APART_MS: u64 = 60_000;
 const OLDEST_MS: u64 = 14 * 24 * 3600 * 1000;
 
@@ -71,7 +71,7 @@ impl ReadingsFile {
         Ok(())
     }
 
-    /// Rewrites the file with half as many readings.
+    /// Rewrites the file with at most half of [`MOST_LINES`] readings.
     fn thin(&mut self) -> io::Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let kept = thinned(read(dir)?, MOST_LINES / 2);

@@ -1,7 +1,7 @@
 //! Usage of a machine over time: readings of its counters, from which right-sizing recommendations are made.
 //!
-//! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`recorder.rs`), and at the
-//! end. An idle machine is one long interval between two readings and costs nothing.
+//! Readings are taken at the start, when the agent is ready, after each quantum of CPU time (`vmm::usage_recorder`),
+//! and at the end. An idle machine is one long interval between two readings and costs nothing.
 //!
 //! A reading holds sums since the start, so a reading lost through a kill or a full disk only costs detail.
 
@@ -26,7 +26,7 @@ pub struct SampleTime {
     pub run: u64,
     /// Milliseconds since the start, excluding time for which the host was suspended.
     pub up_ms: u64,
-    /// Wall-clock time in milliseconds since 1970, which may have been set meanwhile.
+    /// Wall-clock time in milliseconds since 1970. It can jump if the host's clock is set.
     pub at_ms: u64,
 }
 
@@ -48,7 +48,7 @@ impl Clock {
     }
 }
 
-/// Returns zero for a clock before 1970, which was never set.
+/// Returns the time since 1970, or zero if the host's clock is set to an earlier time.
 fn since_1970() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -58,7 +58,7 @@ fn since_1970() -> std::time::Duration {
 pub struct Reading {
     #[serde(flatten)]
     pub moment: SampleTime,
-    /// The guest has booted.
+    /// True if the agent is ready, or the machine has been running for [`UP_AFTER_MS`].
     pub is_up: bool,
     /// CPU time of the vCPUs.
     pub cpu_ns: u64,
@@ -80,7 +80,7 @@ pub struct DiskReading {
     pub writes: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
-    /// Throttled time.
+    /// Time for which requests were throttled.
     pub throttled_ns: u64,
 }
 

@@ -47,7 +47,8 @@ impl PortsClient {
         PortsClient(Mutex::new(channel))
     }
 
-    /// Makes the broker reload its configuration and returns all ports. Needs no timeout: the VMM ends with the broker.
+    /// Makes the broker reload its configuration and returns all ports. Needs no timeout: if the broker ends, so does
+    /// the VMM.
     pub fn request(&self) -> io::Result<Vec<(Forward, HostPort)>> {
         // Responses arrive in the order of requests, so one request is in flight at a time.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +111,7 @@ impl DatagramChannel {
         Ok(DatagramChannel(channel))
     }
 
-    /// Returns the peer's number, the guest's port and the payload.
+    /// Returns the next datagram for the guest, if any: the peer's number, the guest's port and the payload.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<(u16, u16, &'a [u8])> {
         let Taken::Message(length) = take(&self.0, buffer) else { return None };
         let (head, payload) = buffer[..length].split_first_chunk::<TO_VMM>()?;
@@ -118,7 +119,7 @@ impl DatagramChannel {
         Some((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]), payload))
     }
 
-    /// Sends a reply, which may be lost.
+    /// Sends a reply to a peer. It is lost if the channel is full.
     pub fn send(&self, peer: u16, payload: &[u8]) {
         let number: [u8; FROM_VMM] = peer.to_le_bytes();
         let _ = rustix::io::writev(&self.0, &[IoSlice::new(&number), IoSlice::new(payload)]);

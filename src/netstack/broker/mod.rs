@@ -4,9 +4,9 @@
 //! (`vmm/sandbox/calls.rs`). Three pairs of SOCK_SEQPACKET sockets connect it to the broker:
 //!
 //! - *Ports*: the broker opens and closes ports according to the netstack's configuration, and passes TCP listeners as
-//!   descriptors. accept(2) does not depend on the caller's network namespace.
+//! descriptors. accept(2) does not depend on the caller's network namespace.
 //! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. The broker relays
-//!   datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
+//! datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
 //! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker opens and passes ([`vsock`]).
 //!
 //! The VMM is not trusted. It only decides when the configuration is read, which known peer gets a datagram, and which
@@ -31,7 +31,8 @@ pub use client::{BrokerClient, DatagramChannel, HostPort, LinkSockets, PortsClie
 use ports::Ports;
 use relay::Relay;
 
-/// Ports per message: below the kernel's descriptor limit (`SCM_MAX_FD`), and the text fits into [`MESSAGE_LIMIT`].
+/// Maximum number of ports per message: below the kernel's descriptor limit (`SCM_MAX_FD`), and the text fits into
+/// [`MESSAGE_LIMIT`].
 const PORTS_AT_A_TIME: usize = 50;
 const MESSAGE_LIMIT: usize = 64 << 10;
 
@@ -70,7 +71,7 @@ fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Broker {
-    /// Becomes readable when there is work to do.
+    /// Returns a descriptor that becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }

@@ -1,4 +1,4 @@
-//! The published ports on the host.
+//! Opens and closes the published ports on the host, and sends the VMM their listeners.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -15,7 +15,7 @@ use super::relay::Relay;
 use crate::{Forward, NetstackConfig, Transport};
 use machine::network::ALLOW_LOW_PORTS;
 
-/// One message of a response.
+/// One message of a response, which can take several messages.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PortsMessage {
     pub ports: Vec<PortRecord>,

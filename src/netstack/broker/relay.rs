@@ -16,16 +16,16 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::{Taken, take};
 use crate::{FIRST_PORT, Forward};
 
-/// The idle time after which a peer can be replaced by another.
+/// The idle time after which a peer can be replaced by a new one.
 const IDLE: Duration = Duration::from_secs(60);
 /// The maximum number of peers of one port.
 const LIMIT: usize = 256;
-/// Limits of one batch in each direction.
+/// Maximum number of datagrams in a batch, and of bytes in a batch to the VMM.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 const MAX_DATAGRAM: usize = 65535;
 
-/// Headers: to the VMM, the peer's number and the guest's port; from the VMM, only the peer's number.
+/// Header sizes. A header to the VMM has the peer's number and the guest's port, one from the VMM only the number.
 pub(super) const TO_VMM: usize = 4;
 pub(super) const FROM_VMM: usize = 2;
 
@@ -61,7 +61,7 @@ impl Relay {
         Ok(Relay { epoll, clients, channel, sockets, peers, next: 0, is_full: false, is_closed: false })
     }
 
-    /// Becomes readable when there is work to do.
+    /// Returns a descriptor that becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
@@ -84,7 +84,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Closes all sockets except those of `wanted`, and removes their peers.
+    /// Closes the sockets of ports that are not in `wanted`, and removes the peers of these ports.
     pub fn retain(&mut self, wanted: &[Forward]) {
         self.sockets.retain(|forward, _| wanted.contains(forward));
         let sockets = &self.sockets;
@@ -134,7 +134,7 @@ impl Relay {
         }
     }
 
-    /// Stops reading from the sockets if the VMM's channel is full, or starts again.
+    /// Stops reading from the sockets if the VMM's channel is full. Otherwise, starts again.
     fn wait_for_vmm(&mut self, is_full: bool) {
         self.is_full = is_full;
         let (channel, clients) = match is_full {
@@ -191,7 +191,7 @@ impl Relay {
             let Some(peer) = self.peers.get_mut(&u16::from_le_bytes(*number)) else { continue };
             peer.seen = now;
             if let Some(socket) = self.sockets.get(&peer.forward) {
-                // A datagram may be lost.
+                // Errors are ignored, because datagrams may be lost.
                 let _ = socket.send_to(payload, peer.address);
             }
         }

@@ -190,7 +190,7 @@ fn datagram_to_peer_that_has_sent_nothing_is_dropped() {
             assert_eq!(heard(&known).0, b"turn");
         }
     }
-    // Includes messages that are too short for a peer's number.
+    // A message that is too short for a peer's number is dropped as well.
     rustix::io::write(&datagrams, &[1]).unwrap();
     datagrams.send(peer, b"last");
     assert_eq!(heard(&known).0, b"last");

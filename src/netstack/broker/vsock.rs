@@ -59,7 +59,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn server_with_full_backlog_is_not_waited_for() {
+    fn connect_to_full_backlog_fails_without_waiting() {
         use rustix::net::{bind, listen, socket};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v_80");

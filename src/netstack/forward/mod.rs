@@ -19,9 +19,9 @@ use crate::broker::{DatagramChannel, HostPort};
 use machine::network::{Forward, NetstackConfig, Transport};
 use stream::ForwardedConnection;
 
-/// Maximum number of connections, including those that only the guest has yet to close.
+/// Maximum number of connections, including those that have ended on the host but are still closing in the guest.
 const CONNECTIONS: usize = 256;
-/// Maximum number of datagrams to handle at a time. [`BATCH_BYTES`] limits their size.
+/// Maximum number of datagrams to handle at a time. [`BATCH_BYTES`] limits their total size.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
@@ -29,7 +29,7 @@ const BATCH_BYTES: usize = 256 << 10;
 pub struct Forwards {
     epoll: Epoll,
     listeners: HashMap<Forward, TcpListener>,
-    /// The guest's ports whose datagrams come through the channel, and the known peers.
+    /// The guest's published UDP ports; `udp_peers` are the peers that have sent a datagram.
     udp_ports: HashSet<u16>,
     udp_peers: HashSet<u16>,
     datagrams: Option<DatagramChannel>,
@@ -60,7 +60,7 @@ impl Forwards {
         })
     }
 
-    /// Becomes readable when there is work to do.
+    /// Returns a descriptor that becomes readable when there is work to do.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
@@ -70,7 +70,7 @@ impl Forwards {
         &self.problems
     }
 
-    /// Replaces the published ports. Connections to ports that stay published are kept.
+    /// Replaces the published ports. Connections to ports that stay published are kept, all others are closed.
     pub fn set(&mut self, ports: Vec<(Forward, HostPort)>, stack: &mut Stack) {
         self.problems.clear();
         let wanted: HashSet<Forward> = ports.iter().map(|(forward, _)| *forward).collect();
@@ -101,7 +101,7 @@ impl Forwards {
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
     }
 
-    /// Appends datagrams for the guest to `packets`.
+    /// Accepts connections, and transfers data of connections. Appends datagrams for the guest to `packets`.
     pub fn serve(&mut self, stack: &mut Stack, config: &NetstackConfig, packets: &mut Vec<Vec<u8>>) {
         let mut events = [EpollEvent::default(); 64];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -173,7 +173,7 @@ impl Forwards {
         }
     }
 
-    /// Appends datagrams of clients, as IP packets from the router to the guest.
+    /// Appends datagrams from peers to `packets`, as IP packets from the router to the guest.
     fn take_datagrams(&mut self, config: &NetstackConfig, events: EventSet, packets: &mut Vec<Vec<u8>>) {
         let Some(channel) = &self.datagrams else { return };
         if !events.contains(EventSet::IN) {
@@ -193,7 +193,7 @@ impl Forwards {
         }
     }
 
-    /// Returns true if the guest's datagram to the router belongs to a forward.
+    /// Sends the guest's datagram to the peer that it replies to. Returns false if there is no such peer.
     pub fn answer(&mut self, datagram: &Datagram) -> bool {
         let (port, peer) = (datagram.source.1, datagram.destination.1);
         match &self.datagrams {

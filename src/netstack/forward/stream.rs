@@ -24,7 +24,7 @@ const ASK: Duration = Duration::from_secs(30);
 pub struct ForwardedConnection {
     forward: Forward,
     host: TcpStream,
-    /// The client's socket may be readable or writable: epoll reported it, and no call failed with `WouldBlock` since.
+    /// The client's socket may be readable or writable: no call has returned `WouldBlock` since epoll reported it.
     is_readable: bool,
     is_writable: bool,
     /// The client has closed its sending side.
@@ -78,7 +78,7 @@ impl ForwardedConnection {
         self.is_writable |= events.intersects(EventSet::OUT | ended);
     }
 
-    /// Returns false if the connection has ended.
+    /// Transfers data in both directions. Returns false if the connection has ended.
     pub fn pump(&mut self, socket: &mut tcp::Socket) -> bool {
         if self.is_reset || !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
@@ -130,7 +130,7 @@ impl ForwardedConnection {
         true
     }
 
-    /// Ends the connection: orderly if both sides have closed, else with a reset in both directions.
+    /// Ends the connection: in an orderly way if both sides have closed it, otherwise with a reset in both directions.
     pub fn end(self, socket: &mut tcp::Socket) {
         if !(self.is_read && self.is_written) {
             socket.abort();

@@ -14,7 +14,7 @@ use machine::network::MetadataConfig;
 pub use server::Server;
 use token::Tokens;
 
-/// All versions have the same content.
+/// EC2's versions of the metadata tree. Here, all have the same content.
 const VERSIONS: [&str; 28] = [
     "1.0",
     "2007-01-19",
@@ -62,12 +62,12 @@ impl Metadata {
         Metadata { config, tokens: Tokens::default() }
     }
 
-    /// Tokens stay valid.
+    /// Replaces the content and the options. Tokens stay valid.
     pub fn set(&mut self, config: MetadataConfig) {
         self.config = config;
     }
 
-    /// Returns the hop limit of the response. `None` means no limit.
+    /// Returns the configured hop limit for the response to a `PUT`, which may contain a token; otherwise none.
     pub fn hop_limit(&self, request: &HttpRequest) -> Option<u8> {
         (request.method == "PUT").then_some(self.config.hop_limit.max(1))
     }
@@ -83,7 +83,7 @@ impl Metadata {
         if !matches!(request.method.as_str(), "GET" | "HEAD") || is_token_path(&segments) {
             return Answer::error(405);
         }
-        // A token must be valid even if none is required.
+        // A token in the request must be valid, even if tokens are optional.
         let may = match request.header(TOKEN) {
             Some(token) => self.tokens.is_good(token, now),
             None => !self.config.tokens_required,
@@ -144,7 +144,7 @@ impl Metadata {
         let names: BTreeSet<String> =
             below.map(|(known, value)| listed_name(path, &known[prefix.len()..], value)).collect();
         if names.is_empty() {
-            // A key is listed as number and name, and has one format.
+            // A key is listed as `NUMBER=NAME`, a directory that lists only one format.
             let is_key = |number: &str| self.config.tree.contains_key(&format!("public-keys/{number}/openssh-key"));
             return match path.strip_prefix("public-keys/").and_then(|rest| rest.split_once('=')) {
                 Some((number, _)) if is_key(number) => Answer::text("openssh-key"),

@@ -16,12 +16,12 @@ use machine::network::METADATA_ADDRESS;
 const PORT: u16 = 80;
 /// Maximum number of connections. Further clients retransmit until a connection closes.
 const CONNECTIONS: usize = 16;
-/// Size in bytes.
+/// Sizes of a connection's buffers in bytes.
 const RECEIVE_BUFFER: usize = 4 << 10;
 const SEND_BUFFER: usize = 8 << 10;
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Includes the listening socket.
+/// The sockets of the service, including the listening one.
 #[derive(Debug, Default)]
 pub struct Server {
     connections: HashMap<SocketHandle, MetadataConnection>,
@@ -42,7 +42,8 @@ impl Server {
         port == PORT
     }
 
-    /// Ensures that a socket listens, because a connection is about to arrive. Returns false if there is none.
+    /// Ensures that a socket is listening, because a connection is about to arrive. Returns false if there are too
+    /// many.
     pub fn expect(&mut self, stack: &mut Stack) -> bool {
         let listens = |handle: &SocketHandle, stack: &Stack| {
             stack.sockets.get::<tcp::Socket>(*handle).state() == tcp::State::Listen
@@ -97,7 +98,8 @@ impl MetadataConnection {
             match http::parse(&self.request) {
                 Parsed::HttpRequest(request, length) => {
                     self.request.drain(..length);
-                    // Permanently: the response may still be buffered or retransmitted when the next request is read.
+                    // The limit is never lifted: the response may still be buffered or retransmitted when the next
+                    // request is read.
                     if let Some(limit) = metadata.hop_limit(&request) {
                         socket.set_hop_limit(Some(limit));
                     }

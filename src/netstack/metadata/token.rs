@@ -7,9 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Encoded as 56 characters, as in EC2.
+/// Size of a token, which is encoded as 56 characters, as in EC2.
 const BYTES: usize = 42;
-/// The oldest tokens are removed first.
+/// Maximum number of tokens. A new one then replaces the oldest.
 const LIMIT: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Tokens {
-    /// Returns `None` if the host has no random numbers.
+    /// Issues a token. Returns `None` if the kernel provides no random bytes.
     pub fn make(&mut self, lifetime: Duration, now: Instant) -> Option<String> {
         self.issued.retain(|token| token.expires > now);
         if self.issued.len() >= LIMIT {
@@ -42,7 +42,7 @@ impl Tokens {
         Some(URL_SAFE.encode(bytes))
     }
 
-    /// Checks a token in constant time.
+    /// Returns true for a valid token. The time of a comparison does not depend on the tokens' bytes.
     pub fn is_good(&self, text: &str, now: Instant) -> bool {
         let Ok(presented) = URL_SAFE.decode(text) else { return false };
         let Ok(presented) = <[u8; BYTES]>::try_from(presented) else { return false };
