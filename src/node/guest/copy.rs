@@ -88,7 +88,7 @@ impl Agent {
     }
 }
 
-/// Returns the umask without changing it, or the strictest usual one if the kernel does not report it.
+/// Returns the umask without changing it, or 077 if the kernel does not report it.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_umask(&status).unwrap_or(0o077)
@@ -329,7 +329,7 @@ mod tests {
         }
     }
 
-    /// An agent from before sparse copies rejects the new messages as malformed.
+    /// An agent without support for sparse copies rejects their messages as malformed.
     #[test]
     fn older_agent_gets_requests_without_holes() {
         let older = Facts { agent_version: "0.1.0+resumes".into(), ..facts() };
