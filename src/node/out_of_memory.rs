@@ -15,8 +15,8 @@ impl OomKillCount {
     pub fn suspicion(self) -> Option<String> {
         let killed = OomKillCount::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
-            "since it started, the host's kernel has killed {killed} process{} for lack of memory, possibly this one (see \
-             `sudo dmesg`). Use an instance type with less memory, free memory on the host or raise a cgroup limit",
+            "since it started, the host's kernel has killed {killed} process{} for lack of memory, possibly this one \
+             (see `sudo dmesg`). Use an instance type with less memory, free some on the host or raise a cgroup limit",
             if killed == 1 { "" } else { "es" }
         ))
     }

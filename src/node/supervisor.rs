@@ -73,8 +73,7 @@ impl LogPipe {
         }
     }
 
-    /// Copies output, or drops it if writing fails, because the VMM must not block. Returns true if the log was
-    /// rotated.
+    /// Copies output, or drops it if writing fails: the VMM must not block. Returns true if the log was rotated.
     fn copy_available(&mut self) -> bool {
         let mut buffer = vec![0; 64 << 10];
         let (mut copied, mut rotated) = (0, false);

@@ -1,6 +1,6 @@
 //! Agent of a Wisp guest, and the code that the agent and the host share.
 //!
-//! - [`protocol`]: messages, their frames and the connection, for the host's client (`wisp::guest`) and the agent.
+//! - [`protocol`]: messages, their frames and the connection, for the host's client (`node::guest`) and the agent.
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
 //! - [`agent`]: serves connections and runs commands in the guest.
 //! - [`resumed`]: the message to a guest that was restored from a snapshot.

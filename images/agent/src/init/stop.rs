@@ -50,11 +50,11 @@ fn signal_all(signal: Signal) {
     unsafe { libc::kill(-1, signal.as_raw()) };
 }
 
-/// Reaps children, including orphans, until none is left or the time is up.
+/// Reaps children, including orphans, until none is left or the time is up. Returns true if none is left.
 fn reap_within(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
-        // Further signals change nothing: the guest is already ending.
+        // Ignore the result: the guest is already stopping. The last signal decides between power-off and restart.
         let _ = signals.act(agent);
         if !agent.children.reap_orphans() {
             return true;
