@@ -173,7 +173,7 @@ pub struct VmmProcess {
 
 /// Returns the VMMs and supervisors of the instances whose directories satisfy `is_one`. Command-line arguments only
 /// select candidates, because any process can set its own. A candidate must belong to this user and have the instance's
-/// lock file open, which other users cannot open. The executable is not checked, because it may be another version.
+/// lock file open, which other users cannot open. The executable is not checked, because its version may differ.
 pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {

@@ -22,7 +22,7 @@ pub mod tree;
 pub const AGENT_PORT: u32 = 1024;
 
 /// Vsock ports that only a process with `CAP_NET_BIND_SERVICE` can bind (`LAST_RESERVED_PORT`,
-/// linux/net/vmw_vsock/af_vsock.c). The host sends nothing to a guest process that connects from another port.
+/// linux/net/vmw_vsock/af_vsock.c). The host sends nothing to a guest process that connects from any other port.
 pub const PRIVILEGED_PORTS: std::ops::RangeInclusive<u32> = 1..=1023;
 
 /// I/O port of the VMM's boot timer, which records the time of each byte written to it.

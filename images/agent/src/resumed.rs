@@ -22,7 +22,7 @@ pub const FEATURE: &str = "+resumes";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
-    /// Time since 1970 in UTC.
+    /// Current time, as the time since 1970 in UTC.
     pub time: Duration,
     /// Bytes unique to this guest for the random number generator. `None` if the kernel already has some.
     pub entropy: Option<[u8; 32]>,

@@ -21,7 +21,7 @@ pub struct Seed {
     pub hostname: Option<String>,
     /// User whose `authorized_keys` get the public keys.
     pub default_user: String,
-    /// Lines of `authorized_keys`.
+    /// Public keys, as lines of `authorized_keys`.
     pub public_keys: Vec<String>,
     /// User data, decoded and decompressed.
     pub user_data: Option<Vec<u8>>,

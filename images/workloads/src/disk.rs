@@ -10,9 +10,9 @@ use crate::Options;
 use crate::pages::Memory;
 use crate::timing::{Done, Random, begin, repeat};
 
-/// Bytes of a sequential request: EBS counts it as one operation.
+/// Size of a sequential request in bytes. EBS counts such a request as one operation.
 const LONG: usize = 256 << 10;
-/// Bytes of a random request.
+/// Size of a random request in bytes.
 const SHORT: usize = 4 << 10;
 /// Maximum time to write the file, and its minimum size: room for all requests in flight.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -177,7 +177,7 @@ struct IoRequest {
     event_fd: u32,
 }
 
-/// `struct io_event`.
+/// `struct io_event` (linux/aio_abi.h).
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Event {
@@ -187,7 +187,7 @@ struct Event {
     result2: i64,
 }
 
-/// `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE`.
+/// Opcodes `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE`.
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 

@@ -15,7 +15,7 @@ static PIPE: AtomicI32 = AtomicI32::new(-1);
 /// Handler for a set of signals. Dropping it restores the signals' previous actions.
 pub struct Signals {
     reader: OwnedFd,
-    /// Kept open for the handler.
+    /// Write end of the pipe, kept open for the signal handler.
     _writer: OwnedFd,
     previous: Vec<(i32, libc::sigaction)>,
 }
@@ -63,7 +63,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable while a signal is pending.
+    /// Returns a descriptor that is readable while a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }

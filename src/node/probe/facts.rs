@@ -221,7 +221,7 @@ pub enum HugePages {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HomeFacts {
-    /// The path, which may not exist yet.
+    /// Path of the data directory, which may not exist yet.
     pub path: PathBuf,
     pub writable: Result<(), Errno>,
     pub free_mib: Option<u64>,
@@ -247,7 +247,7 @@ impl HomeFacts {
 pub struct Helper {
     pub program: &'static str,
     pub purpose: &'static str,
-    /// Debian package.
+    /// Debian package that contains the program.
     pub package: &'static str,
 }
 
@@ -257,7 +257,7 @@ pub struct VpcFacts {
     pub tun: Result<(), Errno>,
     /// Kernel setting that forbids user namespaces for this user.
     pub forbidden_by: Option<NamespaceSetting>,
-    /// True if nftables lacks the bridge family, which prevents instances from spoofing their addresses.
+    /// True if the kernel lacks nftables' bridge family, whose rules prevent instances from spoofing addresses.
     pub lacks_bridge_rules: bool,
 }
 

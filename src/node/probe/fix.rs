@@ -8,7 +8,7 @@ use super::access::KvmAccessError;
 #[serde(rename_all = "PascalCase")]
 pub struct Fix {
     pub purpose: &'static str,
-    /// Ready to paste into a shell.
+    /// Shell command, ready to paste.
     pub command: String,
 }
 

@@ -41,7 +41,7 @@ impl Child {
 }
 
 impl AsFd for Child {
-    /// Readable once the command has ended.
+    /// Returns a descriptor that is readable once the command has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }

@@ -2,7 +2,7 @@
 //!
 //! The session reads output only after it has sent the previous output, and standard input arrives within its window.
 //! So it buffers at most a window of input and two frames of output. A slow host slows down the command, but signals
-//! are handled at once.
+//! are handled immediately.
 //!
 //! The session ends when the command has ended and its pipes (or terminal) are empty, even if background processes
 //! still have them open.

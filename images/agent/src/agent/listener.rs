@@ -102,7 +102,7 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
 }
 
 impl AsFd for Listener {
-    /// Readable when a connection is waiting.
+    /// Returns a descriptor that is readable when a connection is waiting.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

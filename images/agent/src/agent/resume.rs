@@ -104,7 +104,7 @@ impl Sentinel {
 }
 
 impl AsFd for Sentinel {
-    /// Readable when the connection breaks.
+    /// Returns a descriptor that is readable once the connection has broken.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -32,7 +32,7 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
 }
 
 /// Starts to shut the guest down. Process 1 sends itself the signal that busybox's `reboot` or `poweroff` sends. In
-/// other guests, asks the service manager. If that fails, syncs the file systems and stops the machine at once.
+/// other guests, asks the service manager. If that fails, syncs the file systems and stops the machine.
 pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     if is_init {
         let _ = kill_process(getpid(), if reboot { Signal::TERM } else { Signal::USR2 });

@@ -11,7 +11,7 @@ use wisp_agent::poll::{Interest, poll};
 use super::mounts;
 use super::signals::{Ending, Signals};
 
-/// Maximum time for processes to exit after SIGTERM. Usually all exit at once.
+/// Maximum time for processes to exit after SIGTERM. Usually, all exit immediately.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Maximum time for processes to exit after SIGKILL. A process that waits for a dead disk does not exit.

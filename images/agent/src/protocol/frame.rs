@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn length_over_limit_is_refused_from_four_bytes() {
+    fn length_over_limit_is_refused_before_frame_arrives() {
         assert!(matches!(locate(&u32::MAX.to_le_bytes()), Err(ProtocolError::TooLong { .. })));
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Bytes;
 use crate::tree::{HOLES_FEATURE, Holes, Summary, TreeEntry};
 
-/// The first frame from either end.
+/// The first frame that each end sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u32,
