@@ -1,7 +1,7 @@
 //! Environment of Wisp's background processes: VMMs, supervisors, routers and network helpers.
 //!
-//! A guest that compromises a VMM can read the VMM's environment, and a user's shell may have credentials in its own.
-//! Background processes therefore inherit only the variables in [`KEPT`].
+//! The environment of a user's shell may contain credentials, and a guest that compromises a VMM can read the VMM's
+//! environment. Background processes therefore inherit only the variables in [`KEPT`].
 
 use std::ffi::OsStr;
 use std::process::Command;

@@ -128,12 +128,12 @@ impl Home {
         self.root.join("instances")
     }
 
-    /// Contains a subdirectory for each VPC that ever had a router.
+    /// Directory of routers, with a subdirectory for each VPC that has had one.
     pub fn networks(&self) -> PathBuf {
         self.root.join(NETWORKS)
     }
 
-    /// Contains a subdirectory for each ephemeral instance of `wisp run`.
+    /// Directory of ephemeral instances, with a subdirectory for each (`wisp run`).
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
@@ -170,7 +170,7 @@ impl Home {
     }
 }
 
-/// Maximum path length in bytes. The kernel's limit is 4095, and paths in the directory are a few hundred bytes longer.
+/// Maximum length of the directory's path in bytes. Paths in it are longer, and the kernel's limit is 4095.
 const LONGEST_PATH: usize = 3072;
 
 fn check_name(path: &Path) -> Result<(), HomeError> {
@@ -190,7 +190,7 @@ const LOCK: &str = ".lock";
 /// Name of the lock file in the volumes directory. It is locked while a snapshot is taken.
 pub const SNAPSHOTS_LOCK: &str = ".snapshots";
 
-/// Lock files are never removed.
+/// Returns true if `name` is a lock file's. Lock files are never removed.
 pub fn is_lock(name: &str) -> bool {
     [LOCK, SNAPSHOTS_LOCK].contains(&name)
 }
@@ -271,7 +271,7 @@ fn check_path(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// Returns the names in a path, last first, without the root and `.` components.
+/// Returns the names in a path, last first, excluding the root and `.` components.
 fn reversed_components(path: &Path) -> Vec<OsString> {
     let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().rev().filter(is_name).map(|part| part.as_os_str().to_owned()).collect()
@@ -307,7 +307,7 @@ impl TrustedOwners {
     }
 }
 
-/// Returns the owner of the host's `/` as seen in a user namespace that does not map the host's root.
+/// Returns the overflow UID in a user namespace that does not map all users. It is usually the owner of `/` there.
 fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     let maps_everything = |line: &str| line.split_whitespace().eq(["0", "0", "4294967295"]);
     if uid_map.is_empty() || uid_map.lines().any(maps_everything) {
@@ -316,7 +316,7 @@ fn unmapped_owner(uid_map: &str, overflow_uid: &str) -> Option<u32> {
     overflow_uid.trim().parse().ok()
 }
 
-/// Creates a directory with mode 0700, and its parents. Restricts an existing directory of this user to mode 0700.
+/// Creates a directory and its missing parents with mode 0700. Restricts this user's existing directory to that mode.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let metadata = path.metadata()?;
@@ -326,12 +326,12 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file for reading and writing. A new file has mode 0600.
+/// Opens a file for reading and writing, or creates it with mode 0600.
 pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Replaces a file atomically. The file has mode 0600.
+/// Creates or replaces a file atomically. The file has mode 0600.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(unmapped_owner("", "65534\n"), None);
     }
 
-    /// Other users' directories are refused even for root. Only root can create files that another user owns.
+    /// Another user's directory is refused even for root. Only root can set up this test; otherwise, it is skipped.
     #[test]
     fn home_below_directory_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {
@@ -454,7 +454,7 @@ mod tests {
         std::fs::create_dir(&theirs).unwrap();
         std::os::unix::fs::chown(&theirs, Some(NOBODY), None).unwrap();
         assert!(matches!(Home::at(&theirs), Err(HomeError::NotYours { owner: NOBODY, .. })));
-        // Another user replaced a directory while the data directory was writable.
+        // As if another user had replaced a directory while the data directory was writable.
         Home::at(&mine).unwrap();
         std::fs::remove_dir(mine.join("volumes")).unwrap();
         std::os::unix::fs::symlink(&theirs, mine.join("volumes")).unwrap();

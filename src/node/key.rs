@@ -64,13 +64,13 @@ impl fmt::Debug for NewKeyPair {
 pub enum KeyError {
     #[error("cannot create the {key_type} key: {source}")]
     Make { key_type: KeyType, source: Box<dyn Error + Send + Sync> },
-    #[error("{} already exists, and wisp never overwrites a file with a private key: choose another", path.display())]
+    #[error("{} already exists, and wisp does not overwrite private keys: choose a different path", path.display())]
     Exists { path: PathBuf },
     #[error("cannot write the private key to {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Generates a key pair (`CreateKeyPair`) from the operating system's random generator.
+/// Generates a key pair (`CreateKeyPair`) with the operating system's random number generator.
 pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<NewKeyPair, KeyError> {
     match key_type {
         KeyType::Ed25519 => create_ed25519(name),
@@ -81,7 +81,7 @@ pub fn create(name: &KeyName, key_type: KeyType, format: KeyFormat) -> Result<Ne
     .map_err(|source| KeyError::Make { key_type, source })
 }
 
-/// Needs no format, because EC2's PEM format for ED25519 keys is OpenSSH's own format.
+/// Takes no format: EC2's PEM format of an ED25519 key is OpenSSH's own format.
 fn create_ed25519(name: &KeyName) -> Result<NewKeyPair, Box<dyn Error + Send + Sync>> {
     let pair = Ed25519Keypair::random(&mut OsRng);
     let public = public_key(name, KeyData::Ed25519(pair.public))?;
@@ -112,7 +112,7 @@ fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, 
 /// name replaces the comment.
 pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
     let key = if material.len() > MAX_PUBLIC_KEY {
-        Err(wrong(format!("it has {} bytes, but the maximum is {MAX_PUBLIC_KEY}", material.len())))
+        Err(wrong(format!("it is {} bytes long, but the maximum is {MAX_PUBLIC_KEY}", material.len())))
     } else {
         match std::str::from_utf8(material) {
             Ok(text) => read_text(text.trim()),
@@ -171,7 +171,7 @@ fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
     Err(wrong(format!("it must end with {RFC4716_END}")))
 }
 
-/// Parses a SubjectPublicKeyInfo of either type, or a PKCS #1 RSA key.
+/// Parses a DER key: a SubjectPublicKeyInfo with an ED25519 or RSA key, or a PKCS #1 RSA key.
 fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
     if let Some(key) = der.strip_prefix(&ED25519_DER_PREFIX)
         && let Ok(key) = key.try_into()
@@ -191,7 +191,7 @@ fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
     BASE64.decode(digits).map_err(|_| wrong("it is neither an OpenSSH public key nor base64"))
 }
 
-/// Returns the public key with the fingerprint of an imported key.
+/// Returns the public key with the fingerprint that EC2 computes for imported keys.
 fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     let failed = |error: ssh_key::Error| wrong(error.to_string());
     let (key_type, fingerprint) = match &key {
@@ -206,14 +206,14 @@ fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
     Ok(PublicKey { key_type, line, fingerprint })
 }
 
-/// Returns the key's SubjectPublicKeyInfo. Refuses sizes that EC2 does not support.
+/// Returns the key's SubjectPublicKeyInfo. Refuses a key whose size is not in [`IMPORTED_RSA_BITS`].
 fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError> {
     let number = |number| BigUint::try_from(number).map_err(|error: ssh_key::Error| wrong(error.to_string()));
     let (modulus, exponent) = (number(&key.n)?, number(&key.e)?);
     let bits = modulus.bits();
     if !IMPORTED_RSA_BITS.contains(&bits) {
         let (fewest, most) = (IMPORTED_RSA_BITS.start(), IMPORTED_RSA_BITS.end());
-        return Err(wrong(format!("it is an RSA key of {bits} bits, but must have {fewest} to {most}")));
+        return Err(wrong(format!("it is an RSA key of {bits} bits, but the size must be {fewest} to {most}")));
     }
     let key = RsaPublicKey::new(modulus, exponent).map_err(|error| wrong(error.to_string()))?;
     Ok(key.to_public_key_der().map_err(|error| wrong(error.to_string()))?.into_vec())
@@ -223,7 +223,7 @@ fn wrong(what: impl Into<String>) -> KeyPairError {
     KeyPairError::PublicKey { what: what.into() }
 }
 
-/// Writes the private key to a new file with mode 0600. Leaves an existing file or link unchanged.
+/// Writes the private key to a new file with mode 0600. Fails if a file or link with this path exists.
 pub fn write_private(path: &Path, private: &str) -> Result<(), KeyError> {
     let failed = |source| KeyError::Write { path: path.to_path_buf(), source };
     let mut file =

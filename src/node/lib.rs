@@ -1,4 +1,4 @@
-//! Host resources: data directory, VMM processes, networks, key pairs and probes.
+//! The host's side of instances: data directory, VMM processes, networks, agent client, key pairs and host checks.
 
 pub mod environment;
 pub mod guest;

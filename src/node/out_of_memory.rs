@@ -1,8 +1,8 @@
-//! Detects kills by the kernel's out-of-memory killer. It sends SIGKILL and does not notify other processes.
+//! Detects that the kernel may have killed a VMM for lack of memory. The kernel reports this only by a counter.
 
 use std::fs;
 
-/// Kills for lack of memory on the host or in a cgroup (`oom_kill` in proc_vmstat, Linux 4.13 and later).
+/// Number of processes killed for lack of memory since the host booted (`oom_kill` in proc_vmstat(5), Linux 4.13).
 #[derive(Debug, Clone, Copy)]
 pub struct OomKillCount(Option<u64>);
 
@@ -11,12 +11,12 @@ impl OomKillCount {
         OomKillCount(fs::read_to_string("/proc/vmstat").ok().and_then(|text| count(&text)))
     }
 
-    /// Returns a possible cause of a VMM's kill if the count has risen. Only the kernel's log names the killed process.
+    /// Returns a message if the count has risen: the killed process may be the VMM, but only the kernel's log names it.
     pub fn suspicion(self) -> Option<String> {
         let killed = OomKillCount::now().0?.checked_sub(self.0?).filter(|killed| *killed > 0)?;
         Some(format!(
             "since it started, the host's kernel has killed {killed} process{} for lack of memory, possibly this one \
-             (see `sudo dmesg`). Use an instance type with less memory, or give the host or its cgroup more memory",
+             (see `sudo dmesg`). Use an instance type with less memory, free some on the host or raise a cgroup limit",
             if killed == 1 { "" } else { "es" }
         ))
     }

@@ -1,7 +1,7 @@
 //! User-mode networking with passt(1), one process per guest.
 //!
-//! passt opens its own connections, as any program of the user does. It therefore needs no privileges and does not
-//! change the host's network configuration. The VMM itself listens on published ports.
+//! passt forwards the guest's connections through ordinary sockets. It needs no privileges and does not change the
+//! host's network configuration. Published ports do not involve passt: the VMM itself accepts those connections.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,7 +19,7 @@ use machine::network::GATEWAY_MAC;
 pub const PROGRAM: &str = "passt";
 pub const INSTALL: &str = "sudo apt install passt";
 
-/// Network configuration of the guest, the same as the DHCP server's.
+/// Network configuration of the guest. It must match the DHCP server's.
 #[derive(Debug, Clone)]
 pub struct PasstConfig {
     pub address: Ipv4Addr,
@@ -57,7 +57,7 @@ pub struct Prepared {
     far: OwnedFd,
 }
 
-/// Prepares a passt process and returns the socket for its frames. passt exits when the socket is closed.
+/// Prepares a passt process and returns the VMM's end of the socket for frames. passt exits when that end is closed.
 pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> {
     check()?;
     let (near, far) = UnixStream::pair().map_err(PasstError::Spawn)?;
@@ -76,7 +76,7 @@ pub fn prepare(config: &PasstConfig) -> Result<(OwnedFd, Prepared), PasstError> 
 }
 
 impl Prepared {
-    /// Starts the process. The socket buffers frames that arrive before passt reads.
+    /// Starts the process. The socket buffers the guest's frames until passt reads them.
     pub fn start(self) -> Result<(), PasstError> {
         let Prepared { mut command, far } = self;
         // SAFETY: between fork and exec, only fcntl and setsid are called, which are async-signal-safe. `far` is open
@@ -89,7 +89,7 @@ impl Prepared {
             });
         }
         let mut child = command.spawn().map_err(PasstError::Spawn)?;
-        // passt outlives a command that only starts an instance. A longer-running command must reap it.
+        // Reap passt if it exits before this command does.
         std::thread::spawn(move || child.wait());
         Ok(())
     }

@@ -1,16 +1,16 @@
-//! Shell quoting of commands for users to copy.
+//! Quotes commands for a shell, so that users can copy them from wisp's output.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Joins words into a command. Quotes words that a shell would change.
+/// Joins words into a command, and quotes those that a shell would otherwise interpret.
 pub fn command<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
     let words: Vec<OsString> = words.into_iter().map(|word| quoted(word.as_ref())).collect();
     words.join(OsStr::new(" ")).to_string_lossy().into_owned()
 }
 
-/// Quotes a word for a shell. Escapes control characters as `$'...'`, so that they do not reach the terminal.
+/// Quotes a word for a shell if needed. Escapes control characters and invalid UTF-8, to protect the terminal.
 pub fn quoted(word: &OsStr) -> OsString {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:@,+%".contains(byte);
     let bytes = word.as_bytes();
@@ -38,7 +38,7 @@ fn in_dollar_quotes(bytes: &[u8]) -> String {
         match byte {
             b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
             b' '..=b'~' => quoted.push(char::from(*byte)),
-            // Three octal digits cannot merge with a following digit.
+            // With all three octal digits, a digit that follows is not read as part of the escape.
             byte => write!(quoted, "\\{byte:03o}").expect("writing to a string cannot fail"),
         }
     }
@@ -76,7 +76,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn quoted_word_round_trips_through_shell(
-            // Random bytes are seldom UTF-8, and text takes the other kind of quotes.
+            // Random bytes are seldom valid UTF-8, so also generate text, which is quoted differently.
             bytes in prop_oneof![
                 prop::collection::vec(1_u8.., 0..20),
                 "[ab '\"\\\\$`!~*=é]{0,20}".prop_map(String::into_bytes),

@@ -20,21 +20,21 @@ use machine::bounded_log::BoundedLog;
 use netstack::broker::Broker;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-/// Size in bytes at which the log is rotated, so that a guest that provokes messages cannot fill the disk.
+/// Size in bytes at which the log is rotated. Otherwise, a guest that provokes messages could fill the disk.
 const LOG_LIMIT: u64 = 1 << 20;
-/// Maximum bytes copied to the log at a time, more than a pipe's capacity.
+/// Maximum bytes copied to the log in one call. A pipe holds less, so one call after the VMM's exit copies all.
 const COPIED_AT_A_TIME: usize = 2 << 20;
-/// Runs shorter than this may be part of a reboot loop.
+/// A VMM that ran for less than this may be part of a guest's reboot loop.
 const SHORT_RUN: Duration = Duration::from_secs(10);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(16);
 
-/// Updates the number of consecutive short runs after a run of length `run`.
+/// Returns the number of consecutive short runs, including one of length `run`. `before` is the number without it.
 #[must_use]
 pub fn count_short_runs(before: u32, run: Duration) -> u32 {
     if run < SHORT_RUN { before.saturating_add(1) } else { 0 }
 }
 
-/// Returns the delay before a restart. A single short run causes none: a user may reboot a guest right after its start.
+/// Returns the delay before a restart. One short run causes no delay: a user may reboot a guest right after its start.
 #[must_use]
 pub fn restart_delay(short_runs: u32) -> Duration {
     match short_runs {
@@ -43,7 +43,7 @@ pub fn restart_delay(short_runs: u32) -> Duration {
     }
 }
 
-/// Pipe from the VMM's standard error to the log. Without the log's descriptor, the VMM cannot change or overfill it.
+/// Pipe from the VMM's standard error to the log. The VMM has no access to the log itself, so it cannot overfill it.
 #[derive(Debug)]
 pub struct LogPipe {
     reader: OwnedFd,
@@ -65,7 +65,7 @@ impl LogPipe {
         Ok((LogPipe { reader, log, is_open: true }, writer))
     }
 
-    /// Copies pending output to the log, and redirects this process's standard error if the log was rotated.
+    /// Copies pending output to the log. After a rotation, redirects this process's standard error to the new log.
     fn copy(&mut self) {
         if self.copy_available() {
             // A failure cannot be logged.
@@ -73,7 +73,7 @@ impl LogPipe {
         }
     }
 
-    /// Copies output, or drops it if the disk is full: the VMM must not block. Returns true if the log was rotated.
+    /// Copies output, or drops it if writing fails: the VMM must not block. Returns true if the log was rotated.
     fn copy_available(&mut self) -> bool {
         let mut buffer = vec![0; 64 << 10];
         let (mut copied, mut rotated) = (0, false);
@@ -113,13 +113,13 @@ impl Signals {
         if error == 0 { Ok(Signals(set)) } else { Err(io::Error::from_raw_os_error(error)) }
     }
 
-    /// Unblocks the signals, in the VMM and before the supervisor executes itself again.
+    /// Unblocks the signals. Must be called in the VMM, and before the supervisor executes itself again.
     pub fn unblock(&self) {
         // SAFETY: the set is initialized. The call cannot fail with these arguments (pthread_sigmask(3)).
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
     }
 
-    /// Forwards signals, copies output and serves `broker` until the VMM exits. By then, the log has all its output.
+    /// Forwards signals, copies output and serves `broker` until the VMM exits. On return, the log has all its output.
     pub fn wait(&self, vmm: Pid, broker: &mut Broker, log: &mut LogPipe) -> io::Result<WaitStatus> {
         let signals = self.descriptor()?;
         loop {

@@ -31,7 +31,7 @@ pub const CONFIG: &str = "config.json";
 /// Lock file. The VMM and its supervisor hold the lock while they are running.
 pub const LOCK: &str = "lock";
 pub const LOG: &str = "vmm.log";
-/// Subdirectory of the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
+/// Subdirectory for the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
 const VMM_DIRECTORY: &str = "vmm";
 
 #[must_use]
@@ -39,7 +39,7 @@ pub fn vmm_directory(dir: &Path) -> PathBuf {
     dir.join(VMM_DIRECTORY)
 }
 
-/// Does nothing if the directory exists.
+/// Creates the VMM's directory, unless it exists.
 pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(vmm_directory(dir)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -56,7 +56,7 @@ pub fn read_config(dir: &Path) -> io::Result<MachineConfig> {
     Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
 }
 
-/// Bytes at the end of the log that are searched for a message.
+/// Number of bytes at the end of the log to search for a message.
 const LOG_TAIL: u64 = 64 << 10;
 /// Maximum number of characters of a displayed log line.
 const LONGEST_LINE: usize = 512;
@@ -64,7 +64,7 @@ const LONGEST_LINE: usize = 512;
 /// Returns the last message in the log about a system call that the seccomp filter denied.
 pub fn violation(dir: &Path) -> Option<String> {
     let path = dir.join(LOG);
-    // The log may have been rotated since.
+    // The log may have been rotated since the message was written.
     [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
         let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
         let text = String::from_utf8_lossy(&log);
@@ -76,7 +76,7 @@ pub fn violation(dir: &Path) -> Option<String> {
 
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Like [`violation`], after the VMM's connection closed. Waits until the supervisor has completed the log and exited.
+/// Like [`violation`], but first waits up to `SUPERVISOR_TIMEOUT` for the supervisor to complete the log and exit.
 pub fn last_violation(dir: &Path) -> Option<String> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     for process in processes(|other| other == dir).ok()? {
@@ -98,9 +98,10 @@ pub struct Inherited {
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the supervisor. Its VMM boots or restores a snapshot. `began_ns` is the start time of the user's command.
+/// Starts the supervisor. Its VMM boots, or restores a snapshot if `restore` is given. `began_ns` is the start time of
+/// the user's command.
 pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
-    // Empty the log, so that messages of an earlier VMM are not attributed to this one.
+    // Empty the log, so that an earlier VMM's messages are not attributed to the new one.
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     log.set_len(0)?;
     match std::fs::remove_file(bounded_log::full(&dir.join(LOG))) {
@@ -161,7 +162,7 @@ pub fn kill(dir: &Path) -> io::Result<()> {
 
 #[derive(Debug)]
 pub struct VmmProcess {
-    /// Process ID, which is not reused while `fd` refers to a live process.
+    /// Process ID. The kernel may reuse it once this process has exited.
     pub pid: Pid,
     /// A pidfd, which always refers to this process.
     fd: OwnedFd,
@@ -178,7 +179,7 @@ pub fn processes(is_one: impl Fn(&Path) -> bool) -> io::Result<Vec<VmmProcess>> 
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid.filter(|pid| instance_directory(*pid).is_some_and(|dir| is_one(&dir))) else { continue };
-        // From here on, the PID cannot refer to another process.
+        // Check again with the pidfd open: before that, another process may have taken over the PID.
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         let Some(dir) = instance_directory(pid).filter(|dir| is_one(dir)) else { continue };
         let Some(identity) = Identity::of(pid).filter(|identity| identity.user == geteuid().as_raw()) else { continue };
@@ -254,7 +255,7 @@ mod tests {
     struct Lookalike(Child);
 
     impl Lookalike {
-        /// Starts a shell with a VMM's arguments. It runs a script named `vmm`. Waits until the script is running.
+        /// Starts a shell with a VMM's arguments, which runs a script named `vmm`. Waits until the script is running.
         fn start(dir: &Path, script: &str, user: Option<u32>) -> Lookalike {
             let scripts = tempfile::tempdir().unwrap();
             fs::set_permissions(scripts.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -297,7 +298,7 @@ mod tests {
         fs::write(dir.path().join(LOCK), "").unwrap();
         let mut decoy = Lookalike::start(dir.path(), ":", None);
         let mut real = Lookalike::start(dir.path(), OPENS_LOCK, None);
-        // Other users cannot open a lock in a data directory. Here they can, but must not be found either.
+        // In a data directory, other users cannot open the lock. Here they can, but must still not be found.
         let mut other = geteuid().is_root().then(|| Lookalike::start(dir.path(), OPENS_LOCK, Some(NOBODY)));
         assert_eq!(found(dir.path()), [real.pid()]);
         assert!(found(Path::new("/nowhere")).is_empty());

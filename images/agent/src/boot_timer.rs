@@ -1,4 +1,4 @@
-//! Reports boot progress to the VMM: one byte to an I/O port, through `/dev/port`. A failure only loses the timing.
+//! Reports boot progress to the VMM: writes a byte to an I/O port through `/dev/port`. Failures lose only the timing.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -17,7 +17,7 @@ impl BootTimer {
         let _ = rustix::io::pwrite(&self.0, &[mark], BOOT_TIMER_PORT.into());
     }
 
-    /// Returns false if the port took the descriptor of a standard stream, because the streams were not open.
+    /// Returns false if this descriptor is a standard stream's, because the standard streams were not open.
     pub fn is_above_standard_streams(&self) -> bool {
         self.0.as_raw_fd() > 2
     }

@@ -1,6 +1,6 @@
 //! Agent of a Wisp guest, and the code that the agent and the host share.
 //!
-//! - [`protocol`]: messages, their frames and the connection, for the host's client (`wisp::guest`) and the agent.
+//! - [`protocol`]: messages, their frames and the connection, for the host's client (`node::guest`) and the agent.
 //! - [`tree`]: files and directories as a stream of entries, read at one end and written at the other.
 //! - [`agent`]: serves connections and runs commands in the guest.
 //! - [`resumed`]: the message to a guest that was restored from a snapshot.
@@ -22,7 +22,7 @@ pub mod tree;
 pub const AGENT_PORT: u32 = 1024;
 
 /// Vsock ports that only a process with `CAP_NET_BIND_SERVICE` can bind (`LAST_RESERVED_PORT`,
-/// linux/net/vmw_vsock/af_vsock.c). The host sends nothing to a guest process that connects from another port.
+/// linux/net/vmw_vsock/af_vsock.c). The host sends nothing to a guest process that connects from any other port.
 pub const PRIVILEGED_PORTS: std::ops::RangeInclusive<u32> = 1..=1023;
 
 /// I/O port of the VMM's boot timer, which records the time of each byte written to it.

@@ -53,7 +53,7 @@ fn prepare() {
     }
 }
 
-/// Runs in a guest with another init. Returns the exit code.
+/// Runs in a guest with a different init. Returns the exit code.
 fn run_as_command(argument: Option<&str>) -> libc::c_int {
     match argument {
         Some("--agent") => run_as_agent(),
@@ -80,7 +80,7 @@ fn run_as_agent() -> libc::c_int {
                 timer.mark(MARK_AGENT_READY);
             }
             let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
-            // Without this thread, the guest gets no keys or user data, but is still reachable.
+            // Ignore an error: without this thread, the guest gets no keys or user data, but is still reachable.
             let _ = std::thread::Builder::new().name("seed".into()).spawn(|| {
                 // Wisp's initramfs has already done this, unless the root was read-only at that time.
                 init::renew_identity(agent);

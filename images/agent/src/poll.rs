@@ -20,7 +20,7 @@ pub struct Ready {
 }
 
 /// Waits until a descriptor is ready or `timeout` expires (`None`: no limit; zero: do not wait). Returns an entry for
-/// each slot, all empty after a timeout. After a signal the wait restarts with the whole timeout.
+/// each slot, none of them ready after a timeout. After a signal the wait restarts with the whole timeout.
 pub fn poll<const N: usize>(
     slots: [Option<(BorrowedFd<'_>, Interest)>; N],
     timeout: Option<Duration>,

@@ -1,8 +1,8 @@
-//! Message to a guest that was restored from a snapshot, as the same instance or as another.
+//! Message to a guest that was restored from a snapshot, as the same instance or as a different one.
 //!
 //! The agent keeps a connection to the host's vsock port [`SENTINEL_PORT`], only to detect a restore: the VMM then
-//! resets all connections. The agent reads the I/O ports from [`RESUMED_PORT`] on, one byte per port: a length, then a
-//! message of that length in postcard's encoding. After it has applied the message, the agent writes
+//! resets all connections. Then the agent reads the I/O ports from [`RESUMED_PORT`] on, one byte per port: a length,
+//! then a message of that length in postcard's encoding. After it has applied the message, the agent writes
 //! [`MARK_AGENT_READY`](crate::MARK_AGENT_READY) to the boot timer. Until then no other connection reaches it.
 
 use std::time::Duration;
@@ -22,9 +22,9 @@ pub const FEATURE: &str = "+resumes";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
-    /// Time since 1970 in UTC.
+    /// Current time, as the time since 1970 in UTC.
     pub time: Duration,
-    /// Bytes unique to this guest for the random number generator, unless the kernel already has them.
+    /// Bytes unique to this guest for the random number generator. `None` if the kernel already has some.
     pub entropy: Option<[u8; 32]>,
     /// `None` to keep the old host name.
     pub hostname: Option<String>,

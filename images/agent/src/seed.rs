@@ -15,13 +15,13 @@ const VERSION: u32 = 2;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
-    /// A new ID makes the agent repeat the per-instance work.
+    /// ID of the instance. The agent runs the user data once for each ID.
     pub instance_id: String,
     /// `None` if the kernel's command line sets the host name.
     pub hostname: Option<String>,
     /// User whose `authorized_keys` get the public keys.
     pub default_user: String,
-    /// Lines of `authorized_keys`.
+    /// Public keys, as lines of `authorized_keys`.
     pub public_keys: Vec<String>,
     /// User data, decoded and decompressed.
     pub user_data: Option<Vec<u8>>,
@@ -33,7 +33,7 @@ impl Seed {
         postcard::to_allocvec(&(VERSION, self)).expect("a seed can be serialized")
     }
 
-    /// Returns `None` if the seed is invalid or of another version.
+    /// Returns `None` if the seed is invalid or has a different version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = postcard::take_from_bytes::<u32>(bytes).ok()?;

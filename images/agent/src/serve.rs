@@ -18,12 +18,12 @@ const MAX_SESSIONS: usize = 64;
 /// Stack size of a session, enough for a tree of the maximum depth. Untouched pages cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// Time to ignore the listener after a failed accept (no descriptors, no memory).
+/// Time to ignore the listener after a failed accept, for example for lack of descriptors or memory.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// Serves until a signal stops the guest, and returns the exit code. Both the listener and the signals are optional.
 pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&mut Signals>) -> libc::c_int {
-    // A closed input of a command must fail the write, not kill the agent.
+    // Writing to a command that has closed its input must fail, not kill the agent.
     // SAFETY: the call accepts this disposition, and no handler is involved.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut signals = signals;
@@ -69,7 +69,7 @@ static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Result<()> {
     let Some(socket) = listener.accept()? else { return Ok(()) };
     if SESSIONS.load(Ordering::Relaxed) >= MAX_SESSIONS {
-        eprintln!("wisp-init: refused a connection: already serving {MAX_SESSIONS}");
+        eprintln!("wisp-init: refused a connection: already serving {MAX_SESSIONS} connections");
         return Ok(());
     }
     SESSIONS.fetch_add(1, Ordering::Relaxed);

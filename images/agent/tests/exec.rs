@@ -188,7 +188,7 @@ fn control_c_interrupts_foreground_process() {
 }
 
 #[test]
-fn end_of_terminal_input_is_control_d() {
+fn end_of_input_sends_control_d_to_terminal() {
     let mut host = Host::exec(on_terminal(command(&["cat"])));
     host.stdin(b"line\n");
     host.send(&ToGuest::StdinEnd);

@@ -1,4 +1,4 @@
-//! Bundle of `image.toml`, the kernel and the root file system: a tar archive, compressed with zstd.
+//! Writes the bundle of `image.toml`, kernel and root file system: a tar archive, compressed with zstd.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-//! Digest of everything in the repository that the embedded image is built from.
+//! Computes a digest of everything in the repository that the embedded image is built from.
 //!
 //! The builder writes it next to the bundle, and a test compares it with the repository. A change to the agent, the
 //! kernel's configuration or patches, or the recipe fails that test until the bundle is rebuilt.

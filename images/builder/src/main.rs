@@ -9,7 +9,7 @@ use wisp_image_builder::bundle::{self, Component};
 use wisp_image_builder::inputs;
 use wisp_image_builder::rootfs::Rootfs;
 
-/// Build the bundle of images/tiny.
+/// Build the embedded image (images/tiny).
 #[derive(Debug, Parser)]
 struct Args {
     /// Repository directory.

@@ -11,7 +11,7 @@ use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
 use crate::EPOCH;
 
-/// Fixed, so that the build is reproducible.
+/// UUID of the file system, fixed so that the build is reproducible.
 const UUID: [u8; 16] = *b"wisp-tiny-rootfs";
 /// Journal size in blocks of 4 KiB, the minimum for ext4.
 const JOURNAL_BLOCKS: u32 = 1024;
@@ -60,7 +60,7 @@ impl Rootfs {
     }
 }
 
-/// Returns the applets that `busybox --list-full` lists.
+/// Returns the paths of busybox's applets, except its init.
 fn applets(busybox: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(busybox).arg("--list-full").output().context("busybox --list-full")?;
     let mut applets: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_string).collect();
@@ -84,7 +84,7 @@ impl Tree {
         Meta::new(mode, 0, 0, (EPOCH, 0))
     }
 
-    /// Creates the directory and its parents if necessary.
+    /// Returns the directory. Creates it and its parents if necessary.
     fn directory(&mut self, path: &str, mode: u16) -> anyhow::Result<InodeHandle> {
         if let Some((_, handle)) = self.directories.iter().find(|(known, _)| known == path) {
             return Ok(*handle);

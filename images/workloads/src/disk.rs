@@ -10,9 +10,9 @@ use crate::Options;
 use crate::pages::Memory;
 use crate::timing::{Done, Random, begin, repeat};
 
-/// Bytes of a sequential request: EBS counts it as one operation.
+/// Size of a sequential request in bytes. EBS counts such a request as one operation.
 const LONG: usize = 256 << 10;
-/// Bytes of a random request.
+/// Size of a random request in bytes.
 const SHORT: usize = 4 << 10;
 /// Maximum time to write the file, and its minimum size: room for all requests in flight.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -26,7 +26,7 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Parses the name of a measure, such as `disk-random-read-32`.
+    /// Parses the name of a workload, such as `disk-random-read-32`.
     pub fn of(measure: &str) -> Option<Pattern> {
         let rest = measure.strip_prefix("disk-")?;
         let (random, rest) = rest.strip_prefix("random-").map_or((false, rest), |rest| (true, rest));
@@ -43,7 +43,7 @@ impl Pattern {
     }
 }
 
-/// Writes as much of the file as the time allows.
+/// Writes as much of the file as `PATIENCE` allows, and at least `LEAST` bytes.
 pub fn prepare(options: &Options) -> Result<Done, String> {
     let file = open(options, libc::O_RDWR | libc::O_CREAT)?;
     let mut buffers = Buffers::new(1, LONG)?;
@@ -59,7 +59,7 @@ pub fn prepare(options: &Options) -> Result<Done, String> {
     Ok(Done { amount: bytes, elapsed: began.elapsed(), threads: 1, bytes })
 }
 
-/// Returns the bytes of sequential requests, or the number of random ones.
+/// Runs requests of a pattern. Counts the bytes of sequential requests, or the number of random ones.
 pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
     let failed = |error: io::Error| format!("{}: {error}", options.file);
     let file = open(options, libc::O_RDWR)?;
@@ -78,7 +78,8 @@ pub fn run(pattern: Pattern, options: &Options) -> Result<Done, String> {
             (0..count).try_for_each(|_| transfer(&file, buffers.get(0), places.next() * length as u64, pattern.write))
         })
     } else {
-        let mut queue = Queue::new(pattern.depth).map_err(|error| format!("asynchronous I/O: {error}"))?;
+        let mut queue =
+            Queue::new(pattern.depth).map_err(|error| format!("cannot set up asynchronous I/O: {error}"))?;
         repeat(options.target, |count| queue.run(&file, pattern, count, &mut buffers, &mut places))
     };
     let (operations, elapsed) = done.map_err(failed)?;
@@ -110,7 +111,7 @@ fn transfer(file: &OwnedFd, buffer: &mut [u8], offset: u64, write: bool) -> io::
     check(count as i64, buffer.len())
 }
 
-/// Fails unless the whole request was completed.
+/// Fails unless the whole request was transferred.
 fn check(result: i64, length: usize) -> io::Result<()> {
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -119,7 +120,7 @@ fn check(result: i64, length: usize) -> io::Result<()> {
     }
 }
 
-/// Sequence of request positions, in requests from the start of the file.
+/// Sequence of request positions, counted in requests from the start of the file.
 struct Places {
     count: u64,
     next: u64,
@@ -176,7 +177,7 @@ struct IoRequest {
     event_fd: u32,
 }
 
-/// `struct io_event`.
+/// `struct io_event` (linux/aio_abi.h).
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Event {
@@ -186,7 +187,7 @@ struct Event {
     result2: i64,
 }
 
-/// `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE`.
+/// Opcodes `IOCB_CMD_PREAD` and `IOCB_CMD_PWRITE`.
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 

@@ -1,10 +1,10 @@
-//! `wisp-workload`: the static program that `wisp bench` copies into any Linux guest. Each call runs one measure.
+//! `wisp-workload`: the static program that `wisp bench` copies into any Linux guest. Each call runs one workload.
 //!
 //! It prints `begin` when it is ready (for the network: when it listens), and then a line of JSON: the `amount` in the
-//! measure's unit, `elapsed_ns`, the threads, and the bytes of memory or file. An error is a sentence on standard
-//! error, with exit code 1.
+//! workload's unit, `elapsed_ns`, the threads, and the bytes of memory or file. Errors are printed to standard error,
+//! with exit code 1, or 2 for invalid arguments.
 //!
-//! It rarely reads the clock, which takes up to a millisecond in an emulated guest kernel.
+//! It rarely reads the clock, because that takes up to a millisecond in an emulated guest kernel.
 
 mod cpu;
 mod disk;
@@ -21,11 +21,11 @@ use std::time::Duration;
 use timing::Done;
 
 const USAGE: &str = "\
-wisp-workload MEASURE [--ms N] [--threads N] [--file PATH] [--bytes N] [--port N]
+wisp-workload WORKLOAD [--ms N] [--threads N] [--file PATH] [--bytes N] [--port N]
 
   integer, float                      KiB hashed (SHA-256); floating-point operations
   memory-bandwidth, memory-latency    bytes read and written; dependent loads
-  disk-prepare                        write --file for the other disk measures
+  disk-prepare                        write --file for the other disk workloads
   disk-{read,write}-{1,32}            bytes of sequential requests, with queue depth 1 or 32
   disk-random-{read,write}-{1,32}     random 4 KiB operations, with queue depth 1 or 32
   net                                 serve one connection on --port";
@@ -35,7 +35,7 @@ pub struct Options {
     pub target: Duration,
     pub threads: usize,
     pub file: String,
-    /// Size of the file, or maximum memory of memory measures, in bytes.
+    /// Size of the file, or maximum memory of memory workloads, in bytes.
     pub bytes: u64,
     pub port: u16,
 }
@@ -97,7 +97,7 @@ fn run(measure: &str, options: &Options) -> Result<Done, String> {
         "net" => net::serve(options),
         _ => match disk::Pattern::of(measure) {
             Some(pattern) => disk::run(pattern, options),
-            None => Err(format!("unknown measure '{measure}'\n\n{USAGE}")),
+            None => Err(format!("unknown workload '{measure}'\n\n{USAGE}")),
         },
     }
 }

@@ -7,7 +7,7 @@ use crate::Options;
 use crate::pages::{Memory, STEP};
 use crate::timing::{Done, Random, begin, repeat};
 
-/// Cache line, in bytes and in words.
+/// Size of a cache line, in bytes and in words.
 const LINE: usize = 64;
 const WORDS: usize = LINE / size_of::<u64>();
 

@@ -1,4 +1,4 @@
-//! One connection from the host, through the guest's network interface.
+//! Network workload: serves one connection from the host, through the guest's network interface.
 //!
 //! The host sends `s` for a stream of bytes during `--ms`, or `e` for an echo of each byte until it closes its side.
 
@@ -11,7 +11,7 @@ use crate::timing::{Done, begin};
 
 const PIECE: usize = 32 << 10;
 
-/// Seconds to wait for a connection.
+/// Seconds after which SIGALRM ends this process, for example if the host does not connect.
 const PATIENCE: u32 = 60;
 
 /// Listens, prints `begin`, and serves one connection to its end.

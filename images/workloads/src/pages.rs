@@ -24,7 +24,7 @@ impl Memory {
     pub fn get(least: usize, most: u64) -> Result<Memory, String> {
         let most = usize::try_from(most).map_err(|_| format!("{most} bytes exceed the address space"))?;
         let most = most.max(least).div_ceil(STEP) * STEP;
-        // One step more, so that the start can be aligned to a huge page.
+        // Map one huge page more, so that the start can be aligned to a huge page.
         let mapped = most + STEP;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;

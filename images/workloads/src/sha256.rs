@@ -1,12 +1,12 @@
-//! SHA-256 compression (FIPS 180-4, 6.2.2): integer work that uses the same instructions on every CPU.
+//! SHA-256 compression (FIPS 180-4, section 6.2.2): integer work that uses the same instructions on every CPU.
 
-/// FIPS 180-4, 4.2.2.
+/// Round constants (FIPS 180-4, section 4.2.2).
 const K: [u32; 64] = constants();
-/// FIPS 180-4, 5.3.3.
+/// Initial hash value (FIPS 180-4, section 5.3.3).
 pub const INITIAL: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
-/// The first 32 bits of the fractional parts of the cube roots of the first 64 primes.
+/// Returns the first 32 bits of the fractional parts of the cube roots of the first 64 primes.
 const fn constants() -> [u32; 64] {
     let mut constants = [0; 64];
     let (mut found, mut number) = (0, 2_u128);
@@ -72,7 +72,7 @@ pub fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
 mod tests {
     use super::*;
 
-    /// Example of FIPS 180-4: "abc".
+    /// Hashes "abc", the example of FIPS 180-4.
     #[test]
     fn compress_matches_fips_example() {
         let mut block = [0; 64];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const PARTS: u128 = 16;
 
 pub struct Done {
-    /// Amount of work in the measure's unit.
+    /// Amount of work in the workload's unit.
     pub amount: u64,
     pub elapsed: Duration,
     pub threads: usize,
@@ -18,10 +18,13 @@ pub struct Done {
 /// Notifies the caller that the measurement begins.
 pub fn begin() -> Result<(), String> {
     let mut output = io::stdout();
-    output.write_all(b"begin\n").and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}"))
+    output
+        .write_all(b"begin\n")
+        .and_then(|()| output.flush())
+        .map_err(|error| format!("cannot write to standard output: {error}"))
 }
 
-/// Calls `work` with numbers of units until `target` has passed. Returns the sum of the units, and the time.
+/// Calls `work` with a number of units to do until `target` has passed. Returns the sum of the units, and the time.
 pub fn repeat<E>(target: Duration, mut work: impl FnMut(u64) -> Result<(), E>) -> Result<(u64, Duration), E> {
     let began = Instant::now();
     let (mut done, mut next) = (0, 1);
@@ -58,7 +61,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// `end` must not be zero.
+    /// Returns a number below `end`, which must not be zero.
     pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }

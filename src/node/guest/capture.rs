@@ -7,9 +7,9 @@ use super::{Agent, Error};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
     pub status: ExitStatus,
-    /// The first bytes, up to the limit.
+    /// First bytes of the standard output, up to the limit.
     pub stdout: Vec<u8>,
-    /// The first bytes, up to the limit.
+    /// First bytes of the standard error, up to the limit.
     pub stderr: Vec<u8>,
 }
 
@@ -17,7 +17,7 @@ impl Agent {
     /// Runs a command without input until it exits, and keeps the first `limit` bytes of each output. Calls `on_output`
     /// with the captured standard output after each part that is received.
     ///
-    /// Unlike [`exec`](Self::exec), this does not change the handling of signals. Errors are those of `exec`, without
+    /// Unlike [`exec`](Self::exec), this does not change the handling of signals. Errors are those of `exec`, except
     /// [`Error::Interrupted`].
     pub fn capture(
         mut self,

@@ -38,7 +38,7 @@ impl Agent {
         Self::connect_to_port(socket, AGENT_PORT, timeout)
     }
 
-    /// Connects to another vsock port like [`connect`](Self::connect).
+    /// Like [`connect`](Self::connect), but for a different vsock port.
     pub fn connect_to_port(socket: &Path, port: u32, timeout: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + timeout;
         let mut stream =
@@ -68,7 +68,7 @@ impl Agent {
         Self { silence: Some(limit), ..self }
     }
 
-    /// Raises a limit of zero to 1 ms, because zero would mean no limit.
+    /// Sets the socket's timeouts. Raises zero to 1 ms, because zero would mean no timeout.
     pub(super) fn limit(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
         for direction in [Timeout::Recv, Timeout::Send] {
@@ -79,7 +79,7 @@ impl Agent {
     }
 }
 
-/// Returns `Ok(Err(answer))` for an invalid answer.
+/// Asks the VMM to connect to a vsock port of the guest. Returns `Ok(Err(answer))` if the VMM's answer is invalid.
 fn request_port(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<Result<(), String>> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_link_to_socket_is_refused() {
+    fn connect_through_symlink_is_refused() {
         let home = tempfile::tempdir().expect("a directory");
         let _listener = UnixListener::bind(home.path().join("other")).expect("bound");
         std::os::unix::fs::symlink(home.path().join("other"), home.path().join("vsock.sock")).expect("a link");

@@ -88,7 +88,7 @@ impl Agent {
     }
 }
 
-/// Returns the umask without changing it, or the strictest usual one if the kernel does not report it.
+/// Returns the umask without changing it, or 077 if the kernel does not report it.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_umask(&status).unwrap_or(0o077)
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn copy_from_guest_refuses_a_link_or_nothing_at_the_top() {
+    fn copy_from_guest_refuses_link_or_missing_entry_at_root() {
         let host = Host::new();
         let answers = [
             vec![link("data", &host.victim), TreeEntry::End],
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn copy_from_guest_refuses_a_file_where_a_directory_was_asked_for() {
+    fn copy_from_guest_refuses_file_for_directory_source() {
         let host = Host::new();
         for source in ["/srv/data/", "/srv/."] {
             let answer = vec![file("data"), TreeEntry::EndOfFile, TreeEntry::End];
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn copy_of_a_source_without_a_name_needs_a_new_destination() {
+    fn copy_of_unnamed_source_requires_new_destination() {
         let host = Host::new();
         let answer = || vec![directory("root"), TreeEntry::EndOfDirectory, TreeEntry::End];
         for source in ["/", ".", "..", "", "/srv/.", "/srv/.."] {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn links_from_a_guest_are_never_followed_by_later_copies() {
+    fn links_from_guest_are_not_followed_by_later_copies() {
         let host = Host::new();
         let data = host.home.join("data");
         let first = vec![directory("data"), link("sub", &host.victim), TreeEntry::EndOfDirectory, TreeEntry::End];
@@ -329,7 +329,7 @@ mod tests {
         }
     }
 
-    /// An agent from before sparse copies rejects the new messages as malformed.
+    /// An agent without support for sparse copies rejects their messages as malformed.
     #[test]
     fn older_agent_gets_requests_without_holes() {
         let older = Facts { agent_version: "0.1.0+resumes".into(), ..facts() };

@@ -35,13 +35,13 @@ pub enum Error {
     Copy(TreeError),
     #[error("cannot {action}: {source}")]
     Local { action: &'static str, source: io::Error },
-    /// A signal to this process ended a terminal session, and the guest hung up the command.
+    /// A signal to this process ended a terminal session, and the guest's agent sends SIGHUP to the command.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
 }
 
 impl Error {
-    /// For a message other than a running command's output or exit status.
+    /// Returns the error for a message other than a running command's output or exit status.
     pub(super) fn instead_of_output(message: ToHost<'_>) -> Error {
         match message {
             ToHost::ExecFailed { cause, message } => match cause {
@@ -56,7 +56,8 @@ impl Error {
 }
 
 impl Error {
-    /// Returns a shell's exit code: 127 for a command not found, 126 for one not executable, 128 plus the signal, or 1.
+    /// Returns the exit code that a shell would: 127 if the command was not found, 126 if it is not executable, 128
+    /// plus the signal's number if it was interrupted, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -67,7 +68,7 @@ impl Error {
         }
     }
 
-    /// Converts a connection error of an operation with a timeout.
+    /// Converts errors of a connection with a timeout: EAGAIN becomes [`Error::TimedOut`].
     pub(super) fn within(timeout: Duration) -> impl Fn(ProtocolError) -> Self {
         move |error| match error {
             // A socket with a timeout reports EAGAIN (socket(7)).

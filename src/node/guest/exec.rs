@@ -5,7 +5,7 @@
 //! guest.
 //!
 //! Without a terminal, the signals in `FORWARDED` are forwarded to the command. With a terminal, control keys reach the
-//! guest as bytes; a signal from elsewhere ends the session, and the guest hangs up the command.
+//! guest as bytes; a signal from elsewhere ends the session, and the guest sends SIGHUP to the command.
 //!
 //! Input is read at most 64 KiB ahead of the command, and not after the command has exited.
 
@@ -33,7 +33,7 @@ const WITH_TERMINAL: [i32; 5] = [libc::SIGWINCH, libc::SIGINT, libc::SIGTERM, li
 
 #[derive(Debug, Clone, Copy)]
 pub struct Streams<'a> {
-    /// Put into raw mode if it is a terminal and the command gets one.
+    /// Input of the command, put into raw mode if it is a terminal and the command gets one, too.
     pub input: BorrowedFd<'a>,
     pub output: BorrowedFd<'a>,
     pub error: BorrowedFd<'a>,
@@ -49,7 +49,7 @@ impl Streams<'static> {
 impl Agent {
     /// Runs a command, connected to `streams`, until it exits.
     ///
-    /// The command receives SIGPIPE in the guest if the reader of this process's output closes it. A process can run
+    /// If the reader of an output stream closes it, the command receives SIGPIPE at its next write. A process can run
     /// only one such command at a time, because its signals can be forwarded to only one.
     ///
     /// # Errors
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_input_is_at_end_of_file() {
+    fn exec_with_empty_input_reads_end_of_file() {
         let (status, output, _) = run("cat; echo done", null());
         assert_eq!((status.expect("ran").exit_code(), output.as_str()), (0, "done\n"));
     }

@@ -18,7 +18,7 @@ use wisp_agent::tree::Holes;
 use super::exec::{self, Shared};
 use super::{Agent, Streams};
 
-/// Never expires: the guest's whole output is sent before the operation starts.
+/// Never expires, because everything that the guest says is sent before the operation starts.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn frames(data: &[u8]) {
@@ -31,7 +31,7 @@ pub fn frames(data: &[u8]) {
     let _ = (decode::<ToGuest>(data), decode::<ToHost>(data), Seed::decode(data));
 }
 
-/// `data` selects one of the host's operations, and contains the guest's answers.
+/// Runs an operation of the host. The first byte of `data` selects it, and the guest sends the rest.
 pub fn host(data: &[u8]) {
     let Some((which, said)) = data.split_first() else { return };
     // Operations require a greeting first.
@@ -60,10 +60,10 @@ fn hello() -> Vec<u8> {
     greeting
 }
 
-/// The guest sends these bytes and then closes its side.
+/// Returns both ends of a connection on which the guest has sent `said` and then closed its side.
 fn connection_to_guest(said: &[u8]) -> Option<(UnixStream, UnixStream)> {
     let (host, mut guest) = UnixStream::pair().ok()?;
-    // Input longer than a socket's buffer is left to other tests.
+    // Gives up on input that does not fit into the socket's buffer.
     guest.set_nonblocking(true).ok()?;
     guest.write_all(said).ok()?;
     guest.shutdown(std::net::Shutdown::Write).ok()?;

@@ -15,7 +15,7 @@ impl Agent {
         }
     }
 
-    /// Writes all of the guest's file systems to their disks.
+    /// Flushes all of the guest's file systems to their disks.
     pub fn sync(self, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Sync, timeout)
     }
@@ -26,7 +26,7 @@ impl Agent {
         self.demand(&ToGuest::SetHostname(name.to_owned()), timeout)
     }
 
-    /// Returns when the guest has started to shut down or reboot. The VMM's exit shows that the guest is off.
+    /// Shuts down or reboots the guest. Returns when that has started. The VMM's exit shows that the guest is off.
     pub fn shutdown(self, reboot: bool, timeout: Duration) -> Result<(), Error> {
         self.demand(&ToGuest::Shutdown { reboot }, timeout)
     }

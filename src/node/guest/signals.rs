@@ -1,6 +1,6 @@
 //! Delivers signals to this process as bytes in a pipe, while a command runs in the guest.
 //!
-//! Blocked signals and a signalfd would require every thread to block the signals, but Wisp does not start all threads.
+//! A signalfd would require every thread to block the signals, including the threads that libraries start.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,17 +12,17 @@ use rustix::pipe::{PipeFlags, pipe_with};
 /// The write end of the pipe, or -1 while no signals are handled.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 
-/// Dropping this restores the signals' previous actions.
+/// Handler for a set of signals. Dropping it restores the signals' previous actions.
 pub struct Signals {
     reader: OwnedFd,
-    /// Kept open for the handler.
+    /// Write end of the pipe, kept open for the signal handler.
     _writer: OwnedFd,
     previous: Vec<(i32, libc::sigaction)>,
 }
 
 impl Signals {
-    /// Signals that this process ignores, for example under `nohup`, stay ignored. Fails if another command handles
-    /// signals.
+    /// Starts to handle `signals`. Those that this process ignores, for example under `nohup`, stay ignored. Fails if
+    /// another command in this process already handles signals.
     pub fn take(signals: &[i32]) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         if PIPE.compare_exchange(-1, writer.as_raw_fd(), Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -63,7 +63,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable while a signal is pending.
+    /// Returns a descriptor that is readable while a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }

@@ -8,10 +8,10 @@ use std::sync::{Mutex, Once, PoisonError};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use wisp_agent::protocol::{TerminalRequest, WindowSize};
 
-/// For a terminal that does not report its size.
+/// Size to assume for a terminal that does not report its own.
 const DEFAULT_SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
-/// Returns none if `fd` is not a terminal.
+/// Returns a request for a terminal like the one that `fd` refers to, or `None` if `fd` is not a terminal.
 #[must_use]
 pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     if !isatty(&fd) {
@@ -21,7 +21,7 @@ pub fn request(fd: impl AsFd) -> Option<TerminalRequest> {
     Some(TerminalRequest { size: window_size(fd).unwrap_or(DEFAULT_SIZE), term })
 }
 
-/// Returns none if the terminal does not report its size.
+/// Returns the terminal's size, or `None` if the terminal does not report it.
 #[must_use]
 pub fn window_size(fd: impl AsFd) -> Option<WindowSize> {
     let size = tcgetwinsize(fd).ok()?;

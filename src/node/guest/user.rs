@@ -1,10 +1,10 @@
 //! Names of a guest's users.
 
-/// As in useradd(8).
+/// Maximum length in bytes, as in useradd(8).
 const MAX_LENGTH: usize = 32;
 
-/// Checks a guest's user name. It becomes an argument of `ssh`, which expands it in the user's configuration. The error
-/// is a sentence with the name and the violated rule.
+/// Checks a guest's user name. It becomes an argument of `ssh`, which may substitute it into commands of the user's
+/// configuration (`%r`). The error is a sentence with the name and the violated rule.
 pub fn check_user_name(name: &str) -> Result<(), String> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
@@ -12,7 +12,7 @@ pub fn check_user_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{name:?} is not a valid user name: it must have 1 to {MAX_LENGTH} letters, digits, `_`, `.` or `-`, and must \
+        "{name:?} is not a valid user name: it must be 1 to {MAX_LENGTH} letters, digits, `_`, `.` or `-`, and must \
          start with a letter, a digit or `_`"
     ))
 }

@@ -1,4 +1,4 @@
-//! Reasons why KVM is unusable. Pure code: facts in, a verdict out.
+//! Finds the reason why KVM is unusable, given the facts about the host. Does no I/O.
 
 use rustix::io::Errno;
 
@@ -11,8 +11,8 @@ const API_VERSION: i32 = 12;
 pub enum KvmAccessError {
     /// The CPU has no virtualization extensions, or the firmware has disabled them.
     #[error(
-        "/dev/kvm is missing: the CPU's virtualization extensions are disabled. Reboot into the firmware \
-         setup (BIOS) and enable {switch}"
+        "/dev/kvm is missing: the CPU's virtualization extensions are missing or disabled. Reboot into the \
+         firmware setup (BIOS) and enable {switch}"
     )]
     NoVirtualization {
         /// The firmware's name of the setting.
@@ -25,7 +25,7 @@ pub enum KvmAccessError {
     NoNestedVirtualization,
     #[error("/dev/kvm is missing: the kernel module {module} is not loaded")]
     ModuleNotLoaded { module: &'static str },
-    /// The module is loaded, but the container has no access to the device.
+    /// The module is loaded, but the container has no device node.
     #[error("/dev/kvm is missing: the container was started without this device")]
     NotInContainer,
     #[error("/dev/kvm is missing: KVM is loaded, but its device node does not exist")]
@@ -139,7 +139,7 @@ fn why_denied(node: &DeviceNode, environment: &HostEnvironment) -> KvmAccessErro
     if user.uid == 0 || others_may || (group_may && in_group) {
         return KvmAccessError::Forbidden { in_container: environment.in_container };
     }
-    // Never advise joining root's group.
+    // Never suggest that a user join root's group.
     if !group_may || node.group == 0 {
         return KvmAccessError::RootOnly {
             mode: node.mode,

@@ -1,4 +1,4 @@
-//! Facts about the host, gathered without judgment. A fact that cannot be read is absent, never an error.
+//! Facts about the host, gathered without judgment. A fact that cannot be read is empty or zero, not an error.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -30,6 +30,7 @@ pub struct Facts {
     pub helpers: Vec<(Helper, bool)>,
     pub vpc: VpcFacts,
     pub killed_routers: Vec<KilledRouter>,
+    /// Result of binding a port below 1024.
     pub low_ports: Result<(), Errno>,
     /// Landlock version; 0 if the kernel has none.
     pub landlock: u32,
@@ -188,7 +189,7 @@ pub struct Cpu {
 pub struct User {
     pub name: String,
     pub uid: u32,
-    /// The process's groups, as of the login.
+    /// The process's groups, set at login.
     pub groups: Vec<u32>,
     /// The user's groups in `/etc/group`, effective from the next login.
     pub listed_groups: Vec<u32>,
@@ -220,7 +221,7 @@ pub enum HugePages {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HomeFacts {
-    /// The path, which may not exist yet.
+    /// Path of the data directory, which may not exist yet.
     pub path: PathBuf,
     pub writable: Result<(), Errno>,
     pub free_mib: Option<u64>,
@@ -246,7 +247,7 @@ impl HomeFacts {
 pub struct Helper {
     pub program: &'static str,
     pub purpose: &'static str,
-    /// Debian package.
+    /// Debian package that contains the program.
     pub package: &'static str,
 }
 
@@ -256,7 +257,7 @@ pub struct VpcFacts {
     pub tun: Result<(), Errno>,
     /// Kernel setting that forbids user namespaces for this user.
     pub forbidden_by: Option<NamespaceSetting>,
-    /// True if nftables lacks the bridge family, which prevents instances from spoofing their addresses.
+    /// True if the kernel lacks nftables' bridge family, whose rules prevent instances from spoofing addresses.
     pub lacks_bridge_rules: bool,
 }
 
@@ -289,7 +290,7 @@ impl NamespaceSetting {
     }
 }
 
-/// Tries to create a bridge table in temporary namespaces. Returns false if the attempt is not possible.
+/// Returns true if nftables refuses a bridge table in temporary namespaces. Returns false if that cannot be tried.
 fn lacks_bridge_rules() -> bool {
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--net", "--", "nft", "add table bridge wisp"]).stdin(Stdio::null());
@@ -302,7 +303,7 @@ fn lacks_bridge_rules() -> bool {
     is_installed("nft") && command.output().is_ok_and(refused)
 }
 
-/// landlock_create_ruleset(2) without attributes returns the version.
+/// Returns the Landlock version, or 0 if Landlock is missing or disabled (landlock_create_ruleset(2)).
 fn landlock_version() -> u32 {
     const VERSION: libc::c_uint = 1;
     // SAFETY: with this flag, the call reads no memory.
@@ -323,7 +324,7 @@ fn killed_routers(data_directory: &Path) -> Vec<KilledRouter> {
     killed(&data_directory.join(NETWORKS))
 }
 
-/// Tries to bind port 22 of a public address.
+/// Tries to bind port 22, as for an instance with a public address.
 fn low_ports() -> Result<(), Errno> {
     let tried = TcpListener::bind((Ipv4Addr::new(127, 18, 255, 254), 22));
     tried.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))

@@ -1,4 +1,4 @@
-//! Findings about the host, one per part. Pure code: facts in, findings out.
+//! Turns facts about the host into findings, one for each part of the host. Does no I/O.
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -203,7 +203,7 @@ fn space(free_mib: u64) -> Finding {
     }
 }
 
-/// Loads the module with the bridge family's expressions. A kernel with this module also has the family.
+/// Loads the nftables module for bridge expressions. A kernel with this module also has the bridge family.
 const BRIDGE_MODULE: &str = "sudo modprobe nft_meta_bridge";
 
 fn vpc(facts: VpcFacts) -> Finding {
@@ -268,7 +268,7 @@ fn low_ports(listened: Result<(), Errno>) -> Finding {
     }
 }
 
-/// Seccomp filters are available on every host.
+/// Judges the sandbox's optional layers. Seccomp filters are available on every host.
 fn sandbox(landlock: u32, forbidden_by: Option<NamespaceSetting>) -> Finding {
     const NAME: &str = "Sandbox";
     const WITHOUT: &str = "VMMs run without this layer. Their seccomp filters still apply (docs/security.md).";

@@ -1,4 +1,4 @@
-//! Commands that fix each cause of unusable KVM. Pure code, without I/O.
+//! Finds the commands that fix each cause of unusable KVM. Does no I/O.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::access::KvmAccessError;
 #[serde(rename_all = "PascalCase")]
 pub struct Fix {
     pub purpose: &'static str,
-    /// Ready to paste into a shell.
+    /// Shell command, ready to paste.
     pub command: String,
 }
 
@@ -19,7 +19,7 @@ impl Fix {
 }
 
 impl KvmAccessError {
-    /// Returns the commands that fix the error, the best first.
+    /// Returns commands that fix the error or help diagnose it: alternatives, best first, or steps in order.
     pub fn fixes(&self) -> Vec<Fix> {
         match self {
             Self::NoVirtualization { .. } => {
@@ -103,7 +103,7 @@ fn busy_fix(rivals: &[&str]) -> Fix {
     }
 }
 
-/// Quotes a word for the shell. Names from a directory service can contain a backslash.
+/// Quotes a word for the shell. User names from a directory service can contain a backslash.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

@@ -21,7 +21,7 @@ use ec2::HostCapacity;
 use facts::{HostEnvironment, KvmDepth};
 
 /// Checks that KVM can run guests. Takes microseconds, because it does not create a virtual machine: that takes 15 ms,
-/// too long for every launch. If creating one fails later, [`create_vm_error`] returns the error.
+/// too long for every launch. If creating one fails later, [`create_vm_error`] explains the failure.
 pub fn kvm_access() -> Result<(), KvmAccessError> {
     access::judge(&facts::kvm(KvmDepth::Open), &HostEnvironment::read())
 }
@@ -31,7 +31,8 @@ pub fn create_vm_error(errno: i32) -> KvmAccessError {
     access::create_vm_error(errno, &HostEnvironment::read())
 }
 
-/// Software KVM emulates guest kernels, which boot many times slower. Guest programs run at full speed.
+/// Returns true if `/dev/kvm` exists but the CPU lacks virtualization extensions. Such a KVM emulates guest kernels,
+/// which boot many times slower. Guest programs run at full speed.
 pub fn is_software_kvm() -> bool {
     let environment = HostEnvironment::read();
     facts::kvm_node().is_some() && access::is_software(&environment.cpu)
@@ -46,7 +47,7 @@ pub fn processor() -> (String, Option<u64>) {
     (HostEnvironment::read().cpu.model, facts::last_cache_bytes())
 }
 
-/// Returns `$WISP_HOME`, `$XDG_DATA_HOME/wisp` or `~/.local/share/wisp`, or `None` if no variable is set.
+/// Returns the first of `$WISP_HOME`, `$XDG_DATA_HOME/wisp` and `$HOME/.local/share/wisp` whose variable is set.
 pub fn data_directory() -> Option<PathBuf> {
     parse::data_directory(|name| std::env::var_os(name))
 }

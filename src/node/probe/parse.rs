@@ -1,4 +1,4 @@
-//! Parsers of the text files in which the kernel and the system report their state. Pure code.
+//! Parses the text files in which the kernel and the system report their state. Does no I/O.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub(super) fn cgroup_room_mib(limit: &str, usage: &str, stat: &str) -> Option<u6
     Some(limit.saturating_sub(usage.saturating_sub(droppable)) / (1024 * 1024))
 }
 
-/// Parses `/sys/kernel/mm/transparent_hugepage/enabled`: `always [madvise] never`.
+/// Parses `/sys/kernel/mm/transparent_hugepage/enabled`, for example `always [madvise] never`: brackets mark the mode.
 pub(super) fn huge_pages(text: &str) -> Option<HugePages> {
     let chosen = text.split_once('[')?.1.split_once(']')?.0;
     match chosen {
@@ -83,7 +83,8 @@ pub(super) fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Ignores empty variables and a relative `XDG_DATA_HOME`, as the XDG base directory specification requires.
+/// See [`super::data_directory`]. Ignores empty variables and a relative `XDG_DATA_HOME`, as the XDG base directory
+/// specification requires.
 pub(super) fn data_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WISP_HOME")

@@ -1,11 +1,11 @@
 //! Router of a VPC: a process (`wisp router`) in its own user and network namespaces, with a bridge and a tap for each
 //! instance. It leaves the host's namespaces unchanged and needs no privileges.
 //!
-//! The bridge's ports are isolated, so all traffic is routed and passes the nftables rules. The uplink is `pasta`, if
-//! installed. Connecting the first instance starts the router. After the last instance's VMM, the router exits, and the
-//! bridge, the rules and the uplink disappear.
+//! The bridge's ports are isolated, so even traffic between instances is routed and passes the nftables rules. The
+//! uplink is `pasta`, if installed. Attaching the first instance starts the router. It exits after the last instance's
+//! VMM, and the bridge, the rules and the uplink disappear.
 //!
-//! If a router is killed, only the uplink is lost: the kernel continues to forward what the rules allow. The next
+//! If a router is killed, only the uplink is lost: the kernel continues to forward traffic that the rules allow. A new
 //! router enters the same namespaces, which the supervisors of the VMMs hold open.
 
 mod namespace;
@@ -41,7 +41,7 @@ pub use process::run;
 
 /// Required programs and their Debian packages.
 pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
-/// Program of the uplink.
+/// Program that provides the uplink.
 pub const UPLINK_PROGRAM: &str = "pasta";
 
 const CONFIG: &str = "router.json";
@@ -56,7 +56,7 @@ const ANSWER_LIMIT: u64 = 64 << 10;
 pub struct RouterConfig {
     pub range: Cidr,
     pub router: Ipv4Addr,
-    /// Forwards queries to the host's name server.
+    /// Address of the VPC's name server. The uplink forwards its queries to the host's name server.
     pub dns: Ipv4Addr,
     pub mtu: u16,
     pub interfaces: Vec<Interface>,
@@ -80,7 +80,7 @@ enum RouterRequest {
     Uplink,
 }
 
-/// Response of the router. The response to [`RouterRequest::Attach`] carries a tap.
+/// Response of the router. The response to [`RouterRequest::Attach`] carries the descriptor of a tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RouterResponse {
@@ -125,14 +125,14 @@ pub struct Router {
 #[derive(Debug)]
 pub struct Attached {
     pub tap: OwnedFd,
-    /// State of the other instances, if their router had been killed.
+    /// State of the other instances. `None` if the router was already running.
     pub recovery: Option<RouterRecovery>,
 }
 
-/// State of a VPC after its router was killed. Instances are identified by the names of their directories.
+/// State of a VPC whose router was not running. Instances are identified by the names of their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterRecovery {
-    /// True if the new router has an uplink. `None` if there is no new router, because no instance held the namespaces.
+    /// True if the router that replaced a killed one has an uplink. `None` if no router was replaced.
     pub uplink: Option<bool>,
     /// Instances without a network until they are stopped and started.
     pub disconnected: Vec<String>,
@@ -189,7 +189,8 @@ impl Router {
         Ok(Router { dir: dir.to_path_buf(), _lock: lock_file(&dir.join(LOCK))? })
     }
 
-    /// Saves `config` and applies it if the router is up. Replaces a killed router if an instance holds its namespaces.
+    /// Saves `config`, and applies it if the router is running. Replaces a killed router if an instance holds its
+    /// namespaces. Returns the state of the VPC, or `None` if the router was already running.
     pub fn apply(&self, config: &RouterConfig) -> Result<Option<RouterRecovery>, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
@@ -228,7 +229,7 @@ impl Router {
     }
 
     /// Returns the network namespace of a killed router, and the running instances outside it. `absent` is the error of
-    /// connecting to the router. It tells whether the router exited normally, without instances.
+    /// connecting to the router. `NotFound` means that it exited normally, so there are no instances.
     fn find(&self, config: &RouterConfig, absent: &io::Error) -> io::Result<(Option<OwnedFd>, Vec<String>)> {
         if absent.kind() == io::ErrorKind::NotFound {
             return Ok((None, Vec::new()));
@@ -241,7 +242,7 @@ impl Router {
         write_private(&self.dir.join(CONFIG), &serde_json::to_vec_pretty(config)?)
     }
 
-    /// Starts the router and connects to it. The socket listens before the router starts, so connecting never waits.
+    /// Starts the router and connects to it. The socket is already listening, so connecting does not wait.
     fn start(&self, place: NamespaceSource) -> Result<UnixStream, RouterError> {
         check()?;
         Ok(self.spawn(place).and_then(|()| connect(&self.dir))?)
@@ -281,13 +282,13 @@ impl Router {
             });
         }
         let mut child = command.spawn()?;
-        // The router outlives a command that only starts an instance. A longer-running command must reap it.
+        // Reap the router if it exits before this command does.
         std::thread::spawn(move || child.wait());
         Ok(())
     }
 }
 
-/// Waits until the state of the uplink is known, tens of milliseconds after the router's start.
+/// Returns true if the router has an uplink. Waits until that is known, usually tens of milliseconds after its start.
 pub fn has_uplink(dir: &Path) -> Result<bool, RouterError> {
     match ask(dir, &connect(dir)?, RouterRequest::Uplink)? {
         (RouterResponse::Uplink(is_there), _) => Ok(is_there),
@@ -307,7 +308,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Returns the answer and the descriptor attached to it.
+/// Sends a request. Returns the answer, and the descriptor attached to it, if any.
 fn ask(
     dir: &Path,
     stream: &UnixStream,
@@ -330,7 +331,7 @@ fn ask(
     }
 }
 
-/// Returns the whole answer, which is empty if the router has exited.
+/// Sends a request. Returns the unparsed answer, which is empty if the router has exited.
 fn exchange(stream: &UnixStream, request: RouterRequest) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');

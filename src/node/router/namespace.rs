@@ -37,7 +37,8 @@ pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun")
 }
 
-/// Starts the uplink's process, which waits for a line on its standard input until the namespaces exist.
+/// Starts the uplink's process outside the router's namespaces. It joins them after it reads a line from its standard
+/// input: by then, they must exist.
 pub(super) fn prepare_uplink(dir: &Path, config: &RouterConfig) -> io::Result<Child> {
     let own = getpid().as_raw_nonzero();
     let is_root = geteuid().is_root();
@@ -95,7 +96,7 @@ pub(super) fn is_configured(network: &OwnedFd, config: &RouterConfig) -> bool {
 /// Creates the bridge, connects the first interface's tap and enables IP forwarding.
 pub(super) fn configure(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-    // The links carry IPv4 only. A kernel without IPv6 does not have this file.
+    // The links carry IPv4 only. Ignore an error: a kernel without IPv6 does not have this file.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let RouterConfig { range, router, mtu, .. } = config;
     ip(&format!(
@@ -110,7 +111,7 @@ route add {range} dev {BRIDGE}
     tap.enter_in_bridge(first)
 }
 
-/// Removes the uplink interface of a killed router. It may also disappear by itself.
+/// Removes the uplink interface of a killed router, unless the interface disappears by itself.
 pub(super) fn remove_uplink() -> io::Result<()> {
     match uplink_exists()? {
         true => ip(&format!("link delete {OUT}\n")).or_else(|error| if uplink_exists()? { Err(error) } else { Ok(()) }),
@@ -222,7 +223,7 @@ impl Tap {
         Port { tap: self.name.clone(), mac: interface.mac, address: interface.address }
     }
 
-    /// Returns the `ip` commands that make the tap a bridge port of one interface.
+    /// Returns the `ip` commands that make the tap the bridge port of `interface`.
     fn lines(&self, config: &RouterConfig, interface: &Interface) -> String {
         let (Tap { name, .. }, Interface { address, mac, .. }, mtu) = (self, interface, config.mtu);
         format!(
@@ -265,13 +266,13 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// Runs a program with `input`. The error contains its standard error.
+/// Runs a program with `input` as its standard input. The error of a failed program contains its standard error.
 fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
     let mut command = self::program(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
     let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-    // A program that stops reading reports the reason below.
+    // Ignore a write error: a program that stops reading reports the reason on its standard error.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output()?;

@@ -1,4 +1,4 @@
-//! Namespaces of a killed router. The supervisors of its instances hold them open for the next router to enter.
+//! Finds the namespaces of a killed router. The supervisors of its instances hold them open for a new router to enter.
 //!
 //! A namespace is identified by the directory of an instance whose supervisor holds it: the kernel reuses the inode
 //! numbers of namespaces, and two VPCs may have the same addresses.
@@ -21,7 +21,7 @@ use machine::unix_socket::SocketPath;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Returns the network namespace of a tap, or `None` for another descriptor or without the kernel's support.
+/// Returns the network namespace of a tap. Returns `None` if `network` is not a tap, or if the kernel lacks support.
 pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
     if !is_device {
@@ -30,7 +30,7 @@ pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
     let descriptor = descriptor_by(network, TUNGETDEVNETNS);
     descriptor
         .inspect_err(|error| {
-            log::warn!("cannot open the tap's network namespace, so a killed router could not be replaced: {error}")
+            log::warn!("cannot open the tap's network namespace, so its router could not be replaced: {error}")
         })
         .ok()
 }
@@ -95,7 +95,7 @@ fn held_by(pid: i32) -> Option<(u64, OwnedFd)> {
     })
 }
 
-/// Returns true if the process that listened on `socket` was killed. Does not block if the listener is stopped.
+/// Returns true if `socket` exists but no process is listening on it. Does not block if that process is stopped.
 pub(super) fn is_deserted(socket: &Path) -> bool {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -1,4 +1,4 @@
-//! The event loop of the router process.
+//! The router process (`wisp router`): sets up the VPC's network and serves requests in an event loop.
 
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -32,7 +32,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 const UPLINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of checks for an uplink process that exited before it created its interface. Netlink does not report that.
 const UPLINK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// Interval at which an idle router checks whether a client is about to connect.
+/// Interval at which a router without instances checks whether it can exit.
 const IDLE_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ struct Running<'a> {
     /// Netlink socket for interface notifications.
     links: OwnedFd,
     uplink: Option<Child>,
-    /// Deadline for the uplink interface while it does not exist. Instances do not wait for it.
+    /// Time by which the uplink's process must create its interface. Starting an instance does not wait for it.
     uplink_deadline: Option<Instant>,
     /// Clients that wait for the state of the uplink.
     waiting: Vec<UnixStream>,
@@ -53,7 +53,7 @@ struct Running<'a> {
     first: Option<(Interface, OwnedFd)>,
 }
 
-/// Runs the router of the VPC in `directory` until its last instance has stopped.
+/// Runs the router of the VPC in `dir` until the VPC's last instance has stopped.
 pub fn run(dir: &Path, listener: OwnedFd, place: NamespaceSource) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
@@ -62,11 +62,11 @@ pub fn run(dir: &Path, listener: OwnedFd, place: NamespaceSource) -> io::Result<
         refuse_first(&listener, error)?;
     }
     let result = running?.serve(&listener);
-    log::info!("the router exits");
+    log::info!("the router is exiting");
     result
 }
 
-/// Reports to the client that started the router why it failed.
+/// Reports to the client that started the router why the router's setup failed.
 fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
     let timeout = Timespec { tv_sec: CLIENT_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
     poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))?;
@@ -156,7 +156,7 @@ impl Running<'_> {
                 }
                 continue;
             }
-            // A process that holds the lock is about to send a request.
+            // A process that holds the lock may be about to send a request.
             if let Some(_lock) = try_lock_file(&self.dir.join(LOCK))?
                 && self.has_no_instances()?
             {
@@ -241,7 +241,7 @@ impl Running<'_> {
         Ok(tap)
     }
 
-    /// Lets the uplink's process continue. Until now, it would have slowed down the connection of the first instance.
+    /// Lets the uplink's process continue, after the first request. Earlier, it would delay the first instance's start.
     fn release_uplink(&mut self) {
         if let Some(mut stdin) = self.uplink.as_mut().and_then(|child| child.stdin.take()) {
             // Ignore a process that has exited: `check_uplink` detects that.
@@ -270,7 +270,7 @@ impl Running<'_> {
         self.uplink_deadline = None;
         if let Err(error) = outcome {
             log::warn!("cannot set up the uplink: {error}");
-            // The process may have exited by itself.
+            // Ignore errors: the process may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
             self.uplink = None;

@@ -1,7 +1,7 @@
 //! The nftables rules of a VPC.
 //!
-//! Each direction maps an instance's address to the chain of its rules; instances with the same rules share a chain. A
-//! new connection passes the egress chain of its source, and then the ingress chain of its destination or the uplink.
+//! Each direction has a map from instances' addresses to chains of rules. Instances with the same rules share a chain.
+//! A new connection passes the egress chain of its source, then its destination's ingress chain or the uplink.
 //! Connection tracking accepts replies. Requests to the VPC's name server are always accepted, as in EC2 (Amazon VPC
 //! User Guide, "Security groups").
 
@@ -74,7 +74,7 @@ table bridge wisp {{
     )
 }
 
-/// Renders the chains of one direction and the map to them. `peer` is the field with the other end's address.
+/// Renders the chains of one direction and the map to them. `peer` is nftables' name of the other end's address.
 fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])], peer: &str, verdict: &str) {
     let mut alike: BTreeMap<&[FilterRule], Vec<Ipv4Addr>> = BTreeMap::new();
     for (address, rules) in interfaces {
@@ -100,7 +100,7 @@ fn peers(rule: &FilterRule, field: &str) -> String {
     if rule.peers.iter().any(|peer| peer.prefix_length == 0) {
         return String::new();
     }
-    // nftables refuses overlapping ranges.
+    // Leave out ranges inside other ranges: nftables rejects overlaps.
     let within = |one: usize| {
         let inner = rule.peers[one];
         rule.peers.iter().enumerate().any(|(other, outer)| {

@@ -1,5 +1,5 @@
-//! Tests of a VPC in the kernel, with frames that a compromised VMM writes to its tap. Each test runs in new user and
-//! network namespaces, except the last one.
+//! Tests of a VPC in the kernel, with frames that a compromised VMM writes to its tap, in new user and network
+//! namespaces. Further tests cover a client of a faulty router.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use super::namespace::{self, Port, Tap};
 use super::*;
 use machine::network::{FilterProtocol, FilterRule, GATEWAY_MAC};
 
-/// Set in the process that runs in the namespaces.
+/// Environment variable that is set in a test process in new namespaces.
 const INSIDE: &str = "WISP_TEST_ROUTER";
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Size in bytes of the header before each of a tap's frames (`IFF_VNET_HDR`).
@@ -169,7 +169,7 @@ fn tap_without_rules_sends_nothing() {
     write(&taps[1], &packet(mac(5), address(5), address(6), b"bound"));
     assert_eq!(texts(&taps[2], b"bound"), [b"bound"]);
 
-    // The tap disappears with its descriptor, and its name is free again.
+    // The taps disappear when their descriptors are closed.
     assert!(namespace::tap_names().unwrap().contains(&without.tap));
     drop(taps);
     assert_eq!(namespace::tap_names().unwrap(), Vec::<String>::new());
@@ -201,7 +201,7 @@ fn exited_router_is_reported_as_ended() {
     let error = ask(dir, &near, RouterRequest::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(error.to_string(), "the VPC's router exited unexpectedly; see /networks/vpc-1/router.log");
-    // A router that has read the whole request leaves no error, but an empty response.
+    // If the router has read the whole request before it exits, the response is empty and there is no error.
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
     let answer = ask(dir, &near, RouterRequest::Uplink);

@@ -1,9 +1,9 @@
-//! Ownership of children's exit statuses.
+//! Reaps children, so that each session gets the exit status of its own command.
 //!
-//! Each session waits for its own child. Process 1 also inherits orphans and must reap them, but not the commands.
-//! Both use one lock: a command is registered before a sweep can see it. A sweep that finds a dead registered child
-//! stops there, because `waitid` reports dead children one at a time, in its own order. The session that reaps that
-//! child sweeps again. So no zombie remains, and each status goes to the right waiter.
+//! Process 1 also inherits orphans. It reaps them in sweeps, which must not reap the sessions' commands. Starting a
+//! command and sweeping take the same lock, so a command is registered before a sweep can see it. A sweep that finds a
+//! dead registered child stops there, because `waitid` reports dead children one at a time, in its own order. The
+//! session that reaps that child sweeps again. So no zombie remains, and each status goes to the right waiter.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,7 +22,7 @@ use crate::protocol::ExitStatus;
 pub struct Children {
     registered: Mutex<Vec<Pid>>,
     adopts_orphans: bool,
-    /// True while the guest stops. Process 1 then wants a SIGCHLD for each reaped child.
+    /// True while the guest is stopping. Process 1 then needs a SIGCHLD for each reaped child.
     stopping: AtomicBool,
 }
 
@@ -41,7 +41,7 @@ impl Child {
 }
 
 impl AsFd for Child {
-    /// Readable once the command has ended.
+    /// Returns a descriptor that is readable once the command has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -55,7 +55,7 @@ impl Children {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Pid>> {
-        // Each change of the list is one call, so it is consistent even after a panic.
+        // Each change of the list is one call, so the list is consistent even after a panic.
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,7 +103,8 @@ impl Children {
         }
     }
 
-    /// In process 1, reaps every dead child that no session waits for. Returns true if any children are left.
+    /// In process 1, reaps dead children that no session waits for, and returns false if no child is left. In another
+    /// process, does nothing and returns true.
     pub fn reap_orphans(&self) -> bool {
         if !self.adopts_orphans {
             return true;
@@ -126,7 +127,7 @@ impl Children {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Requests a SIGCHLD for every child reaped from now on.
+    /// Marks the guest as stopping: every child reaped from now on causes a SIGCHLD.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }

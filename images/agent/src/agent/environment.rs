@@ -57,7 +57,7 @@ pub enum Lookup {
     NotFound,
 }
 
-/// Looks up a program as a shell does: a name with a slash is already a path.
+/// Looks up a program as a shell does: a name with a slash is used as a path.
 #[must_use]
 pub fn look_up(program: &OsStr, path: &OsStr) -> Lookup {
     if program.as_bytes().contains(&b'/') {

@@ -2,9 +2,10 @@
 //!
 //! The session reads output only after it has sent the previous output, and standard input arrives within its window.
 //! So it buffers at most a window of input and two frames of output. A slow host slows down the command, but signals
-//! are handled at once.
+//! are handled immediately.
 //!
-//! The session ends when the command has ended and its pipes (or terminal) are empty, even with background processes.
+//! The session ends when the command has ended and its pipes (or terminal) are empty, even if background processes
+//! still have them open.
 //!
 //! When the host disconnects, the command's process group gets SIGHUP, and SIGKILL after [`GRACE`].
 
@@ -23,10 +24,10 @@ use crate::protocol::{
     ToGuest, ToHost,
 };
 
-/// Time for a command to end after its host disconnected.
+/// Time for a command to end after the host has disconnected.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Minimum credit to return at once, well below the window: a frame for each keystroke would be wasteful.
+/// Minimum credit to return in one frame, well below the window: a frame for each keystroke would be wasteful.
 const CREDIT_PORTION: usize = STDIN_WINDOW / 4;
 
 /// Maximum output to forward after the command's end. It exceeds the capacity of the pipes (1 MiB each, if the command
@@ -106,7 +107,7 @@ impl Session<'_> {
             if let Some(status) = draining
                 && (!(output.read || error.read) || self.drained >= DRAIN_LIMIT)
             {
-                // The guest's shutdown killed the command, so report no status. The host sees the guest end.
+                // The guest's shutdown killed the command, so report no status. The host sees the connection end.
                 if self.children.is_stopping() && matches!(status, ExitStatus::Signaled(_)) {
                     return Ok(());
                 }
@@ -140,7 +141,7 @@ impl Session<'_> {
             match frame {
                 ToGuest::Stdin(bytes) => self.input.take(bytes.0)?,
                 ToGuest::StdinEnd => self.input.end(),
-                // The terminal may be closed already.
+                // Ignore an error: the terminal may be closed already.
                 ToGuest::Resize(size) if self.input.is_terminal => {
                     let _ = self.output.as_ref().map(|terminal| resize(terminal, size));
                 }
@@ -149,7 +150,7 @@ impl Session<'_> {
                     let signal = Signal::from_named_raw(number).ok_or(ProtocolError::Unexpected("unknown signal"))?;
                     let _ = self.child.as_ref().map(|child| child.signal(signal));
                 }
-                // A terminal without a reader is hung up, as if its window had been closed.
+                // If nothing reads a terminal's output anymore, hang up, as if the terminal's window had been closed.
                 ToGuest::OutputClosed(OutputStream::Stdout) if self.input.is_terminal => return Ok(false),
                 ToGuest::OutputClosed(OutputStream::Stdout) => self.output = None,
                 ToGuest::OutputClosed(OutputStream::Stderr) => self.error = None,

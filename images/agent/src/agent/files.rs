@@ -1,8 +1,8 @@
-//! Files in directories that users other than root can change.
+//! Accesses files in directories that users other than root can change.
 //!
 //! The directory's owner may have replaced a name with a link to a system file, a pipe without a writer, or a device.
-//! So these functions take an open directory and one name in it, follow no link and never block. They change the owner
-//! and mode of an open file, never of a name.
+//! So these functions take an open directory and one name in it, follow no link and never block. They change owner
+//! and mode through an open descriptor, never by name.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,12 +18,12 @@ const ATTEMPTS: usize = 8;
 /// User ID and group ID.
 pub type Owner = (u32, u32);
 
-/// Follows links in `path`, which is a directory of the system.
+/// Opens a directory that only root can replace. Follows links in its path.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Creates the directory if necessary. Does not follow a link.
+/// Opens a directory, or creates it with `mode`. Fails if the name is a symbolic link.
 pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -38,7 +38,7 @@ pub fn open_or_make_directory(parent: impl AsFd, name: &str, mode: u32) -> io::R
     }
 }
 
-/// Returns `None` for a missing file. Fails for links, devices, pipes and files longer than `limit` bytes.
+/// Reads a file. Returns `None` if it is missing. Fails for links, devices, pipes and files longer than `limit` bytes.
 pub fn read(parent: impl AsFd, name: &str, limit: u64) -> io::Result<Option<(Vec<u8>, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
@@ -74,7 +74,7 @@ pub fn replace(parent: impl AsFd, name: &str, content: &[u8], mode: u32, owner: 
     written
 }
 
-/// Opens a regular file of the system for appending. Creates it if necessary.
+/// Opens a regular system file for appending, or creates it.
 pub fn append(path: &Path) -> io::Result<File> {
     let flags =
         OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -88,12 +88,12 @@ pub fn give(file: impl AsFd, owner: Option<Owner>) -> io::Result<()> {
     Ok(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
 }
 
-/// Creates a new file, to which no other process has a descriptor.
+/// Creates a new file, so that no other process has it open.
 fn create_new(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..ATTEMPTS {
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)) {
-            // A killed agent left the file behind, or the directory's owner created it.
+            // Remove a file that a killed agent left behind, or that the directory's owner created.
             Err(Errno::EXIST) => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
             opened => return Ok(opened?),
         }

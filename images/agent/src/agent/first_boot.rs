@@ -1,7 +1,8 @@
 //! Applies the seed: keys at each boot, user data once for each instance.
 //!
 //! The state is in `/var/lib/wisp/user-data.state`, on the guest's own disk. A restarted instance does not run its user
-//! data again; a new instance from an image of this disk does. Without a writable disk, the seed is not applied.
+//! data again; a new instance from an image of this disk does. Keys require a writable home
+//! directory, and user data a writable `/var/lib`.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -59,7 +60,7 @@ pub fn apply_seed(children: &Children, user_data: &UserData) {
     apply(children, user_data, &seed);
 }
 
-/// Returns after the user data has run.
+/// Applies `seed`. Returns after the user data has run.
 pub fn apply(children: &Children, user_data: &UserData, seed: &Seed) {
     if let Err(error) = authorize(seed) {
         eprintln!("wisp-init: cannot install the public keys: {error}");
@@ -88,7 +89,7 @@ fn authorize(seed: &Seed) -> io::Result<()> {
 /// Maximum size of `authorized_keys` in bytes.
 const MAX_KEYS: u64 = 1 << 20;
 
-/// Adds keys to a user's `authorized_keys`. The user may have placed links and other files there.
+/// Adds keys to a user's `authorized_keys`. The user may have replaced files there, for example with links.
 fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
     let (uid, _) = owner;
     let home_directory = files::open_directory(home)?;
@@ -104,7 +105,7 @@ fn add_keys(home: &Path, keys: &[String], owner: Owner) -> io::Result<()> {
         other => return Err(io::Error::other(format!("~/.ssh belongs to user {other}, not to user {uid}"))),
     }
     let before = match files::read(&directory, AUTHORIZED_KEYS, MAX_KEYS)? {
-        // The user can read the result. With a hard link, the user could have placed any system file here.
+        // The user can read the result, but the file may be a hard link to a system file that the user must not read.
         Some((_, stat)) if stat.st_uid != uid && stat.st_mode & 0o004 == 0 => {
             return Err(io::Error::other(format!("the user has no permission to read ~/.ssh/{AUTHORIZED_KEYS}")));
         }
@@ -387,7 +388,7 @@ mod tests {
         fs::write(&file, "secret").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
         let error = add_keys(home.path(), &key("A"), USER).unwrap_err().to_string();
-        assert!(error.contains("is not the user's to read"), "{error}");
+        assert!(error.contains("no permission to read"), "{error}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "secret");
     }
 

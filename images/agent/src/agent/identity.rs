@@ -1,10 +1,10 @@
-//! Data that must be unique per instance: SSH host keys, the machine ID, the random generator's seed.
+//! Renews the data that must be unique per instance: SSH host keys, machine ID and random seeds.
 //!
-//! An instance that was created from another one has that one's data on its disk. Its first boot renews the data, if
-//! possible before the guest's own init. A fork renews the data when it receives its identity. [`STAMP`] records the
-//! instance, so that later boots keep the data.
+//! The disk of a new instance may contain the data of the instance that it was created from. The first boot renews the
+//! data, if possible before the guest's own init. A fork renews the data when it receives its identity. [`STAMP`]
+//! records the instance, so that later boots keep the data.
 //!
-//! cloud-init renews SSH host keys when it boots as a new instance. If it is installed, a boot leaves the keys to it.
+//! cloud-init renews SSH host keys when it boots as a new instance. If it is enabled, a boot leaves the keys to it.
 
 use std::fs;
 use std::io;
@@ -29,10 +29,10 @@ const MAX_ID: usize = 32;
 /// The machine ID files of systemd and D-Bus (machine-id(5)).
 const MACHINE_ID: (&str, &str) = ("etc", "machine-id");
 const DBUS_MACHINE_ID: (&str, &str) = ("var/lib/dbus", "machine-id");
-/// Number of digits of a machine ID. If a file has other content, the guest's init creates an ID.
+/// Number of digits of a machine ID. A file with other content is left to the guest's init, which creates an ID.
 const ID_DIGITS: usize = 32;
 
-/// Random seeds that systemd, sysvinit, older Alpine, OpenRC and busybox keep for the next boot.
+/// Files in which systemd, sysvinit, older Alpine, OpenRC and busybox keep a random seed for the next boot.
 const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/systemd/random-seed",
     "var/lib/urandom/random-seed",
@@ -41,14 +41,14 @@ const RANDOM_SEEDS: [&str; 5] = [
     "var/lib/seedrng/seed.no-credit",
 ];
 
-/// OpenSSH's host keys, and the directory in the guest's state where new ones are created first.
+/// Directory of OpenSSH's host keys, and the one in the guest's state where new ones are created first.
 const OPENSSH: &str = "etc/ssh";
 const NEW_KEYS: &str = "new-host-keys";
 const DROPBEAR: &str = "etc/dropbear";
 const SSHD: &str = "sshd";
 const SSHD_PID: &str = "/run/sshd.pid";
 
-/// cloud-init, and the file that disables it.
+/// cloud-init's program, and the file that disables cloud-init.
 const CLOUD_INIT: &str = "usr/bin/cloud-init";
 const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
 
@@ -59,7 +59,7 @@ pub enum IdentityChange {
     Resume,
 }
 
-/// Renews the guest's identity if it is another instance's. Reports problems on the console.
+/// Renews the guest's identity, unless it was created for this instance. Reports problems on the console.
 pub fn renew(children: &Children, instance_id: &str, moment: IdentityChange) {
     let guest = Guest { root: "/".into(), run: &|argv| system::run(children, argv) };
     if let Err(error) = guest.renew(instance_id, moment) {
@@ -153,7 +153,7 @@ impl Guest<'_> {
         for name in &new {
             fs::rename(made.join(name), directory.join(name))?;
         }
-        // Certificates, and key types that are no longer created.
+        // Remove certificates, and key types that `ssh-keygen` no longer creates.
         for name in old.iter().filter(|name| !new.contains(name)) {
             remove(&directory.join(name))?;
         }
@@ -230,7 +230,7 @@ fn remove_all(path: &Path) -> io::Result<()> {
     found(fs::remove_dir_all(path)).map(drop)
 }
 
-/// Returns `None` for a file that does not exist.
+/// Converts the error for a missing file to `None`.
 fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),

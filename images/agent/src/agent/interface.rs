@@ -30,8 +30,8 @@ const NO_ADDRESS: &str = "1";
 /// tenth of the time that a restored guest needs to become ready.
 static WITHOUT_ADDRESS: AtomicU32 = AtomicU32::new(0);
 
-/// Brings the interface up without an address, before the snapshot of a guest without an identity. Its receive buffers
-/// are then already set up when the guest resumes.
+/// Brings the interface up without an address, in a guest that gets its identity after a restore. The receive buffers
+/// are then part of the snapshot.
 pub fn bring_up() -> io::Result<()> {
     let index = index()?;
     fs::write(ADDRESS_GENERATION, NO_ADDRESS)?;
@@ -92,7 +92,7 @@ pub fn configure_all(network: &Network) -> io::Result<()> {
     outcomes.into_iter().collect()
 }
 
-/// Returns true if the guest manages the interface: it is up, or a daemon that brings interfaces up is running.
+/// Returns true if the guest itself manages the interface: it is up, or a daemon that brings interfaces up is running.
 #[must_use]
 pub fn is_managed() -> bool {
     const DAEMONS: [&str; 2] = ["/run/systemd/netif/state", "/run/NetworkManager"];

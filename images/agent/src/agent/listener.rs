@@ -16,7 +16,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Fails with `EAFNOSUPPORT` without vsock, and with `EADDRINUSE` if an agent is running.
+    /// Listens on [`AGENT_PORT`]. Fails with `EAFNOSUPPORT` without vsock and `EADDRINUSE` if an agent is running.
     pub fn bind() -> io::Result<Self> {
         let socket = new_socket()?;
         bind(&socket, AGENT_PORT)?;
@@ -49,7 +49,7 @@ impl Listener {
 }
 
 /// Connects to a vsock port of the host, from a privileged port of the guest. Fails with `ECONNRESET` if the host does
-/// not serve the port, and with `EACCES` without the right to a privileged port.
+/// not serve the port, and with `EACCES` if this process must not bind a privileged port.
 pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
     let socket = new_socket()?;
     bind_privileged(&socket)?;
@@ -102,7 +102,7 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
 }
 
 impl AsFd for Listener {
-    /// Readable when a connection is waiting.
+    /// Returns a descriptor that is readable when a connection is waiting.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

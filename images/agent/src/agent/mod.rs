@@ -1,6 +1,6 @@
 //! The guest's end: serves connections from the host, one operation each.
 //!
-//! [`Agent::serve`] takes any connected stream socket, in a thread of its caller, and returns when the operation is
+//! [`Agent::serve`] takes any connected stream socket, runs in its caller's thread, and returns when the operation is
 //! complete. A fault ends only its connection. The agent trusts the host, which controls the guest anyway, and accepts
 //! no other peer (see [`Listener`]).
 
@@ -57,7 +57,7 @@ impl Agent {
         Self { children: Children::new(is_init), user_data: UserData::default(), is_init, identity: Mutex::default() }
     }
 
-    /// Waits for a renewal of the guest's identity to finish, and blocks further ones.
+    /// Waits for a renewal of the guest's identity to finish, and blocks further ones until the guard is dropped.
     pub fn hold_identity(&self) -> MutexGuard<'_, ()> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }

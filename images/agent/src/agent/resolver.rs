@@ -1,4 +1,4 @@
-//! `/etc/resolv.conf`, in a guest where no other program writes it.
+//! Writes `/etc/resolv.conf` in a guest where no other program does.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ const VOLATILE: &str = "run";
 const DOMAIN: &str = "ec2.internal";
 /// First line of a file that the agent wrote and may rewrite when the network changes.
 const MARK: &str = "# Written by wisp-init, as the image left it empty.\n";
-/// Maximum size of a configuration to read in bytes.
+/// Maximum size of an existing configuration in bytes.
 const LIMIT: u64 = 64 << 10;
 
 /// Configures name resolution, unless the guest has its own configuration.
@@ -60,7 +60,7 @@ fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
     }
 }
 
-/// Returns true if the agent may write a configuration: it is missing, has no entries, or was written by the agent.
+/// Returns true if the agent may write the configuration: it is missing, has no entries, or was written by the agent.
 fn is_ours(content: io::Result<Vec<u8>>) -> io::Result<bool> {
     let content = match content {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),

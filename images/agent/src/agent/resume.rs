@@ -1,4 +1,4 @@
-//! Updates a restored guest before it serves any request: its time, randomness and identity.
+//! Updates a restored guest before it serves any request: its random numbers, clock, network and identity.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,7 +33,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Returns `None` if the host does not serve the port.
+    /// Returns `None` if the host does not serve the port, or if the guest lacks a device.
     #[must_use]
     pub fn connect() -> Option<Self> {
         let socket = listener::connect_to_host(SENTINEL_PORT).ok()?;
@@ -104,7 +104,7 @@ impl Sentinel {
 }
 
 impl AsFd for Sentinel {
-    /// Readable when the connection breaks.
+    /// Returns a descriptor that is readable once the connection has broken.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -30,7 +30,7 @@ pub struct Program {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Stdio<'a> {
-    /// Three descriptors, all above 2.
+    /// Descriptors for standard input, output and error, all above 2.
     Descriptors([BorrowedFd<'a>; 3]),
     /// Terminal for all three streams, which becomes the controlling terminal.
     Terminal(&'a CStr),
@@ -60,7 +60,7 @@ pub fn spawn(program: &Program, stdio: Stdio<'_>) -> io::Result<Pid> {
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the child no longer uses the plan. Volatile, as the compiler cannot see who wrote to it.
+    // SAFETY: the child no longer uses the plan. Volatile, because the compiler cannot see the child's write.
     let errno = unsafe { (&raw const (*plan).errno).read_volatile() };
     if errno != 0 {
         // SAFETY: a null status is allowed. The child has ended already.

@@ -163,7 +163,10 @@ fn explain(error: &io::Error, program: &Program, name: &OsStr) -> StartError {
             if cwd.as_ref().is_some_and(|cwd| !Path::new(cwd).is_dir()) =>
         {
             let cwd = cwd.unwrap_or_default();
-            StartError::other(format!("cannot change to the working directory {}: not a directory", cwd.display()))
+            StartError::other(format!(
+                "the working directory {} is missing, not a directory or not accessible",
+                cwd.display()
+            ))
         }
         Some(libc::ENOENT | libc::ENOTDIR) => not_found(name),
         Some(libc::EACCES | libc::EPERM) => not_executable(name, "permission denied"),

@@ -31,8 +31,8 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
-/// Starts to shut the guest down. Process 1 sends itself the signal that busybox's `reboot` or `poweroff` sends. Other
-/// guests ask their service manager. If that fails, file systems are synced and the machine stops at once.
+/// Starts to shut the guest down. Process 1 sends itself the signal that busybox's `reboot` or `poweroff` sends. In
+/// other guests, asks the service manager. If that fails, syncs the file systems and stops the machine.
 pub fn shut_down(children: &Children, is_init: bool, reboot: bool) {
     if is_init {
         let _ = kill_process(getpid(), if reboot { Signal::TERM } else { Signal::USR2 });

@@ -52,7 +52,7 @@ fn find(passwd: &str, is_it: impl Fn(&User) -> bool) -> Option<User> {
     passwd.lines().filter_map(parse_user).find(is_it)
 }
 
-/// Parses `name:password:uid:gid:comment:home:shell` (passwd(5)).
+/// Parses a line of `/etc/passwd` (passwd(5)). Returns `None` if it is malformed.
 fn parse_user(line: &str) -> Option<User> {
     let mut fields = line.split(':');
     let name = fields.next().filter(|name| !name.is_empty())?.to_owned();

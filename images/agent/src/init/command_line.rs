@@ -22,7 +22,7 @@ pub struct CommandLine {
 pub struct Root {
     pub device: String,
     pub file_system: Option<String>,
-    /// `ro`, unless `rw` follows it.
+    /// True for `ro`, unless `rw` follows it.
     pub read_only: bool,
 }
 

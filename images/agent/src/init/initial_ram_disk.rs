@@ -1,8 +1,8 @@
 //! Support for root file systems without Wisp, where this program is `/init` in an initramfs.
 //!
 //! It mounts the root that the kernel's command line names, with an overlay in memory if the file system is read-only.
-//! It copies itself to the root's `/run` and makes the root's own init process 1. systemd finds a unit for the agent
-//! next to the copy. Before another init, the agent is started here. Without an init, this program stays process 1.
+//! It copies itself to the root's `/run` and makes the root's own init process 1. For systemd, it adds a unit
+//! that starts the agent; before a different init, it starts the agent itself. Without an init, it remains process 1.
 
 use std::fs;
 use std::io;
@@ -26,11 +26,11 @@ pub const PROGRAM: &str = "/init";
 const ROOT: &str = "/root";
 /// File systems of images, in the order in which they are tried.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "squashfs", "erofs"];
-/// Read-only ones among them, and their mount point as the lower layer of an overlay.
+/// Those that are read-only. They are mounted on `LOWER`, as the lower layer of an overlay.
 const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
 const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
-/// Programs that the kernel looks for (init/main.c), except the shell.
+/// Init programs that the kernel tries (init/main.c), except the shell.
 const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
 const AGENT_DIRECTORY: &str = "/run/wisp";
 const AGENT: &str = "/run/wisp/wisp-init";
@@ -64,7 +64,7 @@ ExecStart=/run/wisp/wisp-init --network
 /// File that Docker leaves in a container's root.
 const DOCKER_MARK: &str = "/.dockerenv";
 
-/// Switches to the root and runs its init. Returns if the root has no init. Without a root, exits: the kernel panics.
+/// Switches to the root and runs its init. Returns if the root has no init. Exits on failure, and the kernel panics.
 pub fn enter_root() {
     if let Err(error) = try_enter_root() {
         eprintln!("wisp-init: {error}");

@@ -25,7 +25,7 @@ use self::command_line::CommandLine;
 use crate::boot_timer::BootTimer;
 use crate::serve;
 
-/// `program` is the name under which the kernel started this process.
+/// Runs process 1. `program` is the name under which the kernel started it.
 pub fn run(program: &[u8]) -> ! {
     let in_ram_disk = program == initial_ram_disk::PROGRAM.as_bytes();
     let mut timer = BootTimer::open();
@@ -94,7 +94,7 @@ pub fn run(program: &[u8]) -> ! {
     }
 }
 
-/// Renews the identity of a guest with another init.
+/// Renews the identity of a guest that has its own init.
 pub fn renew_identity(agent: &Agent) {
     if let Some(instance_id) = CommandLine::read().instance_id {
         let _identity = agent.hold_identity();

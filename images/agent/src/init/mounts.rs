@@ -20,7 +20,7 @@ const TEMPORARY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const DEVICES: Mount =
     Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: Some(c"mode=0755") };
 
-/// In mount order: parents first.
+/// File systems to mount, in this order: parents first.
 const MOUNTS: [Mount; 7] = [
     Mount { kind: "proc", target: "/proc", flags: STRICT, options: None },
     Mount { kind: "sysfs", target: "/sys", flags: STRICT, options: None },
@@ -37,7 +37,7 @@ const MOUNTS: [Mount; 7] = [
     Mount { kind: "tmpfs", target: "/tmp", flags: TEMPORARY, options: Some(c"mode=1777") },
 ];
 
-/// Links through which programs open their own streams. devtmpfs lacks them.
+/// Links through which programs open their own descriptors. devtmpfs does not create them.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),

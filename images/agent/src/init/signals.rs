@@ -44,7 +44,7 @@ impl Signals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // Otherwise control-alt-delete makes the kernel restart the machine at once.
+        // Otherwise control-alt-delete makes the kernel restart the machine immediately.
         let _ = rustix::system::reboot(RebootCommand::CadOff);
         // SAFETY: the descriptor is new and has no other owner.
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, ending: None })
@@ -82,7 +82,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable when a signal is pending.
+    /// Returns a descriptor that is readable while a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -11,7 +11,7 @@ use wisp_agent::poll::{Interest, poll};
 use super::mounts;
 use super::signals::{Ending, Signals};
 
-/// Maximum time for processes to exit after SIGTERM. Usually all exit at once.
+/// Maximum time for processes to exit after SIGTERM. Usually, all exit immediately.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Maximum time for processes to exit after SIGKILL. A process that waits for a dead disk does not exit.
@@ -50,11 +50,11 @@ fn signal_all(signal: Signal) {
     unsafe { libc::kill(-1, signal.as_raw()) };
 }
 
-/// Reaps children, including orphans, until none is left or the time is up.
+/// Reaps children, including orphans, until none is left or the time is up. Returns true if none is left.
 fn reap_within(agent: &Agent, signals: &mut Signals, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
-        // Further signals change nothing: the guest is already ending.
+        // Ignore the result: the guest is already stopping. The last signal decides between power-off and restart.
         let _ = signals.act(agent);
         if !agent.children.reap_orphans() {
             return true;

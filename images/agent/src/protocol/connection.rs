@@ -40,7 +40,8 @@ impl AgentConnection {
     }
 
     /// Sends this end's [`Hello`] and `request` together, then waits for the other end's [`Hello`]. The other end reads
-    /// `request` after it has sent its own. Fails with [`ProtocolError::VersionMismatch`], or if the stream ended.
+    /// `request` after it has sent its [`Hello`]. Fails with [`ProtocolError::VersionMismatch`], or if the stream
+    /// ended.
     pub fn begin<M: Serialize>(&mut self, request: &M) -> Result<(), ProtocolError> {
         self.writer.queue(&Hello { version: VERSION })?;
         self.writer.send(request)?;

@@ -13,7 +13,7 @@ use thiserror::Error;
 /// Maximum number of bytes in one data frame.
 pub const MAX_DATA: usize = 64 * 1024;
 
-/// Maximum frame without its length: a full data frame and its header.
+/// Maximum size of a frame in bytes, excluding its length field: a full data frame and its header.
 pub const MAX_FRAME: usize = MAX_DATA + 1024;
 
 pub const LENGTH_BYTES: usize = 4;
@@ -62,13 +62,13 @@ pub fn encode<M: Serialize>(message: &M, output: &mut Vec<u8>) -> Result<(), Pro
     Ok(())
 }
 
-/// Decodes one frame without its length. Fails if the bytes are not exactly one message.
+/// Decodes one frame, given without its length field. Fails if the bytes are not exactly one message.
 pub fn decode<'a, M: Deserialize<'a>>(frame: &'a [u8]) -> Result<M, ProtocolError> {
     let (message, rest) = postcard::take_from_bytes(frame).map_err(ProtocolError::Malformed)?;
     if rest.is_empty() { Ok(message) } else { Err(ProtocolError::Malformed(postcard::Error::DeserializeBadEncoding)) }
 }
 
-/// Returns `Ok(Ok(range))` of the first frame, or `Ok(Err(n))` if the frame, or its length, needs `n` bytes.
+/// Locates the first frame. Returns `Ok(Ok(range))`, or `Ok(Err(n))` if at least `n` bytes are needed for that.
 pub fn locate(bytes: &[u8]) -> Result<Result<Range<usize>, usize>, ProtocolError> {
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Ok(Err(LENGTH_BYTES));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn length_over_limit_is_refused_from_four_bytes() {
+    fn length_over_limit_is_refused_before_frame_arrives() {
         assert!(matches!(locate(&u32::MAX.to_le_bytes()), Err(ProtocolError::TooLong { .. })));
     }
 

@@ -1,4 +1,4 @@
-//! Messages. Their order within an enum is part of the protocol's version.
+//! Messages. An enum's variants are numbered on the wire in this order, so a new one goes to the end.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Bytes;
 use crate::tree::{HOLES_FEATURE, Holes, Summary, TreeEntry};
 
-/// The first frame from either end.
+/// The first frame that each end sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u32,
@@ -27,7 +27,7 @@ pub enum ToGuest<'a> {
     Resize(WindowSize),
     /// Signal for the command's process group.
     Signal(i32),
-    /// The host has no reader of this output: close it, so that the command gets SIGPIPE when it writes.
+    /// Nothing on the host reads this output anymore. Close it, so that the command gets SIGPIPE when it writes.
     OutputClosed(OutputStream),
     /// Answered by [`ToHost::Copied`] or [`ToHost::Failed`]. The [`ToGuest::Tree`] frames follow.
     Write {
@@ -112,9 +112,9 @@ impl UserDataState {
 pub struct ExecRequest {
     /// Program and arguments. A program without a slash is searched for in `PATH`.
     pub argv: Vec<OsString>,
-    /// Variables that extend or override the agent's own (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`).
+    /// Variables that extend or override those of the user (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`).
     pub env: Vec<(OsString, OsString)>,
-    /// Working directory. Defaults to the home directory if a user is named, otherwise to `/`.
+    /// Working directory. Defaults to the home directory if a user is named and it exists, otherwise to `/`.
     pub cwd: Option<OsString>,
     /// Run the command on a new terminal, with standard output and error as one stream.
     pub terminal: Option<TerminalRequest>,

@@ -1,4 +1,4 @@
-//! Files and directories as a stream of entries.
+//! Sends and receives files and directories as a stream of entries.
 //!
 //! [`send`] walks a tree and emits its [`TreeEntry`]s. A [`TreeWriter`] writes the tree that they describe.
 //! Copies from and to a guest follow the same rules:
@@ -12,9 +12,9 @@
 //! - A name in the stream is one component: never empty, `.`, `..` or with a slash. The writer opens each directory
 //!   by its parent's descriptor and follows no link, so a stream cannot leave the destination.
 //!
-//! The guest trusts the host, but not the reverse. A writer with a [`CopyRequest`] takes the copy's name from the request,
-//! not from the stream. It applies the umask and marks the links that it creates. Later copies refuse marked links,
-//! even in the user's own path ([`Links::RefuseMarked`]).
+//! The guest trusts the host, but the host does not trust the guest. A writer with a [`CopyRequest`] takes the copy's
+//! name from the request, not from the stream. It applies the umask and marks the links that it creates. Later copies
+//! refuse marked links, even in the user's own path ([`Links::RefuseMarked`]).
 
 mod path;
 mod receive;
@@ -62,18 +62,18 @@ pub enum TreeEntry<'a> {
         name: OsString,
     },
     End,
-    /// Length in bytes, never 0. Sent only after both ends agreed on [`Holes::Keep`].
+    /// A hole of this length in bytes, never 0. Sent only after both ends agreed on [`Holes::Keep`].
     Hole(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holes {
-    /// As zero bytes, for a peer without support for [`TreeEntry::Hole`].
+    /// Send holes as zero bytes, for a peer without support for [`TreeEntry::Hole`].
     Fill,
     Keep,
 }
 
-/// Suffix of an agent's version that announces [`TreeEntry::Hole`]. Imported or older guests may have agents without it.
+/// Suffix of an agent's version that announces [`TreeEntry::Hole`]. Older agents lack it.
 pub const HOLES_FEATURE: &str = "+holes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Resolves the user's path of a copy, once, into descriptors.
+//! Resolves the path that the user specified for a copy, once, into descriptors.
 //!
 //! It follows the user's own symbolic links, but not those that an untrusted stream created: such a link could redirect
 //! a later copy anywhere. [`mark`] gives those links a fixed modification time, which [`resolve`] recognizes.
@@ -23,7 +23,7 @@ const MARK: i64 = 0x5749_5350;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
     Follow,
-    /// All links except those that an untrusted stream created.
+    /// Follow the user's own links, but fail at those that an untrusted stream created.
     RefuseMarked,
 }
 
@@ -145,7 +145,7 @@ impl Walk {
         Ok(None)
     }
 
-    /// Follows a link of `/proc`. Its text need not be a path, so only the kernel can follow it.
+    /// Follows a link of `/proc`. The link's text need not be a path, so only the kernel can follow it.
     fn follow_descriptor(&mut self, name: &OsStr, path: PathBuf) -> Result<Option<Destination>, TreeError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.at, name, flags, Mode::empty()).map_err(TreeError::io("open", &path))?;

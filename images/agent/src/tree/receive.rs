@@ -265,7 +265,7 @@ impl TreeWriter {
     fn end_directory(&mut self) -> Result<(), TreeError> {
         let directory = self.directories.pop().ok_or(TreeError::OutOfOrder("an end of directory without a start"))?;
         if let Some(attributes) = directory.attributes {
-            // The sticky bit has a meaning on a directory. The meaning of set-group-id depends on the owner.
+            // Keep the sticky bit, but not set-group-id, whose meaning depends on the owner.
             apply(directory.fd.as_fd(), attributes, self.mask(0o1777), &directory.path)?;
         }
         self.summary.directories += 1;
@@ -365,7 +365,7 @@ fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<FileType> {
     Some(FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Refuses to replace a device, a pipe or a socket. Returns the kind of another existing file.
+/// Refuses to replace a device, a pipe or a socket. Returns the kind of any other existing file.
 fn refuse_special(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<FileType>, TreeError> {
     match kind_of(parent, name) {
         kind @ (None | Some(FileType::RegularFile | FileType::Directory | FileType::Symlink)) => Ok(kind),
@@ -589,7 +589,7 @@ mod tests {
         assert_eq!(present.iter().map(|name| kind(name)).collect::<Vec<_>>(), before);
     }
 
-    /// A pipe gets the file's name while the file's data arrives.
+    /// Another process creates a pipe with the file's name while the file's data arrives.
     #[test]
     fn pipe_created_during_copy_is_not_replaced() {
         let home = tempfile::tempdir().expect("a directory");

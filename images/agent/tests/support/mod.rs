@@ -15,7 +15,7 @@ use wisp_agent::protocol::{
     AgentConnection, Bytes, ExecFailure, ExecRequest, ExitStatus, OutputStream, ProtocolError, ToGuest, ToHost,
 };
 
-/// Far longer than any operation here takes.
+/// Timeout for each wait, far longer than any operation here takes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 static AGENT: LazyLock<Agent> = LazyLock::new(|| Agent::new(false));
