@@ -1,7 +1,8 @@
-//! Schedules readings by a timer on the process's CPU time, which an idle machine does not trigger.
+//! Records the machine's resource usage each time the process has used a certain CPU time, so an idle machine is not
+//! woken.
 //!
-//! A machine at full load is read every [`QUANTUM_NS`] of CPU time per vCPU. The mean usage over any five minutes is
-//! therefore known to within a sixtieth of the whole machine.
+//! At full load, the usage is recorded once per [`QUANTUM_NS`]. The mean usage over any five minutes is therefore known
+//! to within a sixtieth of the machine's CPU capacity.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,14 +15,14 @@ use machine::usage::{FILE, Reading, ReadingsFile};
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// Logs failures, because a machine must not end for lack of statistics.
+/// Appends usage readings to a file. Only logs failures, because a machine must not end for lack of statistics.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     file: ReadingsFile,
     expirations: OwnedFd,
     /// Never deleted: the thread's seccomp filter does not allow timer_delete(2).
     _timer: ManuallyDrop<CpuTimer>,
-    /// False after a failed write, so that the log gets one line for a full disk.
+    /// False after a failed write, so that consecutive failures, such as on a full disk, are logged once.
     is_keeping: bool,
 }
 
@@ -36,7 +37,7 @@ impl Recorder {
             timer.set_each(QUANTUM_NS.saturating_mul(vcpus.into()))?;
             Ok(Recorder { file, expirations, _timer: ManuallyDrop::new(timer), is_keeping: true })
         };
-        begin().inspect_err(|error: &io::Error| log::error!("the machine's usage is not recorded: {error}")).ok()
+        begin().inspect_err(|error: &io::Error| log::error!("cannot record the machine's usage: {error}")).ok()
     }
 
     /// Becomes readable when a reading is due.

@@ -2,8 +2,8 @@
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 
-/// Sets registers in order, skips those that KVM refuses, and returns them. `set` is KVM_SET_MSRS, which stops at the
-/// first refused register and returns the number of registers set.
+/// Sets registers in order, skips those that KVM refuses, and returns the refused ones. `set` is KVM_SET_MSRS, which
+/// stops at the first refused register and returns the number of registers set.
 pub(super) fn set_each<E>(
     entries: &[kvm_msr_entry],
     mut set: impl FnMut(&Msrs) -> Result<usize, E>,
