@@ -90,7 +90,7 @@ impl Exit<'_> {
     }
 }
 
-/// Runs the guest on this vCPU until it exits. Returns KVM_RUN's errors, except interruptions, which are exits.
+/// Runs the guest on this vCPU until it exits. Returns the errors of KVM_RUN; an interruption is [`Exit::Interrupted`].
 pub fn run(vcpu: &mut VcpuFd) -> Result<Exit<'_>, kvm_ioctls::Error> {
     match vcpu.run() {
         Ok(_) => {}

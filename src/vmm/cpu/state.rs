@@ -118,7 +118,7 @@ fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
 }
 
-/// Restores the MSRs. KVM may refuse an MSR that it sets itself, so see [`check_refused`].
+/// Restores the MSRs. Fails if KVM refuses an MSR that [`check_refused`] does not accept.
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
     let refused = set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("set a vCPU's MSRs"))?;
     let value = |index| {

@@ -41,7 +41,7 @@ impl PageRun {
     }
 }
 
-/// Returns the private pages of `memory` in ascending order, merged across small gaps ([`GAP`]). No run spans two
+/// Returns the private pages of `memory` in ascending order, merged across small gaps (`GAP`). No run spans two
 /// memory ranges.
 pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     let map = File::open("/proc/self/pagemap")?;
