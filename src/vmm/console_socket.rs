@@ -73,8 +73,7 @@ impl ConsoleSocket {
         self.terminal.as_ref().map(|terminal| terminal.stream.as_raw_fd())
     }
 
-    /// Accepts a client and returns the descriptor to wait on for input. If another client is attached, rejects the new
-    /// one and returns `None`.
+    /// Accepts a client and returns the descriptor to wait on for input; returns `None` if another client is attached.
     pub fn accept(&mut self) -> io::Result<Option<i32>> {
         let (mut stream, _) = self.listener.accept()?;
         if self.terminal.is_some() {
@@ -101,8 +100,7 @@ impl ConsoleSocket {
         if events.contains(EventSet::IN) {
             terminal.take_input(serial);
         }
-        // A client that has closed the connection stays attached until its remaining input is read, as far as there is
-        // space.
+        // After the client has closed the connection, its remaining input is read first, as far as there is space.
         let may_have_input = terminal.input == Input::Awaited && events.contains(EventSet::IN);
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) && !may_have_input {
             self.console.detach();

@@ -1,7 +1,6 @@
 //! The event loop of the VMM's main thread: serves clients until the machine ends.
 //!
-//! The loop never busy-waits. It handles one request at a time, so a slow one, such as a snapshot, delays other
-//! clients.
+//! The loop never busy-waits. It handles one request at a time, so a slow one (a snapshot) delays other clients.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -83,8 +82,7 @@ impl<'a> EventLoop<'a> {
         Ok(event_loop)
     }
 
-    /// Serves clients until the machine ends. Returns the end, and the control server, whose subscribers the caller
-    /// notifies.
+    /// Serves clients until the machine ends. Returns the end, and the control server with the subscribers to notify.
     pub(super) fn run(mut self, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> (End, ControlServer) {
         self.record(status);
         let end = self.serve(status, freezer);

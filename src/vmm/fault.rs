@@ -1,5 +1,4 @@
-//! Errors that a guest's driver causes. All are counted, but they are logged at increasing intervals, so that a guest
-//! cannot fill the log.
+//! Errors that a guest's driver causes. All are counted, but few are logged, so that a guest cannot fill the log.
 
 use std::fmt;
 use std::sync::Mutex;

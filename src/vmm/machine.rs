@@ -66,8 +66,7 @@ pub struct VmmInputs {
     pub console: Option<UnixStream>,
     /// When the user's command started, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
-    /// The network device's backend: a tap device, or the stream socket of a user-mode network. Without it, the device
-    /// is disconnected.
+    /// The network device's backend: a tap device, or the stream socket of a user-mode network. `None`: disconnected.
     pub network: Option<OwnedFd>,
     pub broker: BrokerClient,
     pub restore: Option<Restore>,
@@ -219,8 +218,7 @@ impl Machine {
         })
     }
 
-    /// Runs the guest. Calls `conclude` once all vCPUs have stopped and the disks are flushed, then notifies
-    /// subscribers.
+    /// Runs the guest. Once all vCPUs have stopped and the disks are flushed, calls `conclude`, then tells subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         let context = Arc::new(self.context);
         // Nothing reads an ephemeral machine's usage after its end, so it is not recorded.

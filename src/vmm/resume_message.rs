@@ -1,5 +1,4 @@
-//! The message to the guest of a restored machine. vsock clients can reach the guest only after it has handled the
-//! message.
+//! The message to a restored guest. vsock clients can reach the guest only after it has handled the message.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,8 +41,7 @@ impl ResumeMessage {
         };
         let instance_id = seed.as_ref().map(|seed| seed.instance_id.clone());
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        // The message contains the instance ID, host name and network. The guest reads the seed only if it contains
-        // more.
+        // The message has the instance ID, host name and network. The guest reads the seed only if it has more.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));

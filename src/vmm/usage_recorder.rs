@@ -1,5 +1,4 @@
-//! Records the machine's resource usage each time the process has used a certain CPU time, so an idle machine is not
-//! woken.
+//! Records the machine's resource usage, on a timer that runs on CPU time and therefore does not wake an idle machine.
 //!
 //! At full load, the usage is recorded once per [`QUANTUM_NS`]. The mean usage over any five minutes is therefore known
 //! to within a sixtieth of the machine's CPU capacity.

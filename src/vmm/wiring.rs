@@ -1,5 +1,4 @@
-//! Creates a machine's devices and connects their registers to the buses, and their interrupts and notifications to
-//! KVM.
+//! Creates a machine's devices, and connects their registers to buses and their interrupts and notifications to KVM.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -141,8 +140,7 @@ pub(super) fn connect(
     Net::new(config, backend, link, Some(sockets)).map_err(Error::host("set up the network"))
 }
 
-/// Returns the addresses and interrupts of the first `count` virtio devices, in the order in which [`wire_virtio`]
-/// connects them.
+/// Returns the addresses and interrupts of the first `count` virtio devices, in the order of [`wire_virtio`].
 pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
     let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
     VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
@@ -158,8 +156,7 @@ pub(super) struct VirtioParts<'a> {
     pub slots: &'a [Slot],
 }
 
-/// Creates and connects the virtio devices: one for each disk slot (including empty ones), then entropy, vsock and
-/// network.
+/// Creates and connects the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network.
 pub(super) fn wire_virtio(
     vm: &VmFd,
     bus: &mut Bus,

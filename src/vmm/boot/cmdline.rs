@@ -56,8 +56,7 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
     // Allocates the first per-CPU area in small pages. A huge page would have to be zeroed completely.
     "percpu_alloc=page",
-    // Interpreting ACPI tables takes minutes. The MP table has the same content, and kernels boot even if they do not
-    // support it.
+    // Interpreting ACPI tables takes minutes. The MP table has the same content; kernels without MP support still boot.
     "acpi=off",
 ];
 

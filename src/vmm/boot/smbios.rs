@@ -19,8 +19,7 @@ const SYSTEM: u8 = 1;
 const BOARD: u8 = 2;
 const CHASSIS: u8 = 3;
 const END: u8 = 127;
-/// Firmware characteristics (section 7.1.1): not supported. The second extension byte (section 7.1.2.2): virtual
-/// machine.
+/// Firmware characteristics (section 7.1.1): not supported. Second extension byte (7.1.2.2): virtual machine.
 const CHARACTERISTICS_NOT_SUPPORTED: u64 = 1 << 3;
 const VIRTUAL_MACHINE: u8 = 1 << 4;
 /// The wake-up type (section 7.2.2): power switch.

@@ -162,15 +162,13 @@ impl Topology {
                 entry.ecx |= TSC_DEADLINE | HYPERVISOR;
                 entry.edx = if self.count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
-            // Intel's cache leaf: the number of threads that share the cache (25:14) and of core IDs in the package
-            // (31:26), less 1.
+            // Intel's cache leaf, less 1 each: threads that share the cache (25:14), core IDs in the package (31:26).
             0x4 if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 let cores = 1 << (self.package_bits - self.thread_bits);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14) | ((cores - 1) << 26);
             }
-            // AMD: the number of threads in the package less 1, and the width of their IDs. The register is reserved on
-            // Intel.
+            // AMD: the number of threads in the package less 1, and the width of their IDs. Reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.count - 1) | (self.package_bits << 12),
             // AMD's cache leaf: the number of threads that share the cache (25:14), less 1.
             0x8000_001d if entry.eax & 0x1f != 0 => {

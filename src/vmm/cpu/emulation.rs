@@ -1,5 +1,4 @@
-//! Software KVM: on a host without VMX and SVM, guest user code runs natively, and KVM emulates kernel code
-//! incompletely.
+//! Software KVM: on a host without VMX and SVM, guest user code runs natively, and KVM emulates kernel code in part.
 //!
 //! This module helps with two instructions: it injects #BP for `int3` in the kernel (the kernel's self-test, and jump
 //! labels that are being patched), and skips `fwait`. Any other unsupported instruction ends the machine with a message
@@ -28,8 +27,7 @@ pub fn is_software_kvm() -> bool {
     !vmx && !svm
 }
 
-/// Emulates the instruction that KVM could not emulate, if it is `int3` or `fwait`. Returns true if the vCPU can
-/// continue.
+/// Emulates `int3` and `fwait` for KVM, then returns true. Returns false for any other instruction.
 pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
     let bytes = instruction_bytes(vcpu, memory, &regs, failure);
@@ -53,8 +51,7 @@ pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -
     }
 }
 
-/// Returns up to 15 bytes at the instruction pointer: those that KVM provided, or else those read through the guest's
-/// page tables.
+/// Returns up to 15 bytes at the instruction pointer: KVM's, or else those read through the guest's page tables.
 pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, failure: &EmulationFailure) -> Vec<u8> {
     if !failure.instruction_bytes.is_empty() {
         return failure.instruction_bytes.clone();

@@ -54,8 +54,7 @@ impl Gate {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Waits until vCPU `id` may continue; returns false if its thread must end. `save` reads the vCPU's state on
-    /// request.
+    /// Waits until vCPU `id` may continue; returns false if its thread must end. `save` reads its state on request.
     pub fn wait(&self, id: u32, save: impl Fn() -> Result<VcpuState, StateError>) -> bool {
         let place = id as usize;
         let mut inner = self.lock();
@@ -100,8 +99,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Closes the gate, calls `kick`, and waits until all vCPUs have arrived. Returns false if a vCPU's thread has
-    /// ended.
+    /// Closes the gate, calls `kick`, and waits until all vCPUs have arrived. Returns false if one's thread has ended.
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();

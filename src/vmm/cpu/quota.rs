@@ -89,8 +89,7 @@ impl Quota {
 }
 
 impl Allowance<'_> {
-    /// Returns true if the vCPU may run a new slice. Otherwise waits at `gate` and returns false; the gate may be
-    /// closed by then.
+    /// Returns true if the vCPU may run a slice now. Otherwise waits at `gate` and returns false: check the gate again.
     pub fn next_slice(&self, gate: &Gate) -> bool {
         let quota = self.quota;
         let changes = quota.changes.load(Ordering::SeqCst);

@@ -47,8 +47,7 @@ const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// MTRRs are enabled, and memory is write-back by default.
 const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 
-/// The entries of the local interrupt pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and their
-/// delivery modes.
+/// The local APIC's registers for its two interrupt pins (Intel SDM volume 3A, table 11-1), and delivery modes.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 0x400;

@@ -90,8 +90,7 @@ pub(super) fn notify_of_pause(vcpu: &VcpuFd) {
     }
 }
 
-/// Reads the MSRs and skips those that KVM cannot read: KVM stops at such a register, and its own list may contain
-/// some.
+/// Reads the MSRs. KVM stops at an MSR that it cannot read, and its own list may contain such MSRs; they are skipped.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
@@ -128,8 +127,7 @@ fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateErr
     check_refused(&refused, value)
 }
 
-/// Fails if KVM refused a register that is neither in [`REFUSED_MSRS`] nor already has its saved value. `value` reads a
-/// register.
+/// Fails if a refused MSR is not in [`REFUSED_MSRS`] and its current `value` is not the saved one.
 fn check_refused(refused: &[kvm_msr_entry], value: impl Fn(u32) -> Option<u64>) -> Result<(), StateError> {
     for kvm_msr_entry { index, data, .. } in refused.iter().copied() {
         if !REFUSED_MSRS.contains(&index) && value(index) != Some(data) {

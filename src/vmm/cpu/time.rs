@@ -19,8 +19,7 @@ struct Counted {
 pub struct CountedThread<'a>(&'a ThreadClock);
 
 impl ThreadClock {
-    /// Counts the calling thread until the returned value is dropped. Returns `None` if the host has no clock for the
-    /// thread.
+    /// Counts the calling thread until the returned value is dropped. Returns `None` if the host has no clock for it.
     pub fn count_this_thread(&self) -> Option<CountedThread<'_>> {
         let mut clock = 0;
         // SAFETY: the ID of the calling thread is valid; the call only writes to `clock`.

@@ -238,8 +238,7 @@ impl Vcpu {
         }
     }
 
-    /// Logs the instruction pointer after a kick, at log level `trace`. A script that kicks repeatedly can thus profile
-    /// the guest.
+    /// Logs the instruction pointer after a kick, at log level `trace`. With repeated kicks, this profiles the guest.
     fn trace_position(&self) {
         if log::log_enabled!(log::Level::Trace)
             && let Ok(regs) = self.fd.get_regs()

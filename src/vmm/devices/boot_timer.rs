@@ -1,5 +1,4 @@
-//! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last value
-//! written.
+//! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last mark.
 
 use std::sync::Arc;
 

@@ -1,7 +1,6 @@
 //! The pvpanic port, on which a guest's kernel reports a panic or a power-off (QEMU, `docs/specs/pvpanic`).
 //!
-//! Without ACPI, a PC has no other way to power itself off. The embedded kernel has a patch that uses the port for
-//! that.
+//! Without ACPI, a PC has no other way to power itself off. The embedded kernel is patched to use this port.
 
 use crate::bus::BusDevice;
 use machine::end::{End, EndSender};

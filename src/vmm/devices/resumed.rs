@@ -14,8 +14,7 @@ pub struct ResumedPorts {
 }
 
 impl ResumedPorts {
-    /// Creates the device with the message for a restored guest. The time is added when the guest starts to read the
-    /// message.
+    /// Creates the device with the message for a restored guest. The time is added when the guest reads the message.
     pub fn new(message: Option<Resumed>) -> ResumedPorts {
         ResumedPorts { message, bytes: Vec::new() }
     }

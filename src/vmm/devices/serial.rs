@@ -113,8 +113,7 @@ impl Serial {
         Ok(Serial { registers, waiting, emptied, room })
     }
 
-    /// Raises an unacknowledged interrupt again, because KVM may have saved the interrupt controllers before its
-    /// delivery.
+    /// Raises an unacknowledged interrupt again: KVM may have saved the interrupt controllers before its delivery.
     pub fn repeat_interrupt(&self) {
         const NOTHING_PENDING: u8 = 1;
         if self.registers.state().interrupt_identification & NOTHING_PENDING == 0 {

@@ -41,8 +41,7 @@ impl PageRun {
     }
 }
 
-/// Returns the private pages of `memory` in ascending order, merged across small gaps (`GAP`). No run spans two
-/// memory ranges.
+/// Returns the private pages of `memory` in order, merged across small gaps. No run spans two memory ranges.
 pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     let map = File::open("/proc/self/pagemap")?;
     let mut runs: Vec<PageRun> = Vec::new();

@@ -1,6 +1,6 @@
 //! Landlock (landlock(7)): permanently restricts which files can be opened, regardless of the user's permissions.
 //!
-//! Newer kernels also deny TCP connections, TCP ports, and access to others' abstract Unix sockets, and signals to others.
+//! Newer kernels also deny TCP connections, binding TCP ports, other processes' abstract Unix sockets, and signals.
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,

@@ -18,8 +18,7 @@ use super::files::{Access, Grant, Grants};
 /// The mount point of the new root while it is built: a directory that exists on every host and has no machine's files.
 const PLACE: &str = "/sys";
 
-/// Enters the new root. Requires a private mount namespace. An error before the new root is entered leaves the root
-/// unchanged.
+/// Enters the new root. Requires a private mount namespace. If this fails before pivot_root, the root is unchanged.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
