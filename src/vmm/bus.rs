@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn accesses_reach_the_device_with_their_offset() {
+    fn access_reaches_device_with_its_offset() {
         let (mut bus, device) = (Bus::default(), recorder());
         bus.insert(0x100, 8, device.clone()).unwrap();
         let mut data = [0; 2];

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn connected_client_is_the_terminal() {
+    fn connected_client_gets_output_and_sends_input() {
         let mut bench = bench();
         let (mut terminal, fd) = bench.connect();
         assert_eq!(bench.socket.terminal(), fd);

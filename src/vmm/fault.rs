@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(lines[..6], [0, 1, 3, 7, 15, 31]);
         let gaps = lines.windows(2).map(|pair| pair[1] - pair[0]);
         assert_eq!(gaps.max(), Some(LAST_INTERVAL.as_secs()));
-        // 12 lines until the longest interval is reached, then one line an hour.
+        // There are 12 lines until the longest interval is reached, then one line an hour.
         assert!(lines.len() < 12 + 24, "{}", lines.len());
         assert!(schedule.is_due(start + Duration::from_secs(10 * day)));
     }

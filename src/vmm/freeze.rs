@@ -51,7 +51,7 @@ impl Freezer<'_> {
         saved.map(|()| true)
     }
 
-    /// Saves the machine into `dir` at one instant, then resumes it. From that instant, the disks in `layers` write to
+    /// Saves the machine into `dir` at one instant, and resumes it. From that instant, the disks in `layers` write to
     /// their new overlays. Returns the duration of the pause, or `None` if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
@@ -75,7 +75,8 @@ impl Freezer<'_> {
         Ok(Some(paused))
     }
 
-    /// Pauses the vCPUs, lets the devices complete their requests in flight, and returns the devices' states.
+    /// Pauses the vCPUs, waits for the devices' requests in flight, and returns the devices' states. Returns `None` if
+    /// the machine is ending anyway.
     fn pause(&self) -> Option<Vec<TransportState>> {
         if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
             self.context.gate.open();

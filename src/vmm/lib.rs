@@ -3,8 +3,8 @@
 //!
 //! This crate does not depend on EC2, the store or the command line. Start reading at [`machine`]. [`boot`] loads a
 //! kernel into guest [`memory`], [`cpu`] runs the vCPUs, [`bus`] dispatches accesses to devices, [`devices`] implements
-//! the legacy PC devices, and [`virtio`] all others. Other processes talk to a running machine through its [control
-//! socket](::machine::control).
+//! the legacy PC devices, and [`virtio`] all others. Other processes control a running machine through a socket
+//! ([`control`](::machine::control)).
 //!
 //! No guest input may crash the process or reach anything but the machine's own memory, disks and sockets. Each guest's
 //! end is reported as an [`End`](::machine::End).

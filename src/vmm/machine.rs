@@ -326,7 +326,7 @@ fn create_vcpus(
     for (id, entries) in (0..).zip(&cpuid) {
         let vcpu = vm.create_vcpu(id).map_err(Error::kvm("create a vCPU"))?;
         let entries = CpuId::from_entries(entries)
-            .map_err(|_| SnapshotError::Device(format!("too many CPUID entries ({})", entries.len())))?;
+            .map_err(|_| SnapshotError::Device(format!("it has too many CPUID entries ({})", entries.len())))?;
         vcpu.set_cpuid2(&entries).map_err(Error::kvm("set a vCPU's CPUID"))?;
         vcpus.push(vcpu);
     }

@@ -1,7 +1,7 @@
 //! Records the machine's resource usage, on a timer that runs on CPU time and therefore does not wake an idle machine.
 //!
-//! At full load, the usage is recorded once per [`QUANTUM_NS`]. The mean usage over any five minutes is therefore known
-//! to within a sixtieth of the machine's CPU capacity.
+//! At full load, the usage is recorded every five seconds ([`QUANTUM_NS`] for each vCPU). The mean usage over any five
+//! minutes is therefore known to within a sixtieth of the machine's CPU capacity.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -26,7 +26,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Must be called by the main thread before the seccomp filters are installed.
+    /// Returns `None` on failure. Must be called by the main thread before the seccomp filters are installed.
     pub fn new(dir: &Path, vcpus: u32) -> Option<Recorder> {
         let begin = || {
             let file = ReadingsFile::open(dir)?;
@@ -39,7 +39,7 @@ impl Recorder {
         begin().inspect_err(|error: &io::Error| log::error!("cannot record the machine's usage: {error}")).ok()
     }
 
-    /// Becomes readable when a reading is due.
+    /// Returns a descriptor that is readable when a reading is due.
     pub fn expirations(&self) -> RawFd {
         self.expirations.as_raw_fd()
     }

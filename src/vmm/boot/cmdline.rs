@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn root_and_devices_are_named() {
+    fn command_line_names_root_and_devices() {
         let slots = [Slot { address: 0xd000_0000, irq: 5 }, Slot { address: 0xd000_1000, irq: 6 }];
         let line = assemble(&config("quiet"), &slots, false);
         assert!(line.contains("root=/dev/vdb rw quiet"), "{line}");

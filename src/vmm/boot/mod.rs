@@ -50,8 +50,8 @@ pub enum BootError {
         reason: String,
     },
     #[error(
-        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB, and only the range from \
-         1 MiB to 3 GiB can be used; increase the guest's memory or use a different kernel",
+        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB, and a kernel can only \
+         use the range from 1 MiB to 3 GiB; increase the guest's memory or use a different kernel",
         path.display()
     )]
     OutsideMemory {
@@ -64,7 +64,8 @@ pub enum BootError {
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
     #[error(
-        "the initrd {} ({size} bytes) and the kernel do not fit into {memory_mib} MiB of guest memory",
+        "the initrd {} ({size} bytes) does not fit between the kernel and the end of the memory that the kernel can \
+         read it from (the guest has {memory_mib} MiB)",
         path.display()
     )]
     InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },

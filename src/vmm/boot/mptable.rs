@@ -32,7 +32,7 @@ const ALL_LOCAL_APICS: u8 = 0xff;
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 0x201;
 
-/// Writes the floating pointer and the configuration table for `cpus` vCPUs to [`MP_TABLE_START`].
+/// Writes the floating pointer structure and the configuration table for `cpus` vCPUs to [`MP_TABLE_START`].
 pub fn write(memory: &GuestMemory, cpus: u32) -> Result<(), BootError> {
     let table_address = MP_TABLE_START + 16;
     let mut bytes = floating_pointer(table_address as u32);

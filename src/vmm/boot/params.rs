@@ -20,7 +20,7 @@ const HEADER_MAGIC: u32 = 0x5372_6448;
 const PROTOCOL_VERSION: u16 = 0x020f;
 /// `type_of_loader`: a boot loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// `loadflags`: the kernel is loaded high.
+/// `loadflags`: the kernel is loaded at 1 MiB or higher.
 const LOADED_HIGH: u8 = 1;
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
 /// The address of the `setup_data` list, which has one element.

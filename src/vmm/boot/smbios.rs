@@ -27,7 +27,7 @@ const POWER_SWITCH: u8 = 6;
 /// Board features (section 7.3.1): hosting board. Board type (section 7.3.2): motherboard.
 const HOSTING: u8 = 1 << 0;
 const MOTHERBOARD: u8 = 0x0a;
-/// Chassis type and states (sections 7.4.1 to 7.4.3): other.
+/// Chassis type "other", states "safe", and security status "none" (sections 7.4.1 to 7.4.3).
 const OTHER: u8 = 1;
 const SAFE: u8 = 3;
 const NO_SECURITY: u8 = 3;

@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr;
 
-/// Dropping the timer stops its signals. It must stay in the thread that created it, which gets the signals.
+/// Dropping the timer stops its signals. A timer must stay on the thread that created it, which gets the signals.
 #[derive(Debug)]
 pub struct CpuTimer {
     timer: libc::timer_t,

@@ -12,7 +12,7 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the package has more than one logical processor.
 const HTT: u32 = 1 << 28;
-/// Leaf 0xb and 0x1f, ECX bits 15:8: level types.
+/// Leaves 0xb and 0x1f, ECX bits 15:8: level types.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
@@ -226,7 +226,7 @@ mod tests {
 
     const ONE: CpuConfig = CpuConfig { count: 1, threads_per_core: 1 };
 
-    /// A processor with all features.
+    /// Returns the CPUID of a processor with all features.
     fn full() -> CpuId {
         let ones = u32::MAX;
         let leaf = |function, index| kvm_cpuid_entry2 {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_reports_features_the_host_lost() {
+    fn missing_reports_features_that_host_lacks() {
         let saved = for_vcpu(&full(), 0, ONE);
         assert_eq!(missing(saved.as_slice(), &saved), None);
         let without = |function, index, change: fn(&mut kvm_cpuid_entry2)| {

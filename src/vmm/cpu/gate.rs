@@ -37,7 +37,7 @@ enum VcpuPosition {
 enum Phase {
     Open,
     Paused,
-    /// Paused, and the vCPUs' states are requested.
+    /// Paused, and the vCPUs' states have been requested.
     Saving,
     Stopped,
 }
@@ -99,7 +99,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Closes the gate, calls `kick`, and waits until all vCPUs have arrived. Returns false if one's thread has ended.
+    /// Closes the gate, calls `kick`, and waits until all vCPUs have arrived. Returns false if a thread has ended.
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();

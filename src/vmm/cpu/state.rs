@@ -71,7 +71,7 @@ impl VcpuState {
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("set a vCPU's extended state"))?;
         vcpu.set_xcrs(&self.xcrs).map_err(failed("set a vCPU's extended control registers"))?;
         vcpu.set_debug_regs(&self.debug_registers).map_err(failed("set a vCPU's debug registers"))?;
-        // Must precede the registers of the APIC's timer.
+        // Must precede the MSRs, which include the deadline of the APIC's timer.
         vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("set a vCPU's pending events"))?;

@@ -8,7 +8,7 @@ pub struct ThreadClock(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    /// Time of threads that have ended.
+    /// CPU time of threads that have ended.
     ended_ns: u64,
     /// The clock of the running thread, valid until the thread ends.
     running: Option<libc::clockid_t>,

@@ -134,7 +134,7 @@ impl Vcpu {
             self.context.timeline.mark(Mark::FirstInstruction);
         }
         let allowance = context.quota.as_ref().and_then(|quota| quota.allow_this_thread(&context.cpu_time));
-        // Set when a kick may have come from the slice timer.
+        // True if the slice may have ended, because a kick may have come from the slice timer.
         let mut is_due = true;
         let end = loop {
             if self.context.gate.is_closed() {

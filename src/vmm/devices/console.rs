@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn first_byte_is_marked() {
+    fn first_console_byte_is_marked_in_timeline() {
         let timeline = Arc::new(Timeline::default());
         let console = Console::new(None, Arc::clone(&timeline)).unwrap();
         assert_eq!(timeline.record().at(Mark::FirstConsoleByte), None);

@@ -49,7 +49,7 @@ impl BusDevice for Generation {
     }
 }
 
-/// Writes a new generation to a restored guest's memory before it runs. Returns false without a usable address.
+/// Writes a new generation to a restored guest's memory before it runs. Returns false if `address` is unusable.
 pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8; 32]) -> bool {
     let content = [&number.to_le_bytes()[..], &seed].concat();
     address.is_some_and(|address| memory.write_slice(&content, GuestAddress(address)).is_ok())

@@ -105,7 +105,7 @@ impl I8042 {
         self.signal();
     }
 
-    /// Presses Ctrl-Alt-Del, and returns true, if the guest's driver has enabled the keyboard and its interrupt.
+    /// Presses Ctrl-Alt-Del. Returns false if the guest's driver has not enabled the keyboard and its interrupt.
     pub fn press_ctrl_alt_del(&mut self) -> bool {
         let listens = self.control & CONTROL_KEYBOARD_INTERRUPT != 0 && self.control & CONTROL_KEYBOARD_DISABLED == 0;
         if listens {

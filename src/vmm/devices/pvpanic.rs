@@ -11,7 +11,7 @@ pub const PORT: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 const SHUTDOWN: u8 = 1 << 2;
 
-/// Reads return the supported events.
+/// The pvpanic device. Reads return the supported events.
 #[derive(Debug)]
 pub struct Pvpanic {
     ends: EndSender,

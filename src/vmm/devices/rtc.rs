@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_in_bcd() {
+    fn rtc_registers_are_in_bcd() {
         let mut rtc = Rtc::new(|| 1_709_251_199);
         let registers: Vec<u8> = [CENTURY, YEAR, MONTH, DAY_OF_MONTH, HOURS, MINUTES, SECONDS]
             .into_iter()

@@ -108,7 +108,7 @@ impl Serial {
             in_buffer: state.received.clone(),
         };
         let registers = Registers::from_state(&registers, irq, events, output)
-            .map_err(|error| SnapshotError::Device(format!("serial port registers: {error:?}")))?;
+            .map_err(|error| SnapshotError::Device(format!("invalid serial port registers: {error:?}")))?;
         let waiting = state.waiting.iter().copied().take(INPUT_LIMIT).collect();
         Ok(Serial { registers, waiting, emptied, room })
     }

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! All mappings are private, without reserved swap space. A booted machine's memory is anonymous, aligned to 2 MiB, and
-//! uses transparent huge pages if the host has them; a restored machine's memory maps the snapshot's files.
+//! requests transparent huge pages. A restored machine's memory is a mapping of the snapshot's files.
 
 pub mod pages;
 pub mod program;

@@ -13,7 +13,7 @@ use libc::{c_int, c_long};
 pub enum ThreadKind {
     /// The main thread: event loop, control socket, console, snapshots, and attaching disks.
     Main,
-    /// The thread that starts the device threads.
+    /// The thread that starts the vCPU threads and device threads.
     Starter,
     /// A vCPU thread, which also emulates device registers.
     Vcpu,

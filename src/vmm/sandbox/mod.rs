@@ -42,8 +42,8 @@ pub fn record() -> SandboxRecord {
     RECORD.get().cloned().unwrap_or_default()
 }
 
-/// Enters all layers except seccomp. Must be called before the machine is built. The process may then have up to
-/// `threads` threads, if the host can enforce that.
+/// Enters all layers except seccomp. Must be called before the machine is built. Limits the process to `threads`
+/// threads, if it is in new namespaces and the kernel supports that.
 pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record = SandboxRecord {
         pid: own_pid(),

@@ -101,7 +101,7 @@ fn map_user((user, group): (u32, u32)) -> io::Result<()> {
 }
 
 impl SandboxedChild {
-    /// Makes the kernel kill the VMM when the supervisor exits. Dropping privileges resets this, so must come first.
+    /// Makes the kernel kill the VMM when the supervisor exits. Drop privileges first, because that resets the setting.
     pub fn end_with_supervisor(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The supervisor may have exited before the setting took effect.

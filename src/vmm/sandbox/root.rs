@@ -15,7 +15,7 @@ use rustix::process::{chdir, pivot_root};
 
 use super::files::{Access, Grant, Grants};
 
-/// The mount point of the new root while it is built: a directory that exists on every host and has no machine's files.
+/// The mount point where the new root is built: it exists on every host and contains none of the machine's files.
 const PLACE: &str = "/sys";
 
 /// Enters the new root. Requires a private mount namespace. If this fails before pivot_root, the root is unchanged.

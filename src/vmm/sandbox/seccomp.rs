@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_compiles_to_filter() {
+    fn filters_of_every_thread_kind_compile() {
         for kind in ThreadKind::ALL {
             programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
         }

@@ -33,7 +33,7 @@ pub struct Content {
 pub(super) struct MemoryExtent {
     start: *const u8,
     length: usize,
-    /// In bytes, in the memory file.
+    /// The offset in the memory file in bytes.
     offset: u64,
 }
 

@@ -55,9 +55,9 @@ pub struct MachineState {
     /// Set if the memory file has only the pages that differ from a base file.
     pub differences: Option<Differences>,
     pub vcpus: Vec<VcpuState>,
-    /// The two 8259s and the I/O APIC.
+    /// The states of the two 8259s and the I/O APIC.
     pub interrupt_controllers: Vec<kvm_irqchip>,
-    /// The 8254.
+    /// The state of the 8254 timer.
     pub timer: kvm_pit_state2,
     pub clock: kvm_clock_data,
     pub serial: SerialState,
@@ -68,7 +68,7 @@ pub struct MachineState {
     pub generation: Option<u64>,
     /// The ID of the disk in each slot.
     pub disks: Vec<Option<String>>,
-    /// The virtio devices in slot order: disks, entropy, vsock, network.
+    /// The states of the virtio devices in slot order: disks, entropy, vsock, network.
     pub virtio: Vec<TransportState>,
 }
 
@@ -83,7 +83,7 @@ pub enum SnapshotError {
     },
     #[error("{} is not a usable snapshot: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
-    #[error("the snapshot has an invalid device state: {0}")]
+    #[error("the snapshot cannot be restored: {0}")]
     Device(String),
     #[error("the snapshot has a disk {0:?}, but this machine does not")]
     NoDisk(String),

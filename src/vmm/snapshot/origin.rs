@@ -38,8 +38,8 @@ pub struct Origin {
 /// The name of a link to the base file, in the directory of a restored machine.
 pub const KEPT: &str = "origin";
 
-/// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM must not
-/// modify `saved`, but can link the file again from `own` when it saves the machine. A failure is only logged.
+/// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM can
+/// only read `saved`, but can link the file again from `own` when it saves the machine. A failure is only logged.
 pub fn keep(saved: &Path, own: &Path) {
     let is_file = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
     let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn each_compared_register_is_detected() {
+    fn difference_reports_each_compared_register() {
         let here = Processor::of_host(None);
         for (place, Compared { function, masks, .. }) in COMPARED.iter().enumerate() {
             for register in (0..4).filter(|register| masks[*register] != 0) {
