@@ -37,7 +37,7 @@ pub(super) struct EventLoop<'a> {
     /// `None` for an ephemeral machine.
     recorder: Option<Recorder>,
     was_ready: bool,
-    /// The client that requested that the machine end at the guest's next reboot.
+    /// The client that asked to end the machine at the guest's next reboot.
     ends_at_reboot: Option<i32>,
 }
 

@@ -64,7 +64,7 @@ pub struct VmmInputs {
     pub launcher: Launcher,
     /// A terminal to attach to the serial port.
     pub console: Option<UnixStream>,
-    /// When the user's command started, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The start time of the user's command, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
     /// The network device's backend: a tap device, or the stream socket of a user-mode network. `None`: disconnected.
     pub network: Option<OwnedFd>,

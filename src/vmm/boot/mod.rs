@@ -64,8 +64,7 @@ pub enum BootError {
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
     #[error(
-        "the initrd {} ({size} bytes) does not fit between the kernel and the end of the memory that the kernel can \
-         read it from (the guest has {memory_mib} MiB)",
+        "the initrd {} ({size} bytes) does not fit into usable memory above the kernel; the guest has {memory_mib} MiB",
         path.display()
     )]
     InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },
