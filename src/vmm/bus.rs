@@ -1,7 +1,7 @@
 //! Address decoding: finds the device for an access to an I/O port or to the MMIO gap.
 //!
-//! A bus is filled before the machine runs and does not change afterwards, so vCPUs look devices up without a lock;
-//! each device has its own lock. An access that no device claims reads as all ones and ignores writes, as on a PC bus.
+//! A bus is filled before the machine runs and does not change afterwards, so vCPUs look up devices without a lock;
+//! each device has its own lock. An address without a device reads as all ones and ignores writes, as on a PC bus.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device on a bus, shared with the threads that feed it.
+/// A device on a bus, shared with other threads that use it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 #[derive(Default)]
@@ -63,7 +63,7 @@ impl Bus {
         }
     }
 
-    /// Returns the device whose range contains the whole access.
+    /// Returns the device whose range contains the whole access, and the access's offset in the range.
     fn find(&self, address: u64, length: usize) -> Option<(u64, &SharedDevice)> {
         let index = self.ranges.partition_point(|range| range.start <= address).checked_sub(1)?;
         let range = &self.ranges[index];
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn accesses_reach_the_device_with_their_offset() {
+    fn access_reaches_device_with_its_offset() {
         let (mut bus, device) = (Bus::default(), recorder());
         bus.insert(0x100, 8, device.clone()).unwrap();
         let mut data = [0; 2];

@@ -1,7 +1,7 @@
 //! The console socket: one client at a time connects to `console.sock` and uses the serial port as its terminal.
 //!
-//! A client may shut down its sending side and keep receiving; it is detached when it closes the connection.
-//! No function here blocks: the event loop reports readable sockets.
+//! A client that shuts down its sending side keeps receiving; it is detached when it closes the connection. No function
+//! here blocks: the event loop reports when a socket is readable.
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use super::devices::console::Console;
 use super::devices::serial::Serial;
 use machine::unix_socket;
 
-/// Sent to a second client.
+/// Sent to a client that connects while another client is attached.
 const OCCUPIED: &[u8] = b"another terminal is attached to this machine's console\n";
 
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ enum Input {
     Ended,
 }
 
-/// A change to the events to wait for.
+/// A change to the events that the event loop waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     Same,
@@ -73,7 +73,7 @@ impl ConsoleSocket {
         self.terminal.as_ref().map(|terminal| terminal.stream.as_raw_fd())
     }
 
-    /// Accepts a client, unless another one is attached. Returns the descriptor to wait on for input.
+    /// Accepts a client and returns the descriptor to wait on for input; returns `None` if another client is attached.
     pub fn accept(&mut self) -> io::Result<Option<i32>> {
         let (mut stream, _) = self.listener.accept()?;
         if self.terminal.is_some() {
@@ -85,7 +85,7 @@ impl ConsoleSocket {
         self.attach(stream).map(Some)
     }
 
-    /// Returns the descriptor to wait on for input.
+    /// Attaches a client. Returns the descriptor to wait on for input.
     pub fn attach(&mut self, stream: UnixStream) -> io::Result<i32> {
         self.console.attach(stream.try_clone()?)?;
         let fd = stream.as_raw_fd();
@@ -93,14 +93,14 @@ impl ConsoleSocket {
         Ok(fd)
     }
 
-    /// Reads as much input as the serial port accepts, and detaches a client that has closed the connection.
+    /// Reads input, up to the serial port's free space. Detaches a client that has closed the connection.
     pub fn serve(&mut self, events: EventSet, serial: &mut Serial) -> Wait {
         let Some(terminal) = &mut self.terminal else { return Wait::Same };
         let before = terminal.input;
         if events.contains(EventSet::IN) {
             terminal.take_input(serial);
         }
-        // Input sent before the connection was closed is accepted up to the free space.
+        // After the client has closed the connection, its remaining input is read first, as far as there is space.
         let may_have_input = terminal.input == Input::Awaited && events.contains(EventSet::IN);
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) && !may_have_input {
             self.console.detach();
@@ -110,7 +110,7 @@ impl ConsoleSocket {
         if terminal.input == before { Wait::Same } else { terminal.wait() }
     }
 
-    /// Reads input again after the serial port had no free space.
+    /// Waits for input again, once the serial port has free space.
     pub fn resume(&mut self) -> Wait {
         match &mut self.terminal {
             Some(terminal) if terminal.input == Input::Held => {
@@ -139,7 +139,7 @@ impl Terminal {
         }
     }
 
-    /// Without input to read, wait only for the close, which epoll always reports.
+    /// Without input to read, waits only for the close, which epoll always reports.
     fn wait(&self) -> Wait {
         let events = if self.input == Input::Awaited { EventSet::IN } else { EventSet::empty() };
         Wait::For(self.stream.as_raw_fd(), events)
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn connected_client_is_the_terminal() {
+    fn connected_client_gets_output_and_sends_input() {
         let mut bench = bench();
         let (mut terminal, fd) = bench.connect();
         assert_eq!(bench.socket.terminal(), fd);

@@ -17,7 +17,7 @@ use machine::passed_files::FdTable;
 
 #[derive(Debug, Default)]
 pub struct DiskSlots {
-    /// Locked for the duration of a change.
+    /// Locked while a disk is attached, detached or changed.
     slots: Mutex<Vec<DiskSlot>>,
     /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
@@ -56,14 +56,14 @@ impl DiskSlot {
         self.shared_disk.label()
     }
 
-    /// Returns true if the guest's driver has set the device up.
+    /// Returns true if the guest's driver has initialized the device.
     fn is_driven(&self) -> bool {
         self.interrupt.device_status() & status::DRIVER_OK != 0
     }
 }
 
 impl DiskSlots {
-    /// `slots` are in the guest's order.
+    /// `slots` must be in the order of the guest's virtio-mmio devices.
     pub fn new(slots: Vec<DiskSlot>, dir: &Path) -> DiskSlots {
         DiskSlots { slots: Mutex::new(slots), dir: dir.to_path_buf() }
     }
@@ -89,8 +89,7 @@ impl DiskSlots {
         Ok(index)
     }
 
-    /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the
-    /// flush fails.
+    /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
         let slots = self.slots();
         let (index, slot) = find(&slots, id)?;
@@ -136,7 +135,7 @@ impl DiskSlots {
         Ok(())
     }
 
-    /// Flushes the host's cached data of a disk to storage. The guest may keep writing.
+    /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
         let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
@@ -144,14 +143,14 @@ impl DiskSlots {
         file.map_err(flush)?.sync_data().map_err(flush)
     }
 
-    /// Switches a disk to the overlay `layer`. The previous file is then durable and no longer changes.
+    /// Switches a disk to the overlay `layer`. The disk's previous file is then durable and no longer changes.
     pub fn switch(&self, id: &str, layer: &Path) -> Result<(), SlotError> {
         self.switch_with_fds(id, layer, &FdTable::default())
     }
 
     /// Like [`DiskSlots::switch`], with files that may have been passed as descriptors.
     pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
-        // Most of the write-back happens here, while the guest still writes.
+        // Most of the data is written back here, without blocking the guest's writes.
         self.write_out(id)?;
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
@@ -185,7 +184,8 @@ impl DiskSlots {
     }
 }
 
-/// Returns the response for a disk. Linux numbers command-line devices in decimal and ACPI devices in hexadecimal.
+/// Returns the response for the disk in slot `index`, with its names in the guest. Linux numbers command-line devices
+/// in decimal and ACPI devices in hexadecimal.
 pub fn attached(index: usize) -> Message {
     Message::Attached {
         slot: index,

@@ -21,7 +21,7 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error("cannot open /dev/kvm: {0}")]
     OpenKvm(#[source] io::Error),
-    /// Another hypervisor may use the CPU's extensions.
+    /// For example, because another hypervisor is using the CPU's virtualization extensions.
     #[error("KVM failed to create a virtual machine: {0}")]
     CreateVm(#[source] kvm_ioctls::Error),
     #[error("KVM failed to {what}: {source}")]
@@ -48,9 +48,9 @@ pub enum Error {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Console(#[from] ConsoleSocketError),
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot access {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// Usually a resource limit of the process.
+    /// Usually, the process has reached a resource limit.
     #[error("cannot {what}: {source}")]
     Host { what: &'static str, source: io::Error },
 }

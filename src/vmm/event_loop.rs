@@ -1,6 +1,6 @@
-//! The event loop of the VMM's main thread: waits for the machine's end and serves clients.
+//! The event loop of the VMM's main thread: serves clients until the machine ends.
 //!
-//! The loop never busy-waits. Disk requests run on this thread, so other clients wait for them.
+//! The loop never busy-waits. It handles one request at a time, so a slow one (a snapshot) delays other clients.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,15 +34,15 @@ pub(super) struct EventLoop<'a> {
     ends: &'a EndReceiver,
     ready: &'a EventFd,
     signals: OwnedFd,
-    /// None for an ephemeral machine.
+    /// `None` for an ephemeral machine.
     recorder: Option<Recorder>,
     was_ready: bool,
-    /// The client that requested to end the machine at the guest's next reboot.
+    /// The client that asked to end the machine at the guest's next reboot.
     ends_at_reboot: Option<i32>,
 }
 
 impl<'a> EventLoop<'a> {
-    /// Must be called before the machine's threads start, because they inherit the blocked signals.
+    /// Must be called before the machine's threads start, so that they inherit the signal mask.
     pub(super) fn new(
         mut control: ControlServer,
         launcher: Launcher,
@@ -82,7 +82,7 @@ impl<'a> EventLoop<'a> {
         Ok(event_loop)
     }
 
-    /// Returns the machine's end, and the control server with the subscribers to notify.
+    /// Serves clients until the machine ends. Returns the end, and the control server with the subscribers to notify.
     pub(super) fn run(mut self, status: &dyn Fn() -> VmmStatus, freezer: &Freezer) -> (End, ControlServer) {
         self.record(status);
         let end = self.serve(status, freezer);
@@ -188,7 +188,7 @@ impl<'a> EventLoop<'a> {
                     self.answer(fd, disks.attach_with_fds(&disk, &files).map(attached))
                 }
                 ControlRequest::DetachDisk { id, force } => {
-                    // The disk's counters are lost when it is detached.
+                    // Record now, because detaching the disk discards its counters.
                     self.record(status);
                     self.answer(fd, disks.detach(&id, force).map(done));
                 }
@@ -214,7 +214,7 @@ impl<'a> EventLoop<'a> {
                 ControlRequest::SetCanOwe { can_owe } => {
                     let answer = match freezer.context.set_can_owe(can_owe) {
                         true => {
-                            // Running vCPUs still have time slices from the previous setting.
+                            // Running vCPUs still have time slices that were granted under the previous setting.
                             freezer.vcpus.iter().for_each(VcpuHandle::kick);
                             Message::Done
                         }
@@ -229,13 +229,13 @@ impl<'a> EventLoop<'a> {
                     };
                     self.control.send(fd, &message.unwrap_or_else(|why| Message::Failed { why }));
                 }
-                // The server keeps the files for the request that follows.
+                // The control server already keeps the files for the request that follows.
                 ControlRequest::Files { .. } => {}
                 ControlRequest::Kill { by } => return Some(End::Killed { by }),
             }
         }
         if incoming.closed {
-            // If another descriptor refers to the same connection, epoll would report it forever.
+            // Otherwise, epoll would keep reporting the connection if another descriptor still refers to it.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
             self.control.remove(fd);
             self.ends_at_reboot.take_if(|client| *client == fd);
@@ -267,7 +267,7 @@ impl<'a> EventLoop<'a> {
     fn wait_for(&self, wait: Wait) {
         let Wait::For(fd, events) = wait else { return };
         if let Err(error) = self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, fd as u64)) {
-            log::warn!("polling the console client failed: {error}");
+            log::warn!("cannot wait for input from the console client: {error}");
         }
     }
 
@@ -277,7 +277,7 @@ impl<'a> EventLoop<'a> {
 
     fn watch_or_log(&self, fd: i32) {
         if let Err(error) = self.watch(fd) {
-            log::warn!("polling a client failed: {error}");
+            log::warn!("cannot wait for input from a client: {error}");
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Errors of a guest's driver: all are counted, and logged at doubling intervals, so that a guest cannot fill the log.
+//! Errors that a guest's driver causes. All are counted, but few are logged, so that a guest cannot fill the log.
 
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The interval between the first two log lines.
+/// The interval between the first two log lines. It doubles with each line, up to [`LAST_INTERVAL`].
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -27,7 +27,7 @@ impl Schedule {
         Schedule { next: None, interval: FIRST_INTERVAL }
     }
 
-    /// Returns true if a log line is due, and schedules the next.
+    /// Returns true if a log line is due, and schedules the next one.
     fn is_due(&mut self, now: Instant) -> bool {
         if self.next.is_some_and(|next| now < next) {
             return false;
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(lines[..6], [0, 1, 3, 7, 15, 31]);
         let gaps = lines.windows(2).map(|pair| pair[1] - pair[0]);
         assert_eq!(gaps.max(), Some(LAST_INTERVAL.as_secs()));
-        // 12 lines until the longest interval is reached, then one line an hour.
+        // There are 12 lines until the longest interval is reached, then one line an hour.
         assert!(lines.len() < 12 + 24, "{}", lines.len());
         assert!(schedule.is_due(start + Duration::from_secs(10 * day)));
     }

@@ -1,7 +1,7 @@
-//! Pausing, saving and resuming a machine.
+//! Pauses, saves, forks and resumes a machine.
 //!
-//! vCPUs pause first, so that devices get no new requests. Then devices complete their requests in flight. The
-//! resulting interrupts are part of the vCPUs' state, which is saved last.
+//! The vCPUs pause first, so that devices get no new requests. Then the devices complete their requests in flight, and
+//! raise the resulting interrupts. The interrupts are part of the vCPUs' state, which is therefore saved last.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use machine::control::NewOverlay;
 use machine::passed_files::FdTable;
 use machine::snapshot_files::STATE;
 
-/// All parts of a running machine that have state.
+/// The parts of a running machine whose state is saved.
 pub(super) struct Freezer<'a> {
     pub vm: &'a VmFd,
     pub config: &'a MachineConfig,
@@ -35,7 +35,8 @@ pub(super) struct Freezer<'a> {
 }
 
 impl Freezer<'_> {
-    /// Saves the machine into `dir` and leaves it paused. Returns false if the machine is ending anyway.
+    /// Saves the machine into `dir` and leaves it paused, or resumes it on failure. Returns false if the machine is
+    /// ending anyway.
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
         let content = Content::of(&self.context.memory, self.origin, dir);
@@ -43,18 +44,18 @@ impl Freezer<'_> {
             .map_err(Error::from)
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
-            // The machine resumes and changes its disks, so its state file must not be used.
+            // The resumed machine changes its disks, so the state file no longer matches them and must not be used.
             let _ = std::fs::remove_file(dir.join(STATE));
             self.resume();
         }
         saved.map(|()| true)
     }
 
-    /// Saves the machine into `dir` at one instant. From then on, its disks write to the overlays `layers`.
-    /// Returns the duration of the pause; none if the machine is ending anyway.
+    /// Saves the machine into `dir` at one instant, and resumes it. From that instant, the disks in `layers` write to
+    /// their new overlays. Returns the duration of the pause, or `None` if the machine is ending anyway.
     pub fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Result<Option<Duration>, Error> {
         let disks = &self.devices.disks;
-        // Most of the write-back happens here, while the guest is running.
+        // Most of the data is written back here, while the guest is running.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
@@ -74,7 +75,8 @@ impl Freezer<'_> {
         Ok(Some(paused))
     }
 
-    /// Pauses the vCPUs, lets the devices complete their requests in flight, and returns the devices' states.
+    /// Pauses the vCPUs, waits for the devices' requests in flight, and returns the devices' states. Returns `None` if
+    /// the machine is ending anyway.
     fn pause(&self) -> Option<Vec<TransportState>> {
         if !self.context.gate.pause(|| self.vcpus.iter().for_each(VcpuHandle::kick)) {
             self.context.gate.open();
@@ -88,7 +90,7 @@ impl Freezer<'_> {
         self.context.gate.open();
     }
 
-    /// Returns the paused machine's state without its memory.
+    /// Returns the paused machine's state, excluding its memory.
     fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {
@@ -122,7 +124,8 @@ fn save_controllers(vm: &VmFd) -> Result<Vec<kvm_irqchip>, Error> {
     [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].into_iter().map(save).collect()
 }
 
-/// Restores the interrupt controllers, timer and clock of a new machine, and its PC devices except the serial port.
+/// Restores the interrupt controllers, the timer, the clock and the PC devices' state of a new machine. The serial port
+/// already has its state, so only its pending interrupt is raised again.
 pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Result<(), Error> {
     for chip in &state.interrupt_controllers {
         vm.set_irqchip(chip).map_err(Error::kvm("set the state of an interrupt controller"))?;
@@ -142,7 +145,8 @@ pub(super) fn restore(vm: &VmFd, devices: &Devices, state: &MachineState) -> Res
     Ok(())
 }
 
-/// Restores the virtio devices and starts their threads; called after the seccomp filters are installed.
+/// Restores the virtio devices and starts their threads. Must be called after the seccomp filters are enabled, so that
+/// each thread gets one.
 pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], dir: &Path) -> Result<(), Error> {
     let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
     for (device, state) in devices.virtio.iter().zip(states) {

@@ -30,7 +30,7 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 #[derive(Debug)]
 pub struct VirtualMachine {
     pub kvm: Kvm,
-    /// Dropping it destroys the guest, so it is kept until the machine ends.
+    /// Kept until the machine ends, because KVM destroys the guest when its descriptors are closed.
     pub vm: VmFd,
 }
 
@@ -86,7 +86,8 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     Ok(vm)
 }
 
-/// Disables the guest's performance counters. Hiding them in CPUID is not enough: AMD's oldest four have no bit there.
+/// Disables the guest's performance counters, if KVM can. Hiding them in CPUID is not enough, because CPUID has no bit
+/// for AMD's four oldest counters.
 fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<(), Error> {
     let can = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
     if can <= 0 || can as u32 & KVM_PMU_CAP_DISABLE == 0 {

@@ -1,12 +1,13 @@
-//! The virtual machine monitor (VMM): runs one Linux guest under KVM, from a [`MachineConfig`](::machine::MachineConfig)
-//! to its end.
+//! The virtual machine monitor (VMM): runs one Linux guest under KVM, from its
+//! [`MachineConfig`](::machine::MachineConfig) to its end.
 //!
-//! The module is independent of EC2, the store and the command line. Start reading at [`machine`]. [`boot`] loads a
-//! kernel into guest [`memory`], [`cpu`] runs the vCPUs, [`bus`] decodes addresses, [`devices`] has the PC's own
-//! devices, and [`virtio`] the others. Other processes talk to a running machine through [`control`].
+//! This crate does not depend on EC2, the store or the command line. Start reading at [`machine`]. [`boot`] loads a
+//! kernel into guest [`memory`], [`cpu`] runs the vCPUs, [`bus`] dispatches accesses to devices, [`devices`] implements
+//! the legacy PC devices, and [`virtio`] all others. Other processes control a running machine through a socket
+//! ([`control`](::machine::control)).
 //!
-//! A guest cannot crash the process, and cannot reach anything outside its own memory, disks and sockets. Every end of
-//! a guest is reported as one [`End`](::machine::End).
+//! No guest input may crash the process or reach anything but the machine's own memory, disks and sockets. Each guest's
+//! end is reported as an [`End`](::machine::End).
 
 pub mod boot;
 pub mod bus;

@@ -1,7 +1,7 @@
 //! Assembles a machine from its parts and runs it. Start reading the VMM here.
 //!
-//! [`Machine::new`] validates the configuration, then creates memory, devices and vCPUs. A thread loads the kernel
-//! meanwhile. [`Machine::run`] starts the vCPUs and runs the event loop until there is an [`End`].
+//! [`Machine::new`] validates the configuration, then creates memory, devices and vCPUs, while a thread loads the
+//! kernel. [`Machine::run`] starts the vCPUs and runs the event loop until there is an [`End`].
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -53,24 +53,24 @@ use machine::usage::{Clock, SampleTime};
 use netstack::NetstackConfig;
 use netstack::broker::BrokerClient;
 
-/// Host resources that a machine owns.
+/// Host resources that the caller opens for a machine.
 #[derive(Debug)]
 pub struct VmmInputs {
     /// Directory for the sockets, console log, overlays and snapshots.
     pub dir: PathBuf,
     pub kvm: PendingVm,
-    /// The process ID outside the sandbox's PID namespace.
+    /// The VMM's process ID outside the sandbox's PID namespace.
     pub pid: u32,
     pub launcher: Launcher,
     /// A terminal to attach to the serial port.
     pub console: Option<UnixStream>,
-    /// The start of the user's command, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The start time of the user's command, in nanoseconds of `CLOCK_MONOTONIC`.
     pub process_start_ns: Option<u64>,
-    /// The network device's backend: a tap device, or the stream socket of a user-mode network.
+    /// The network device's backend: a tap device, or the stream socket of a user-mode network. `None`: disconnected.
     pub network: Option<OwnedFd>,
     pub broker: BrokerClient,
     pub restore: Option<Restore>,
-    /// io_uring instances for the disks: one for each slot, or as many as the host allows.
+    /// io_uring instances for the disks: one for each disk slot, or as many as the host allows.
     pub rings: Vec<Ring>,
     pub files: FdTable,
 }
@@ -121,7 +121,7 @@ impl Machine {
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
         let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
         let software_kvm = emulation::is_software_kvm();
-        // A thread loads the kernel, because this takes as long as the independent steps below.
+        // A thread loads the kernel in parallel with the independent steps below, which take about as long.
         let loading = match &saved {
             Some(_) => None,
             None => Some(spawn_loader(&memory, &config, &slots, software_kvm)?),
@@ -218,10 +218,10 @@ impl Machine {
         })
     }
 
-    /// Runs the guest. Calls `conclude` once all threads have ended and the disks are flushed, then tells subscribers.
+    /// Runs the guest. Once all vCPUs have stopped and the disks are flushed, calls `conclude`, then tells subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         let context = Arc::new(self.context);
-        // The usage of an ephemeral machine is not read after its end.
+        // Nothing reads an ephemeral machine's usage after its end, so it is not recorded.
         let recorder = match self.launcher {
             Launcher::Owner(_) => None,
             _ => Recorder::new(&self.dir, self.config.cpus.count),
@@ -263,7 +263,7 @@ impl Machine {
     }
 }
 
-/// A machine with running vCPUs. Dropping it stops the vCPUs first and then the devices.
+/// A machine with running vCPUs. Dropping it stops the vCPUs, then shuts down the devices.
 struct Running<'a> {
     context: Arc<VcpuContext>,
     vcpus: Vec<VcpuHandle>,
@@ -281,7 +281,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Reads a snapshot's state, and checks that its vCPUs and memory match `config`.
+/// Reads a snapshot's state, and checks that its vCPU configuration and memory size match `config`.
 fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error> {
     let state = MachineState::read(dir)?;
     let describe = |cpus: CpuConfig, memory_mib| format!("{} vCPUs and {memory_mib} MiB of memory", cpus.count);
@@ -310,7 +310,8 @@ fn spawn_loader(
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("start a thread"))
 }
 
-/// Creates the vCPUs in the reset state. Restored vCPUs keep their saved CPUID and TSC frequency.
+/// Creates the vCPUs in the reset state. Restored vCPUs get their saved CPUID and, if KVM can scale it, their saved TSC
+/// frequency.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
@@ -325,7 +326,7 @@ fn create_vcpus(
     for (id, entries) in (0..).zip(&cpuid) {
         let vcpu = vm.create_vcpu(id).map_err(Error::kvm("create a vCPU"))?;
         let entries = CpuId::from_entries(entries)
-            .map_err(|_| SnapshotError::Device(format!("too many CPUID entries ({})", entries.len())))?;
+            .map_err(|_| SnapshotError::Device(format!("it has too many CPUID entries ({})", entries.len())))?;
         vcpu.set_cpuid2(&entries).map_err(Error::kvm("set a vCPU's CPUID"))?;
         vcpus.push(vcpu);
     }
@@ -340,7 +341,8 @@ fn create_vcpus(
     Ok((vcpus, identity))
 }
 
-/// Returns the disk in each slot: the disks of `config` in order, or those of the snapshot.
+/// Returns the disk for each slot: in the order of `config` for a cold boot, or as in the snapshot. Fails if the
+/// snapshot's disks differ from those of `config`.
 fn place_disks<'a>(
     config: &'a MachineConfig,
     saved: Option<&MachineState>,
@@ -370,7 +372,7 @@ fn new_console(dir: &Path, timeline: &Arc<Timeline>) -> Result<Console, Error> {
     Console::new(Some(&path), Arc::clone(timeline)).map_err(|source| Error::File { path, source })
 }
 
-/// Starts with the balance kept from before a guest reboot, if any.
+/// Starts with the balance that the machine's previous run saved, if any.
 fn quota(config: &MachineConfig, dir: &Path) -> Option<Quota> {
     let mut budget = config.cpu_budget?;
     match KeptBalance::read(dir) {

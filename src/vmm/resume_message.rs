@@ -1,4 +1,4 @@
-//! The message to the guest of a restored machine. Clients can reach the guest only after it has handled the message.
+//! The message to a restored guest. vsock clients can reach the guest only after it has handled the message.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,7 +20,8 @@ pub(super) struct ResumeMessage {
 }
 
 impl ResumeMessage {
-    /// Prepares the message, and gives the guest a new VM generation ID with new entropy.
+    /// Prepares the message, and writes a new generation number and entropy to guest memory. If the guest's kernel does
+    /// not support that, the message contains the entropy.
     pub fn of(
         config: &MachineConfig,
         memory: &GuestMemory,
@@ -40,7 +41,7 @@ impl ResumeMessage {
         };
         let instance_id = seed.as_ref().map(|seed| seed.instance_id.clone());
         let hostname = seed.as_ref().and_then(|seed| seed.hostname.clone());
-        // The message has the instance ID, host name and network. The guest reads only the rest from the seed.
+        // The message has the instance ID, host name and network. The guest reads the seed only if it has more.
         let has_more = seed.is_some_and(|seed| !seed.public_keys.is_empty() || seed.user_data.is_some());
         let entropy = (!is_taken).then_some(entropy);
         let network = config.net.as_ref().zip(link).map(|(net, link)| link.network(net.mac));

@@ -1,9 +1,9 @@
-//! Signals read from a descriptor (signalfd).
+//! Blocks signals and reads them from a descriptor (signalfd(2)) instead.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Blocks signals for the calling thread and all threads that it starts, and returns a descriptor to read them from.
+/// Blocks signals for the calling thread and all threads that it starts later. Returns a descriptor to read them from.
 pub(super) fn read_from_descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialized by sigemptyset before it is used; signalfd returns a new descriptor that nothing
     // else owns.

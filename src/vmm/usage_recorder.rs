@@ -1,7 +1,7 @@
-//! Schedules readings by a timer on the process's CPU time, which an idle machine does not trigger.
+//! Records the machine's resource usage, on a timer that runs on CPU time and therefore does not wake an idle machine.
 //!
-//! A machine at full load is read every [`QUANTUM_NS`] of CPU time per vCPU. The mean usage over any five minutes is
-//! therefore known to within a sixtieth of the whole machine.
+//! At full load, the usage is recorded every five seconds ([`QUANTUM_NS`] for each vCPU). The mean usage over any five
+//! minutes is therefore known to within a sixtieth of the machine's CPU capacity.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,19 +14,19 @@ use machine::usage::{FILE, Reading, ReadingsFile};
 
 const QUANTUM_NS: u64 = 5_000_000_000;
 
-/// Logs failures, because a machine must not end for lack of statistics.
+/// Appends usage readings to a file. Only logs failures, because a machine must not end for lack of statistics.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     file: ReadingsFile,
     expirations: OwnedFd,
     /// Never deleted: the thread's seccomp filter does not allow timer_delete(2).
     _timer: ManuallyDrop<CpuTimer>,
-    /// False after a failed write, so that the log gets one line for a full disk.
+    /// False after a failed write, so that consecutive failures, such as on a full disk, are logged once.
     is_keeping: bool,
 }
 
 impl Recorder {
-    /// Must be called by the main thread before the seccomp filters are installed.
+    /// Returns `None` on failure. Must be called by the main thread before the seccomp filters are installed.
     pub fn new(dir: &Path, vcpus: u32) -> Option<Recorder> {
         let begin = || {
             let file = ReadingsFile::open(dir)?;
@@ -36,10 +36,10 @@ impl Recorder {
             timer.set_each(QUANTUM_NS.saturating_mul(vcpus.into()))?;
             Ok(Recorder { file, expirations, _timer: ManuallyDrop::new(timer), is_keeping: true })
         };
-        begin().inspect_err(|error: &io::Error| log::error!("the machine's usage is not recorded: {error}")).ok()
+        begin().inspect_err(|error: &io::Error| log::error!("cannot record the machine's usage: {error}")).ok()
     }
 
-    /// Becomes readable when a reading is due.
+    /// Returns a descriptor that is readable when a reading is due.
     pub fn expirations(&self) -> RawFd {
         self.expirations.as_raw_fd()
     }

@@ -1,4 +1,4 @@
-//! Connects a machine's devices: their registers to the buses, their interrupts and notifications to KVM.
+//! Creates a machine's devices, and connects their registers to buses and their interrupts and notifications to KVM.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -44,8 +44,8 @@ use netstack::NetstackConfig;
 use netstack::broker::LinkSockets;
 
 const KEYBOARD_IRQ: u32 = 1;
-/// Interrupt lines for virtio devices: those of the I/O APIC's 24 pins that the PC's own devices do not use (0 timer,
-/// 1 keyboard, 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
+/// Interrupt lines for virtio devices: the pins of the 24-pin I/O APIC that the PC devices do not use (0 timer, 1
+/// keyboard, 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
 const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// The devices that the VMM accesses after the machine is built.
@@ -70,14 +70,14 @@ pub(super) fn new_eventfd() -> Result<EventFd, Error> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
-/// Creates an interrupt line for pin `gsi` of the I/O APIC.
+/// Creates an interrupt line that is connected to pin `gsi` of the I/O APIC.
 fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
     let line = IrqLine::new().map_err(Error::host("create an eventfd"))?;
     vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("register an interrupt line"))?;
     Ok(line)
 }
 
-/// Connects the PC's own devices.
+/// Creates the PC devices and connects them to the port `bus`.
 pub(super) fn wire_ports(
     vm: &VmFd,
     bus: &mut Bus,
@@ -103,7 +103,7 @@ pub(super) fn wire_ports(
     let noted = Arc::clone(&resumed);
     let on_ready = Box::new(move || {
         noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        // Each write adds one to a counter that would take centuries to overflow.
+        // Cannot fail: each write adds one to a counter that would take centuries to overflow.
         for event in release.iter().chain([&ready]) {
             let _ = event.write(1);
         }
@@ -156,7 +156,7 @@ pub(super) struct VirtioParts<'a> {
     pub slots: &'a [Slot],
 }
 
-/// Connects the virtio devices: one for each disk slot (empty ones as well), then entropy, vsock and network.
+/// Creates and connects the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network.
 pub(super) fn wire_virtio(
     vm: &VmFd,
     bus: &mut Bus,

@@ -1,8 +1,8 @@
 //! ACPI tables (ACPI Specification 6.5): RSDP, XSDT, FADT, FACS, MADT, and DSDT with an `LNRO0005` object per device.
-//! Distribution kernels lack MP table support and find virtio-mmio devices only through ACPI.
+//! Distributions' kernels, most of which do not support MP tables, find virtio-mmio devices through ACPI.
 //!
-//! The FADT does not set `HW_REDUCED_ACPI`: Linux would then ignore the 8259 and the timer, and the serial port would
-//! have no interrupt.
+//! The FADT does not set `HW_REDUCED_ACPI`, because Linux would then ignore the 8259 and the timer, and the serial port
+//! would have no interrupt.
 
 use acpi_tables::aml::{Device, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope};
 use acpi_tables::facs::FACS;
@@ -23,13 +23,13 @@ use crate::virtio::mmio::Slot;
 const OEM: [u8; 6] = *b"WISP  ";
 const OEM_TABLE: [u8; 8] = *b"MICRO-VM";
 const OEM_REVISION: u32 = 1;
-/// The length of a table header (5.2.6).
+/// The length of a table header (section 5.2.6).
 const HEADER: u32 = 36;
-/// MADT flags (5.2.12): 8259s are present.
+/// MADT flags (section 5.2.12): the PC has 8259s.
 const PCAT_COMPAT: u32 = 1;
-/// FADT `IAPC_BOOT_ARCH` (5.2.9.3): ISA devices, an 8042; no VGA, no MSI, no PCIe ASPM.
+/// FADT `IAPC_BOOT_ARCH` (section 5.2.9.3): ISA devices and an 8042; no VGA, no MSI, no PCIe ASPM.
 const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
-/// A latency above the limit means that C2 and C3 are not supported (5.2.9, `P_LVL2_LAT`).
+/// Latencies above the limits, which mean that C2 and C3 are not supported (section 5.2.9, `P_LVL2_LAT`).
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
@@ -119,7 +119,7 @@ fn dsdt(slots: &[Slot]) -> Sdt {
     dsdt
 }
 
-/// `\_SB.VRnn`, to which Linux binds its virtio-mmio driver.
+/// Returns the device `\_SB.VRnn`, to which Linux binds its virtio-mmio driver.
 fn virtio_device(index: usize, slot: Slot) -> Vec<u8> {
     let registers = Memory32Fixed::new(true, slot.address as u32, VIRTIO_MMIO_SIZE as u32);
     let interrupt = Interrupt::new(true, true, false, false, slot.irq);

@@ -1,4 +1,4 @@
-//! The kernel command line. All options that a machine adds are listed here, with reasons.
+//! The kernel command line. This file lists all options that the VMM adds, with reasons.
 
 use super::BootError;
 use crate::devices::{generation, pvpanic};
@@ -6,57 +6,57 @@ use crate::memory::VIRTIO_MMIO_SIZE;
 use crate::virtio::mmio::Slot;
 use machine::config::{DiskAccess, MachineConfig};
 
-/// `COMMAND_LINE_SIZE` of x86 less the final NUL.
+/// `COMMAND_LINE_SIZE` of x86, excluding the final NUL.
 const LIMIT: usize = 2047;
 
 const ALWAYS: &[&str] = &[
     // The serial port is the console, and there is only one.
     "console=ttyS0",
     "8250.nr_uarts=1",
-    // A reboot uses the i8042's reset line, which the VMM can distinguish from a crash.
+    // A reboot uses the i8042's reset line, so the VMM can tell it from a crash.
     "reboot=k",
-    // A kernel that has reported a panic reboots at once.
+    // The kernel reboots immediately after it has reported a panic.
     "panic=-1",
-    // The host maintains the clocks, so the guest needs no clock watchdog and no timer test.
+    // The host keeps the clocks accurate, so the guest needs no clock watchdog and no timer test.
     "tsc=reliable",
     "no_timer_check",
-    // Patching thousands of lock prefixes for a single CPU costs more than the prefixes.
+    // For a single CPU, patching thousands of lock prefixes costs more than executing them.
     "noreplace-smp",
-    // Trusts the VMM's seed and the CPU's random numbers, so the guest need not wait for entropy.
+    // The kernel trusts the VMM's seed and the CPU's random numbers, so it need not wait for entropy.
     "random.trust_bootloader=on",
     "random.trust_cpu=on",
 ];
 
-/// For kernels other than the embedded kernel, which has no i8042 driver. The controller has no devices to probe.
+/// For all kernels except the embedded kernel, which has no i8042 driver. The controller has no devices to probe.
 const I8042: &[&str] = &["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"];
 
-/// Splitting page tables to protect kernel code is useless when the code is emulated.
+/// Kernel code is emulated, so splitting page tables to protect it has no effect.
 const SOFTWARE_KVM: &[&str] = &["rodata=off"];
 
-/// For a kernel that disables the features that the emulator does not support.
+/// For a kernel that supports `wisp.software_kvm`: it then avoids the features that KVM's emulator does not support.
 const SOFTWARE_KVM_AWARE: &[&str] = &[
     "wisp.software_kvm",
     // Memory accounting costs a few thousand instructions each time a program starts.
     "cgroup_disable=memory",
-    // Avoids waking an idle guest twice a second, at a few thousand instructions each time.
+    // Avoids waking up an idle guest twice a second, which costs a few thousand instructions each time.
     "sysctl.vm.compaction_proactiveness=0",
     "sysctl.vm.stat_interval=60",
-    // The TSC advances while a guest is saved. The kernel must not report this time as a stall.
+    // The TSC advances while a guest is saved. The kernel must not report that time as a stall.
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
 /// For a root file system with its own init, which is booted with an initramfs. systemd's timeouts are too short for an
-/// emulated kernel: systemd would kill slow services, including its journal and network.
+/// emulated kernel: systemd would kill slow services, including its journal and network services.
 const SOFTWARE_KVM_SYSTEMD: &[&str] = &["systemd.default_timeout_start_sec=1800", "systemd.service_watchdogs=no"];
 
-/// For any other kernel. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid invpcid rdrand rdseed
-/// bmi1 bmi2 avx erms fsrm).
+/// For any other kernel on software KVM. `clearcpuid` takes bit numbers (smap popcnt cx16 smep umip fsgsbase pcid
+/// invpcid rdrand rdseed bmi1 bmi2 avx erms fsrm).
 const SOFTWARE_KVM_UNAWARE: &[&str] = &[
     "noxsave",
     "clearcpuid=308,151,141,295,514,288,145,298,158,306,291,296,156,297,580",
-    // Allocates the first per-CPU area in small pages. A huge page would be zeroed as a whole.
+    // Allocates the first per-CPU area in small pages. A huge page would have to be zeroed completely.
     "percpu_alloc=page",
-    // Interpreting ACPI tables takes minutes. The MP table has the same content. Kernels boot without it, too.
+    // Interpreting ACPI tables takes minutes. The MP table has the same content; kernels without MP support still boot.
     "acpi=off",
 ];
 
@@ -84,12 +84,12 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     if !config.kernel.cmdline.trim().is_empty() {
         options.push(config.kernel.cmdline.trim().to_string());
     }
-    // Shows errors before the console is ready. It also prints earlier messages, so `quiet` must precede it.
+    // Shows errors that occur before the console is ready. It also prints earlier messages, so `quiet` must precede it.
     options.push(EARLY_CONSOLE.into());
     for slot in slots {
         options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
     }
-    // Options after `--` belong to init, so the machine's options must precede it.
+    // Options after `--` are passed to init, so the VMM's options must precede it.
     if let Some(index) = options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
         let with_init = options.remove(index);
         options.push(with_init);
@@ -97,13 +97,13 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     options.join(" ")
 }
 
-/// Returns Linux's name for the virtio disk with this index.
+/// Returns Linux's name for the virtio disk in the slot with this index.
 pub fn disk_name(index: usize) -> String {
     let letter = char::from(b'a' + u8::try_from(index % 26).expect("a remainder is below 26"));
     format!("vd{letter}")
 }
 
-/// Checks that a kernel can read `cmdline` completely.
+/// Checks that kernels accept all of `cmdline`.
 pub(super) fn check(cmdline: &str) -> Result<(), BootError> {
     if let Some(position) = cmdline.bytes().position(|byte| matches!(byte, 0 | b'\n' | b'\r')) {
         return Err(BootError::CommandLineByte(position));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn root_and_devices_are_named() {
+    fn command_line_names_root_and_devices() {
         let slots = [Slot { address: 0xd000_0000, irq: 5 }, Slot { address: 0xd000_1000, irq: 6 }];
         let line = assemble(&config("quiet"), &slots, false);
         assert!(line.contains("root=/dev/vdb rw quiet"), "{line}");

@@ -1,4 +1,4 @@
-//! Fuzzing entry points for the kernel loader. Images are untrusted.
+//! Fuzzing entry points for the kernel loader, because kernel images are untrusted.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use super::kernel;
 use crate::memory::GuestMemory;
 use machine::config::{BootProtocol, KernelConfig};
 
-/// The size of guest memory: just enough for a kernel at 1 MiB.
+/// The size of guest memory: just enough for a kernel that is loaded at 1 MiB.
 const MEMORY_MIB: u64 = 4;
 
 pub fn kernel(data: &[u8]) {

@@ -16,32 +16,32 @@ use machine::config::{BootProtocol, KernelConfig};
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `HdrS` at byte 0x202 of a bzImage (boot.rst, "The Real-Mode Kernel Header").
 const BZIMAGE_MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
-/// The offset of a bzImage's 64-bit entry from its load address (boot.rst, "64-bit Boot Protocol").
+/// The offset of a bzImage's 64-bit entry point from its load address (boot.rst, "64-bit Boot Protocol").
 const BZIMAGE_ENTRY_64: u64 = 0x200;
-/// `XLF_KERNEL_64` of `xloadflags`: the kernel has the 64-bit entry.
+/// `XLF_KERNEL_64` of `xloadflags`: the kernel has a 64-bit entry point.
 const XLF_KERNEL_64: u16 = 1;
-/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel reads its initrd at any address and ignores `initrd_addr_max`.
+/// `XLF_CAN_BE_LOADED_ABOVE_4G`: the kernel can read its initrd at any address and ignores `initrd_addr_max`.
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryPoint {
-    /// 64-bit Linux boot protocol: long mode, flat segments, RSI points to `boot_params`.
+    /// 64-bit Linux boot protocol: long mode, flat segments, and RSI points to `boot_params`.
     Linux64(GuestAddress),
-    /// PVH: 32-bit protected mode without paging, EBX points to `hvm_start_info`.
+    /// PVH: 32-bit protected mode without paging, and EBX points to `hvm_start_info`.
     Pvh(GuestAddress),
 }
 
 #[derive(Debug)]
 pub(super) struct LoadedKernel {
     pub(super) entry: EntryPoint,
-    /// The header of a bzImage, which is copied into the zero page.
+    /// A bzImage's header, which is copied into the zero page.
     pub(super) setup_header: Option<setup_header>,
-    /// The end of the memory that the kernel needs before it reads its memory map.
+    /// The end of the memory that the kernel uses before it reads its memory map.
     pub(super) end: u64,
 }
 
 impl LoadedKernel {
-    /// Returns the first address that the initrd may not occupy. A kernel without a header accepts any 32-bit address.
+    /// Returns the first address that the initrd must not occupy. Without a header, that is 4 GiB.
     pub(super) fn initrd_end(&self) -> u64 {
         match self.setup_header {
             Some(header) if { header.xloadflags } & XLF_CAN_BE_LOADED_ABOVE_4G == 0 => {
@@ -103,7 +103,7 @@ mod elf64 {
     pub const TYPE_LOAD: u32 = 1;
 }
 
-/// Checks an ELF file's segments before anything is written, so that the error can name the segment.
+/// Checks an ELF file's segments before anything is loaded, so that the error can describe the invalid segment.
 fn check_elf(memory: &GuestMemory, path: &Path, memory_mib: u64, file: &mut File) -> Result<(), BootError> {
     use std::os::unix::fs::FileExt;
     let bad = |reason: &str| bad_kernel(path, "an ELF kernel", &reason);
@@ -174,7 +174,7 @@ fn load_bzimage(
     let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
     let image_size = u64::from(header.syssize) * 16;
     let expected = (setup_sectors + 1) * 512 + image_size;
-    // `syssize` is rounded up to 16 bytes; a signature may follow.
+    // `syssize` is rounded up to 16 bytes, and a signature may follow the image.
     if file_size + 16 <= expected {
         return Err(bad(&format!("it is truncated: it has only {file_size} of {expected} bytes")));
     }
@@ -211,7 +211,7 @@ fn finish(
     Ok(LoadedKernel { entry, setup_header: loaded.setup_header, end })
 }
 
-/// Checks that the kernel's range is in low memory, above the legacy area.
+/// Checks that the range is in low guest memory, above the legacy area.
 fn check_range(memory: &GuestMemory, path: &Path, memory_mib: u64, start: u64, end: u64) -> Result<(), BootError> {
     let outside = || BootError::OutsideMemory { path: path.to_path_buf(), start, end, memory_mib };
     if start < HIGH_MEMORY_START || end > MMIO_GAP_START || end < start {
@@ -230,7 +230,7 @@ mod tests {
     use crate::memory;
     use proptest::prelude::*;
 
-    /// A minimal ELF-64 executable for x86_64 with one segment of `content` at `address`.
+    /// Returns a minimal ELF-64 executable for x86_64 with one segment, which has `content` at `address`.
     fn elf(address: u64, entry: u64, content: &[u8], in_memory: u64) -> Vec<u8> {
         let mut image = vec![0_u8; 120];
         image[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");

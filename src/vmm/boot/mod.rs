@@ -1,7 +1,7 @@
 //! Prepares guest memory for the first instruction: kernel, initrd, command line, boot parameters and firmware tables.
 //!
-//! The kernel determines the protocol: Linux's 64-bit entry with `boot_params` ("the zero page"), or PVH with
-//! `hvm_start_info`. Errors in the files are found here, before any vCPU runs.
+//! The kernel file determines the boot protocol: Linux's 64-bit entry point with `boot_params` ("the zero page"), or
+//! PVH with `hvm_start_info`. Errors in the files are found here, before any vCPU runs.
 
 mod acpi;
 pub mod cmdline;
@@ -25,12 +25,12 @@ use machine::config::MachineConfig;
 pub use kernel::EntryPoint;
 use kernel::LoadedKernel;
 
-/// The zero page or the PVH start information.
+/// The address of the zero page or of PVH's start information.
 const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
 const PVH_MEMMAP: GuestAddress = GuestAddress(0x7100);
-/// PVH's module list, which contains the initrd.
+/// The address of PVH's module list, which contains the initrd.
 const PVH_MODULES: GuestAddress = GuestAddress(0x7f00);
-/// 64 KiB of free memory start here.
+/// The address of the command line, which has 64 KiB of space.
 const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 
 #[derive(Debug, thiserror::Error)]
@@ -50,21 +50,21 @@ pub enum BootError {
         reason: String,
     },
     #[error(
-        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has only {memory_mib} MiB; increase its \
-         memory or use a smaller kernel",
+        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has {memory_mib} MiB, and a kernel can only \
+         use the range from 1 MiB to 3 GiB; increase the guest's memory or use a different kernel",
         path.display()
     )]
     OutsideMemory {
         path: PathBuf,
         start: u64,
-        /// The address after the required range.
+        /// The first address after the required range.
         end: u64,
         memory_mib: u64,
     },
     #[error("{} has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); boot it with the `linux64` protocol", .0.display())]
     NoPvhNote(PathBuf),
     #[error(
-        "the initrd {} ({size} bytes) and the kernel do not fit into {memory_mib} MiB of guest memory",
+        "the initrd {} ({size} bytes) does not fit into usable memory above the kernel; the guest has {memory_mib} MiB",
         path.display()
     )]
     InitrdTooLarge { path: PathBuf, size: u64, memory_mib: u64 },
@@ -83,7 +83,8 @@ pub struct BootState {
     pub params: GuestAddress,
 }
 
-/// Loads everything into `memory`. `cmdline` is the complete command line from [`cmdline::assemble`].
+/// Loads the kernel and the initrd, and writes the command line, boot parameters and firmware tables. `cmdline` is the
+/// complete command line from [`cmdline::assemble`].
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,
@@ -118,7 +119,7 @@ struct Initrd {
     size: u64,
 }
 
-/// Loads an initrd at the highest address that the kernel can read. No kernel decompresses itself there.
+/// Loads an initrd at the highest address that the kernel can read, because kernels decompress themselves lower down.
 fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_mib: u64) -> Result<Initrd, BootError> {
     use vm_memory::GuestMemoryBackend;
     let mut file = open(path)?;
@@ -133,7 +134,7 @@ fn load_initrd(memory: &GuestMemory, path: &Path, kernel: &LoadedKernel, memory_
     Ok(Initrd { address: GuestAddress(address), size })
 }
 
-/// Returns the highest page address at which `size` bytes fit between `start` and `end`.
+/// Returns the highest page-aligned address at which `size` bytes fit between `start` and `end`.
 fn place_initrd(size: u64, start: u64, end: u64) -> Option<u64> {
     let address = end.checked_sub(size)? & !0xfff;
     (address >= start).then_some(address)
@@ -149,7 +150,7 @@ fn read_error(path: &Path, source: io::Error) -> BootError {
     BootError::Read { path: path.to_path_buf(), source }
 }
 
-/// Returns the guest's memory map as `(start, length, usable)`. Its gaps are memory that firmware would occupy.
+/// Returns the guest's memory map as `(start, length, usable)`. Firmware would occupy the ranges that are not usable.
 fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, bool)> {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
     let low_end = memory.iter().next().map_or(0, |region| region.len());

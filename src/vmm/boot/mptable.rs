@@ -1,18 +1,18 @@
 //! The MP table for kernels without ACPI (Intel MultiProcessor Specification 1.4, chapter 4).
 //!
-//! It has an ISA bus and an I/O APIC. ISA line n is connected to pin n. vCPU n has local APIC ID n.
+//! It describes an ISA bus and an I/O APIC. ISA line n is connected to pin n. vCPU n has local APIC ID n.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::{GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_START};
 
-/// Pins of KVM's I/O APIC.
+/// The number of pins of KVM's I/O APIC.
 pub const IO_APIC_PINS: u8 = 24;
 
-/// The specification's version in both structures: 1.4.
+/// The version of the specification, 1.4, in both structures.
 const SPECIFICATION_REVISION: u8 = 4;
-/// The version of the integrated local APIC.
+/// The version of the integrated local APICs, also used for the I/O APIC.
 const APIC_VERSION: u8 = 0x14;
 const ISA_BUS_ID: u8 = 0;
 const ENTRY_PROCESSOR: u8 = 0;
@@ -28,11 +28,11 @@ const INTERRUPT_VECTORED: u8 = 0;
 const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTINT: u8 = 3;
 const ALL_LOCAL_APICS: u8 = 0xff;
-/// Family 6 with an on-chip APIC and FPU. Kernels only print it.
+/// Family 6 with an on-chip APIC and FPU. Kernels only print this.
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 0x201;
 
-/// Writes the floating pointer and the configuration table for `cpus` vCPUs to [`MP_TABLE_START`].
+/// Writes the floating pointer structure and the configuration table for `cpus` vCPUs to [`MP_TABLE_START`].
 pub fn write(memory: &GuestMemory, cpus: u32) -> Result<(), BootError> {
     let table_address = MP_TABLE_START + 16;
     let mut bytes = floating_pointer(table_address as u32);

@@ -1,7 +1,7 @@
 //! Boot parameters: the zero page, or PVH's start information.
 //!
-//! The zero page also carries a seed for the kernel's random number generator (`SETUP_RNG_SEED`). Without it, a kernel
-//! without usable RDRAND reseeds for each random number until it has gathered enough entropy.
+//! The zero page also refers to a seed for the kernel's random number generator (`SETUP_RNG_SEED`). Without the seed, a
+//! kernel without usable RDRAND reseeds for each random number until it has gathered enough entropy.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
@@ -12,18 +12,18 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use super::{BOOT_PARAMS, BootError, COMMAND_LINE, Initrd, PVH_MEMMAP, PVH_MODULES, memory_map};
 use crate::memory::GuestMemory;
 
-/// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`; PVH's memory map uses the same numbers.
+/// `E820_TYPE_RESERVED` and `E820_TYPE_RAM`, indexed by `usable`. PVH's memory map uses the same numbers.
 const E820: [u32; 2] = [2, 1];
-/// `BOOT_FLAG`, `HdrS` and protocol 2.15 for a kernel without a header (an ELF `vmlinux`).
+/// Header fields for a kernel without a header (an ELF `vmlinux`): `BOOT_FLAG`, `HdrS` and protocol 2.15.
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const PROTOCOL_VERSION: u16 = 0x020f;
-/// `type_of_loader`: a loader without an assigned number.
+/// `type_of_loader`: a boot loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// `loadflags`: the kernel is loaded high.
+/// `loadflags`: the kernel is loaded at 1 MiB or higher.
 const LOADED_HIGH: u8 = 1;
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
-/// The `setup_data` list, which has one element.
+/// The address of the `setup_data` list, which has one element.
 const SETUP_DATA: GuestAddress = GuestAddress(0x6000);
 /// `SETUP_RNG_SEED` (boot.rst, "setup_data"), and the seed's size in bytes.
 const SETUP_RNG_SEED: u32 = 9;
@@ -65,18 +65,18 @@ pub(super) fn write_zero_page(
     memory.write_obj(params, BOOT_PARAMS).map_err(|_| BootError::Table("boot parameters"))
 }
 
-/// Writes a `setup_data` element with random bytes. The kernel wipes it after use.
+/// Writes a `setup_data` element with a random seed. The kernel wipes it after use.
 fn write_random_seed(memory: &GuestMemory) -> Result<GuestAddress, BootError> {
     let mut element = [0; 16 + SEED_LENGTH];
     element[8..12].copy_from_slice(&SETUP_RNG_SEED.to_le_bytes());
     element[12..16].copy_from_slice(&(SEED_LENGTH as u32).to_le_bytes());
-    // Fails only before the host's random number generator is seeded, long before wisp can run.
+    // Cannot fail: the host's random number generator is seeded long before wisp can run.
     let _ = getrandom(&mut element[16..], GetRandomFlags::empty());
     memory.write_slice(&element, SETUP_DATA).map_err(|_| BootError::Table("random seed"))?;
     Ok(SETUP_DATA)
 }
 
-/// A PVH structure as bytes.
+/// Wraps a PVH structure, to write it to guest memory.
 #[derive(Clone, Copy, Default)]
 #[repr(transparent)]
 struct Pvh<T>(T);

@@ -1,7 +1,7 @@
 //! SMBIOS tables (System Management BIOS Reference Specification 3.6). Linux shows them in `/sys/class/dmi/id`, and
 //! programs use them to detect a cloud.
 //!
-//! There is a 64-bit entry point, and one structure each for the firmware, the system, its board and its chassis.
+//! The tables are a 64-bit entry point, and one structure each for the firmware, the system, its board and its chassis.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -11,23 +11,23 @@ use machine::config::SystemIdentity;
 
 /// The version in the entry point. Since 2.6, the first fields of a UUID are little-endian.
 const VERSION: [u8; 3] = [3, 6, 0];
-/// The length of the entry point (5.2.2).
+/// The length of the entry point (section 5.2.2).
 const ENTRY_LENGTH: u8 = 24;
-/// Structure types (6.3).
+/// Structure types (section 6.3).
 const FIRMWARE: u8 = 0;
 const SYSTEM: u8 = 1;
 const BOARD: u8 = 2;
 const CHASSIS: u8 = 3;
 const END: u8 = 127;
-/// Firmware characteristics (7.1.1): not supported. The second extension byte (7.1.2.2): virtual machine.
+/// Firmware characteristics (section 7.1.1): not supported. Second extension byte (7.1.2.2): virtual machine.
 const CHARACTERISTICS_NOT_SUPPORTED: u64 = 1 << 3;
 const VIRTUAL_MACHINE: u8 = 1 << 4;
-/// The wake-up type (7.2.2): power switch.
+/// The wake-up type (section 7.2.2): power switch.
 const POWER_SWITCH: u8 = 6;
-/// Board features (7.3.1): hosting board. Board type (7.3.2): motherboard.
+/// Board features (section 7.3.1): hosting board. Board type (section 7.3.2): motherboard.
 const HOSTING: u8 = 1 << 0;
 const MOTHERBOARD: u8 = 0x0a;
-/// Chassis type and states (7.4.1 to 7.4.3): other.
+/// Chassis type "other", states "safe", and security status "none" (sections 7.4.1 to 7.4.3).
 const OTHER: u8 = 1;
 const SAFE: u8 = 3;
 const NO_SECURITY: u8 = 3;
@@ -94,7 +94,7 @@ fn text(uuid: &[u8; 16]) -> String {
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
-/// A UUID in SMBIOS byte order (7.2.1): its first three fields are little-endian.
+/// Returns a UUID in SMBIOS byte order (section 7.2.1): its first three fields are little-endian.
 fn little_endian(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[..4].reverse();
     uuid[4..6].reverse();
@@ -102,7 +102,7 @@ fn little_endian(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid
 }
 
-/// A structure: a header, fields, and the strings that the fields refer to by number (6.1).
+/// A structure: a header, fields, and the strings that the fields refer to by number (section 6.1).
 struct Structure {
     kind: u8,
     fields: Vec<u8>,
@@ -120,7 +120,7 @@ impl Structure {
         self
     }
 
-    /// Appends a string field; an empty string is number 0.
+    /// Appends a string field with the number of `text`, which is 0 for an empty string.
     fn text(&mut self, text: &str) -> &mut Structure {
         if text.is_empty() {
             return self.bytes(&[0]);
@@ -131,13 +131,13 @@ impl Structure {
         self.bytes(&[number])
     }
 
-    /// Appends the structure to `tables`; its handle is its type.
+    /// Appends the structure to `tables`. Its handle is the same number as its type.
     fn end(&self, tables: &mut Vec<u8>) {
         tables.extend([self.kind, 4 + self.fields.len() as u8]);
         tables.extend(u16::from(self.kind).to_le_bytes());
         tables.extend(&self.fields);
         tables.extend(&self.texts);
-        // An empty string ends the list. A structure without strings ends with two NULs.
+        // An empty string ends the list of strings. A structure without strings ends with two NULs.
         tables.extend(if self.texts.is_empty() { &[0, 0][..] } else { &[0] });
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr;
 
-/// Dropping the timer stops its signals. The timer must stay in its thread.
+/// Dropping the timer stops its signals. A timer must stay on the thread that created it, which gets the signals.
 #[derive(Debug)]
 pub struct CpuTimer {
     timer: libc::timer_t,
@@ -35,7 +35,7 @@ impl CpuTimer {
         }
     }
 
-    /// Arms the timer to expire once, after `ns` of CPU time, and replaces an earlier setting.
+    /// Arms the timer to expire once, after `ns` of CPU time. Replaces an earlier setting.
     pub fn set(&self, ns: u64) -> io::Result<()> {
         self.set_with(ns, 0)
     }

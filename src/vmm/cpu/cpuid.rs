@@ -1,4 +1,4 @@
-//! The guest's CPUID: the features that KVM supports on this host, with the machine's topology.
+//! The guest's CPUID: the features that KVM supports on this host, except hidden ones, with the machine's topology.
 //!
 //! There is one socket. vCPU n has local APIC ID n, and the threads of a core have adjacent IDs. Sources: Intel SDM
 //! volume 2A, "CPUID"; AMD APM volume 3, appendix E.
@@ -7,26 +7,26 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use machine::config::CpuConfig;
 
-/// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer, and the hypervisor bit.
+/// Leaf 1, ECX: the TSC-deadline mode of the local APIC timer, and the bit that marks a hypervisor's guest.
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
-/// Leaf 1, EDX: several logical processors in a package.
+/// Leaf 1, EDX: the package has more than one logical processor.
 const HTT: u32 = 1 << 28;
-/// Leaf 0xb and 0x1f, ECX bits 15:8: level types.
+/// Leaves 0xb and 0x1f, ECX bits 15:8: level types.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// Leaves that are hidden because guests do not have their features: the PMU (0xa, 0x23, 0x8000_0022), SGX (0x12),
+/// Leaves that are hidden because guests do not have the features: the PMU (0xa, 0x23, 0x8000_0022), SGX (0x12),
 /// processor trace (0x14), branch records (0x1c), AMX (0x1d, 0x1e), SVM (0x8000_000a), sampling (0x8000_001b),
 /// profiling (0x8000_001c) and encrypted guests (0x8000_001f).
 const HIDDEN_LEAVES: [u32; 12] =
     [0xa, 0x12, 0x14, 0x1c, 0x1d, 0x1e, 0x23, 0x8000_000a, 0x8000_001b, 0x8000_001c, 0x8000_001f, 0x8000_0022];
 /// Extended states that guests do not have: processor trace, user and supervisor shadow stacks, branch records, AMX
-/// configuration and AMX tiles. The number is the index in leaf 0xd and the bit in XCR0 or IA32_XSS.
+/// configuration and AMX tiles. The number is both the subleaf of leaf 0xd and the bit in XCR0 or IA32_XSS.
 const HIDDEN_STATES: [u32; 6] = [8, 11, 12, 15, 17, 18];
 
-/// Hidden feature bits of EAX, EBX, ECX and EDX, by leaf and index: nested virtualization, the most attacked part of
-/// KVM; the PMU and related features; and features whose state a snapshot does not contain.
+/// Feature bits that are hidden, as leaf, index, and masks of EAX, EBX, ECX and EDX: nested virtualization, to reduce
+/// KVM's attack surface; the PMU and related features; and features whose state is not saved in a snapshot.
 const HIDDEN: [(u32, u32, [u32; 4]); 5] = [
     // DTES64, DS-CPL, VMX, SMX, PDCM; DS.
     (0x1, 0, [0, 0, 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 15, 1 << 21]),
@@ -54,7 +54,7 @@ fn hide(entry: &mut kvm_cpuid_entry2) {
     }
 }
 
-/// Registers in which each bit is a feature. Leaf, index, and masks of EAX, EBX, ECX, EDX.
+/// Registers in which each bit is a feature, as leaf, index, and masks of EAX, EBX, ECX and EDX.
 const FEATURES: [(u32, u32, [u32; 4]); 11] = {
     const ALL: u32 = u32::MAX;
     [
@@ -73,7 +73,8 @@ const FEATURES: [(u32, u32, [u32; 4]); 11] = {
     ]
 };
 
-/// Returns the first feature, extended-state layout or address width of `saved` that a guest would lose with `here`.
+/// Describes the first difference by which a guest with the CPUID `saved` could not run with `here`: a missing feature,
+/// another layout of an extended state, or shorter physical addresses.
 pub fn missing(saved: &[kvm_cpuid_entry2], here: &CpuId) -> Option<String> {
     let registers = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
     let find = |function, index| {
@@ -123,7 +124,7 @@ pub fn for_vcpu(supported: &CpuId, id: u32, cpus: CpuConfig) -> CpuId {
     CpuId::from_entries(&entries).expect("KVM's own entries and six more are within KVM's limit")
 }
 
-/// Returns true if leaf 0 names AMD or Hygon.
+/// Returns true if leaf 0 has the vendor name of AMD or Hygon.
 fn is_amd(supported: &CpuId) -> bool {
     let name = supported.as_slice().iter().find(|entry| entry.function == 0);
     let name = name.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat());
@@ -161,20 +162,20 @@ impl Topology {
                 entry.ecx |= TSC_DEADLINE | HYPERVISOR;
                 entry.edx = if self.count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
-            // Intel's cache leaf: threads sharing the cache (25:14), core IDs in the package (31:26).
+            // Intel's cache leaf, less 1 each: threads that share the cache (25:14), core IDs in the package (31:26).
             0x4 if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 let cores = 1 << (self.package_bits - self.thread_bits);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14) | ((cores - 1) << 26);
             }
-            // AMD: threads in the package, and the width of its IDs. The register is reserved on Intel.
+            // AMD: the number of threads in the package less 1, and the width of their IDs. Reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.count - 1) | (self.package_bits << 12),
-            // AMD's cache leaf: threads sharing the cache (25:14).
+            // AMD's cache leaf: the number of threads that share the cache (25:14), less 1.
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let shared = self.cache_sharing((entry.eax >> 5) & 7);
                 entry.eax = (entry.eax & 0x3fff) | ((shared - 1) << 14);
             }
-            // AMD: APIC ID, core ID with threads per core, one node.
+            // AMD: the APIC ID, the core ID with the threads per core, and one node.
             0x8000_001e => {
                 entry.eax = self.apic_id;
                 entry.ebx = ((self.threads_per_core - 1) << 8) | (self.apic_id >> self.thread_bits);
@@ -184,12 +185,12 @@ impl Topology {
         }
     }
 
-    /// Returns the vCPUs that share a cache of this level: levels 1 and 2 belong to a core, others to the package.
+    /// Returns the number of vCPUs that share a cache: a core's for levels 1 and 2, the package's for other levels.
     fn cache_sharing(&self, level: u32) -> u32 {
         if level <= 2 { self.threads_per_core } else { 1 << self.package_bits }
     }
 
-    /// Returns leaf 0xb or 0x1f: the thread level, the core level and the end.
+    /// Returns the subleaves of leaf 0xb or 0x1f: the thread level, the core level and the end of the list.
     fn extended_leaf(&self, function: u32) -> [kvm_cpuid_entry2; 3] {
         let level = |index, kind: u32, shift, logical| kvm_cpuid_entry2 {
             function,
@@ -225,7 +226,7 @@ mod tests {
 
     const ONE: CpuConfig = CpuConfig { count: 1, threads_per_core: 1 };
 
-    /// A processor with all features.
+    /// Returns the CPUID of a processor with all features.
     fn full() -> CpuId {
         let ones = u32::MAX;
         let leaf = |function, index| kvm_cpuid_entry2 {
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_reports_features_the_host_lost() {
+    fn missing_reports_features_that_host_lacks() {
         let saved = for_vcpu(&full(), 0, ONE);
         assert_eq!(missing(saved.as_slice(), &saved), None);
         let without = |function, index, change: fn(&mut kvm_cpuid_entry2)| {

@@ -1,7 +1,8 @@
-//! Software KVM: without VMX or SVM, guest user code runs natively, and KVM emulates kernel code, but not completely.
+//! Software KVM: on a host without VMX and SVM, guest user code runs natively, and KVM emulates kernel code in part.
 //!
-//! `int3` in the kernel (its self-test, and jump labels while they are patched) is injected as #BP, and `fwait` is
-//! skipped. Any other missing instruction ends the machine with a message that names it.
+//! This module helps with two instructions: it injects #BP for `int3` in the kernel (the kernel's self-test, and jump
+//! labels that are being patched), and skips `fwait`. Any other unsupported instruction ends the machine with a message
+//! that names the instruction.
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction};
 use kvm_bindings::kvm_regs;
@@ -16,7 +17,7 @@ const FWAIT: u8 = 0x9b;
 const BREAKPOINT_VECTOR: u8 = 3;
 const INSTRUCTION_MAX: usize = 15;
 
-/// Returns true if this host's CPU has neither VMX nor SVM, so that KVM, if it works, emulates guest kernels.
+/// Returns true if this host's CPU has neither VMX nor SVM. If KVM works on such a host, it emulates guest kernels.
 pub fn is_software_kvm() -> bool {
     use std::arch::x86_64::__cpuid;
     const VMX: u32 = 1 << 5;
@@ -26,7 +27,7 @@ pub fn is_software_kvm() -> bool {
     !vmx && !svm
 }
 
-/// Emulates the instruction that KVM could not emulate, if possible. Returns true if the vCPU can continue.
+/// Emulates `int3` and `fwait` for KVM, then returns true. Returns false for any other instruction.
 pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -> Result<bool, kvm_ioctls::Error> {
     let mut regs = vcpu.get_regs()?;
     let bytes = instruction_bytes(vcpu, memory, &regs, failure);
@@ -50,7 +51,7 @@ pub fn assist(vcpu: &VcpuFd, memory: &GuestMemory, failure: &EmulationFailure) -
     }
 }
 
-/// Returns at most 15 bytes at the instruction pointer: from KVM, else read through the guest's page tables.
+/// Returns up to 15 bytes at the instruction pointer: KVM's, or else those read through the guest's page tables.
 pub fn instruction_bytes(vcpu: &VcpuFd, memory: &GuestMemory, regs: &kvm_regs, failure: &EmulationFailure) -> Vec<u8> {
     if !failure.instruction_bytes.is_empty() {
         return failure.instruction_bytes.clone();
@@ -75,7 +76,7 @@ pub fn describe(rip: u64, bytes: &[u8], software_kvm: bool) -> String {
         disassemble(rip, bytes).map_or_else(|| "an unreadable instruction".to_string(), |text| format!("`{text}`"));
     let advice = if software_kvm {
         "This host has software KVM (no VMX or SVM), which does not support this instruction in a guest kernel. Use \
-         the embedded kernel (omit --kernel), a kernel built with its configuration, or a host with hardware KVM"
+         the embedded kernel (omit --kernel), a kernel built with the same configuration, or a host with hardware KVM"
     } else {
         "The guest accessed device memory with an unsupported instruction, or its instruction pointer is corrupt"
     };

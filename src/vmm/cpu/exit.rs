@@ -1,4 +1,4 @@
-//! Parses raw KVM exits once into one typed enum. No other file reads `kvm_run`.
+//! Parses each raw KVM exit into a typed enum. No other file interprets `kvm_run`.
 //!
 //! Source: the kernel's `Documentation/virt/kvm/api.rst`, section 5, "The kvm_run structure".
 
@@ -12,20 +12,20 @@ use kvm_ioctls::VcpuFd;
 
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads from a port `data.len() / size` times; more than once for a string instruction.
+    /// The guest reads `size` bytes from a port, `data.len() / size` times; more than once for a string instruction.
     PortRead {
         port: u16,
-        /// In bytes: 1, 2 or 4.
+        /// 1, 2 or 4 bytes.
         size: usize,
         data: &'a mut [u8],
     },
-    /// The guest wrote to a port, as in [`Exit::PortRead`].
+    /// The guest wrote to a port. The fields are as in [`Exit::PortRead`].
     PortWrite {
         port: u16,
         size: usize,
         data: &'a [u8],
     },
-    /// The guest reads from an address without memory.
+    /// The guest reads from an address that is not guest memory.
     MmioRead {
         address: u64,
         data: &'a mut [u8],
@@ -36,11 +36,11 @@ pub enum Exit<'a> {
     },
     /// A signal arrived, or `immediate_exit` was set.
     Interrupted,
-    /// HLT with an interrupt controller outside of KVM.
+    /// HLT. KVM reports it only if the interrupt controller is not in the kernel.
     Halt,
     /// Triple fault.
     Shutdown,
-    /// The guest asked KVM to shut down or reset. No x86 guest does, but KVM defines the exit.
+    /// The guest asked KVM to shut down or reset. KVM defines the exit, but x86 guests are not expected to cause it.
     SystemEvent(SystemEvent),
     EmulationFailure(EmulationFailure),
     InternalError {
@@ -50,7 +50,7 @@ pub enum Exit<'a> {
     EntryFailure {
         reason: u64,
     },
-    /// An exit that is not expected from this machine.
+    /// An exit that the VMM does not handle.
     Unexpected {
         reason: u32,
     },
@@ -66,12 +66,12 @@ pub enum SystemEvent {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmulationFailure {
-    /// The bytes at the instruction pointer, at most 15; empty if KVM did not provide them.
+    /// Up to 15 bytes at the instruction pointer; empty if KVM did not provide them.
     pub instruction_bytes: Vec<u8>,
 }
 
 impl Exit<'_> {
-    /// Returns the index in [`EXIT_KINDS`].
+    /// Returns the exit's index in [`EXIT_KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Exit::PortRead { .. } => 0,
@@ -90,7 +90,7 @@ impl Exit<'_> {
     }
 }
 
-/// Runs the guest on this vCPU until it exits. Errors are KVM_RUN's, except interruptions.
+/// Runs the guest on this vCPU until it exits. Returns the errors of KVM_RUN; an interruption is [`Exit::Interrupted`].
 pub fn run(vcpu: &mut VcpuFd) -> Result<Exit<'_>, kvm_ioctls::Error> {
     match vcpu.run() {
         Ok(_) => {}

@@ -1,7 +1,7 @@
-//! The gate at which vCPU threads wait while the machine is paused, and save their state.
+//! The gate at which vCPU threads wait while the machine is paused, and save their state on request.
 //!
 //! A vCPU thread checks the gate before it enters the guest. `pause` closes the gate, kicks the vCPUs and waits until
-//! all are at the gate. No guest code runs from then on.
+//! all of them are at the gate. From then on, no guest code runs until the gate opens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,9 +20,9 @@ pub struct Gate {
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
-    /// One entry per vCPU: whether the vCPU waits, and its state once saved.
+    /// One entry per vCPU: whether the vCPU is waiting, and its state once that is saved.
     places: Vec<VcpuPosition>,
-    /// vCPU threads that have ended.
+    /// The number of vCPU threads that have ended.
     left: usize,
 }
 
@@ -37,7 +37,7 @@ enum VcpuPosition {
 enum Phase {
     Open,
     Paused,
-    /// Paused, and the vCPUs' states are requested.
+    /// Paused, and the vCPUs' states have been requested.
     Saving,
     Stopped,
 }
@@ -54,7 +54,7 @@ impl Gate {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Waits until vCPU `id` may continue; returns false if it must end. `save` reads its state on request.
+    /// Waits until vCPU `id` may continue; returns false if its thread must end. `save` reads its state on request.
     pub fn wait(&self, id: u32, save: impl Fn() -> Result<VcpuState, StateError>) -> bool {
         let place = id as usize;
         let mut inner = self.lock();
@@ -77,12 +77,12 @@ impl Gate {
         }
     }
 
-    /// Throttles a vCPU for `duration`, or until the gate closes or [`nudge`](Gate::nudge) is called. `wanted` is
-    /// evaluated under the lock, so that no nudge is missed.
+    /// Throttles a vCPU for `duration`, or until the gate closes or [`nudge`](Gate::nudge) is called. Does nothing if
+    /// the gate is closed or `wanted` returns false, which is called under the lock, so that no nudge is missed.
     pub fn hold(&self, duration: Duration, wanted: impl FnOnce() -> bool) {
         let inner = self.lock();
         if inner.phase == Phase::Open && wanted() {
-            // In every case, the vCPU checks all its conditions again.
+            // Whatever ended the wait, the vCPU checks all its conditions again.
             drop(self.changed.wait_timeout(inner, duration));
         }
     }
@@ -99,7 +99,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Closes the gate and waits until all vCPUs, kicked by `kick`, have arrived. Returns false if some have ended.
+    /// Closes the gate, calls `kick`, and waits until all vCPUs have arrived. Returns false if a thread has ended.
     pub fn pause(&self, kick: impl FnOnce()) -> bool {
         self.set(Phase::Paused);
         kick();

@@ -1,5 +1,5 @@
-//! Virtual CPUs: features ([`cpuid`]), initial state ([`registers`]), exits ([`exit`]), threads ([`vcpu`]) and CPU
-//! quota ([`quota`]). [`emulation`] and [`xstate`] are specific to software KVM.
+//! Virtual CPUs: features ([`cpuid`]), initial state ([`registers`]), saved state ([`state`]), exits ([`exit`]),
+//! threads ([`vcpu`]) and CPU quota ([`quota`]). [`emulation`] and [`xstate`] are specific to software KVM.
 
 pub(super) mod cpu_timer;
 pub mod cpuid;

@@ -2,8 +2,8 @@
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 
-/// Sets registers in order, skips those that KVM refuses, and returns them. `set` is KVM_SET_MSRS, which stops at the
-/// first refused register and returns the number of registers set.
+/// Sets registers in order, skips those that KVM refuses, and returns the refused ones. `set` is KVM_SET_MSRS, which
+/// stops at the first refused register and returns the number of registers set.
 pub(super) fn set_each<E>(
     entries: &[kvm_msr_entry],
     mut set: impl FnMut(&Msrs) -> Result<usize, E>,
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_last_register_is_returned_and_errors_end() {
+    fn set_each_returns_refused_last_register_and_error() {
         let refused = set_each(&[entry(1), entry(2)], |msrs| Ok::<_, ()>(msrs.as_slice().len() - 1)).unwrap();
         assert_eq!(refused.iter().map(|msr| msr.index).collect::<Vec<_>>(), [2]);
         assert_eq!(set_each(&[entry(1)], |_| Err("no vCPU")), Err("no vCPU"));

@@ -1,11 +1,12 @@
-//! Enforces a machine's CPU budget: vCPUs run for time slices, and wait outside the guest while it is overdrawn.
+//! Enforces a machine's CPU budget: vCPUs run for time slices, and wait outside the guest while the budget is
+//! overdrawn.
 //!
-//! A timer on the thread's CPU time ends a slice with the kick signal, so an idle guest triggers none. All vCPUs share
-//! one budget, wait for the same instant and get slices of the same length, so none can starve another. A throttled
-//! vCPU waits at the [`Gate`], where pausing, saving and stopping find it at once.
+//! A timer on the vCPU thread's CPU time ends a slice with the kick signal, so an idle guest causes no signals. All
+//! vCPUs share one budget, wait until the same instant and get slices of the same length, so none can starve another. A
+//! throttled vCPU waits at the [`Gate`], so it can be paused, saved and stopped at once.
 //!
 //! The budget is charged for vCPU threads, including exit handling, and for device threads. Device threads are never
-//! throttled: they stop when the guest submits no more work.
+//! throttled, because they become idle when throttled vCPUs submit no more requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,12 +18,12 @@ use super::time::CpuTime;
 use super::vcpu::kick_signal;
 use machine::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 
-/// Its lock comes before those of [`CpuTime`] in the lock order.
+/// Lock order: the account's lock is taken before those of [`CpuTime`].
 #[derive(Debug)]
 pub struct Quota {
     account: Mutex<Account>,
     vcpus: u32,
-    /// Counts configuration changes. After each change, throttled vCPUs check their conditions again.
+    /// Counts changes to the configuration. After each change, throttled vCPUs check their conditions again.
     changes: AtomicU64,
 }
 
@@ -88,7 +89,7 @@ impl Quota {
 }
 
 impl Allowance<'_> {
-    /// Requests the next slice. Returns false after a wait at the `gate`, which may be closed by now.
+    /// Returns true if the vCPU may run a slice now. Otherwise waits at `gate` and returns false: check the gate again.
     pub fn next_slice(&self, gate: &Gate) -> bool {
         let quota = self.quota;
         let changes = quota.changes.load(Ordering::SeqCst);
@@ -122,7 +123,7 @@ mod tests {
     fn device_thread_time_is_charged_to_the_budget() {
         const SPENT: u64 = 5_000_000;
         let balance = CpuBalance { saved_ns: 1_000_000, ..CpuBalance::default() };
-        // The rate is so low that nothing is earned during the test.
+        // The rate is so low that almost nothing is earned during the test.
         let config = CpuBudgetConfig { earned_ppm: 1, cap_ns: 1 << 40, can_owe: false, owed_cap_ns: 0, balance };
         let device = Arc::new(ThreadClock::default());
         let time = CpuTime::new(1, vec![Arc::clone(&device)]);

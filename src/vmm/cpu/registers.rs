@@ -1,4 +1,4 @@
-//! The initial state of a vCPU: the boot protocols' requirements, and settings that firmware would have made.
+//! The initial state of a vCPU: what the boot protocol requires, and settings that firmware would have made.
 
 use kvm_bindings::{kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -9,7 +9,7 @@ use crate::boot::{BootState, EntryPoint};
 use crate::error::Error;
 use crate::memory::GuestMemory;
 
-/// Page tables for the 64-bit entry, which identity-map the first GiB with 2 MiB pages.
+/// Page tables for the 64-bit entry point, which identity-map the first GiB with 2 MiB pages.
 const PML4: GuestAddress = GuestAddress(0x9000);
 const PDPT: GuestAddress = GuestAddress(0xa000);
 const PAGE_DIRECTORY: GuestAddress = GuestAddress(0xb000);
@@ -18,7 +18,7 @@ const PAGE_HUGE: u64 = 0x80;
 /// The global descriptor table, followed by an empty interrupt descriptor table.
 const GDT: GuestAddress = GuestAddress(0x500);
 const IDT: GuestAddress = GuestAddress(0x520);
-/// The stack of the first instructions, until the kernel sets up its own.
+/// The stack that the kernel's first instructions use, until the kernel sets up its own.
 const BOOT_STACK: u64 = 0x8ff0;
 
 const CR0_PE: u64 = 1;
@@ -41,19 +41,19 @@ const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const MSR_IA32_TSC: u32 = 0x10;
-/// Fast strings enabled; branch trace store (11) and processor event based sampling (12) unavailable, because guests
-/// have no PMU.
+/// Fast strings are enabled. Branch trace store (11) and processor event based sampling (12) are marked as unavailable,
+/// because guests have no PMU.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
-/// MTRRs enabled, memory write-back by default.
+/// MTRRs are enabled, and memory is write-back by default.
 const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 
-/// Local interrupt pins in the local APIC's page (Intel SDM volume 3A, table 11-1), and their delivery modes.
+/// The local APIC's registers for its two interrupt pins (Intel SDM volume 3A, table 11-1), and delivery modes.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
-/// Sets the state of all vCPUs, including those that wait for another to start them.
+/// Sets the state that all vCPUs need, including those that the guest starts later.
 pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     set_msrs(vcpu)?;
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
@@ -61,7 +61,7 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     set_local_interrupts(vcpu)
 }
 
-/// Sets the boot protocol's registers on the vCPU that boots the machine.
+/// Sets the registers that the boot protocol requires on the vCPU that boots the machine.
 pub fn set_boot(vcpu: &VcpuFd, memory: &GuestMemory, boot: &BootState) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's system registers"))?;
     let mut regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
@@ -118,11 +118,11 @@ pub fn describe(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
     )
 }
 
-/// A flat segment and its descriptor (Intel SDM volume 3A, section 3.4.5).
+/// A flat segment, for KVM and as a descriptor (Intel SDM volume 3A, section 3.4.5).
 #[derive(Clone, Copy)]
 struct FlatSegment {
     selector: u16,
-    /// Type field: code, data or TSS.
+    /// The type field of the descriptor: code, data or TSS.
     kind: u8,
     long: bool,
     code_or_data: bool,
@@ -231,7 +231,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     Ok(())
 }
 
-/// Connects pin 0 to the 8259 and pin 1 to NMIs, as the MP table says.
+/// Connects the local APIC's pin 0 to the 8259 and its pin 1 to NMIs, as the MP table says.
 fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
     let mut apic = vcpu.get_lapic().map_err(Error::kvm("read a local APIC"))?;
     for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {

@@ -37,7 +37,7 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Request { what, source }
 }
 
-/// KVM lets user space read but not write these MSRs. Only Hyper-V guests read `HV_X64_MSR_TIME_REF_COUNT`.
+/// MSRs that KVM lets user space read but not write. Only Hyper-V guests use `HV_X64_MSR_TIME_REF_COUNT`.
 const REFUSED_MSRS: [u32; 1] = [0x4000_0020];
 
 pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
@@ -45,7 +45,7 @@ pub fn saved_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU that is outside the guest, with its last exit completed.
+    /// Reads the state of a vCPU that is outside the guest and whose last exit is completed.
     pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, StateError> {
         Ok(VcpuState {
             // Must be first: it processes pending events of the local APIC.
@@ -61,7 +61,7 @@ impl VcpuState {
         })
     }
 
-    /// Restores the state into a new vCPU whose CPUID is set.
+    /// Restores the state into a new vCPU, whose CPUID must be set already.
     pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
         vcpu.set_mp_state(self.mp_state).map_err(failed("set a vCPU's MP state"))?;
         vcpu.set_regs(&self.regs).map_err(failed("set a vCPU's registers"))?;
@@ -71,7 +71,7 @@ impl VcpuState {
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("set a vCPU's extended state"))?;
         vcpu.set_xcrs(&self.xcrs).map_err(failed("set a vCPU's extended control registers"))?;
         vcpu.set_debug_regs(&self.debug_registers).map_err(failed("set a vCPU's debug registers"))?;
-        // Must precede the registers of the APIC's timer.
+        // Must precede the MSRs, which include the deadline of the APIC's timer.
         vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC's registers"))?;
         restore_msrs(vcpu, &self.msrs)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("set a vCPU's pending events"))?;
@@ -90,7 +90,7 @@ pub(super) fn notify_of_pause(vcpu: &VcpuFd) {
     }
 }
 
-/// Reads in parts: KVM stops at the first register that it cannot read, and its own list may contain such registers.
+/// Reads the MSRs. KVM stops at an MSR that it cannot read, and its own list may contain such MSRs; they are skipped.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::with_capacity(indices.len());
     let mut left = indices;
@@ -105,8 +105,9 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
     Ok(saved)
 }
 
-/// Rearms the TSC-deadline timer if it reads as off. It may have expired without its interrupt in the saved local APIC,
-/// and the guest would wait forever. The guest may get an extra interrupt, which timer code must expect anyway.
+/// Rearms the TSC-deadline timer if it reads as off. The timer may have expired without its interrupt being in the
+/// saved local APIC, and the guest would wait forever. The guest may get an extra interrupt, which its timer code must
+/// tolerate anyway.
 fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     let value = |index: u32| msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
     let (Some(now), Some(deadline)) = (value(MSR_IA32_TSC), value(MSR_IA32_TSC_DEADLINE)) else { return };
@@ -116,7 +117,7 @@ fn rearm_deadline(msrs: &mut Vec<kvm_msr_entry>) {
     msrs.push(kvm_msr_entry { index: MSR_IA32_TSC_DEADLINE, data, ..Default::default() });
 }
 
-/// Restores the registers. A refused register is accepted if it has its saved value, because KVM sets it by itself.
+/// Restores the MSRs. Fails if KVM refuses an MSR that [`check_refused`] does not accept.
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
     let refused = set_each(entries, |msrs| vcpu.set_msrs(msrs)).map_err(failed("set a vCPU's MSRs"))?;
     let value = |index| {
@@ -126,7 +127,7 @@ fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateErr
     check_refused(&refused, value)
 }
 
-/// Accepts refused registers that are on the list, or whose `value` is the saved one.
+/// Fails if a refused MSR is not in [`REFUSED_MSRS`] and its current `value` is not the saved one.
 fn check_refused(refused: &[kvm_msr_entry], value: impl Fn(u32) -> Option<u64>) -> Result<(), StateError> {
     for kvm_msr_entry { index, data, .. } in refused.iter().copied() {
         if !REFUSED_MSRS.contains(&index) && value(index) != Some(data) {

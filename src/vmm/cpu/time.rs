@@ -1,25 +1,25 @@
-//! CPU time of a machine's threads on the host: those of vCPUs and those of devices.
+//! CPU time that a machine's vCPU threads and device threads use on the host.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// CPU time of one thread, or of several consecutive threads.
+/// CPU time of one thread, or of several threads that run one after the other.
 #[derive(Debug, Default)]
 pub struct ThreadClock(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    /// Time of threads that have ended.
+    /// CPU time of threads that have ended.
     ended_ns: u64,
-    /// Valid until the thread ends.
+    /// The clock of the running thread, valid until the thread ends.
     running: Option<libc::clockid_t>,
 }
 
-/// A counted thread. The thread drops the value itself, just before it ends.
+/// Marks a thread as counted. The thread itself must drop the value, just before it ends.
 #[derive(Debug)]
 pub struct CountedThread<'a>(&'a ThreadClock);
 
 impl ThreadClock {
-    /// Counts the calling thread until the returned value is dropped. Returns none if the host has no clock for it.
+    /// Counts the calling thread until the returned value is dropped. Returns `None` if the host has no clock for it.
     pub fn count_this_thread(&self) -> Option<CountedThread<'_>> {
         let mut clock = 0;
         // SAFETY: the ID of the calling thread is valid; the call only writes to `clock`.
@@ -74,7 +74,7 @@ impl CpuTime {
         self.vcpus.get(id as usize)?.count_this_thread()
     }
 
-    /// Returns the CPU time of all vCPUs.
+    /// Returns the CPU time of all vCPU threads.
     pub fn total_ns(&self) -> u64 {
         self.vcpus.iter().map(ThreadClock::ns).sum()
     }
@@ -89,7 +89,7 @@ impl CpuTime {
 mod tests {
     use super::*;
 
-    /// Uses CPU time until `clock` shows `ns`.
+    /// Uses CPU time until `clock` reaches `ns`.
     pub(crate) fn run_until(clock: &ThreadClock, ns: u64) {
         let mut sum = 0_u64;
         while clock.ns() < ns {

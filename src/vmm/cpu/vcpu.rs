@@ -1,7 +1,7 @@
-//! A vCPU: a named thread that runs the guest and emulates device accesses.
+//! A vCPU: a named thread that runs the guest and dispatches its device accesses.
 //!
-//! A kick is a flag and a signal. The signal's handler sets `immediate_exit` in the thread's own `kvm_run`, so that a
-//! signal just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK").
+//! A kick is a signal. Its handler sets `immediate_exit` in the thread's own `kvm_run`, so that a signal that arrives
+//! just before KVM_RUN is not lost (api.rst, "KVM_SET_SIGNAL_MASK").
 
 use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
@@ -36,9 +36,9 @@ pub struct VcpuContext {
     pub ports: Bus,
     pub mmio: Bus,
     pub memory: GuestMemory,
-    /// KVM emulates guest kernels on this host.
+    /// True if KVM emulates guest kernels on this host.
     pub software_kvm: bool,
-    /// The extended states that the guest's kernel saves through ports, on software KVM.
+    /// The extended states that the guest's kernel saves through I/O ports; `None` except on software KVM.
     pub xstate: Option<Xstate>,
     pub xstate_faults: Arc<GuestFaults>,
     pub exits: Arc<ExitCounters>,
@@ -53,7 +53,7 @@ pub struct VcpuContext {
 }
 
 impl VcpuContext {
-    /// Allows or forbids surplus credits. Returns false if the CPU time is not limited.
+    /// Allows or forbids surplus credits. Returns false if the machine's CPU time is not limited.
     pub fn set_can_owe(&self, can_owe: bool) -> bool {
         self.quota.as_ref().map(|quota| quota.set_can_owe(can_owe, &self.cpu_time, &self.gate)).is_some()
     }
@@ -120,7 +120,7 @@ struct Vcpu {
 
 enum Next {
     Run,
-    /// A kick interrupted KVM_RUN, and there was no exit.
+    /// A kick interrupted KVM_RUN before the guest caused an exit.
     Kicked,
     Leave(Option<End>),
 }
@@ -134,7 +134,7 @@ impl Vcpu {
             self.context.timeline.mark(Mark::FirstInstruction);
         }
         let allowance = context.quota.as_ref().and_then(|quota| quota.allow_this_thread(&context.cpu_time));
-        // Set when a kick may have come from the slice timer.
+        // True if the slice may have ended, because a kick may have come from the slice timer.
         let mut is_due = true;
         let end = loop {
             if self.context.gate.is_closed() {
@@ -167,8 +167,8 @@ impl Vcpu {
         }
     }
 
-    /// Completes the last exit; returns the end if the exit causes it. KVM applies an exit's result when the vCPU is
-    /// entered again, and with `immediate_exit` set, no guest code runs then.
+    /// Completes the last exit. Returns `Some` if the thread must end, with the machine's end if the exit causes it.
+    /// KVM applies an exit's result when the vCPU is entered again; with `immediate_exit` set, no guest code runs then.
     fn finish_exit(&mut self) -> Option<Option<End>> {
         loop {
             self.fd.set_kvm_immediate_exit(1);
@@ -238,7 +238,7 @@ impl Vcpu {
         }
     }
 
-    /// Logs the instruction pointer after a kick. A script that kicks repeatedly, at log level `trace`, is a profiler.
+    /// Logs the instruction pointer after a kick, at log level `trace`. With repeated kicks, this profiles the guest.
     fn trace_position(&self) {
         if log::log_enabled!(log::Level::Trace)
             && let Ok(regs) = self.fd.get_regs()

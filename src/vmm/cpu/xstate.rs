@@ -1,14 +1,14 @@
-//! Extended states of guest tasks (x87, SSE, AVX, AVX-512) on software KVM.
+//! Saves and restores the extended states of guest tasks (x87, SSE, AVX, AVX-512) on software KVM.
 //!
-//! Guest programs run natively there, with the features of the host's XCR0, whatever the guest's CPUID and XCR0 say.
-//! The emulator lacks XSAVE and XRSTOR, so the guest's kernel cannot save these states on a context switch. Three ports
-//! save and restore them for the kernel (`images/kernel/patches/0008-*`):
+//! Guest programs run natively there, with the features in the host's XCR0, whatever the guest's CPUID and XCR0 say.
+//! KVM's emulator lacks XSAVE and XRSTOR, so the guest's kernel cannot save these states on a context switch. Three
+//! ports save and restore them for the kernel (`images/kernel/patches/0008-*`):
 //!
-//! - a read of [`FEATURES_PORT`] returns the saved state components, as in XCR0;
+//! - a read of [`FEATURES_PORT`] returns the state components that are saved, as in XCR0;
 //! - a write of an XSAVE area's physical address, in units of 64 bytes, to [`SAVE_PORT`] or [`RESTORE_PORT`] copies
 //!   all components from or to the writing vCPU (Intel SDM volume 1, section 13.4: the standard format).
 //!
-//! On other hosts the ports are absent and read as ones.
+//! On other hosts the ports do not exist and read as all ones.
 
 use kvm_bindings::{CpuId, kvm_xsave};
 use kvm_ioctls::VcpuFd;
@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
-/// Reads return the saved components. All three ports are 32 bits wide.
+/// Reads return the components that are saved. All three ports are 32 bits wide.
 pub const FEATURES_PORT: u16 = 0x6e4;
 pub const SAVE_PORT: u16 = 0x6e8;
 pub const RESTORE_PORT: u16 = 0x6ec;
@@ -25,11 +25,11 @@ pub const RESTORE_PORT: u16 = 0x6ec;
 const X87: u32 = 1;
 const SSE: u32 = 1 << 1;
 const KEPT: u32 = 0b1110_0111;
-/// Subleaf 0 lists the state components; the others have a component's size (EAX) and offset (EBX).
+/// Subleaf 0 lists the state components; each other subleaf has the size (EAX) and offset (EBX) of a component.
 const XSTATE_LEAF: u32 = 0xd;
-/// Every area has the legacy region and the header.
+/// The size of the legacy region and the header, which every area has.
 const LEGACY_AND_HEADER: usize = 576;
-/// The alignment of an area. The ports take the address divided by it.
+/// The alignment of an area. The guest writes an area's address divided by it to the ports.
 const UNIT: u64 = 64;
 
 /// Offsets in an area, in 32-bit words: x87 control word (with the status word above it), the rest of the x87 header
@@ -58,7 +58,8 @@ pub struct Xstate {
 }
 
 impl Xstate {
-    /// Returns the components that KVM saves on this host; none without XSAVE.
+    /// Returns the components to save on this host. Returns `None` if KVM does not support XSAVE, or describes the
+    /// components incompletely or as too large.
     pub fn of_host(supported: &CpuId) -> Option<Xstate> {
         let subleaf = |index: u32| {
             supported.as_slice().iter().find(|entry| entry.function == XSTATE_LEAF && entry.index == index)
@@ -110,8 +111,9 @@ impl Xstate {
     }
 }
 
-/// Writes the initial x87 and SSE states where the header marks them as not present. XRSTOR always loads MXCSR from
-/// the area (Intel SDM volume 1, section 13.8.1); KVM loads it only with a component that uses it.
+/// Writes the initial x87 and SSE states where the header marks them as absent, and marks them as present. XRSTOR
+/// always loads MXCSR from the area (Intel SDM volume 1, section 13.8.1), but KVM loads it only with a component that
+/// uses it.
 fn write_out_legacy(region: &mut [u32; 1024]) {
     if region[XSTATE_BV] & X87 == 0 {
         region[X87_CONTROL] = X87_CONTROL_INITIAL;

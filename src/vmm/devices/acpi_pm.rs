@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use crate::bus::BusDevice;
 use machine::end::{End, EndSender};
 
-/// The first port: the event block, then the control block.
+/// The first port of the event block, which the control block follows.
 pub const PORT: u16 = 0x600;
-/// `PM1_EVT_LEN`: status and enable registers of 2 bytes each.
+/// `PM1_EVT_LEN`: a status and an enable register of 2 bytes each.
 pub const EVENT_LENGTH: u8 = 4;
-/// `PM1_CNT_LEN`.
+/// `PM1_CNT_LEN`: one register of 2 bytes.
 pub const CONTROL_LENGTH: u8 = 2;
 pub const LENGTH: u64 = EVENT_LENGTH as u64 + CONTROL_LENGTH as u64;
 /// The line of the system control interrupt, which is never raised.
@@ -21,7 +21,7 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 /// Offsets of the enable and control registers.
 const ENABLE: u64 = 2;
 const CONTROL: u64 = 4;
-/// PM1 control: ACPI is enabled (there is no other mode), and the sleep command.
+/// PM1 control: ACPI is enabled (always set, because there is no legacy mode), and the sleep type and command.
 const SCI_EN: u8 = 1;
 const SLP_TYP_SHIFT: u16 = 10;
 const SLP_EN: u16 = 1 << 13;
@@ -63,7 +63,7 @@ impl AcpiPm {
 impl BusDevice for AcpiPm {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
-            // Events never occur, so the status register is zero.
+            // Events never occur, so the status register is always zero.
             *byte = self.register(at).map_or(0, |register| *register);
         }
     }
@@ -78,7 +78,7 @@ impl BusDevice for AcpiPm {
         if control & SLP_EN != 0 && (control >> SLP_TYP_SHIFT & 7) as u8 == SLEEP_TYPE_S5 {
             self.ends.send(End::PowerOff);
         }
-        // SLP_EN is write-only; SCI_EN is always set.
+        // SLP_EN is write-only, so it reads as zero. SCI_EN is always set.
         self.control[0] |= SCI_EN;
         self.control[1] &= !(SLP_EN >> 8) as u8;
     }

@@ -1,4 +1,4 @@
-//! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last value.
+//! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last mark.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ pub type OnReady = Box<dyn FnOnce() + Send>;
 
 pub struct BootTimer {
     timeline: Arc<Timeline>,
-    /// Taken by the first ready mark. Further marks cost no more than the exit.
+    /// Taken by the first ready mark, so that it is called only once.
     on_ready: Option<OnReady>,
     last: u8,
 }

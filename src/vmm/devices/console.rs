@@ -1,4 +1,4 @@
-//! The output side of the serial console: a bounded log file, and an attached client.
+//! The output side of the serial console: a bounded log file and, if one is attached, a client.
 //!
 //! No function here blocks a vCPU: a client that reads too slowly loses bytes.
 
@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use machine::bounded_log::BoundedLog;
 use machine::timeline::{Mark, Timeline};
 
-/// At this many bytes, the log is renamed to [`FULL_CONSOLE_LOG`](machine::files::FULL_CONSOLE_LOG) and a new one
-/// begins.
+/// At this size in bytes, the log is renamed to [`FULL_CONSOLE_LOG`](machine::files::FULL_CONSOLE_LOG) and a new log is
+/// started.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// The console's output side, shared between the serial port and the event loop.
@@ -36,7 +36,7 @@ impl Console {
         Ok(Console(Arc::new(Inner { timeline, sinks: Mutex::new(Sinks { log, terminal: None }) })))
     }
 
-    /// Sends all output to `stream`, too, until it is closed. Replaces an attached stream.
+    /// Also sends all output to `stream`, until it is closed. Replaces an attached stream.
     pub fn attach(&self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         self.sinks().terminal = Some(stream);
@@ -56,7 +56,7 @@ impl Console {
     }
 }
 
-/// Writes to a [`Console`]. Never fails, so a full disk does not disturb the guest.
+/// Writes to a [`Console`]. Never fails, so that a full disk does not disturb the guest.
 #[derive(Debug)]
 pub struct ConsoleWriter(Console);
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn first_byte_is_marked() {
+    fn first_console_byte_is_marked_in_timeline() {
         let timeline = Arc::new(Timeline::default());
         let console = Console::new(None, Arc::clone(&timeline)).unwrap();
         assert_eq!(timeline.record().at(Mark::FirstConsoleByte), None);

@@ -41,7 +41,7 @@ pub fn ports(data: &[u8]) {
     while access().unwrap_or(false) {}
 }
 
-/// The ports of a machine: each device's first port and number of ports.
+/// The first port and the number of ports of each device.
 type Ports = Vec<(u64, u64)>;
 
 fn wire() -> std::io::Result<(Bus, Arc<Mutex<Serial>>, Ports)> {

@@ -1,5 +1,5 @@
-//! The generation port. The guest's kernel writes the address of its generation record: a number and a seed, which the
-//! VMM changes when it restores the guest (`images/kernel/patches/0010-random-generation.patch`).
+//! The generation port. The guest's kernel writes the address of its generation record to it: a number and a seed,
+//! which the VMM changes when it restores the guest (`images/kernel/patches/0010-random-generation.patch`).
 //!
 //! ```text
 //! port + 0   low half of the guest physical address, 4 bytes
@@ -23,7 +23,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Creates the device of a restored guest, which wrote the address before its snapshot.
+    /// Creates the device of a restored guest. `address` is the one that the guest wrote before its snapshot, if any.
     pub fn restored(address: Option<u64>) -> Generation {
         Generation { address: address.unwrap_or(0) }
     }
@@ -49,7 +49,7 @@ impl BusDevice for Generation {
     }
 }
 
-/// Gives a restored guest a new generation before it runs. Returns false if its kernel wrote no usable address.
+/// Writes a new generation to a restored guest's memory before it runs. Returns false if `address` is unusable.
 pub fn renew(memory: &GuestMemory, address: Option<u64>, number: u64, seed: [u8; 32]) -> bool {
     let content = [&number.to_le_bytes()[..], &seed].concat();
     address.is_some_and(|address| memory.write_slice(&content, GuestAddress(address)).is_ok())

@@ -1,4 +1,5 @@
-//! The i8042 keyboard controller without a keyboard: the reset line, by which kernels reboot, and Ctrl-Alt-Del.
+//! The i8042 keyboard controller, without a keyboard. Guests reboot through its reset line, and the VMM uses it to
+//! press Ctrl-Alt-Del.
 //!
 //! It implements what Linux's driver needs to detect it, start its first port and read scan codes (set 1, translated).
 //! Source: IBM PC/AT technical reference, "Keyboard Controller"; the driver's command names.
@@ -11,10 +12,10 @@ use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use machine::end::{End, EndSender};
 
-/// The first port; data is at offset 0, status and commands at offset 4.
+/// The first port. Data is at offset 0, status and commands are at offset 4.
 pub const PORT: u16 = 0x60;
 pub const COMMAND_OFFSET: u16 = 4;
-/// The ports between [`PORT`] and the command port are unused.
+/// The number of ports, including the unused ones between the data port and the command port.
 pub const LENGTH: u64 = 5;
 
 const DATA: u64 = 0;
@@ -23,7 +24,7 @@ const COMMAND: u64 = COMMAND_OFFSET as u64;
 const STATUS_OUTPUT_FULL: u8 = 0x01;
 const STATUS_COMMAND: u8 = 0x08;
 const STATUS_KEYLOCK: u8 = 0x10;
-/// Command byte bits.
+/// Bits of the controller's command byte.
 const CONTROL_KEYBOARD_INTERRUPT: u8 = 0x01;
 const CONTROL_SYSTEM: u8 = 0x04;
 const CONTROL_KEYBOARD_DISABLED: u8 = 0x10;
@@ -39,7 +40,7 @@ const COMMAND_DISABLE_KEYBOARD: u8 = 0xad;
 const COMMAND_ENABLE_KEYBOARD: u8 = 0xae;
 const COMMAND_READ_OUTPUT_PORT: u8 = 0xd0;
 const COMMAND_WRITE_OUTPUT_PORT: u8 = 0xd1;
-/// Pulse the reset line only.
+/// The command that pulses only the reset line.
 pub const RESET_COMMAND: u8 = 0xfe;
 
 const SELF_TEST_PASSED: u8 = 0x55;
@@ -52,9 +53,9 @@ const KEYBOARD_RESET: u8 = 0xff;
 const KEYBOARD_IDENTIFY: u8 = 0xf2;
 const KEYBOARD_ID: [u8; 2] = [0xab, 0x83];
 
-/// Press and release Ctrl, Alt and (extended) Delete, in scan code set 1.
+/// Scan codes (set 1) of pressing and releasing Ctrl, Alt and the extended Delete key.
 const CTRL_ALT_DEL: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
-/// Limits the output for a guest that does not read.
+/// The maximum number of unread output bytes.
 const BUFFER_SIZE: usize = 16;
 
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub struct I8042 {
     status: u8,
     /// Bytes that the guest reads from the data port.
     output: VecDeque<u8>,
-    /// The command whose argument is the next data byte.
+    /// The command whose argument will be the next data byte.
     pending: Option<u8>,
 }
 
@@ -104,7 +105,7 @@ impl I8042 {
         self.signal();
     }
 
-    /// Presses Ctrl-Alt-Del. Returns true if the guest's driver listens for keys.
+    /// Presses Ctrl-Alt-Del. Returns false if the guest's driver has not enabled the keyboard and its interrupt.
     pub fn press_ctrl_alt_del(&mut self) -> bool {
         let listens = self.control & CONTROL_KEYBOARD_INTERRUPT != 0 && self.control & CONTROL_KEYBOARD_DISABLED == 0;
         if listens {
@@ -141,7 +142,7 @@ impl I8042 {
             COMMAND_READ_OUTPUT_PORT => self.answer(&[self.output_port]),
             COMMAND_DISABLE_KEYBOARD => self.control |= CONTROL_KEYBOARD_DISABLED,
             COMMAND_ENABLE_KEYBOARD => self.control &= !CONTROL_KEYBOARD_DISABLED,
-            // There is no second port.
+            // The controller has no second port, so there is nothing to disable.
             COMMAND_DISABLE_AUX => {}
             _ => {}
         }

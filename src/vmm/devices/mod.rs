@@ -1,6 +1,6 @@
 //! The PC devices that a guest without firmware expects, one file each.
 //!
-//! Registers are independent of buses, eventfds and KVM; [`machine`](crate::machine) connects them. Each device
+//! Devices do not depend on KVM: `wiring` connects their registers to a bus and their interrupts to KVM. Each device
 //! implements [`BusDevice`](crate::bus::BusDevice) with offsets from its first port.
 
 pub mod acpi_pm;

@@ -1,17 +1,17 @@
 //! The pvpanic port, on which a guest's kernel reports a panic or a power-off (QEMU, `docs/specs/pvpanic`).
 //!
-//! Without ACPI, a PC has no other way to power itself off; the embedded kernel has a patch for it.
+//! Without ACPI, a PC has no other way to power itself off. The embedded kernel is patched to use this port.
 
 use crate::bus::BusDevice;
 use machine::end::{End, EndSender};
 
-/// The ISA port of the specification.
+/// The ISA port that the specification assigns.
 pub const PORT: u16 = 0x505;
-/// Event bits of the specification.
+/// Bits of the events, as in the specification.
 const PANICKED: u8 = 1 << 0;
 const SHUTDOWN: u8 = 1 << 2;
 
-/// Reads return the supported events.
+/// The pvpanic device. Reads return the supported events.
 #[derive(Debug)]
 pub struct Pvpanic {
     ends: EndSender,

@@ -1,5 +1,5 @@
-//! The ports on which a restored guest reads its new identity: [`wisp_agent::resumed`]. The ports are empty in a booted
-//! guest, and after the guest has read them.
+//! The ports on which a restored guest reads its new identity ([`wisp_agent::resumed`]). They read as zero in a booted
+//! guest, and after the guest's agent has reported that it is ready.
 
 use std::time::SystemTime;
 
@@ -14,7 +14,7 @@ pub struct ResumedPorts {
 }
 
 impl ResumedPorts {
-    /// Creates the device with the message for a restored guest; the time is added when the guest reads it.
+    /// Creates the device with the message for a restored guest. The time is added when the guest reads the message.
     pub fn new(message: Option<Resumed>) -> ResumedPorts {
         ResumedPorts { message, bytes: Vec::new() }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 
-/// The index port; the data port follows.
+/// The index port. The data port follows it.
 pub const PORT: u16 = 0x70;
 pub const LENGTH: u64 = 2;
 
@@ -23,14 +23,14 @@ const REGISTER_A: u8 = 0x0a;
 const REGISTER_B: u8 = 0x0b;
 const REGISTER_D: u8 = 0x0d;
 const CENTURY: u8 = 0x32;
-/// Register A: the 32,768 Hz time base; "update in progress" is never set.
+/// Register A: the 32,768 Hz time base. "Update in progress" is never set.
 const TIME_BASE: u8 = 0x20;
 /// Register B: 24-hour mode, values in BCD.
 const HOURS_24: u8 = 0x02;
 /// Register D: the battery is good.
 const VALID: u8 = 0x80;
 
-/// Returns the time in seconds since 1970, UTC.
+/// Returns the time in seconds since 1970, in UTC.
 pub type Clock = fn() -> u64;
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Rtc {
         Rtc { clock, index: 0 }
     }
 
-    /// Saves the selected register. The time is the host's.
+    /// Returns the selected register, which is the only state, because the time is always the host's.
     pub fn state(&self) -> RtcState {
         RtcState { index: self.index }
     }
@@ -115,7 +115,7 @@ struct RtcTime {
 }
 
 /// Converts seconds since 1970 to the Gregorian calendar. Years begin in March here, so that the leap day is the last
-/// day of the year; 719,468 days lie between 0000-03-01 and 1970-01-01.
+/// day of the year. There are 719,468 days from 0000-03-01 to 1970-01-01.
 fn rtc_time(seconds: u64) -> RtcTime {
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_are_in_bcd() {
+    fn rtc_registers_are_in_bcd() {
         let mut rtc = Rtc::new(|| 1_709_251_199);
         let registers: Vec<u8> = [CENTURY, YEAR, MONTH, DAY_OF_MONTH, HOURS, MINUTES, SECONDS]
             .into_iter()

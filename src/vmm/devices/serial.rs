@@ -1,7 +1,7 @@
-//! The serial port, a 16550 at COM1: the guest's console. vm-superio implements the registers.
+//! The serial port, a 16550 at COM1, which is the guest's console. vm-superio implements its registers.
 //!
 //! Output goes to the [`Console`](super::console::Console) byte by byte. Input waits in a bounded buffer until the
-//! guest has drained the 16550's FIFO; an eventfd signals free space.
+//! guest has drained the 16550's FIFO. An eventfd signals when a full buffer has free space again.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,7 +34,7 @@ impl vm_superio::Trigger for IrqLine {
     }
 }
 
-/// Records that the guest has read all input.
+/// Records when the guest has read all input in the 16550's FIFO.
 struct InputEvents {
     emptied: Arc<AtomicBool>,
 }
@@ -52,7 +52,7 @@ pub struct Serial {
     registers: Registers<IrqLine, InputEvents, ConsoleWriter>,
     waiting: VecDeque<u8>,
     emptied: Arc<AtomicBool>,
-    /// Signaled when there is space for input again.
+    /// Signaled when the input buffer was full and has free space again.
     room: EventFd,
 }
 
@@ -108,7 +108,7 @@ impl Serial {
             in_buffer: state.received.clone(),
         };
         let registers = Registers::from_state(&registers, irq, events, output)
-            .map_err(|error| SnapshotError::Device(format!("serial port registers: {error:?}")))?;
+            .map_err(|error| SnapshotError::Device(format!("invalid serial port registers: {error:?}")))?;
         let waiting = state.waiting.iter().copied().take(INPUT_LIMIT).collect();
         Ok(Serial { registers, waiting, emptied, room })
     }
@@ -121,12 +121,12 @@ impl Serial {
         }
     }
 
-    /// Returns the number of input bytes that are accepted now.
+    /// Returns the number of input bytes that can be accepted now.
     pub fn input_room(&self) -> usize {
         INPUT_LIMIT - self.waiting.len()
     }
 
-    /// Accepts input up to the free space, and returns the number of bytes accepted.
+    /// Accepts input up to the free space. Returns the number of bytes accepted.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.input_room());
         self.waiting.extend(&bytes[..taken]);
@@ -160,14 +160,14 @@ impl BusDevice for Serial {
             let was_full = self.input_room() == 0;
             self.feed();
             if was_full {
-                // The counter cannot overflow: it grows by one each time the buffer was full.
+                // The counter cannot overflow: it grows by one each time a full buffer gets free space.
                 let _ = self.room.write(1);
             }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // The console counts its own write errors.
+        // The console itself logs write errors, so the port always succeeds.
         let _ = self.registers.write(offset as u8, data[0]);
     }
 }

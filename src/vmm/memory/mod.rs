@@ -11,8 +11,8 @@
 //! 0x1_0000_0000  the rest of the memory
 //! ```
 //!
-//! Memory is mapped privately and without reservation: the host allocates a page when the guest first touches it.
-//! Mappings are aligned to 2 MiB and request transparent huge pages.
+//! All mappings are private, without reserved swap space. A booted machine's memory is anonymous, aligned to 2 MiB, and
+//! requests transparent huge pages. A restored machine's memory is a mapping of the snapshot's files.
 
 pub mod pages;
 pub mod program;
@@ -41,25 +41,25 @@ pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
 pub const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
 pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 
-/// The end of conventional memory, where the extended BIOS data area would begin.
+/// The end of conventional memory, where a PC's extended BIOS data area begins.
 pub const EBDA_START: u64 = 0x9_fc00;
-/// The address where kernels search for ACPI's RSDP; the other tables follow it.
+/// The address at which kernels search for ACPI's RSDP; the other tables follow it.
 pub const ACPI_START: u64 = 0xe_0000;
-/// The start of the area that kernels search for the SMBIOS entry point and the MP table.
+/// The start of the area in which kernels search for the SMBIOS entry point and the MP table.
 pub const SMBIOS_START: u64 = 0xf_0000;
-/// The MP table, after the SMBIOS entry point.
+/// The address of the MP table, after the SMBIOS entry point.
 pub const MP_TABLE_START: u64 = SMBIOS_START + 0x20;
-/// The SMBIOS tables, after the largest possible MP table.
+/// The address of the SMBIOS tables, after the largest possible MP table.
 pub const SMBIOS_TABLES: u64 = SMBIOS_START + 0x1000;
 pub const SMBIOS_TABLES_SIZE: u64 = 0x1000;
-/// The end of the legacy area, where kernels are loaded.
+/// The end of the legacy area, and the lowest address at which a kernel can be loaded.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
 const HUGE_PAGE: u64 = 2 * MIB;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    #[error("{0} MiB of guest memory do not fit into an address space")]
+    #[error("{0} MiB of guest memory does not fit into the address space")]
     TooLarge(u64),
     #[error("cannot map {mib} MiB of guest memory: {source}")]
     Map { mib: u64, source: MmapRegionError },
@@ -81,7 +81,7 @@ pub fn ranges(memory_mib: u64) -> Result<Vec<(GuestAddress, usize)>, MemoryError
     Ok(ranges)
 }
 
-/// Maps `memory_mib` MiB of zeroes, which are allocated on first access.
+/// Maps `memory_mib` MiB of zeroed memory, whose pages are allocated on first access.
 pub fn allocate(memory_mib: u64) -> Result<GuestMemory, MemoryError> {
     let regions = ranges(memory_mib)?
         .into_iter()
@@ -96,11 +96,11 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
     // SAFETY: `map_aligned` returned `length` bytes of private anonymous memory that nothing else refers to.
     let region = unsafe { MmapRegion::build_raw(mapped, length, ACCESS, MAP_FLAGS) }
         .map_err(|source| MemoryError::Map { mib, source })?;
-    // The mapping lives as long as the process: `MmapRegion::build_raw` does not own it. A VMM has one machine.
+    // `MmapRegion::build_raw` does not own the mapping, so it lives as long as the process, which runs one machine.
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
 }
 
-/// Maps memory privately from a file, and the page runs `over` from a second file. Pages are read on first access.
+/// Maps memory privately from `file`, and the page runs in `over` from a second file. Pages are read on first access.
 pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>) -> Result<GuestMemory, MemoryError> {
     for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
         let length = file.metadata().map_err(MemoryError::File)?.len();
@@ -118,7 +118,7 @@ pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>)
         for (file, run) in over.iter().flat_map(|(file, runs)| runs.iter().map(move |run| (file, run.bytes()))) {
             if offset <= run.start && run.start < run.end && run.end <= end {
                 let (place, size) = ((run.start - offset) as usize, (run.end - run.start) as usize);
-                // SAFETY: it replaces a part of the mapping that was just made, which nothing refers to yet.
+                // SAFETY: it replaces a part of the mapping that was just created, which nothing refers to yet.
                 unsafe { map_private(address.add(place).cast(), size, libc::MAP_FIXED, file.as_raw_fd(), run.start) }?;
             }
         }
@@ -162,7 +162,7 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
         return Err(io::Error::last_os_error());
     }
     let head = address.align_offset(slack);
-    // SAFETY: head is below 2 MiB, so both cut-off ends and the kept middle lie within the mapping just made.
+    // SAFETY: `head` is below 2 MiB, so both cut-off ends and the kept middle lie within the mapping just created.
     let aligned = unsafe {
         let aligned = address.add(head);
         if head > 0 {
@@ -178,7 +178,7 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
     Ok(aligned.cast())
 }
 
-/// Returns the resident bytes of `memory` (`/proc/self/smaps`): for a restored machine, those that the guest touched.
+/// Returns the resident bytes of `memory` (`Rss` in `/proc/self/smaps`), including mapped pages of a snapshot's files.
 pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     use vm_memory::GuestMemoryBackend;
     let ranges: Vec<_> = memory
@@ -201,7 +201,7 @@ pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
     Ok(resident)
 }
 
-/// Returns this process's resident bytes, including guest memory (`/proc/self/statm`); 0 if that cannot be read.
+/// Returns this process's resident bytes, including guest memory (`/proc/self/statm`), or 0 if the file cannot be read.
 pub fn process_resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());

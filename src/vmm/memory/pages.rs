@@ -1,5 +1,5 @@
 //! Finds the private pages of guest memory (`/proc/self/pagemap`, Linux's Documentation/admin-guide/mm/pagemap.rst):
-//! those that differ from the mapped file, or those touched if there is no file.
+//! those written since a snapshot file was mapped or, without a file, all that were touched.
 
 use std::fs::File;
 use std::io;
@@ -13,16 +13,16 @@ use super::GuestMemory;
 
 pub const PAGE: u64 = 4096;
 
-/// Page map entries read at a time.
+/// The number of pagemap entries to read at a time.
 const BATCH: u64 = 1 << 16;
-/// Bits of an entry: the page is present, is swapped out, or belongs to a file.
+/// Bits of an entry: the page is present, is swapped out, or is a page of a file.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
-/// Runs separated by fewer pages than this are merged, because a run costs more than a page.
+/// Runs separated by fewer pages than this are merged, because an extra run costs more than saving a few extra pages.
 const GAP: u64 = 8;
 
-/// Consecutive pages, counted over the machine's memory ranges without the gap.
+/// Consecutive pages of guest memory. Page numbers skip the MMIO gap, as do the offsets in a memory file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRun {
     pub first: u64,
@@ -30,7 +30,7 @@ pub struct PageRun {
 }
 
 impl PageRun {
-    /// Returns the byte range in a file that contains all memory.
+    /// Returns the run's byte range in a file that contains all guest memory.
     #[must_use]
     pub fn bytes(&self) -> Range<u64> {
         self.first * PAGE..(self.first + self.count) * PAGE
@@ -41,7 +41,7 @@ impl PageRun {
     }
 }
 
-/// Returns the private pages of `memory` in order; no run spans two ranges.
+/// Returns the private pages of `memory` in order, merged across small gaps. No run spans two memory ranges.
 pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     let map = File::open("/proc/self/pagemap")?;
     let mut runs: Vec<PageRun> = Vec::new();
@@ -70,7 +70,7 @@ pub fn changed(memory: &GuestMemory) -> io::Result<Vec<PageRun>> {
     Ok(runs)
 }
 
-/// Returns the union of two sets of runs as returned by [`changed`].
+/// Returns the union of two sets of runs from [`changed`], merged in the same way.
 pub fn join(memory: &GuestMemory, one: Vec<PageRun>, other: &[PageRun]) -> Vec<PageRun> {
     let mut start = 0;
     let begins: Vec<u64> = memory

@@ -1,20 +1,20 @@
-//! Releases the program's pages that only start-up needed.
+//! Releases the program's memory pages that were needed only during startup.
 //!
-//! Start-up touches most of the program and of the C library once; a running VMM uses little of them. While memory is
-//! plentiful, the kernel keeps those file pages mapped, in blocks of 64 KiB around each touched page. A page that is
-//! used again is mapped again without I/O.
+//! Startup touches most of the program and the C library once; a running VMM uses little of them. While memory is
+//! plentiful, the kernel keeps these file pages mapped, in blocks of 64 KiB around each touched page. A released page
+//! is mapped again without I/O when it is next used.
 
 use std::ffi::{c_int, c_void};
 
 use libc::{PF_W, PT_LOAD, dl_phdr_info, size_t};
 
-/// Unmaps the read-only segments of the program and its libraries until their next use. Threads may execute in them.
+/// Unmaps the read-only segments of the program and its libraries until their next use. Other threads may keep running.
 pub fn release_start_up() {
     // SAFETY: the callback is called before this returns, and does not use its last argument.
     unsafe { libc::dl_iterate_phdr(Some(release), std::ptr::null_mut()) };
 }
 
-/// Unmaps the pages of one object, except those of writable segments, which contain relocated data.
+/// Unmaps the pages of one object, except those of writable segments, whose relocated data would be lost.
 unsafe extern "C" fn release(object: *mut dl_phdr_info, _size: size_t, _data: *mut c_void) -> c_int {
     // SAFETY: dl_iterate_phdr passes a valid object, whose program headers are mapped for as long as the object is.
     let (base, headers) = unsafe {

@@ -11,9 +11,9 @@ use libc::{c_int, c_long};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// The main thread: event loop, control socket, console, snapshots, attaching disks.
+    /// The main thread: event loop, control socket, console, snapshots, and attaching disks.
     Main,
-    /// The thread that starts the device threads.
+    /// The thread that starts the vCPU threads and device threads.
     Starter,
     /// A vCPU thread, which also emulates device registers.
     Vcpu,
@@ -33,21 +33,21 @@ pub struct Call {
 #[derive(Debug)]
 pub enum Arguments {
     Any,
-    /// The argument with this index is the VMM's process ID.
+    /// The argument with this index must be the VMM's process ID.
     OwnProcess(u8),
-    /// The argument with this index is one of these values.
+    /// The argument with this index must be one of these values.
     OneOf(u8, &'static [u64]),
-    /// The bits of one argument under the mask equal the value.
+    /// The bits of one argument that the mask selects must equal the value.
     Bits {
         argument: u8,
         mask: u64,
         value: u64,
     },
-    /// The bits of each argument under the mask equal the value: (index, mask, value).
+    /// The bits of each argument that its mask selects must equal its value: (index, mask, value).
     AllBits(&'static [(u8, u64, u64)]),
 }
 
-/// The masks for a whole argument that the kernel takes as an int, or as a pointer.
+/// Masks that select a whole argument, which the kernel takes as an int or as a pointer.
 const INT: u64 = u32::MAX as u64;
 const POINTER: u64 = u64::MAX;
 
@@ -87,25 +87,25 @@ const EVERY: &[Call] = &[
     any(libc::SYS_ppoll),
     any(libc::SYS_sched_yield),
     any(libc::SYS_restart_syscall),
-    // Open eventfds and files.
+    // Reading, writing and closing eventfds and files that are already open.
     any(libc::SYS_read),
     any(libc::SYS_write),
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     any(libc::SYS_close),
-    // Memory for the allocator, stacks and guard pages. It must not be executable.
+    // Memory for the allocator, stacks and guard pages. Mapping executable memory is not allowed.
     without(libc::SYS_mmap, 2, libc::PROT_EXEC),
     without(libc::SYS_mprotect, 2, libc::PROT_EXEC),
     any(libc::SYS_munmap),
     any(libc::SYS_mremap),
     any(libc::SYS_brk),
-    // Any advice about the process's own memory; C libraries use new kinds for stack guards.
+    // Advice affects only the process's own memory, and newer C libraries use new kinds of advice for stack guards.
     any(libc::SYS_madvise),
-    // The allocator counts CPUs to choose its number of arenas. Hash maps have random keys.
+    // The allocator counts CPUs to choose its number of arenas. Hash maps need random keys.
     any(libc::SYS_sched_getaffinity),
     any(libc::SYS_getcpu),
     any(libc::SYS_getrandom),
-    // Signal masks when threads start and end, returns from the vCPU kick's handler, and signal stacks.
+    // Signal masks when threads start and end, returns from the kick signal's handler, and signal stacks.
     any(libc::SYS_rt_sigprocmask),
     any(libc::SYS_rt_sigreturn),
     any(libc::SYS_sigaltstack),
@@ -139,11 +139,11 @@ const FILES: &[Call] = &[
     any(libc::SYS_newfstatat),
 ];
 
-/// Opening files for reading: the seed, and files in `/sys` and `/proc` for the C library.
+/// Opening files for reading: the seed, and files in `/sys` and `/proc` that the C library reads.
 const READ: &[Call] = &[without(libc::SYS_openat, 2, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | TMPFILE)];
 const TMPFILE: c_int = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
-/// The console log. A vCPU thread writes it, and starts a new one when it is full.
+/// The console log. A vCPU thread writes to the log, and starts a new one when the log is full.
 const CONSOLE: &[Call] = &[
     bits_are(
         libc::SYS_openat,
@@ -166,14 +166,14 @@ const DEVICE: &[Call] = &[
     ),
 ];
 
-/// Connected sockets. sendto(2) requires a null address and no MSG_FASTOPEN. sendmsg(2) is not allowed, because the
-/// filter cannot see its address, which is in memory.
+/// Connected sockets. sendto(2) must have a null address and no MSG_FASTOPEN. sendmsg(2) is not allowed, because its
+/// address is in memory, which the filter cannot read.
 const SOCKETS: &[Call] = &[
     all_bits(libc::SYS_sendto, &[(3, libc::MSG_FASTOPEN as u64, 0), (4, POINTER, 0)]),
     any(libc::SYS_recvfrom),
     any(libc::SYS_shutdown),
     any(libc::SYS_getsockopt),
-    // Resets and small packets for published ports; timeouts for a user-mode network.
+    // Connection resets and no delay for small packets, for published ports. Timeouts, for a user-mode network.
     socket_option!(libc::SOL_SOCKET, libc::SO_LINGER),
     socket_option!(libc::IPPROTO_TCP, libc::TCP_NODELAY),
     socket_option!(libc::SOL_SOCKET, libc::SO_RCVTIMEO),
@@ -183,7 +183,7 @@ const SOCKETS: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
 ];
 
-/// Receiving descriptors of disks, ports and vsock connections.
+/// Receiving the descriptors of disks, published ports and vsock connections.
 const RECEIVE: &[Call] = &[any(libc::SYS_recvmsg)];
 
 const ACCEPT: &[Call] = &[any(libc::SYS_accept4)];
@@ -195,15 +195,15 @@ const PAIR: &[Call] = &[all_bits(
 )];
 const SOCKET_FLAGS: c_int = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
-/// Setting the offloads of a tap device to those of the guest's driver.
+/// Setting a tap device's offloads to those that the guest's driver uses.
 const TAP: &[Call] = &[one_of(libc::SYS_ioctl, 1, &[ioctl::TUNSETOFFLOAD])];
 
-/// Disks on block devices of the host.
+/// Disks that are block devices of the host.
 const BLOCK_DEVICES: &[Call] =
     &[one_of(libc::SYS_ioctl, 1, &[ioctl::BLKSSZGET, ioctl::BLKGETSIZE64, ioctl::BLKDISCARD, ioctl::BLKZEROOUT])];
 
-/// io_uring requests, on rings that were created before and are restricted to reads and syncs of open files
-/// (`virtio/block/ring.rs`). preadv2 reads data that is already in memory.
+/// io_uring requests, on rings that were created before the filters and are restricted to reads and syncs of open files
+/// (`virtio/block/ring.rs`). preadv2 reads data that is already in the page cache.
 const RING: &[Call] = &[any(libc::SYS_io_uring_enter), any(libc::SYS_preadv2)];
 
 /// Running a vCPU, and reading its state for a snapshot. The timer ends the time slices of a CPU budget.
@@ -214,7 +214,7 @@ const VCPU: &[Call] = &[
     any(libc::SYS_timer_delete),
 ];
 
-/// The main thread's calls: attached disks and overlays, locks, snapshots, and the end record.
+/// The main thread's calls: for attached disks and overlays, locks, snapshots, and the end record.
 const MACHINE: &[Call] = &[
     any(libc::SYS_openat),
     any(libc::SYS_flock),
@@ -232,9 +232,9 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_link),
     any(libc::SYS_linkat),
     any(libc::SYS_getcwd),
-    // The guest's resident memory.
+    // Measuring the guest's resident memory.
     any(libc::SYS_mincore),
-    // The state of the interrupt controllers, the timer and the clock, for snapshots.
+    // Reading the state of the interrupt controllers, the timer and the clock for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
     // Fork: a copy of this process with the same filter writes the guest memory to a file.
     one_of(libc::SYS_clone, 0, &[FORK]),
@@ -246,8 +246,8 @@ const MACHINE: &[Call] = &[
 /// The flags of clone(2) that glibc's fork(3) uses.
 const FORK: u64 = (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD) as u64;
 
-/// Starting threads, but not processes. `clone3` returns ENOSYS, because the filter cannot see its flags, which are in
-/// memory. The C library then uses `clone`.
+/// Starting threads, but not processes. `clone3` returns ENOSYS, because its flags are in memory, which the filter
+/// cannot read. The C library then uses `clone`.
 const THREADS: &[Call] =
     &[bits_are(libc::SYS_clone, 0, libc::CLONE_THREAD | NAMESPACES, libc::CLONE_THREAD), any(libc::SYS_clone3)];
 const NAMESPACES: c_int = libc::CLONE_NEWNS
@@ -258,7 +258,7 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// Installing a thread's filter, which can only remove calls.
+/// Installing a thread's own filter, which can only remove calls.
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
 impl ThreadKind {
@@ -272,7 +272,7 @@ impl ThreadKind {
         ThreadKind::Net,
     ];
 
-    /// Returns the thread's name for messages.
+    /// Returns the thread's description for messages.
     pub fn as_str(self) -> &'static str {
         match self {
             ThreadKind::Main => "the main thread",
@@ -288,7 +288,7 @@ impl ThreadKind {
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
             ThreadKind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
-            // Must be a superset of the lists of the threads that it starts, because they inherit its filter.
+            // Must be a superset of the lists of the threads that the starter starts, because they inherit its filter.
             ThreadKind::Starter => &[
                 EVERY,
                 FILES,
@@ -346,7 +346,7 @@ mod ioctl {
 
     pub const VCPU: &[u64] = &[
         none(KVM, 0x80), // KVM_RUN
-        // Registers, for emulated accesses, the log and snapshots.
+        // Registers, for emulating instructions, the log and snapshots.
         read(KVM, 0x81, size_of::<kvm_bindings::kvm_regs>()),
         write(KVM, 0x82, size_of::<kvm_bindings::kvm_regs>()),
         read(KVM, 0x83, size_of::<kvm_bindings::kvm_sregs>()),
@@ -356,7 +356,7 @@ mod ioctl {
         // Extended states, for snapshots and for the save ports of software KVM (`cpu/xstate.rs`).
         read(KVM, 0xa4, size_of::<kvm_bindings::kvm_xsave>()),
         write(KVM, 0xa5, size_of::<kvm_bindings::kvm_xsave>()),
-        // Read for snapshots, never written.
+        // Other state, which is read for snapshots and never written.
         both(KVM, 0x88, size_of::<kvm_bindings::kvm_msrs>()),
         read(KVM, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
         read(KVM, 0x98, size_of::<kvm_bindings::kvm_mp_state>()),

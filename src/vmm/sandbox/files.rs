@@ -1,7 +1,7 @@
-//! The files that a machine may open once its VMM is in the sandbox.
+//! The files that a machine can open once its VMM is in the sandbox.
 //!
-//! `/dev/kvm` and the disks' files are opened before that. Other disks and overlays are passed as open descriptors (see
-//! [`control`](machine::control)). The VMM cannot open any of them again, or write to a shared backing file.
+//! `/dev/kvm` and the disks' files are opened before that. Disks and overlays added later are passed as descriptors
+//! (see [`control`](machine::control)). The VMM cannot reopen any of these, or write to a shared backing file.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use machine::launch::Restore;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everything except execution, for a directory and its content.
+    /// All access to a directory and its content, except executing files and creating or controlling device files.
     Own,
     /// Reading a file, or a directory and its content.
     Read,
@@ -23,13 +23,13 @@ pub struct Grant {
     pub access: Access,
 }
 
-/// Directories come before their content.
+/// Directories come before their content. Grants inside a directory with [`Access::Own`] are omitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grants(Vec<Grant>);
 
 impl Grants {
     /// Returns the grants of a VMM that runs `config` and writes to the directory `own`. The rest of the instance's
-    /// directory, such as configuration and locks, belongs to the supervisor and the commands.
+    /// directory, such as its configuration and locks, is accessible only to the supervisor and the commands.
     pub fn of(own: &Path, config: &MachineConfig, restore: Option<&Restore>) -> Grants {
         let mut all = vec![
             // Information about the process itself, such as the resident pages of its memory.

@@ -1,4 +1,4 @@
-//! Landlock (landlock(7)): permanently restricts the files that can be opened, whatever the user's permissions are.
+//! Landlock (landlock(7)): permanently restricts which files can be opened, regardless of the user's permissions.
 //!
 //! Newer kernels also deny TCP connections, binding TCP ports, other processes' abstract Unix sockets, and signals.
 
@@ -9,11 +9,11 @@ use landlock::{
 
 use super::files::{Access, Grants};
 
-/// Older kernels have fewer rights.
+/// The Landlock version whose rules are requested. Older kernels enforce only some of them.
 const VERSION: ABI = ABI::V6;
 
-/// Restricts the calling thread and those that it starts. Returns true if the kernel enforces all `grants`, false if it
-/// enforces a part, and `None` if it has no Landlock.
+/// Restricts the calling thread and those that it starts later. Returns `Some(true)` if the kernel enforces all rules,
+/// `Some(false)` if it enforces only some, and `None` if it has no Landlock.
 pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(VERSION))?
@@ -21,7 +21,7 @@ pub fn enter(grants: &Grants) -> Result<Option<bool>, RulesetError> {
         .scope(Scope::from_all(VERSION))?
         .create()?;
     for grant in grants.iter() {
-        // A missing file is reported when it is opened.
+        // If the file is missing, the later attempt to open it reports that.
         let Ok(path) = PathFd::new(&grant.path) else { continue };
         let rights =
             rights(grant.access) & if grant.path.is_dir() { BitFlags::all() } else { AccessFs::from_file(VERSION) };

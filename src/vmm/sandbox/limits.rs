@@ -6,10 +6,10 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// Enough for 12 disks with 64 files each, 256 forwarded and 1024 vsock connections, 64 clients and 64 vCPUs.
+/// Enough for 12 disks with 64 files each, 256 forwarded connections, 1024 vsock connections, 64 clients and 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
-/// Dropping a capability that the kernel does not know has no effect.
+/// More than the kernel has. Dropping a capability that the kernel does not know has no effect.
 const CAPABILITIES: libc::c_ulong = 64;
 
 /// Closes all descriptors except `kept` and the standard streams.
@@ -18,7 +18,7 @@ pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
     kept.sort_unstable();
     let mut first = 3;
     for fd in kept.into_iter().chain([u32::MAX]) {
-        // The range excludes the descriptor to keep. No descriptor has the last number, `u32::MAX`.
+        // The range ends before the descriptor to keep. No descriptor has the last number, `u32::MAX`.
         if first < fd {
             // SAFETY: the process has just started, so nothing in it owns the descriptors in the range.
             let closed = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0_u32) };
@@ -35,10 +35,10 @@ pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
-/// Drops all capabilities except `kept`: those of root, and those of the first process in a user namespace.
+/// Drops all capabilities except `kept`. Root has capabilities, and so does the first process in a user namespace.
 pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
-    // Ignore errors: dropping from the bounding set needs a capability itself. The set only matters for executed
-    // programs, which cannot gain capabilities anyway.
+    // Errors are ignored: dropping a capability from the bounding set requires a capability itself. The set matters
+    // only for executed programs, which cannot gain capabilities anyway.
     for capability in 0..CAPABILITIES {
         // SAFETY: the call takes numbers only.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
@@ -47,7 +47,7 @@ pub fn only_capabilities(kept: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
-/// Forbids core dumps (which would contain guest memory), locked memory, message queues and real-time priority.
+/// Forbids core dumps (which would contain guest memory), locked memory, message queues and raised priorities.
 pub fn resources() -> io::Result<()> {
     let at_most = |limit: u64, resource| {
         let limit = getrlimit(resource).maximum.map_or(limit, |present| present.min(limit));
@@ -60,7 +60,7 @@ pub fn resources() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits processes and threads. Useful only in a user namespace: elsewhere, the limit includes all of the user's.
+/// Limits processes and threads. Useful only in a user namespace: elsewhere, all processes of the user count.
 pub fn processes(count: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(count), maximum: Some(count) })?)
 }

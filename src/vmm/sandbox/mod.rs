@@ -1,11 +1,12 @@
-//! The VMM's sandbox: a guest that compromises its VMM gains no further access. `docs/security.md` describes it.
+//! The VMM's sandbox: a guest that compromises its VMM gains no further access. See `docs/security.md`.
 //!
-//! Before the VMM builds the machine, it closes inherited descriptors, enters namespaces ([`namespaces`]) and its own
-//! root directory ([`root`]), restricts files ([`landlock`]), drops capabilities and sets limits ([`limits`]), in this
-//! order. Right before the guest's first instruction, it restricts the system calls of each thread ([`calls`],
-//! [`seccomp`], [`threads`]).
+//! Before it builds the machine, the VMM closes inherited descriptors and enters namespaces ([`namespaces`]). It then
+//! sets resource limits ([`limits`]), enters its own root directory ([`root`]), restricts access to files
+//! ([`landlock`]) and drops capabilities, in this order. Right before the guest's first instruction, it restricts the
+//! system calls of each thread ([`calls`], [`seccomp`], [`threads`]).
 //!
-//! Only namespaces and Landlock are optional: if the host lacks them, the VMM reports that.
+//! Only the namespaces, the root directory and Landlock are optional: if the host does not support one, the VMM reports
+//! that and runs without it.
 
 pub mod calls;
 pub mod files;
@@ -24,7 +25,6 @@ use files::Grants;
 use machine::sandbox_record::{SandboxLayer, SandboxRecord};
 use rustix::thread::CapabilitySet;
 
-/// The VMM does not run without the sandbox.
 #[derive(Debug, thiserror::Error)]
 #[error("the VMM does not run without its sandbox: cannot {what}: {source}")]
 pub struct SandboxError {
@@ -42,7 +42,8 @@ pub fn record() -> SandboxRecord {
     RECORD.get().cloned().unwrap_or_default()
 }
 
-/// Enters all layers except seccomp, before the machine is built, with at most `threads` threads.
+/// Enters all layers except seccomp. Must be called before the machine is built. Limits the process to `threads`
+/// threads, if it is in new namespaces and the kernel supports that.
 pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
     let mut record = SandboxRecord {
         pid: own_pid(),
@@ -88,7 +89,7 @@ fn enter_namespaces(
         None => record.layers.push(SandboxLayer::NetworkNamespace),
         Some(error) => record.missing.push(format!("no network namespace: {error}")),
     }
-    // On older kernels, the limit includes all processes of the user.
+    // On older kernels, the limit counts all processes of the user.
     if kernel_is_at_least(5, 14) {
         limits::processes(threads).map_err(cannot("limit the number of processes"))?;
     }
@@ -99,7 +100,7 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Filters system calls, right before the guest runs. Must be called by the main thread.
+/// Enables the system call filters. Must be called by the main thread, right before the guest runs.
 pub fn seal() -> Result<(), SandboxError> {
     let failed = cannot("filter system calls");
     seccomp::prepare().map_err(&failed)?;

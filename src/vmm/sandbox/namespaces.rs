@@ -1,11 +1,11 @@
 //! Namespaces for the VMM process (namespaces(7), user_namespaces(7)).
 //!
-//! Creating a user namespace needs no privilege: root in the namespace is not root on the host, and the host root's
-//! resources stay out of reach. The VMM is the first process of its PID namespace, so it cannot see or signal
-//! others. The user is mapped to itself, so that file ownership is unchanged. The network namespace is empty; the
+//! Creating a user namespace needs no privilege: root in the namespace is not root on the host and cannot access
+//! resources of the host's root. The VMM is the first process of its PID namespace, so it cannot see or signal other
+//! processes. The user is mapped to itself, so file ownership is unchanged. The network namespace is empty; the
 //! supervisor's [broker](netstack::broker) opens the published ports on the host.
 //!
-//! Only a child can enter a new PID namespace, so there are two processes: the VMM and its supervisor.
+//! Only a child can be in a new PID namespace, so there are two processes: the VMM and its supervisor.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ use rustix::process::{Pid, Signal, getegid, geteuid, set_parent_process_death_si
 
 #[derive(Debug)]
 pub enum Side {
-    /// The original process. The VMM is its child and exits when the supervisor exits.
+    /// The original process. The VMM is its child and is killed when the supervisor exits.
     Supervisor {
         child: Pid,
-        /// Closed when the supervisor exits, which the VMM can detect.
+        /// The write end of a pipe, which closes when the supervisor exits. The VMM holds the other end.
         alive: OwnedFd,
     },
     Child(SandboxedChild),
@@ -28,17 +28,17 @@ pub enum Side {
 
 #[derive(Debug)]
 pub struct SandboxedChild {
-    /// The reason why the process is not in namespaces.
+    /// The reason why the process is in no new namespaces; `None` if it is in some.
     pub refused: Option<io::Error>,
-    /// The reason why it has all namespaces except a network namespace.
+    /// The reason why the process is in all new namespaces except a network namespace.
     pub network_refused: Option<io::Error>,
     supervisor: OwnedFd,
 }
 
-/// The exit code of a child whose user cannot be mapped.
+/// The exit code of a child that cannot map its user, if there is no error number.
 const NOT_MAPPED: i32 = 200;
 
-/// Forks a child into new namespaces. If the host does not allow it, the child has no network namespace, or no
+/// Forks a child into new namespaces. If the host does not allow that, the child has no network namespace, or no
 /// namespaces at all. The process must have a single thread.
 pub fn split() -> io::Result<Side> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
@@ -75,13 +75,13 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
                 // SAFETY: this ends the process, a copy without anything to clean up. The supervisor gets the code.
                 unsafe { libc::_exit(error.raw_os_error().unwrap_or(NOT_MAPPED)) }
             }
-            // The supervisor waits for this byte, or has ended.
+            // The supervisor waits for this byte, unless it has exited.
             let _ = rustix::io::write(&is_mapped, &[1]);
             Ok(Side::Child(SandboxedChild { refused: None, network_refused: None, supervisor }))
         }
         child => {
             drop((supervisor, is_mapped));
-            let child = Pid::from_raw(child as i32).expect("the child has no process ID");
+            let child = Pid::from_raw(child as i32).expect("a child's process ID is positive");
             if rustix::io::read(&mapped, &mut [0; 1])? == 1 {
                 return Ok(Side::Supervisor { child, alive });
             }
@@ -93,17 +93,18 @@ fn attempt(flags: libc::c_int) -> io::Result<Side> {
 }
 
 fn map_user((user, group): (u32, u32)) -> io::Result<()> {
-    // Keeps supplementary groups, which may deny access to a file. The kernel requires this for the group map.
+    // The kernel requires this before the group map is written. It also prevents dropping a supplementary group that is
+    // denied access to a file.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
 impl SandboxedChild {
-    /// Must be called after dropping privileges, which resets the setting.
+    /// Makes the kernel kill the VMM when the supervisor exits. Drop privileges first, because that resets the setting.
     pub fn end_with_supervisor(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The supervisor may have ended already.
+        // The supervisor may have exited before the setting took effect.
         let mut supervisor = [PollFd::new(&self.supervisor, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match poll(&mut supervisor, Some(&now))? {

@@ -1,6 +1,7 @@
-//! A root directory with only the machine's files, each at its original path (mount_namespaces(7), pivot_root(2)).
+//! A root directory that has only the machine's files, each at its original path (mount_namespaces(7), pivot_root(2)).
 //!
-//! Landlock restricts opening files. Here, other files do not exist, so there are no sockets of other programs.
+//! Landlock only restricts opening files. In this root directory, other files do not exist, so the VMM cannot connect
+//! to other programs' sockets either.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -14,10 +15,10 @@ use rustix::process::{chdir, pivot_root};
 
 use super::files::{Access, Grant, Grants};
 
-/// The mount point for building the new root: a directory that exists on every host and contains no file of a machine.
+/// The mount point where the new root is built: it exists on every host and contains none of the machine's files.
 const PLACE: &str = "/sys";
 
-/// Requires a private mount namespace. After an error the root is unchanged, unless the last steps fail.
+/// Enters the new root. Requires a private mount namespace. If this fails before pivot_root, the root is unchanged.
 pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -36,7 +37,7 @@ pub fn enter(grants: &Grants) -> Result<(), Errno> {
     mount_remount("/", MountFlags::BIND | flags | MountFlags::RDONLY, c"")
 }
 
-/// Mounts a file or directory at its original path.
+/// Mounts a file or directory at its original path in the new root. Skips one that does not exist.
 fn show(grant: &Grant) -> Result<(), Errno> {
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let place = below(&grant.path);
@@ -45,7 +46,7 @@ fn show(grant: &Grant) -> Result<(), Errno> {
         fs::create_dir_all(&place).map_err(errno)?;
     } else {
         fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(errno)?;
-        // An existing file is not truncated: it may be the machine's file, if it is already mounted.
+        // Do not truncate an existing file: it may be one of the machine's files, already mounted.
         match File::create_new(&place) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(errno(error)),
             _ => {}

@@ -1,8 +1,8 @@
 //! System call filters (seccomp(2)) for each kind of thread, from the lists in [`super::calls`].
 //!
-//! A thread that makes a call not on its list gets SIGSYS, whose handler logs the call and ends the process. The filter
-//! does not depend on the handler: no list allows replacing it, and the kernel ends a process that blocks the signal.
-//! Calls of another architecture end the process at once.
+//! A thread that makes a call that is not on its list gets SIGSYS, whose handler logs the call and ends the process. No
+//! list allows replacing the handler, and the kernel kills a process that blocks the signal. A call of another
+//! architecture ends the process at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,14 +19,14 @@ use machine::sandbox_record::{SECCOMP_EXIT_CODE, SECCOMP_LOG_PREFIX};
 
 use super::calls::{Arguments, Call, ThreadKind};
 
-/// True if threads of this process get filters.
+/// True once filters are enabled for the threads of this process.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static THREAD_NAME: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
-/// Enables filters for threads of this process.
+/// Enables filters for threads of this process. Each thread installs its own.
 pub fn prepare() -> io::Result<()> {
     // SAFETY: all zeroes is a valid `sigaction`; the handler is async-signal-safe.
     let installed = unsafe {
@@ -46,7 +46,7 @@ pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Acquire)
 }
 
-/// Does nothing unless filters are enabled.
+/// Installs the filters for `kind` on the calling thread. Does nothing unless filters are enabled.
 pub fn enter(kind: ThreadKind) -> io::Result<()> {
     if !is_wanted() {
         return Ok(());
@@ -59,7 +59,7 @@ pub fn enter(kind: ThreadKind) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns two filters, of which the stricter action applies: `clone3` returns ENOSYS, and the list.
+/// Returns two filters, of which the stricter action applies: one makes `clone3` return ENOSYS, one has the list.
 fn programs(kind: ThreadKind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();
     static LISTS: [OnceLock<BpfProgram>; ThreadKind::ALL.len()] = [const { OnceLock::new() }; ThreadKind::ALL.len()];
@@ -79,7 +79,7 @@ fn compile(rules: Rules, others: SeccompAction, listed: SeccompAction) -> BpfPro
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// A call is allowed if any of its groups allows it.
+/// Merges the groups of `kind`. A call is allowed if at least one group allows it.
 fn rules(kind: ThreadKind) -> Rules {
     let mut rules = Rules::new();
     let calls = || kind.groups().iter().copied().flatten();
@@ -93,7 +93,7 @@ fn rules(kind: ThreadKind) -> Rules {
 }
 
 fn conditions(call: &Call) -> Vec<SeccompRule> {
-    // The kernel takes these arguments as 32 bits. clone's flags are 64 bits, but the upper half has no meaning.
+    // The kernel reads these arguments as 32 bits. clone's flags are 64 bits, but the upper half has no meaning.
     let rule = |argument, operator, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
@@ -117,7 +117,7 @@ fn conditions(call: &Call) -> Vec<SeccompRule> {
     }
 }
 
-/// Logs the call and ends the process. Signal-safe: allocates nothing and takes no lock.
+/// Logs the call and ends the process. Async-signal-safe: allocates nothing and takes no lock.
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t`. For SIGSYS, the call's number follows the call's address, which
     // follows three integers and padding (`asm-generic/siginfo.h`).
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_compiles_to_filter() {
+    fn filters_of_every_thread_kind_compile() {
         for kind in ThreadKind::ALL {
             programs(kind).into_iter().for_each(|program| assert!(!program.is_empty(), "{kind:?}"));
         }

@@ -1,4 +1,4 @@
-//! The thread that starts the machine's other threads.
+//! The starter: the thread that starts the machine's other threads.
 //!
 //! A new thread inherits its parent's filter. Without the starter, vCPU threads would start device threads, so their
 //! filter would have to allow the calls of all devices and the creation of threads. The starter handles no guest data.
@@ -11,14 +11,14 @@ use std::thread::{Builder, JoinHandle};
 use super::calls::ThreadKind;
 use super::seccomp;
 
-/// Stacks are small: there is no recursion, and buffers are not on the stack.
+/// Stacks are small, because there is no recursion and buffers are not on the stack.
 const STACK: usize = 256 << 10;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 static STARTER: OnceLock<Sender<Job>> = OnceLock::new();
 
-/// Called once, before the process has filters.
+/// Starts the starter thread. Must be called once, before the process has filters.
 pub fn begin() -> io::Result<()> {
     let (sender, jobs) = mpsc::channel::<Job>();
     let (started, is_started) = mpsc::sync_channel(1);
@@ -36,7 +36,7 @@ fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
     }
 }
 
-/// The thread installs its filter first.
+/// Starts a thread, through the starter if there is one. The thread installs its filter before it calls `run`.
 pub fn spawn<T: Send + 'static>(
     name: String,
     kind: ThreadKind,

@@ -1,4 +1,4 @@
-//! Writes guest memory while the guest is running.
+//! Copies guest memory to a file while the guest is running.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use super::SnapshotError;
 use super::memory::{Content, create};
 use machine::snapshot_files::MEMORY;
 
-/// A copy of guest memory at one instant, which a child process (fork(2)) writes while the guest is running.
+/// A copy of guest memory at one instant, which a child process (fork(2)) writes to a file while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
 pub struct Copy {
@@ -19,10 +19,10 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// The machine must be paused until this returns.
+    /// Starts the copy. The machine must be paused until this returns.
     pub fn begin(content: &Content, dir: &Path) -> Result<Copy, SnapshotError> {
         let path = dir.join(MEMORY);
-        let failed = SnapshotError::file(&path, "written");
+        let failed = SnapshotError::file(&path, "write");
         let file = create(content, dir).map_err(&failed)?;
         // SAFETY: the child only calls `write_all`, which allocates nothing and takes no lock, and _exit.
         let child = unsafe { libc::fork() };
@@ -40,7 +40,7 @@ impl Copy {
         }
     }
 
-    /// Waits until everything is written and durable.
+    /// Waits until the copy is complete and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
         let failed = SnapshotError::file(&self.path, "write");
         match self.wait() {
@@ -49,7 +49,7 @@ impl Copy {
         }
     }
 
-    /// Returns the child's exit code, which is an error number.
+    /// Waits for the child. Returns its exit code: 0, or an error number.
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
         let mut status = 0;
@@ -75,7 +75,7 @@ impl Drop for Copy {
 }
 
 fn write_all(file: &File, content: &Content) -> io::Result<()> {
-    // Close the parent's descriptors: the ends of its sockets and locks must not depend on this process.
+    // Close the parent's descriptors: otherwise, its sockets and locks would stay open until this process exits.
     let fd = file.as_raw_fd() as u32;
     // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
     unsafe {

@@ -1,11 +1,11 @@
-//! Fuzzing entry points for the state file of a snapshot: no input may end the process, even with a valid digest.
+//! Fuzzing entry points for the state file of a snapshot: no input may crash the process, even with a valid digest.
 
 use sha2::{Digest, Sha256};
 
 use super::{MAGIC, VERSION, parse};
 use crate::virtio;
 
-/// Parses a state file; if the first byte is odd, the rest is placed behind a valid header.
+/// Parses a state file. If the first byte is odd, the remaining bytes are parsed after a valid header.
 pub fn state(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let content = if first & 1 == 0 {

@@ -1,4 +1,5 @@
-//! Guest memory in a file: sparse, without zero pages. For a restored machine, only the pages that have changed since.
+//! Writes guest memory to a sparse file, without zero pages. For a restored machine, the file may have only the pages
+//! that have changed since the restore.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,18 +14,18 @@ use crate::memory::{GuestMemory, PAGE, PageRun, pages};
 use disk::sparse::write_blocks;
 use machine::snapshot_files::{BASE, MEMORY};
 
-/// Bytes that a thread writes at a time.
+/// The number of bytes that a thread writes at a time.
 const CHUNK: usize = 4 << 20;
-/// More threads do not increase disk throughput.
+/// More threads would not increase disk throughput.
 const THREADS: usize = 4;
 
-/// The part of a paused machine's memory to be written.
+/// The part of a paused machine's memory that is written to the file.
 #[derive(Debug)]
 pub struct Content {
     pub(super) pieces: Vec<MemoryExtent>,
     /// The size of the machine's memory in bytes.
     pub(super) length: u64,
-    /// The base snapshot that the file extends.
+    /// Set if the file has only the pages that differ from a base snapshot.
     pub differences: Option<Differences>,
 }
 
@@ -32,7 +33,7 @@ pub struct Content {
 pub(super) struct MemoryExtent {
     start: *const u8,
     length: usize,
-    /// The offset in the file.
+    /// The offset in the memory file in bytes.
     offset: u64,
 }
 
@@ -40,12 +41,13 @@ pub(super) struct MemoryExtent {
 unsafe impl Sync for MemoryExtent {}
 
 impl Content {
-    /// Selects the changed pages if they are known and the base is available, else all pages that are not zero.
+    /// Selects the pages changed since the restore, if saving only those is possible and cheaper. Otherwise selects all
+    /// pages or, if the machine was not restored, those that have been touched.
     pub fn of(memory: &GuestMemory, origin: Option<&Origin>, dir: &Path) -> Content {
         let differences = origin.and_then(|origin| origin.differences(memory, dir));
         let runs = match (&differences, origin) {
             (Some(differences), _) => differences.runs.clone(),
-            // If the kernel does not report touched pages, all pages are examined.
+            // If the kernel does not report touched pages, select all pages.
             (None, None) => pages::changed(memory).unwrap_or_else(|_| all(memory)),
             (None, Some(_)) => all(memory),
         };
@@ -66,7 +68,7 @@ impl Content {
     }
 }
 
-/// Returns one run per range of `memory`.
+/// Returns all pages, as one run for each memory range.
 fn all(memory: &GuestMemory) -> Vec<PageRun> {
     let mut first = 0;
     let run = |count| {
@@ -76,8 +78,8 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
     memory.iter().map(|region| region.len() / PAGE).map(run).collect()
 }
 
-/// Creates the memory file, replacing an existing one, which may be mapped. The file is never written again, because
-/// several machines may be restored from it.
+/// Creates the memory file. Replaces an existing file rather than overwriting it, because it may be mapped. The
+/// complete file is never modified, because several machines may be restored from it.
 pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
     let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
     for name in stale {
@@ -88,23 +90,25 @@ pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Writes `content` of a machine that stays paused. It is durable when this returns.
+/// Writes `content` of a machine that stays paused. The file is complete and durable when this returns.
 pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
-    let failed = SnapshotError::file(&dir.join(MEMORY), "written");
+    let failed = SnapshotError::file(&dir.join(MEMORY), "write");
     let file = create(content, dir).map_err(&failed)?;
     let chunks: Vec<MemoryExtent> = content.pieces.iter().flat_map(MemoryExtent::chunks).collect();
     let write_every =
         |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(|chunk| chunk.write(&file));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || write_every(first))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a panic"))))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
     })
     .map_err(&failed)?;
     file.sync_all().map_err(&failed)
 }
 
 impl MemoryExtent {
-    /// Splits the runs into pieces of at most [`CHUNK`] bytes.
+    /// Splits the extent into extents of at most [`CHUNK`] bytes.
     fn chunks(&self) -> impl Iterator<Item = MemoryExtent> + use<> {
         let MemoryExtent { start, length, offset } = *self;
         (0..length).step_by(CHUNK).map(move |done| MemoryExtent {

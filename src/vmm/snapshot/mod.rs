@@ -1,8 +1,8 @@
 //! A snapshot of a machine: one file for its state, and one or two files for its memory.
 //!
-//! The state file has the magic number, format version, payload length and SHA-256, and the typed state of each device.
-//! A damaged file, or a file from another version or CPU, is rejected before anything is built. An unfinished snapshot
-//! has no state file.
+//! The state file has a magic number, the format version, the payload's length and SHA-256, and the typed state of each
+//! device. A damaged file, or a file from another version or CPU, is rejected before the machine is built. An
+//! unfinished snapshot has no state file.
 
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -35,40 +35,40 @@ use origin::Differences;
 use processor::{CpuIdentity, Processor};
 
 const MAGIC: [u8; 8] = *b"wispsnap";
-/// Incremented with every change to the format.
+/// Must be incremented with every change to the format.
 const VERSION: u32 = 3;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// In bytes. 64 vCPUs take about 10 KiB each.
+/// The maximum size of the state file in bytes. Each vCPU's state takes about 10 KiB.
 const LIMIT: u64 = 64 << 20;
 
-/// A machine's state without its memory.
+/// A machine's state, excluding its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     pub identity: CpuIdentity,
-    /// The host's time-stamp counter at the time of the snapshot.
+    /// The host's time-stamp counter when the snapshot was taken.
     pub counter: u64,
     pub cpus: CpuConfig,
     pub memory_mib: u64,
-    /// The memory file's modification time, in seconds and nanoseconds since 1970; set by [`MachineState::write`].
-    /// It replaces a checksum, because pages are only read when the guest accesses them.
+    /// The memory file's modification time, in seconds and nanoseconds since 1970; set by [`MachineState::write`]. It
+    /// replaces a checksum, because pages are read only when the guest accesses them.
     pub memory_written: Option<(i64, i64)>,
-    /// Set if the memory file only contains changed pages.
+    /// Set if the memory file has only the pages that differ from a base file.
     pub differences: Option<Differences>,
     pub vcpus: Vec<VcpuState>,
-    /// The two 8259s and the I/O APIC.
+    /// The states of the two 8259s and the I/O APIC.
     pub interrupt_controllers: Vec<kvm_irqchip>,
-    /// The 8254.
+    /// The state of the 8254 timer.
     pub timer: kvm_pit_state2,
     pub clock: kvm_clock_data,
     pub serial: SerialState,
     pub i8042: I8042State,
     pub rtc: RtcState,
     pub acpi_pm: AcpiPmState,
-    /// The guest address of the VM generation ID, if the guest uses it.
+    /// The guest physical address of the generation record, if the guest's kernel has one.
     pub generation: Option<u64>,
     /// The ID of the disk in each slot.
     pub disks: Vec<Option<String>>,
-    /// The virtio devices in slot order: disks, entropy, vsock, network.
+    /// The states of the virtio devices in slot order: disks, entropy, vsock, network.
     pub virtio: Vec<TransportState>,
 }
 
@@ -83,11 +83,11 @@ pub enum SnapshotError {
     },
     #[error("{} is not a usable snapshot: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
-    #[error("the snapshot has an invalid device state: {0}")]
+    #[error("the snapshot cannot be restored: {0}")]
     Device(String),
     #[error("the snapshot has a disk {0:?}, but this machine does not")]
     NoDisk(String),
-    #[error("the snapshot has no disk {0:?}; attach it when the machine is running")]
+    #[error("the snapshot has no disk {0:?}; start the machine without it and attach it afterwards")]
     NewDisk(String),
     #[error("the snapshot was taken of a machine with {saved}, but this machine has {wanted}")]
     OtherMachine { saved: String, wanted: String },
@@ -101,7 +101,7 @@ impl SnapshotError {
 }
 
 impl MachineState {
-    /// Writes the state atomically and durably into `dir`, which already contains the memory.
+    /// Writes the state atomically and durably into `dir`, which must already contain the memory files.
     pub fn write(mut self, dir: &Path) -> Result<(), SnapshotError> {
         self.memory_written = Some(file_written(&dir.join(MEMORY))?);
         let path = dir.join(STATE);
@@ -124,7 +124,7 @@ impl MachineState {
         write().map_err(failed)
     }
 
-    /// Reads the state in `dir`, and checks that its memory is unchanged and that it fits this host's CPU.
+    /// Reads the state in `dir`. Fails if its memory files have been modified, or if this host's CPU model differs.
     pub fn read(dir: &Path) -> Result<MachineState, SnapshotError> {
         let path = dir.join(STATE);
         let unusable = |reason: String| SnapshotError::Unusable { path: path.clone(), reason };
@@ -133,7 +133,7 @@ impl MachineState {
         if let Some(difference) = state.identity.processor.difference(&Processor::of_host(None)) {
             return Err(unusable(difference));
         }
-        // Without software KVM, KVM gives the guest a counter that continues from its saved value.
+        // With hardware KVM, the guest gets a counter that continues from its saved value.
         if emulation::is_software_kvm() && counter() < state.counter {
             return Err(unusable(
                 "the host has rebooted since it was taken. Guests on software KVM use the host's time-stamp counter, \
@@ -150,7 +150,7 @@ impl MachineState {
         Ok(state)
     }
 
-    /// Rejects the state if the microcode differs or this host's KVM lacks a feature of the guest's CPUID.
+    /// Fails if the CPU or its microcode differs, or if this host's KVM lacks a feature of the guest's CPUID.
     pub fn check_host(&self, dir: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
         let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
         if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
@@ -173,7 +173,7 @@ impl MachineState {
 /// Checks that the snapshot in `dir` can be restored on this host, as far as possible without restoring it.
 pub fn check(dir: &Path) -> Result<(), SnapshotError> {
     let state = MachineState::read(dir)?;
-    // A host without KVM is reported when the machine is started.
+    // If the host has no KVM, starting the machine reports that.
     Kvm::new().map_or(Ok(()), |kvm| state.check_host(dir, &kvm))
 }
 
@@ -186,7 +186,8 @@ fn written(metadata: &fs::Metadata) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// Invalidates a snapshot durably. Its memory file stays as the base of the machine that is being restored.
+/// Durably invalidates a snapshot that may be restored only once. Its complete memory file stays as the base for later
+/// snapshots of the restored machine.
 pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
     let consume = || {
         fs::remove_file(dir.join(STATE))?;

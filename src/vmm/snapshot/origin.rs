@@ -1,7 +1,7 @@
-//! The snapshot memory that a machine was restored from. A new snapshot contains only the pages changed since then, and
-//! a link to the file with the other pages.
+//! The snapshot's memory from which a machine was restored. A new snapshot can then contain only the pages that have
+//! changed since, and a link to the file with the other pages.
 //!
-//! Guest memory is a private mapping of the file, so unchanged pages are still the file's. Writes need no tracking.
+//! Guest memory is a private mapping of the file, so the kernel knows which pages have changed. Writes are not tracked.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use crate::memory::{self, GuestMemory, MemoryError, PAGE, PageRun, pages};
 use machine::snapshot_files::{BASE, MEMORY};
 use machine::untrusted;
 
-/// Mapping more runs of changed pages costs more than saving all pages.
+/// With more runs of changed pages, mapping them would cost more than saving all pages.
 const MAX_RUNS: usize = 4096;
 
 /// The part of a snapshot's memory that its own file contains. The rest is in its base.
@@ -31,15 +31,15 @@ pub struct Differences {
 #[derive(Debug)]
 pub struct Origin {
     base: File,
-    /// The file with changed pages, and their positions.
+    /// The file with the changed pages, and the runs of pages that it contains.
     differences: Option<(File, Vec<PageRun>)>,
 }
 
-/// A link to the base file, in the directory of a restored machine.
+/// The name of a link to the base file, in the directory of a restored machine.
 pub const KEPT: &str = "origin";
 
-/// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM may not
-/// modify `saved`, but can link the file from `own` when it saves the machine.
+/// Links the base file of the snapshot in `saved` into the directory `own` of the machine to restore. The VMM can
+/// only read `saved`, but can link the file again from `own` when it saves the machine. A failure is only logged.
 pub fn keep(saved: &Path, own: &Path) {
     let is_file = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
     let base = [BASE, MEMORY].map(|name| saved.join(name)).into_iter().find(is_file);
@@ -54,7 +54,7 @@ pub fn forget(own: &Path) -> io::Result<()> {
 }
 
 impl Origin {
-    /// Opens the memory files of the snapshot in `dir`. Prefers the link in `own`.
+    /// Opens the memory files of the snapshot in `dir`. Opens the link in `own` instead, if it is the same file.
     pub fn open(dir: &Path, own: &Path, state: &MachineState) -> Result<Origin, SnapshotError> {
         let open = |name| {
             let path = dir.join(name);
@@ -78,7 +78,7 @@ impl Origin {
         memory::map_file(memory_mib, &self.base, over)
     }
 
-    /// Returns the changed pages and links the base into `dir`; none if saving all pages is cheaper, or on failure.
+    /// Returns the changed pages and links the base into `dir`. Returns `None` if that fails or saving all is cheaper.
     pub(super) fn differences(&self, memory: &GuestMemory, dir: &Path) -> Option<Differences> {
         let find = || -> io::Result<Option<Differences>> {
             let known = self.differences.as_ref().map_or(&[][..], |(_, runs)| runs);
@@ -97,7 +97,7 @@ impl Origin {
         })
     }
 
-    /// Links the base into `dir`, if it is not there yet.
+    /// Links the base into `dir`, unless it is there already.
     fn link(&self, dir: &Path) -> io::Result<()> {
         let path = dir.join(BASE);
         match untrusted::open(&path) {
@@ -105,7 +105,7 @@ impl Origin {
             Ok(_) => fs::remove_file(&path)?,
             Err(_) => {}
         }
-        // Fails if all names of the file have been removed.
+        // Linking fails if all names of the file have been removed.
         let name = format!("/proc/self/fd/{}", self.base.as_raw_fd());
         Ok(linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
     }

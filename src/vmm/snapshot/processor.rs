@@ -1,4 +1,4 @@
-//! The host's CPU in a snapshot. A guest can only be restored on a CPU with the same model and features.
+//! The host's CPU, as recorded in a snapshot. A guest can be restored only on a CPU with the same model and features.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
@@ -6,19 +6,19 @@ use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-/// The revision of the loaded microcode, which KVM provides as a feature register.
+/// The revision of the loaded microcode, which KVM provides as a feature MSR.
 const MSR_IA32_UCODE_REV: u32 = 0x8b;
 /// Leaf 1, ECX: set by an operating system that uses XSAVE.
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7, ECX: set by an operating system that uses protection keys.
 const OSPKE: u32 = 1 << 4;
 
-/// The bits of a leaf to compare. Excludes bits that differ between a host's CPUs or that its operating system changes.
+/// The bits of a CPUID leaf to compare. Excludes bits that differ between a host's CPUs or that its kernel changes.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     function: u32,
     index: u32,
-    /// EAX, EBX, ECX, EDX.
+    /// Masks of EAX, EBX, ECX and EDX.
     masks: [u32; 4],
 }
 
@@ -35,10 +35,10 @@ const COMPARED: [Compared; 12] = [
     leaf(0x7, 0, [ALL, ALL, !OSPKE, ALL]),
     leaf(0x7, 1, [ALL; 4]),
     leaf(0x7, 2, [ALL; 4]),
-    // The extended states and their total size, without the size of the enabled states.
+    // The extended states and their total size, excluding the size of the enabled states.
     leaf(0xd, 0, [ALL, 0, ALL, ALL]),
     leaf(0xd, 1, [ALL, 0, ALL, ALL]),
-    // Size and offset of AVX, the AVX-512 masks and PKRU.
+    // The sizes and offsets of AVX, the AVX-512 masks and PKRU.
     leaf(0xd, 2, [ALL; 4]),
     leaf(0xd, 5, [ALL; 4]),
     leaf(0xd, 9, [ALL; 4]),
@@ -51,16 +51,16 @@ const COMPARED: [Compared; 12] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CpuIdentity {
     pub processor: Processor,
-    /// None if KVM does not provide it. Guests boot with `tsc=reliable` and measure their counter only once.
+    /// The guest's TSC frequency, if KVM provides it. Guests boot with `tsc=reliable` and measure it only once.
     pub tsc_khz: Option<u32>,
     pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
 }
 
-/// A guest's timekeeping corrects a frequency difference of up to 1/4000 (250 ppm), which is also KVM's limit.
+/// Guests correct a frequency error of up to 1/4000 (250 ppm), which is also KVM's limit.
 const TSC_TOLERANCE: u32 = 4000;
 
-/// Returns the frequency to set for a restored guest's counter, if it differs from the host's and KVM can scale it.
-/// Fails if the frequencies differ too much and KVM cannot scale the counter.
+/// Returns the frequency to set for a restored guest's TSC, if it differs from the host's and KVM can scale it. Fails
+/// if the frequencies differ too much and KVM cannot scale the TSC.
 pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Result<Option<u32>, String> {
     match (saved, here) {
         (Some(saved), Some(here)) if saved != here && can_scale => Ok(Some(saved)),
@@ -74,13 +74,13 @@ pub fn tsc_to_set(saved: Option<u32>, here: Option<u32>, can_scale: bool) -> Res
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
     brand: String,
-    /// The registers of each compared leaf, in order: EAX, EBX, ECX, EDX.
+    /// The registers EAX, EBX, ECX and EDX of each leaf in [`COMPARED`], masked.
     leaves: Vec<[u32; 4]>,
     microcode: Option<u64>,
 }
 
 impl Processor {
-    /// Returns the CPU that this thread runs on. Without `kvm`, the microcode revision is unknown.
+    /// Returns the CPU that this thread is running on. Without `kvm`, the microcode revision is unknown.
     pub fn of_host(kvm: Option<&Kvm>) -> Processor {
         let (basic, extended) = (__cpuid(0).eax, __cpuid(0x8000_0000).eax);
         let read = |Compared { function, index, masks }: &Compared| {
@@ -102,7 +102,7 @@ impl Processor {
         }
     }
 
-    /// Returns the first difference between this CPU, on which the snapshot was taken, and the CPU `here`.
+    /// Describes the first difference between this CPU, on which the snapshot was taken, and the CPU `here`.
     pub fn difference(&self, here: &Processor) -> Option<String> {
         if self.brand != here.brand {
             let (saved, now) = (&self.brand, &here.brand);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn each_compared_register_is_detected() {
+    fn difference_reports_each_compared_register() {
         let here = Processor::of_host(None);
         for (place, Compared { function, masks, .. }) in COMPARED.iter().enumerate() {
             for register in (0..4).filter(|register| masks[*register] != 0) {
