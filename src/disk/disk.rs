@@ -11,15 +11,15 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{Mapping, ShallowMapping, Storage};
 use vm_memory::VolatileSlice;
 
+use super::SECTOR;
 use super::counters::DiskCounters;
-use super::image::{self, BlockError, Image};
+use super::error::BlockError;
+use super::image::{self, Image};
 use super::lock::lock;
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::DiskLimits;
 use machine::passed_files::FdTable;
 
-/// Sector size in bytes: the unit of every virtio-blk address.
-pub const SECTOR: u64 = 512;
 const LARGEST_CLUSTER: u64 = 2 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

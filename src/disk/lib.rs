@@ -5,6 +5,7 @@ pub mod copy;
 mod counters;
 mod disk;
 pub mod disk_image;
+mod error;
 mod image;
 mod image_file;
 mod lock;
@@ -13,7 +14,13 @@ pub mod space;
 pub mod sparse;
 
 pub use counters::DiskCounters;
-pub use disk::{Disk, FileExtent, SECTOR};
-pub use image::{Backing, BlockError, MAX_LAYERS, backing, open_alone, open_to_read, virtual_size};
+pub use disk::{Disk, FileExtent};
+pub use error::BlockError;
+pub use image::{Backing, backing, open_alone, open_to_read, virtual_size};
 pub use image_file::ImageFile;
 pub use refcounts::fix as fix_refcounts;
+
+/// Sector size in bytes: the unit of every virtio-blk address.
+pub const SECTOR: u64 = 512;
+/// Maximum number of backing files of a disk. Each costs a descriptor, and a read may have to search all of them.
+pub const MAX_LAYERS: usize = 64;

@@ -5,8 +5,8 @@
 //!
 //! - `flock(2)` excludes other Wisp processes.
 //! - Byte-range locks of the open file description (`fcntl(2)`, `F_OFD_SETLK`) coordinate with QEMU's programs
-//! (`block/file-posix.c`). A shared lock on a byte from 100 up announces that its owner uses a kind of access. A
-//! shared lock on a byte from 200 up denies a kind of access to others.
+//!   (`block/file-posix.c`). A shared lock on a byte from 100 up announces that its owner uses a kind of access. A
+//!   shared lock on a byte from 200 up denies a kind of access to others.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::image::BlockError;
+use super::error::BlockError;
 
 /// The first byte whose lock announces a kind of access (QEMU's `RAW_LOCK_PERM_BASE`).
 const DOES: i64 = 100;

@@ -13,6 +13,7 @@
 mod boot_timer;
 mod init;
 mod serve;
+mod signals;
 
 use wisp_agent::agent::{Agent, Listener};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY};

@@ -10,7 +10,7 @@ use wisp_agent::agent::{Agent, Listener, Sentinel};
 use wisp_agent::poll::{Interest, poll};
 use wisp_agent::protocol::ProtocolError;
 
-use crate::init::Signals;
+use crate::signals::Signals;
 
 /// Maximum number of concurrent connections. Each may use a thread and several descriptors.
 const MAX_SESSIONS: usize = 64;

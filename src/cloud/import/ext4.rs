@@ -8,13 +8,12 @@ use std::path::Path;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, RegionSink};
 
 use super::archive::TarFile;
+use super::attributes::BLOCK;
 use super::tree::{Node, NodeKind, ROOT, Tree};
 use super::{ImportError, ImportProgress};
 use disk::copy as sparse;
 use disk::space::FreeSpace;
 
-/// Block size in bytes.
-const BLOCK: u64 = 4 << 10;
 /// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;
 const BYTES_PER_INODE: u64 = 16 << 10;
@@ -29,8 +28,6 @@ const SHORT_LINK: usize = 59;
 /// Directory in the root of every ext4 file system. It is created empty; that of the archive is left out.
 const LOST_FOUND: &str = "lost+found";
 
-/// Maximum size of one file's extended attributes in bytes: a block without its header and end marker.
-pub const ATTRIBUTE_SPACE: u64 = BLOCK - 36;
 /// linux/fs/ext4/ext4.h, EXT4_LINK_MAX.
 const LINK_LIMIT: u32 = 65_000;
 
@@ -62,17 +59,6 @@ pub fn usage(tree: &Tree) -> (u64, u64) {
     })
     .expect("the visitor never fails");
     (blocks.saturating_mul(BLOCK), count)
-}
-
-/// Checks that these attributes fit in one block. The error is their total size in bytes.
-pub fn check_attributes(attributes: &[(String, Vec<u8>)]) -> Result<(), u64> {
-    let size = |name: &str, value: &[u8]| {
-        // ext4 stores the namespace as a number.
-        let name = name.split_once('.').map_or(0, |(_, name)| name.len());
-        16 + (name.next_multiple_of(4) + value.len().next_multiple_of(4)) as u64
-    };
-    let total = attributes.iter().map(|(name, value)| size(name, value)).sum();
-    if total > ATTRIBUTE_SPACE { Err(total) } else { Ok(()) }
 }
 
 fn node_blocks(node: &Node) -> u64 {

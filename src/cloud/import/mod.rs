@@ -4,12 +4,14 @@
 //! successful import makes all files durable; it writes the manifest last.
 
 mod archive;
+mod attributes;
 mod content;
 mod ext4;
 mod features;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod newc;
+mod number;
 mod pax;
 pub mod root;
 mod sparse_map;

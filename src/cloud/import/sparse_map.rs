@@ -3,7 +3,7 @@
 //! The archive stores only the data segments, and a map of their offsets and lengths (GNU tar manual, "Storing Sparse
 //! Files").
 
-use super::archive::number;
+use super::number::number;
 use super::pax::{Records, decimal, not_a_number};
 
 const BLOCK: usize = 512;

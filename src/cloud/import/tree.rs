@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use mkext4::SpecialKind;
 
 use super::archive::ArchiveEntry;
-use super::ext4;
+use super::attributes::{self, ATTRIBUTE_SPACE};
 use super::pax::Records;
 
 pub const ROOT: usize = 0;
@@ -361,11 +361,11 @@ fn attributes(records: &Records) -> Result<Vec<(String, Vec<u8>)>, String> {
         attributes.insert(known.to_string(), value);
     }
     let attributes: Vec<(String, Vec<u8>)> = attributes.into_iter().collect();
-    if let Err(size) = ext4::check_attributes(&attributes) {
+    if let Err(size) = attributes::check_attributes(&attributes) {
         return Err(format!(
             "whose extended attributes take {size} bytes, but ext4 allows only {} per file. Exclude them with tar \
              --xattrs-exclude=PATTERN or --no-xattrs",
-            ext4::ATTRIBUTE_SPACE
+            ATTRIBUTE_SPACE
         ));
     }
     Ok(attributes)

@@ -4,9 +4,9 @@
 //! (`vmm/sandbox/calls.rs`). Three pairs of SOCK_SEQPACKET sockets connect it to the broker:
 //!
 //! - *Ports*: the broker opens and closes ports according to the netstack's configuration, and passes TCP listeners as
-//! descriptors. accept(2) does not depend on the caller's network namespace.
+//!   descriptors. accept(2) does not depend on the caller's network namespace.
 //! - *Datagrams*: UDP sockets stay in the broker, because their owner can send to any address. The broker relays
-//! datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
+//!   datagrams, and sends only to peers that have sent something to the same port ([`relay`]).
 //! - *vsock*: the guest's connections to `<vsock socket>_<port>`, which the broker opens and passes ([`vsock`]).
 //!
 //! The VMM is not trusted. It only decides when the configuration is read, which known peer gets a datagram, and which

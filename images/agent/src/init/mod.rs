@@ -8,7 +8,7 @@ mod command_line;
 mod console;
 mod initial_ram_disk;
 mod mounts;
-mod signals;
+
 mod ssh;
 mod standard;
 mod stop;
@@ -19,11 +19,10 @@ use std::io;
 use wisp_agent::agent::{self, Agent, IdentityChange, Listener};
 use wisp_agent::{AGENT_PORT, MARK_AGENT_READY, MARK_INIT_STARTED};
 
-pub use signals::Signals;
-
 use self::command_line::CommandLine;
 use crate::boot_timer::BootTimer;
 use crate::serve;
+use crate::signals::{Ending, Signals};
 
 /// Runs process 1. `program` is the name under which the kernel started it.
 pub fn run(program: &[u8]) -> ! {
@@ -89,7 +88,7 @@ pub fn run(program: &[u8]) -> ! {
         Err(error) => {
             eprintln!("wisp-init: cannot receive signals: {error}");
             serve::run(agent, listener.as_ref().ok(), None);
-            stop::power_off(signals::Ending::PowerOff)
+            stop::power_off(Ending::PowerOff)
         }
     }
 }

@@ -9,7 +9,7 @@ use wisp_agent::agent::Agent;
 use wisp_agent::poll::{Interest, poll};
 
 use super::mounts;
-use super::signals::{Ending, Signals};
+use crate::signals::{Ending, Signals};
 
 /// Maximum time for processes to exit after SIGTERM. Usually, all exit immediately.
 const GRACE: Duration = Duration::from_secs(2);
