@@ -211,11 +211,10 @@ impl Cloud {
     pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.dir(id);
         // The agent ends before its guest powers off.
-        let ended = dir.connect().and_then(|mut machine| {
-            machine.subscribe()?;
-            machine.wait_ended(POWER_OFF_TIMEOUT)
-        });
-        dir.unless_gone(ended)?;
+        if let Ok(mut machine) = dir.connect() {
+            // An error means that the VMM is exiting.
+            let _ = machine.subscribe().and_then(|()| machine.wait_ended(POWER_OFF_TIMEOUT));
+        }
         if !dir.unless_gone(answers(&dir))? {
             self.reconcile_instance(id)?;
         }

@@ -463,8 +463,7 @@ impl MachineHandle {
         let deadline = Instant::now() + timeout;
         self.send(request)?;
         loop {
-            // A timeout of zero would disable the limit.
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let left = deadline.saturating_duration_since(Instant::now());
             let message = self.client.receive(Some(left)).map_err(self.dir.control_error())?;
             match message {
                 Message::Ready | Message::Ended { .. } => self.note(message)?,

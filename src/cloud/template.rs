@@ -261,7 +261,7 @@ impl Drop for Unfinished {
 fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
     let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
     instance.wait_ready(boot_timeout)?;
-    // The agent answers after finishing the work that follows its ready message. The sync then writes dirty pages.
+    // The agent answers the ping only after finishing the work that follows its ready message. The sync then writes dirty pages.
     let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
     let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
     if !facts.agent_version.contains(FEATURE) {

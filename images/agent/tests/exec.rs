@@ -42,7 +42,7 @@ fn empty_command_and_missing_directory_are_refused() {
     assert!(matches!(outcome.end, End::NotStarted(ExecFailure::Other, _)), "{outcome:?}");
     let outcome = Host::exec(ExecRequest { cwd: Some("/no/such".into()), ..command(&["true"]) }).finish();
     let End::NotStarted(ExecFailure::Other, message) = outcome.end else { panic!("{outcome:?}") };
-    assert!(message.starts_with("/no/such: "), "{message}");
+    assert!(message.contains("/no/such"), "{message}");
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn compare_one<'a>(
             (summary, bound)
         };
         let summary = result.summary().map(bound);
-        // If a measure failed in one run, it has no slowdown, even if other runs succeeded.
+        // If a measure failed in any run, it has no slowdown, even if other runs succeeded.
         if let (Some((summary, _)), None) = (&summary, &result.not_measured) {
             standings.push(Standing { subject, median: summary.median });
         }

@@ -52,7 +52,7 @@ pub struct MachineState {
     /// The memory file's modification time, in seconds and nanoseconds since 1970; set by [`MachineState::write`]. It
     /// replaces a checksum, because pages are read only when the guest accesses them.
     pub memory_written: Option<(i64, i64)>,
-    /// Set if the memory file has only the pages that differ from a base file.
+    /// Set if the memory file contains only the pages that differ from a base file.
     pub differences: Option<Differences>,
     pub vcpus: Vec<VcpuState>,
     /// The states of the two 8259s and the I/O APIC.

@@ -15,7 +15,7 @@ use ec2::state::ShutdownBehavior;
 
 /// Change an instance's attributes.
 ///
-/// The type and the user data can be changed only while the instance is stopped.
+/// The type, vCPUs, memory and user data can be changed only while the instance is stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

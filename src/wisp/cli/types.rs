@@ -238,7 +238,7 @@ fn ebs_gbps(ebs: EbsBandwidth) -> String {
 
 /// Rounds to two decimals, without trailing zeros.
 fn decimal(number: f64) -> String {
-    // Formatting alone would round half to even: 0.425 to 0.42.
+    // Formatting alone would print 0.425 as 0.42, because its binary value is slightly less than 0.425.
     let rounded = (number * 100.0).round() / 100.0;
     format!("{rounded:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }

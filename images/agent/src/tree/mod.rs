@@ -119,8 +119,8 @@ pub enum TreeError {
     )]
     MarkedLink(PathBuf),
     #[error(
-        "{} is a directory, but the source has no name for the copy inside it. \
-         Specify the path of the copy, such as {}",
+        "{} is a directory, but the source path does not end in a name that the copy could take. \
+         Specify the full destination path, such as {}",
         .0.display(), .0.join("NAME").display()
     )]
     NameNeeded(PathBuf),

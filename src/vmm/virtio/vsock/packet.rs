@@ -37,7 +37,7 @@ pub struct Header {
     /// Size of the payload in bytes.
     pub len: u32,
     pub kind: u16,
-    /// One of [`op`].
+    /// One of the constants in [`op`].
     pub op: u16,
     pub flags: u32,
     /// The sender's buffer size for this connection.

@@ -39,9 +39,14 @@ Examples:
   wisp bench --types t3.micro,m5.large --html bench.html --json bench.json
   wisp bench --types t3.micro,m5.large --price t3.micro=0.0104,m5.large=0.096 --within 10
 
-Workloads: integer-one, integer-all, float-one, float-all (cpu: these four), memory-bandwidth, memory-latency,
-disk-read-1, disk-read-32, disk-write-1, disk-write-32, disk-random-read-1, disk-random-read-32, disk-random-write-1,
-disk-random-write-32, network-throughput, network-latency, warm-launch, boot. A prefix selects several, such as disk.")]
+Workloads:
+  integer-one, integer-all, float-one, float-all (together: cpu)
+  memory-bandwidth, memory-latency
+  disk-read-1, disk-read-32, disk-write-1, disk-write-32
+  disk-random-read-1, disk-random-read-32
+  disk-random-write-1, disk-random-write-32
+  network-throughput, network-latency, warm-launch, boot
+A prefix, such as disk, selects every workload that starts with it.")]
 pub struct Args {
     /// Image name or ID, or bundle directory [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
