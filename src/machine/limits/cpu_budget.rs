@@ -29,7 +29,7 @@ pub struct CpuBudgetConfig {
 #[serde(deny_unknown_fields)]
 pub struct CpuBalance {
     pub saved_ns: u64,
-    /// Launch balance, which is spent first and does not count toward the cap.
+    /// Unspent launch credits, which are spent first and do not count toward the cap.
     #[serde(default)]
     pub extra_ns: u64,
     /// Surplus that earnings pay back.

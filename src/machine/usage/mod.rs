@@ -87,7 +87,7 @@ pub struct DiskReading {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetReading {
     pub saved_ns: u64,
-    /// Launch balance.
+    /// Unspent launch credits, as CPU time.
     pub extra_ns: u64,
     pub owed_ns: u64,
     /// Surplus charged, including earlier runs.

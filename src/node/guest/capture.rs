@@ -28,7 +28,8 @@ impl Agent {
         let silence = self.silence;
         self.begin(&ToGuest::Exec(request))?;
         let AgentConnection { writer, reader } = &mut self.connection;
-        writer.send(&ToGuest::StdinEnd)?;
+        // Fails if the agent has already responded, for example that there is no such command. The response is still read.
+        let _ = writer.send(&ToGuest::StdinEnd);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let keep = |kept: &mut Vec<u8>, bytes: &[u8]| {
             let room = limit.saturating_sub(kept.len());

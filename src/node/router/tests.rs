@@ -201,7 +201,7 @@ fn exited_router_is_reported_as_ended() {
     let error = ask(dir, &near, RouterRequest::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(error.to_string(), "the VPC's router exited unexpectedly; see /networks/vpc-1/router.log");
-    // If the router has read the whole request before it exits, the response is empty and there is no error.
+    // If the router has read the whole request before it exits, the read returns EOF instead of ECONNRESET.
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
     let answer = ask(dir, &near, RouterRequest::Uplink);
