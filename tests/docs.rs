@@ -11,6 +11,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use common::Wisp;
 use regex::Regex;
@@ -99,9 +100,9 @@ fn steps(page: &str, text: &str) -> Vec<Step> {
     steps
 }
 
-/// Replaces values that differ between runs.
-fn normalized(line: &str) -> String {
-    const PATTERNS: [(&str, &str); 7] = [
+/// Patterns of values that differ between runs, and what stands for them in a comparison.
+static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    let patterns = [
         (r"\b(i|r|vol|snap|ami|vpc|subnet|sg|sgr|key|eipalloc)-[0-9a-f]{8,17}\b", "$1-ID"),
         (r"\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b", "ADDRESS"),
         (r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?Z?\b", "DATE"),
@@ -110,22 +111,26 @@ fn normalized(line: &str) -> String {
         (r"\b[0-9]+\.[0-9]+\.[0-9]+-wisp\b", "KERNEL"),
         (r"\s+", " "),
     ];
+    patterns.into_iter().map(|(pattern, stand_in)| (Regex::new(pattern).unwrap(), stand_in)).collect()
+});
+
+fn normalized(line: &str) -> String {
     PATTERNS.iter().fold(line.trim_end().to_string(), |line, (pattern, stand_in)| {
-        Regex::new(pattern).unwrap().replace_all(&line, *stand_in).into_owned()
+        pattern.replace_all(&line, *stand_in).into_owned()
     })
 }
 
 /// Returns true if the lines printed are those expected.
 fn is_as_expected(expected: &[String], printed: &[String]) -> bool {
+    let normalize = |lines: &[String]| lines.iter().map(|line| normalized(line)).collect::<Vec<_>>();
+    matches(&normalize(expected), &normalize(printed))
+}
+
+fn matches(expected: &[String], printed: &[String]) -> bool {
     match expected.split_first() {
         None => printed.is_empty(),
-        Some((first, rest)) if first == "..." => {
-            (0..=printed.len()).any(|skipped| is_as_expected(rest, &printed[skipped..]))
-        }
-        Some((first, rest)) => {
-            let is_first = |line: &String| normalized(line) == normalized(first);
-            printed.first().is_some_and(is_first) && is_as_expected(rest, &printed[1..])
-        }
+        Some((first, rest)) if first == "..." => (0..=printed.len()).any(|skipped| matches(rest, &printed[skipped..])),
+        Some((first, rest)) => printed.first() == Some(first) && matches(rest, &printed[1..]),
     }
 }
 

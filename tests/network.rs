@@ -11,7 +11,7 @@ use std::time::Instant;
 use common::instances::{dir, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
 use common::{DEADLINE, Wisp};
-use disk::copy::hex;
+use disk::sparse::hex;
 use machine::control::{ControlClient, ControlRequest, Message};
 use machine::sandbox_record::SandboxLayer;
 use serde_json::Value;

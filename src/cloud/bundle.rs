@@ -15,7 +15,7 @@ use super::import::{
     ArchiveEntry, Content, HEAD, ImportError, ImportProgress, LARGEST_FILE, Landing, TarFile, detect, open_regular,
     unsupported,
 };
-use disk::{copy as sparse, disk_image};
+use disk::{disk_image, sparse};
 use machine::config::DiskFormat;
 
 /// Maximum size of a kernel or an initramfs in bytes. The limit for a root file system is [`LARGEST_FILE`].

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use super::bundle;
 use super::image::MANIFEST;
 use super::import::ImportError;
-use disk::copy as sparse;
 use disk::space::FreeSpace;
+use disk::sparse;
 use ec2::id::ImageId;
 use node::home::{Home, HomeError, private_file};
 

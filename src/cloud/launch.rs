@@ -595,5 +595,5 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     // Added only if set, so that the digests of existing tokens stay valid.
     let limits = (spec.cpu_credits.is_some() || spec.no_limits)
         .then(|| serde_json::json!([spec.cpu_credits, spec.no_limits]).to_string());
-    disk::copy::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
+    disk::sparse::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
 }

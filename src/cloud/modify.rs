@@ -17,7 +17,7 @@ use ec2::{InstanceId, catalog};
 use store::InstanceRecord;
 
 /// Changes to an instance's attributes. `None` leaves an attribute unchanged.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Modification {
     /// The new size, and true if it overrides the type's vCPUs or memory. The instance must be stopped.
     pub size: Option<(InstanceSize, bool)>,
@@ -36,14 +36,7 @@ pub struct Modification {
 impl Modification {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Modification { size, user_data, shutdown_behavior, termination_protection, .. } = self;
-        size.is_none()
-            && user_data.is_none()
-            && shutdown_behavior.is_none()
-            && termination_protection.is_none()
-            && self.security_groups.is_empty()
-            && self.cpu_credits.is_none()
-            && self.metadata_options.is_none()
+        *self == Modification::default()
     }
 }
 

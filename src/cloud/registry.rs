@@ -13,7 +13,7 @@ use super::machine::SYNC_TIMEOUT;
 use super::machine::disk_id;
 use super::template;
 use super::{Cloud, embedded, new_id, now};
-use disk::{copy as sparse, disk_image};
+use disk::{disk_image, sparse};
 use ec2::id::Id;
 use ec2::id::Image as ImageKind;
 use ec2::metadata::ImdsSupport;

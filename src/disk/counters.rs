@@ -60,7 +60,7 @@ impl DiskCounters {
         self.other("write", result)
     }
 
-    pub fn held(&self, duration: Duration) {
+    pub fn throttled(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }

@@ -1,7 +1,6 @@
 //! Opens, locks and repairs raw and qcow2 disk images with their backing files, creates images and overlays, and makes
 //! sparse copies that leave some of the host's disk space free.
 
-pub mod copy;
 mod counters;
 mod disk;
 pub mod disk_image;

@@ -435,7 +435,7 @@ impl Walk<'_> {
     /// Returns the next block, or `None` at the end of the file.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, ImportError> {
         let mut block = [0; BLOCK];
-        let read = disk::copy::read_full(&mut self.input, &mut block);
+        let read = disk::sparse::read_full(&mut self.input, &mut block);
         match read.map_err(|error| damaged(self.path, error.to_string()))? {
             0 => Ok(None),
             BLOCK => Ok(Some(block)),

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::archive::{Compression, has_checksum};
 use super::features;
-use disk::copy as sparse;
+use disk::sparse;
 
 /// Number of bytes to examine. They include all known magic numbers, of which that of Btrfs is the last.
 pub const HEAD: usize = 68 << 10;

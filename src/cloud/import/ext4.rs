@@ -11,8 +11,8 @@ use super::archive::TarFile;
 use super::attributes::BLOCK;
 use super::tree::{Node, NodeKind, ROOT, Tree};
 use super::{ImportError, ImportProgress};
-use disk::copy as sparse;
 use disk::space::FreeSpace;
+use disk::sparse;
 
 /// Size of an inode, and the default ratio of disk space to inodes, in bytes.
 const INODE: u64 = 256;

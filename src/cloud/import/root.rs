@@ -15,7 +15,7 @@ use super::ext4::{self, Shape};
 use super::tree::{self, AddError, Tree};
 use super::{ImportError, ImportProgress, LARGEST_FILE, Landing, newc, open_regular, render};
 use crate::image::{FileEntry, Image, KernelEntry, MANIFEST, Manifest, RootEntry};
-use disk::{copy as sparse, disk_image};
+use disk::{disk_image, sparse};
 use machine::config::{BootProtocol, DiskFormat};
 use mkext4::reader::Fs;
 

@@ -52,7 +52,7 @@ mod wait;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{ArgAction, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::output::Output;
 use ::machine::timeline::monotonic_ns;
@@ -148,7 +148,8 @@ const NOT_RUN: u8 = 125;
 /// its exit code or, like docker, 125 if Wisp itself fails.
 pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
-    let matches = help::command().try_get_matches();
+    // The page of `wisp --help` is rendered only if clap has something to print.
+    let matches = Cli::command().try_get_matches().or_else(|_| help::command().try_get_matches());
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
@@ -216,7 +217,7 @@ pub fn main() -> ExitCode {
 
 /// Returns the exit code for invalid arguments.
 fn usage_code() -> ExitCode {
-    let matches = help::command().ignore_errors(true).try_get_matches().ok();
+    let matches = Cli::command().ignore_errors(true).try_get_matches().ok();
     let runs_in_guest =
         matches.is_some_and(|matches| matches!(matches.subcommand_name(), Some("run" | "exec" | "ssh")));
     ExitCode::from(if runs_in_guest { NOT_RUN } else { USAGE })

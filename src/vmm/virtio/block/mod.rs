@@ -217,7 +217,7 @@ impl BlockService {
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
             let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, shared_disk.label()) {
-                label.counters.held(began.elapsed());
+                label.counters.throttled(began.elapsed());
             }
             if !is_running {
                 return Ok(());

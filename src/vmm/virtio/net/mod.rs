@@ -82,7 +82,7 @@ impl Counters {
         self.dropped_frames.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn held(&self, duration: Duration) {
+    fn throttled(&self, duration: Duration) {
         self.throttled_ns.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }

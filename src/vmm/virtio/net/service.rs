@@ -286,7 +286,7 @@ impl NetService {
             let began = self.held.iter().any(Option::is_some).then(Instant::now);
             let is_running = self.wakeups.wait(timeout_ms(timeout), |_, _| {});
             if let Some(began) = began {
-                shared.counters.held(began.elapsed());
+                shared.counters.throttled(began.elapsed());
             }
             if !is_running {
                 return Ok(());
