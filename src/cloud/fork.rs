@@ -182,10 +182,11 @@ impl Cloud {
         let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
             let mut addresses = Addresses::taken(tx, origin)?;
-            for one in &mut prepared {
+            for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 if let Some(network) = &mut one.record.network {
                     addresses.give(network)?;
                 }
+                one.record.sequence = sequence;
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }

@@ -246,7 +246,7 @@ impl Cloud {
             let imds_support = image_record.imds_support.or(image.manifest.imds_support);
             let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
             let mut addresses = Addresses::taken(tx, origin)?;
-            for one in &mut prepared {
+            for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
                 addresses.give(&mut network)?;
@@ -259,6 +259,7 @@ impl Cloud {
                         tx.put(&volume)?;
                     }
                 }
+                one.record.sequence = sequence;
                 tx.insert(&one.record)?;
                 one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
             }
@@ -331,6 +332,7 @@ impl Cloud {
             state_reason: None,
             state_transition_reason: String::new(),
             created: time,
+            sequence: 0,
             launch_time: time,
             starts: 0,
             terminated: None,

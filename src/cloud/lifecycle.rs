@@ -85,7 +85,7 @@ impl Cloud {
     /// Returns all instances, oldest first.
     pub fn all_instances(&mut self) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        records.sort_by_key(|record| (record.created, record.reservation_id, record.launch_index));
+        records.sort_by_key(|record| (record.created, record.sequence));
         Ok(records)
     }
 

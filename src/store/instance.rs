@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttachmentRecord, NetworkRecord, Record};
+use super::{AttachmentRecord, NetworkRecord, Record, StoreError, Transaction};
 use ec2::credits::{CreditMode, KeptCredits};
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::{ImageId, InstanceId, ReservationId, VolumeId};
@@ -36,6 +36,9 @@ pub struct InstanceRecord {
     pub state_transition_reason: String,
     /// Time of the launch.
     pub created: u64,
+    /// Position in the order in which instances were created, for those created within one second.
+    #[serde(default)]
+    pub sequence: u64,
     /// Time of the last start.
     pub launch_time: u64,
     #[serde(default)]
@@ -90,6 +93,12 @@ impl BlockDeviceMapping {
 }
 
 impl InstanceRecord {
+    /// Returns a sequence number for the next instance that `tx` creates.
+    pub fn next_sequence(tx: &Transaction) -> Result<u64, StoreError> {
+        let last = tx.list::<InstanceRecord>()?.iter().map(|record| record.sequence).max();
+        Ok(last.unwrap_or(0).saturating_add(1))
+    }
+
     /// Clears the reasons for the last stop, after the instance has started or an interrupted stop was undone.
     pub fn clear_reason(&mut self) {
         self.state_reason = None;

@@ -225,4 +225,26 @@ mod tests {
         let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("not a database"), "{error}");
     }
+
+    #[test]
+    fn sequence_numbers_follow_those_of_all_instances() {
+        let (mut store, _dir) = store();
+        let instance = |id: &str, sequence: u64| -> InstanceRecord {
+            serde_json::from_value(serde_json::json!({
+                "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,
+                "image_id": "ami-0123456789abcdef0", "image_name": "none", "instance_type": "t3.nano", "vcpus": 1,
+                "threads_per_core": 1, "memory_mib": 192, "state": "stopped", "state_reason": null, "created": 1,
+                "sequence": sequence, "launch_time": 1, "terminated": null, "key_name": null, "user_data": null,
+                "shutdown_behavior": "stop", "termination_protection": false, "block_devices": [],
+            }))
+            .unwrap()
+        };
+        let next = store.write::<_, StoreError>(|tx| {
+            let first = InstanceRecord::next_sequence(tx)?;
+            tx.insert(&instance("i-0000000000000000b", 7))?;
+            tx.insert(&instance("i-0000000000000000a", 3))?;
+            Ok((first, InstanceRecord::next_sequence(tx)?))
+        });
+        assert_eq!(next.unwrap(), (1, 8));
+    }
 }
