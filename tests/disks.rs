@@ -80,7 +80,7 @@ fn damaged_records_do_not_block_other_commands() {
         volumes.iter().find(tagged).unwrap()["VolumeId"].as_str().unwrap().to_string()
     };
     let [torn, lost] = ["torn", "lost"].map(volume);
-    let mut store = Store::open(wisp.home()).unwrap();
+    let store = Store::open(wisp.home()).unwrap();
     for id in [GOOD, DAMAGED] {
         store.write::<_, StoreError>(|tx| tx.insert(&stopped_instance(id))).unwrap();
         let dir = wisp.home().join("instances").join(id);

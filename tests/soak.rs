@@ -166,7 +166,7 @@ impl Soak {
     }
 
     fn state(&self) -> State {
-        let mut store = Store::open(self.wisp.home()).unwrap();
+        let store = Store::open(self.wisp.home()).unwrap();
         store
             .read::<_, StoreError>(|tx| {
                 Ok(State { instances: tx.list()?, volumes: tx.list()?, snapshots: tx.list()?, images: tx.list()? })

@@ -64,7 +64,7 @@ pub(super) struct Frozen {
 
 impl Cloud {
     /// Forks a running instance. If one of the forks does not start, all of them are terminated.
-    pub fn fork(&mut self, spec: &ForkSpec) -> Result<Forked, CloudError> {
+    pub fn fork(&self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
@@ -82,7 +82,7 @@ impl Cloud {
     }
 
     /// Takes a snapshot of a running instance. The instance is paused only briefly.
-    pub(super) fn freeze(&mut self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
+    pub(super) fn freeze(&self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.dir(record.id).try_lock_operation()? else {
             let (instance, action) = (record.id, "copied");
             return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
@@ -109,7 +109,7 @@ impl Cloud {
         self.dir(id).check_savable()
     }
 
-    fn check_fork(&mut self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
+    fn check_fork(&self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
         if !(1..=MAX_COUNT).contains(&spec.count) {
             let rule = format!("it must be from 1 to {MAX_COUNT}.");
             return Err(
@@ -124,7 +124,7 @@ impl Cloud {
 
     /// Takes a snapshot of the VM and switches its volumes to new overlays.
     fn save_and_continue(
-        &mut self,
+        &self,
         record: &InstanceRecord,
         before: &[VolumeRecord],
         saved: &Path,
@@ -163,7 +163,7 @@ impl Cloud {
 
     /// Creates the directories, volumes and records of all forks, or none of them.
     fn prepare_forks(
-        &mut self,
+        &self,
         spec: &ForkSpec,
         original: &InstanceRecord,
         before: &[VolumeRecord],
@@ -273,7 +273,7 @@ impl Cloud {
     }
 
     fn start_forks(
-        &mut self,
+        &self,
         prepared: Vec<Prepared>,
         before: &[VolumeRecord],
         saved: &Path,
@@ -293,9 +293,9 @@ impl Cloud {
             machines.push(dir.spawn(&config, lock, network, Some(&restore))?);
         }
         for machine in &mut machines {
-            self.notices.extend(machine.wait_started()?);
+            self.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.notice_missing_uplinks();
+        self.warn_missing_uplinks();
         Ok(machines)
     }
 }

@@ -97,7 +97,7 @@ impl InstanceDir {
 
 impl Cloud {
     /// Checks that all these instances have hibernation enabled and that their guests are ready.
-    pub fn check_hibernation(&mut self, ids: &[InstanceId]) -> Result<(), CloudError> {
+    pub fn check_hibernation(&self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;
             if !record.hibernation {

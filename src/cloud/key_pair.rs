@@ -11,13 +11,13 @@ use store::KeyPairRecord;
 
 impl Cloud {
     /// Returns all key pairs, ordered by name.
-    pub fn key_pairs(&mut self) -> Result<Vec<KeyPairRecord>, CloudError> {
+    pub fn key_pairs(&self) -> Result<Vec<KeyPairRecord>, CloudError> {
         self.store.read(|tx| Ok(tx.list()?))
     }
 
     /// Creates a key pair and writes the private key to the new file `path`.
     pub fn create_key_pair(
-        &mut self,
+        &self,
         name: &KeyName,
         key_type: KeyType,
         format: KeyFormat,
@@ -32,17 +32,17 @@ impl Cloud {
         })
     }
 
-    pub fn import_key_pair(&mut self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
+    pub fn import_key_pair(&self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
         self.keep_key_pair(name, public)
     }
 
-    fn check_free(&mut self, name: &KeyName) -> Result<(), CloudError> {
+    fn check_free(&self, name: &KeyName) -> Result<(), CloudError> {
         let known = self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name.as_str())?))?;
         if known.is_some() { Err(key::duplicate(name).into()) } else { Ok(()) }
     }
 
-    fn keep_key_pair(&mut self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
+    fn keep_key_pair(&self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
         let record = KeyPairRecord {
             id: new_id(),
             name: name.as_str().into(),
@@ -62,7 +62,7 @@ impl Cloud {
     }
 
     /// Deletes a key pair. Instances that were launched with it still accept the private key.
-    pub fn delete_key_pair(&mut self, name: &str) -> Result<KeyPairRecord, CloudError> {
+    pub fn delete_key_pair(&self, name: &str) -> Result<KeyPairRecord, CloudError> {
         self.store.write(|tx| {
             let record = tx.get::<KeyPairRecord>(name)?.ok_or_else(|| key::not_found(name))?;
             tx.remove::<KeyPairRecord>(name)?;

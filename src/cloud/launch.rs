@@ -95,7 +95,7 @@ pub(super) struct Prepared {
 
 impl Cloud {
     /// Launches instances. A client token that was used before returns the instances of the earlier launch.
-    pub fn launch(&mut self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
+    pub fn launch(&self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
         let image_record = self.image_record(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
@@ -128,7 +128,7 @@ impl Cloud {
             Ok(machines) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
-                    self.notices.extend(size_notice(&memory, &spec.size));
+                    self.warnings.borrow_mut().extend(size_warning(&memory, &spec.size));
                 }
                 Ok(Launched { instances: self.settle_running(&ids)?, machines, wants_warm })
             }
@@ -139,7 +139,7 @@ impl Cloud {
         }
     }
 
-    fn check_launch(&mut self, spec: &LaunchSpec) -> Result<(), CloudError> {
+    fn check_launch(&self, spec: &LaunchSpec) -> Result<(), CloudError> {
         check_credits(spec.cpu_credits, spec.size.instance_type)?;
         if !(1..=MAX_COUNT).contains(&spec.count) {
             return Err(Ec2Error::InvalidParameterValue {
@@ -199,18 +199,14 @@ impl Cloud {
         check_capacity(&spec.size, spec.count, promised, spec.overcommit)
     }
 
-    fn launched_before(
-        &mut self,
-        spec: &LaunchSpec,
-        parameters: &str,
-    ) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
+    fn launched_before(&self, spec: &LaunchSpec, parameters: &str) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
         self.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
     }
 
     /// Creates the directories, root volumes and records of all instances, or none of them. The inner error holds the
     /// instances of a concurrent launch with the same client token.
     fn prepare(
-        &mut self,
+        &self,
         spec: &LaunchSpec,
         image_record: &ImageRecord,
         image: &Image,
@@ -272,7 +268,7 @@ impl Cloud {
     }
 
     /// Returns the source snapshot of each volume in order, or `None` for a volume without one.
-    fn snapshots_of(&mut self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
+    fn snapshots_of(&self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
         let snapshot = |option: &VolumeOption| match &option.source {
             VolumeSource::New { snapshot: Some(reference), .. } => self.snapshot(reference).map(Some),
             _ => Ok(None),
@@ -408,7 +404,7 @@ impl Cloud {
     }
 
     fn start_all(
-        &mut self,
+        &self,
         prepared: Vec<Prepared>,
         image: &Image,
         warm: Option<&Template>,
@@ -427,24 +423,24 @@ impl Cloud {
             machines.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
         }
         for machine in &mut machines {
-            self.notices.extend(machine.wait_started()?);
+            self.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.notice_missing_uplinks();
+        self.warn_missing_uplinks();
         Ok(machines)
     }
 
     /// Returns the default metadata options of launches (`GetInstanceMetadataDefaults`).
-    pub fn metadata_defaults(&mut self) -> Result<MetadataChange, CloudError> {
+    pub fn metadata_defaults(&self) -> Result<MetadataChange, CloudError> {
         self.store.read(metadata_defaults)
     }
 
     /// Replaces the default metadata options of launches (`ModifyInstanceMetadataDefaults`).
-    pub fn set_metadata_defaults(&mut self, options: MetadataChange) -> Result<(), CloudError> {
+    pub fn set_metadata_defaults(&self, options: MetadataChange) -> Result<(), CloudError> {
         self.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
     }
 
     /// Marks pending instances as running, and returns all records.
-    pub(super) fn settle_running(&mut self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
+    pub(super) fn settle_running(&self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.write(|tx| {
             let mut records = Vec::new();
             for id in ids {
@@ -461,7 +457,7 @@ impl Cloud {
         })
     }
 
-    pub(super) fn abandon(&mut self, ids: &[InstanceId], error: &CloudError) {
+    pub(super) fn abandon(&self, ids: &[InstanceId], error: &CloudError) {
         let reason = StateReason::launch_failed(&error.to_string());
         for id in ids {
             if let Err(error) = self.end_and_terminate(*id, &reason) {
@@ -498,8 +494,8 @@ fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
         && spec.size.instance_type.instance_store().is_empty()
 }
 
-/// Returns a notice if the launch cannot restore the image's memory because its size differs.
-fn size_notice(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
+/// Returns a warning if the launch cannot restore the image's memory because its size differs.
+fn size_warning(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     (!memory.is_of(cpus(size), size.memory_mib)).then(|| {
         let ImageMemory { cpus, memory_mib, .. } = memory;
         format!(

@@ -65,7 +65,7 @@ pub(super) fn resolved(path: PathBuf) -> PathBuf {
 impl Cloud {
     /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only
     /// if they name files in the data directory's image and volume directories.
-    pub(super) fn record_backing_files(&mut self) -> Result<(), CloudError> {
+    pub(super) fn record_backing_files(&self) -> Result<(), CloudError> {
         let (volumes, snapshots) =
             self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
         for volume in volumes.into_iter().filter(|volume| volume.backing.is_none()) {
@@ -96,12 +96,12 @@ impl Cloud {
         Ok(())
     }
 
-    /// Returns the backing files of `file` according to its header. A failure becomes a notice.
-    fn read_backing_files(&mut self, id: &dyn Display, file: &str) -> Option<Vec<LayerRecord>> {
+    /// Returns the backing files of `file` according to its header. A failure becomes a warning.
+    fn read_backing_files(&self, id: &dyn Display, file: &str) -> Option<Vec<LayerRecord>> {
         match from_headers(&self.home, file) {
             Ok(backing) => Some(backing),
             Err(why) => {
-                self.notices.push(format!("{id}: cannot be used because its backing files are unknown: {why}"));
+                self.warn(format!("{id}: cannot be used because its backing files are unknown: {why}"));
                 None
             }
         }
@@ -109,7 +109,7 @@ impl Cloud {
 
     /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
     /// backing files of one of them are unknown.
-    pub(super) fn kept_volume_files(&mut self) -> Result<Option<BTreeSet<String>>, CloudError> {
+    pub(super) fn kept_volume_files(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.store.read(|tx| {
             let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
             let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
@@ -163,25 +163,24 @@ fn name_in(home: &Home, path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Warnings;
     use crate::machine::volume_disk;
     use crate::volume::NewVolume;
     use std::fs;
     use std::process::Command;
-    use store::{Record, Store};
+    use store::Record;
 
     fn cloud(dir: &Path) -> Cloud {
-        let home = Home::at(dir).unwrap();
-        let store = Store::open(home.root()).unwrap();
-        Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() }
+        Cloud::at(Home::at(dir).unwrap()).unwrap()
     }
 
-    fn new_volume(cloud: &mut Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
+    fn new_volume(cloud: &Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
         let mut new = NewVolume { snapshot: snapshot.map(|snapshot| snapshot.id.to_string()), ..NewVolume::default() };
         new.spec.size = Some("1".parse().unwrap());
         cloud.create_volume(&new).unwrap()
     }
 
-    fn put<R: Record>(cloud: &mut Cloud, record: &R) {
+    fn put<R: Record>(cloud: &Cloud, record: &R) {
         cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(record)?)).unwrap();
     }
 
@@ -219,7 +218,7 @@ mod tests {
         assert!(path(&base).exists() && !path(&first.file).exists());
         let disk = volume_disk(&cloud.home, &second).unwrap();
         disk_image::grow(&disk.path, disk.format, &disk.backing, 3 << 30).unwrap();
-        assert_eq!(cloud.take_notices(), [] as [String; 0]);
+        assert_eq!(cloud.take_warnings(), Warnings::default());
     }
 
     #[test]
@@ -272,13 +271,13 @@ mod tests {
         cloud.reconcile();
         assert_eq!(cloud.volume(&volume.id.to_string()).unwrap(), volume);
         assert_eq!(cloud.snapshot(&snapshot.id.to_string()).unwrap(), snapshot);
-        let notices = cloud.take_notices();
+        let warnings: Vec<String> = cloud.take_warnings().into_iter().collect();
         for unknown in [&outside, &unreadable] {
-            assert!(notices.iter().any(|notice| notice.starts_with(&unknown.id.to_string())), "{notices:?}");
+            assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.id.to_string())), "{warnings:?}");
             let record = cloud.volume(&unknown.id.to_string()).unwrap();
             assert!(volume_disk(&cloud.home, &record).is_err());
         }
-        assert_eq!(notices.len(), 2, "{notices:?}");
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
         // Nothing is removed while the backing files of some volumes are unknown.
         assert!(cloud.home.volumes().join("stray.qcow2").exists());
         for unknown in [outside.id, unreadable.id] {

@@ -35,63 +35,61 @@ pub mod transfer;
 pub mod usage;
 mod vmm_watch;
 pub mod volume;
+mod warnings;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::CloudError;
+pub use warnings::Warnings;
 
 use ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
 use node::home::Home;
-use store::{Store, StoreError};
+use store::Store;
 
 /// An open data directory.
 #[derive(Debug)]
 pub struct Cloud {
     home: Home,
     store: Store,
-    notices: Vec<String>,
+    warnings: RefCell<Warnings>,
     /// VPCs to which instances were attached since the last check for missing uplinks.
-    attached: BTreeSet<VpcId>,
+    attached: RefCell<BTreeSet<VpcId>>,
 }
 
 impl Cloud {
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Cloud, CloudError> {
-        let home = Home::open()?;
-        let store = Store::open(home.root())?;
-        let mut cloud = Cloud { home, store, notices: Vec::new(), attached: BTreeSet::new() };
+        let cloud = Cloud::at(Home::open()?)?;
         cloud.reconcile();
         Ok(cloud)
+    }
+
+    fn at(home: Home) -> Result<Cloud, CloudError> {
+        let store = Store::open(home.root())?;
+        Ok(Cloud { home, store, warnings: RefCell::default(), attached: RefCell::default() })
     }
 
     pub fn home(&self) -> &Home {
         &self.home
     }
 
-    /// Takes the pending notices, such as the results of reconciliation, as sentences.
-    pub fn take_notices(&mut self) -> Vec<String> {
-        let damaged = self.store.take_damaged();
-        damaged.into_iter().for_each(|sentence| self.notice_once(sentence));
-        std::mem::take(&mut self.notices)
+    /// Takes the pending warnings, such as the results of reconciliation.
+    pub fn take_warnings(&self) -> Warnings {
+        let mut warnings = self.warnings.take();
+        warnings.extend(self.store.take_damaged());
+        warnings
     }
 
-    /// Turns a failure into a notice, because the user did not ask for this work. `what` says what failed.
-    fn notice_failed(&mut self, what: &str, result: Result<(), CloudError>) {
-        match result {
-            Ok(()) => {}
-            // A damaged record gets one notice, however many steps fail because of it.
-            Err(CloudError::Store(error @ StoreError::Record { .. })) => self.notice_once(error.to_string()),
-            Err(error) => self.notice_once(format!("{what}: {error}")),
-        }
+    fn warn(&self, warning: impl Into<String>) {
+        self.warnings.borrow_mut().push(warning);
     }
 
-    fn notice_once(&mut self, notice: String) {
-        if !self.notices.contains(&notice) {
-            self.notices.push(notice);
-        }
+    fn warn_failed(&self, what: &str, result: Result<(), CloudError>) {
+        self.warnings.borrow_mut().push_failed(what, result);
     }
 }
 

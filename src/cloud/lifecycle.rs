@@ -64,12 +64,12 @@ impl StopOperation {
 }
 
 impl Cloud {
-    pub fn instance(&mut self, reference: &str) -> Result<InstanceRecord, CloudError> {
+    pub fn instance(&self, reference: &str) -> Result<InstanceRecord, CloudError> {
         self.store.read(|tx| resolve::instance(tx, reference))
     }
 
     /// Returns the instances that `references` name, without duplicates.
-    pub fn instances(&mut self, references: &[String]) -> Result<Vec<InstanceRecord>, CloudError> {
+    pub fn instances(&self, references: &[String]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.read(|tx| {
             let mut records: Vec<InstanceRecord> = Vec::new();
             for reference in references {
@@ -83,14 +83,14 @@ impl Cloud {
     }
 
     /// Returns all instances, oldest first.
-    pub fn all_instances(&mut self) -> Result<Vec<InstanceRecord>, CloudError> {
+    pub fn all_instances(&self) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.created, record.sequence));
         Ok(records)
     }
 
     /// Returns an instance's volumes in the order of its block devices.
-    pub fn volumes_of(&mut self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
+    pub fn volumes_of(&self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
         self.store.read(|tx| volumes_of(tx, record))
     }
 
@@ -98,14 +98,14 @@ impl Cloud {
         InstanceDir::of(&self.home, id)
     }
 
-    pub fn reachable(&mut self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
+    pub fn reachable(&self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
         let record = self.instance(reference)?;
         Action::Reach.allowed(record.id, record.state)?;
         let dir = self.dir(record.id);
         Ok((record, dir))
     }
 
-    pub fn agent_of(&mut self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
+    pub fn agent_of(&self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
         let (record, dir) = self.reachable(reference)?;
         let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "it could be reached", error))?;
         Ok((record, agent))
@@ -114,7 +114,7 @@ impl Cloud {
     /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already.
     /// A hibernated instance is resumed, unless `cold` is true.
     pub fn start(
-        &mut self,
+        &self,
         id: InstanceId,
         overcommit: bool,
         cold: bool,
@@ -174,7 +174,7 @@ impl Cloud {
     }
 
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
-    fn lock_to_start(&mut self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
+    fn lock_to_start(&self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
             // An exiting VMM may hold the lock for a moment longer.
             InstanceState::Stopped => dir.unless_gone(dir.lock_within(RESTART_TIMEOUT)),
@@ -194,7 +194,7 @@ impl Cloud {
 
     /// Returns the error to report for an operation on a running instance that failed with `error`. If the instance has
     /// ended meanwhile, its record is updated and the error says so. `event` is a clause, such as "it was rebooted".
-    pub(super) fn unless_ended(&mut self, id: InstanceId, event: &str, error: CloudError) -> CloudError {
+    pub(super) fn unless_ended(&self, id: InstanceId, event: &str, error: CloudError) -> CloudError {
         if !error.is_lost_vmm() {
             return error;
         }
@@ -208,7 +208,7 @@ impl Cloud {
 
     /// Returns an instance's state after its guest ended. Waits for the VMM to exit or, after a reboot, for the next
     /// VMM, and reconciles the record.
-    pub fn state_after_guest_end(&mut self, id: InstanceId) -> Result<InstanceState, CloudError> {
+    pub fn state_after_guest_end(&self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.dir(id);
         // The agent ends before its guest powers off.
         if let Ok(mut machine) = dir.connect() {
@@ -222,7 +222,7 @@ impl Cloud {
     }
 
     /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
-    fn ended_before(&mut self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
+    fn ended_before(&self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
         let state = self.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
         let what = format!("The instance '{id}' ended before {event}. It is now {state}.");
@@ -231,7 +231,7 @@ impl Cloud {
     }
 
     fn start_machine(
-        &mut self,
+        &self,
         record: &InstanceRecord,
         dir: &InstanceDir,
         lock: File,
@@ -247,18 +247,18 @@ impl Cloud {
         let network = self.connect(record, dir, &mut config)?;
         limit(&mut config, record, &volumes);
         let mut machine = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
-        self.notices.extend(machine.wait_started()?);
-        self.notice_missing_uplinks();
+        self.warnings.borrow_mut().extend(machine.wait_started()?);
+        self.warn_missing_uplinks();
         Ok(machine)
     }
 
-    pub fn begin_stop(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
+    pub fn begin_stop(&self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.begin(ids, Action::Stop, InstanceState::Stopping)
     }
 
     /// Terminates the instances with damaged records and returns the other references. The name in a damaged record is
     /// unreadable, so only the full instance ID matches it.
-    pub fn terminate_damaged(&mut self, references: &[String]) -> Result<Vec<String>, CloudError> {
+    pub fn terminate_damaged(&self, references: &[String]) -> Result<Vec<String>, CloudError> {
         let mut others = Vec::new();
         for reference in references {
             let Ok(id) = reference.parse::<InstanceId>() else {
@@ -269,7 +269,7 @@ impl Cloud {
                 Err(StoreError::Record { .. }) => {
                     self.terminate_without_record(id)?;
                     let what = "the record was damaged; the instance was terminated and the record removed.";
-                    self.notice_once(format!("{id}: {what}"));
+                    self.warn(format!("{id}: {what}"));
                 }
                 _ => others.push(reference.clone()),
             }
@@ -277,7 +277,7 @@ impl Cloud {
         Ok(others)
     }
 
-    fn terminate_without_record(&mut self, id: InstanceId) -> Result<(), CloudError> {
+    fn terminate_without_record(&self, id: InstanceId) -> Result<(), CloudError> {
         let _ended = end_machine(&self.dir(id), StopMode::Force)?;
         self.store.write::<_, CloudError>(|tx| {
             for mut volume in tx.list::<VolumeRecord>()? {
@@ -302,7 +302,7 @@ impl Cloud {
     }
 
     /// Marks instances as shutting down. Fails without any change if one of them has termination protection.
-    pub fn begin_terminate(&mut self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
+    pub fn begin_terminate(&self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
         self.store.read::<_, CloudError>(|tx| {
             for id in ids {
                 let record = get(tx, *id)?;
@@ -322,7 +322,7 @@ impl Cloud {
         self.begin(ids, Action::Terminate, InstanceState::ShuttingDown)
     }
 
-    fn begin(&mut self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<StopOperation, CloudError> {
+    fn begin(&self, ids: &[InstanceId], action: Action, next: InstanceState) -> Result<StopOperation, CloudError> {
         // Take the locks before changing the state: an instance in the state `stopping` without a lock looks as if its
         // command was killed. If another command holds a lock, that command finishes the operation.
         let mut locks = Vec::new();
@@ -352,9 +352,9 @@ impl Cloud {
         Ok(StopOperation { changes, _locks: locks })
     }
 
-    /// Stops the instances in parallel. If one cannot hibernate, stops it without saving its memory, and adds a notice.
-    pub fn finish_stop(&mut self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
-        let settle = |cloud: &mut Cloud, id| {
+    /// Stops the instances in parallel. If one cannot hibernate, stops it without saving its memory, and adds a warning.
+    pub fn finish_stop(&self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
+        let settle = |cloud: &Cloud, id| {
             let hibernated = cloud.dir(id).is_hibernated();
             let reason = if hibernated { StateReason::user_hibernated() } else { StateReason::user_initiated() };
             cloud.settle_stopped(id, &reason)
@@ -362,7 +362,7 @@ impl Cloud {
         self.finish(&operation.pending(), mode, settle)
     }
 
-    pub fn finish_terminate(&mut self, operation: StopOperation) -> Result<(), CloudError> {
+    pub fn finish_terminate(&self, operation: StopOperation) -> Result<(), CloudError> {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
         for id in operation.pending() {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
@@ -370,16 +370,16 @@ impl Cloud {
             let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
-        let settle = |cloud: &mut Cloud, id| cloud.settle_terminated(id, &StateReason::user_initiated());
+        let settle = |cloud: &Cloud, id| cloud.settle_terminated(id, &StateReason::user_initiated());
         self.finish(&forced, StopMode::Force, settle)?;
         self.finish(&orderly, StopMode::Orderly, settle)
     }
 
     fn finish(
-        &mut self,
+        &self,
         ids: &[InstanceId],
         mode: StopMode,
-        settle: impl Fn(&mut Cloud, InstanceId) -> Result<(), CloudError>,
+        settle: impl Fn(&Cloud, InstanceId) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
         let dirs: Vec<InstanceDir> = ids.iter().map(|id| self.dir(*id)).collect();
         let results: Vec<Result<Ended, CloudError>> = std::thread::scope(|scope| {
@@ -390,7 +390,7 @@ impl Cloud {
         for (id, result) in ids.iter().zip(results) {
             // `ended` holds the lock until the store has the result.
             let outcome = result.and_then(|ended| {
-                self.notices.extend(ended.notice);
+                self.warnings.borrow_mut().extend(ended.warning);
                 settle(self, *id)
             });
             if let Err(error) = outcome {
@@ -400,13 +400,13 @@ impl Cloud {
         first_error.map_or(Ok(()), Err)
     }
 
-    pub(super) fn end_and_terminate(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+    pub(super) fn end_and_terminate(&self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         let _ended = end_machine(&self.dir(id), StopMode::Force)?;
         self.settle_terminated(id, reason)
     }
 
     /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.
-    pub fn reboot(&mut self, id: InstanceId) -> Result<MachineHandle, CloudError> {
+    pub fn reboot(&self, id: InstanceId) -> Result<MachineHandle, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.state)?;
         let dir = self.dir(id);
@@ -441,7 +441,7 @@ impl Cloud {
     }
 
     /// Marks an instance as stopped. Its volumes stay attached; its instance-store disks are removed.
-    pub(super) fn settle_stopped(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+    pub(super) fn settle_stopped(&self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         let dir = self.dir(id);
         dir.remove_instance_store()?;
         if !dir.is_hibernated() {
@@ -463,7 +463,7 @@ impl Cloud {
     }
 
     /// Marks an instance as terminated, and deletes or detaches its volumes. Its record is kept for an hour.
-    pub(super) fn settle_terminated(&mut self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
+    pub(super) fn settle_terminated(&self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             if record.state == InstanceState::Terminated {
@@ -499,13 +499,13 @@ impl Cloud {
     }
 
     /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure becomes a
-    /// notice: the user asked for something else, and the next command tries again.
-    pub(super) fn sweep_volumes(&mut self) {
+    /// warning: the user asked for something else, and the next command tries again.
+    pub(super) fn sweep_volumes(&self) {
         let swept = self.try_sweep_volumes();
-        self.notice_failed("cannot remove the files of deleted volumes", swept);
+        self.warn_failed("cannot remove the files of deleted volumes", swept);
     }
 
-    fn try_sweep_volumes(&mut self) -> Result<(), CloudError> {
+    fn try_sweep_volumes(&self) -> Result<(), CloudError> {
         let dir = self.home.volumes();
         let _lock = self.home.lock(&dir)?;
         // Nothing is removed if the backing files of a volume or snapshot are unknown.
@@ -535,7 +535,7 @@ pub enum StopMode {
 struct Ended {
     /// `None` if the instance's directory was removed.
     _lock: Option<File>,
-    notice: Option<String>,
+    warning: Option<String>,
 }
 
 fn end_machine(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
@@ -545,26 +545,26 @@ fn end_machine(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
 /// Ends the VM like [`end_machine`], but fails if the directory does not exist.
 fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
     if let Some(lock) = dir.try_lock()? {
-        return Ok(Ended { _lock: Some(lock), notice: None });
+        return Ok(Ended { _lock: Some(lock), warning: None });
     }
     if mode == StopMode::Force {
         return force(dir);
     }
-    let mut notice = None;
+    let mut warning = None;
     if mode == StopMode::Hibernate
         && let Err(error) = dir.connect().and_then(|mut machine| {
             machine.subscribe()?;
             dir.hibernate(&mut machine)
         })
     {
-        notice = Some(format!(
+        warning = Some(format!(
             "{}: hibernation failed, so the instance was stopped without saving its memory: {error}",
             dir.id()
         ));
     }
     for _ in 0..ATTEMPTS {
         let mut machine = match dir.await_vmm(LISTEN_TIMEOUT)? {
-            Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), notice }),
+            Awaited::Ended(lock) => return Ok(Ended { _lock: Some(lock), warning }),
             Awaited::Listening(machine) => machine,
             Awaited::TimedOut => {
                 let why = format!("the VMM did not open its control socket within {} s", LISTEN_TIMEOUT.as_secs());
@@ -575,7 +575,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             // The lock becomes free within moments, unless another command has started the instance again.
             Ok(true) => {
                 if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
-                    return Ok(Ended { _lock: Some(lock), notice });
+                    return Ok(Ended { _lock: Some(lock), warning });
                 }
             }
             Ok(false) => break,
@@ -585,23 +585,23 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
     }
     // The VM did not end, or each attempt met an exiting VMM, because the guest reboots in a loop.
     let mut ended = force(dir)?;
-    ended.notice = notice.or(ended.notice);
+    ended.warning = warning.or(ended.warning);
     Ok(ended)
 }
 
 fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
-    let mut notice = None;
+    let mut warning = None;
     // Another command may hold the lock and be starting the VMM, so each attempt looks for the VMM again.
     for _ in 0..ATTEMPTS {
         // A failure can be ignored: the VMM is exiting, or is killed below.
         let _ = dir.connect().and_then(|mut machine| machine.kill("wisp"));
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
-            return Ok(Ended { _lock: Some(lock), notice });
+            return Ok(Ended { _lock: Some(lock), warning });
         }
-        notice = Some(format!("{}: killed the VMM because it did not respond.", dir.id()));
+        warning = Some(format!("{}: killed the VMM because it did not respond.", dir.id()));
         vmm_process::kill(dir.path()).map_err(CloudError::file(dir.path(), "kill the VMM in"))?;
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
-            return Ok(Ended { _lock: Some(lock), notice });
+            return Ok(Ended { _lock: Some(lock), warning });
         }
     }
     let why = "the VMM was killed but has not exited".to_string();

@@ -148,7 +148,7 @@ impl Cloud {
         dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
     }
 
-    pub(super) fn apply_volume_limits(&mut self, volume: &VolumeRecord) -> Result<(), CloudError> {
+    pub(super) fn apply_volume_limits(&self, volume: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &volume.attachment else { return Ok(()) };
         let record = self.instance(&attachment.instance_id.to_string())?;
         let limits = volume_limits(volume).filter(|_| !record.no_limits);

@@ -42,7 +42,7 @@ impl Modification {
 
 impl Cloud {
     /// Changes an instance's attributes. If one change is refused, no attribute is changed.
-    pub fn modify(&mut self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
+    pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         if let Some(user_data) = &change.user_data {
             let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
             check_user_data(self.open_image(record.image_id)?.manifest.cloud_init, user_data.as_ref())?;

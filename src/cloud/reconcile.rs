@@ -29,41 +29,41 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 struct Outcome {
     terminated: bool,
     reason: StateReason,
-    notice: Option<String>,
+    warning: Option<String>,
 }
 
 impl Cloud {
     /// Updates the records of instances whose machines have ended, completes or undoes interrupted operations, and
-    /// removes files that no record refers to. A failed step becomes a notice, and does not block other steps.
-    pub(super) fn reconcile(&mut self) {
+    /// removes files that no record refers to. A failed step becomes a warning, and does not block other steps.
+    pub(super) fn reconcile(&self) {
         let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
-            Err(error) => return self.notice_failed("cannot check the instances", Err(error.into())),
+            Err(error) => return self.warn_failed("cannot check the instances", Err(error.into())),
         };
         for record in &records {
             if record.state.has_machine() {
                 let reconciled = self.reconcile_instance(record.id);
-                self.notice_failed(&format!("cannot check {}", record.id), reconciled);
+                self.warn_failed(&format!("cannot check {}", record.id), reconciled);
             }
         }
         let recorded = self.record_backing_files();
-        self.notice_failed("cannot record the backing files of volumes", recorded);
+        self.warn_failed("cannot record the backing files of volumes", recorded);
         let forgotten = self.forget_old(&records);
-        self.notice_failed("cannot remove old records", forgotten);
+        self.warn_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
-        self.notice_failed("cannot remove the directories of deleted instances", swept);
+        self.warn_failed("cannot remove the directories of deleted instances", swept);
         let finished = self.finish_snapshots();
-        self.notice_failed("cannot complete interrupted snapshots", finished);
+        self.warn_failed("cannot complete interrupted snapshots", finished);
         let swept = self.sweep_networks();
-        self.notice_failed("cannot remove the directories of deleted VPCs", swept);
+        self.warn_failed("cannot remove the directories of deleted VPCs", swept);
         self.restart_routers(&records);
         let swept = template::sweep(&self.home);
-        self.notice_failed("cannot remove unfinished templates", swept);
+        self.warn_failed("cannot remove unfinished templates", swept);
         let swept = self.sweep_stray_images();
-        self.notice_failed("cannot remove unfinished images", swept);
+        self.warn_failed("cannot remove unfinished images", swept);
     }
 
-    pub(super) fn reconcile_instance(&mut self, id: InstanceId) -> Result<(), CloudError> {
+    pub(super) fn reconcile_instance(&self, id: InstanceId) -> Result<(), CloudError> {
         let dir = self.dir(id);
         let lock = dir.unless_gone(dir.try_lock())?;
         if lock.is_none() && dir.path().exists() {
@@ -83,13 +83,13 @@ impl Cloud {
         } else {
             self.settle_stopped(id, &outcome.reason)?;
         }
-        self.notices.extend(outcome.notice);
+        self.warnings.borrow_mut().extend(outcome.warning);
         Ok(())
     }
 
     /// Reconciles an instance whose machine is running. An interrupted start or termination is completed; an
     /// interrupted stop is undone, unless the machine is about to end.
-    fn reconcile_alive(&mut self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
+    fn reconcile_alive(&self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
@@ -112,7 +112,7 @@ impl Cloud {
             return Ok(());
         }
         if record.state == InstanceState::ShuttingDown {
-            self.notices.push(format!("{id}: an interrupted termination was completed."));
+            self.warn(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM that does not respond may be saving the guest's memory or powering off.
@@ -134,27 +134,27 @@ impl Cloud {
             }
             Ok(())
         })?;
-        self.notices.push(format!(
+        self.warn(format!(
             "{id}: the stop was interrupted; the instance is still running. Stop it with `wisp stop {id}`."
         ));
         Ok(())
     }
 
     /// Returns the instances of the same launch as `record` that have not started yet.
-    fn launched_with(&mut self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
+    fn launched_with(&self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
         records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
         Ok(records)
     }
 
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
-    fn undo_launch(&mut self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
+    fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
             let dir = self.dir(other.id);
             let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
             // Instances without a machine are reconciled separately, each with its own reason.
             if has_machine {
-                self.notices.push(format!(
+                self.warn(format!(
                     "{}: terminated because {} from the same launch did not start.",
                     other.id, record.id
                 ));
@@ -164,7 +164,7 @@ impl Cloud {
         Ok(())
     }
 
-    fn forget_old(&mut self, records: &[InstanceRecord]) -> Result<(), CloudError> {
+    fn forget_old(&self, records: &[InstanceRecord]) -> Result<(), CloudError> {
         let now = now();
         let is_old = |record: &&InstanceRecord| {
             record.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
@@ -184,7 +184,7 @@ impl Cloud {
 
     /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
     /// and terminations left them.
-    fn sweep_directories(&mut self) -> Result<(), CloudError> {
+    fn sweep_directories(&self) -> Result<(), CloudError> {
         let dir = self.home.instances();
         // A launch holds this lock only for milliseconds, until its instances have records.
         let _lock = self.home.lock(&dir)?;
@@ -199,7 +199,7 @@ impl Cloud {
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
                 let removed = sweep_directory(&InstanceDir::of(&self.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
-                self.notice_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
+                self.warn_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
             }
         }
         if swept || self.has_stray_volumes()? {
@@ -208,7 +208,7 @@ impl Cloud {
         Ok(())
     }
 
-    fn has_stray_volumes(&mut self) -> Result<bool, CloudError> {
+    fn has_stray_volumes(&self) -> Result<bool, CloudError> {
         let dir = self.home.volumes();
         let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -234,16 +234,16 @@ fn is_launching(record: &InstanceRecord) -> bool {
 /// Decides the new state of an instance that has no machine although its record says that it has one.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
     let id = record.id;
-    let stopped = |reason: StateReason, notice: Option<String>| Outcome { terminated: false, reason, notice };
+    let stopped = |reason: StateReason, warning: Option<String>| Outcome { terminated: false, reason, warning };
     let failed = |what: String| {
-        let notice = format!("{id}: {what}; the instance is now stopped. `wisp console {id}` shows its last output.");
-        stopped(StateReason::internal_error(&what), Some(notice))
+        let warning = format!("{id}: {what}; the instance is now stopped. `wisp console {id}` shows its last output.");
+        stopped(StateReason::internal_error(&what), Some(warning))
     };
     match (record.state, end) {
         (InstanceState::ShuttingDown, _) => Outcome {
             terminated: true,
             reason: StateReason::user_initiated(),
-            notice: Some(format!("{id}: an interrupted termination was completed.")),
+            warning: Some(format!("{id}: an interrupted termination was completed.")),
         },
         (InstanceState::Pending, end) if is_launching(record) => {
             let why = match end {
@@ -253,7 +253,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
             Outcome {
                 terminated: true,
                 reason: StateReason::launch_failed(&why),
-                notice: Some(format!("{id}: {why}; the instance is now terminated.")),
+                warning: Some(format!("{id}: {why}; the instance is now terminated.")),
             }
         }
         // The instance hibernated, or it failed to resume.
@@ -262,7 +262,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {
             ShutdownBehavior::Stop => stopped(StateReason::instance_initiated(), None),
             ShutdownBehavior::Terminate => {
-                Outcome { terminated: true, reason: StateReason::instance_initiated(), notice: None }
+                Outcome { terminated: true, reason: StateReason::instance_initiated(), warning: None }
             }
         },
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),

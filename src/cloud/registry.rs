@@ -36,7 +36,7 @@ pub enum ImageConsistency {
 
 impl Cloud {
     /// Finds and opens an image by its ID, a unique prefix of its ID, or its name. The default is the embedded image.
-    pub fn image(&mut self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
+    pub fn image(&self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         let image = self.open_image(record.id)?;
@@ -44,7 +44,7 @@ impl Cloud {
     }
 
     /// Returns an image's memory snapshot, if it has one. The embedded image has none and is not unpacked here.
-    pub fn image_memory(&mut self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
+    pub fn image_memory(&self, reference: Option<&str>) -> Result<Option<ImageMemory>, CloudError> {
         let record = self.image_record(reference.unwrap_or(embedded::NAME))?;
         Ok(self.check_image(&record)?.and_then(|image| ImageMemory::of(&image)))
     }
@@ -55,7 +55,7 @@ impl Cloud {
     }
 
     /// Finds the record of a registered image or of the embedded one, without changing the store.
-    pub fn image_record(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
+    pub fn image_record(&self, reference: &str) -> Result<ImageRecord, CloudError> {
         let known = self.known_images()?;
         if let Some(named) = known.iter().find(|record| record.name == reference) {
             return Ok(named.clone());
@@ -77,13 +77,13 @@ impl Cloud {
         Ok(known.into_iter().find(|record| record.id == id).expect("the ID comes from these records"))
     }
 
-    pub fn images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
+    pub fn images(&self) -> Result<Vec<ImageRecord>, CloudError> {
         self.register_embedded()?;
         self.known_images()
     }
 
     /// Lists all registered images, and the embedded one, which is not registered before its first use.
-    fn known_images(&mut self) -> Result<Vec<ImageRecord>, CloudError> {
+    fn known_images(&self) -> Result<Vec<ImageRecord>, CloudError> {
         let mut records: Vec<ImageRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.retain(|record| record.deregistered.is_none());
         if records.iter().all(|record| record.id != embedded::id()) {
@@ -104,7 +104,7 @@ impl Cloud {
     }
 
     /// Registers the embedded image if necessary. Deregisters that of another version of Wisp, which has the same name.
-    pub(super) fn register_embedded(&mut self) -> Result<(), CloudError> {
+    pub(super) fn register_embedded(&self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
         if known.is_some_and(|record| record.deregistered.is_none()) {
@@ -125,7 +125,7 @@ impl Cloud {
     /// [`ImageConsistency::Now`], a running guest first writes its dirty pages to its disks. The data of a running
     /// instance is copied from a snapshot, so its guest can continue to write.
     pub fn create_image(
-        &mut self,
+        &self,
         instance: InstanceId,
         name: &str,
         description: &str,
@@ -175,7 +175,7 @@ impl Cloud {
 
     /// Creates an image of a running instance's root volume and memory, both captured at the same time.
     fn create_image_with_memory(
-        &mut self,
+        &self,
         new: ImageRecord,
         record: &InstanceRecord,
         source: &Image,
@@ -208,7 +208,7 @@ impl Cloud {
     /// Builds the image of `record` from a root disk (qcow2) with its backing files, and from the other files of
     /// `source`. `finish` may add files to its directory.
     fn build_image(
-        &mut self,
+        &self,
         record: ImageRecord,
         source: &Image,
         entry: &RootEntry,
@@ -252,13 +252,13 @@ impl Cloud {
         Ok((lock, scratch))
     }
 
-    pub(super) fn check_name_is_free(&mut self, name: &str) -> Result<(), CloudError> {
+    pub(super) fn check_name_is_free(&self, name: &str) -> Result<(), CloudError> {
         self.store.read(|tx| name_is_free(tx, name))
     }
 
     /// Changes an image's attributes. `None` leaves an attribute unchanged.
     pub fn modify_image(
-        &mut self,
+        &self,
         reference: &str,
         visibility: Option<Visibility>,
         description: Option<String>,
@@ -282,11 +282,7 @@ impl Cloud {
         })
     }
 
-    pub(super) fn register(
-        &mut self,
-        record: ImageRecord,
-        bundle: tempfile::TempDir,
-    ) -> Result<ImageRecord, CloudError> {
+    pub(super) fn register(&self, record: ImageRecord, bundle: tempfile::TempDir) -> Result<ImageRecord, CloudError> {
         let dir = self.home.images().join(record.id.to_string());
         self.store.write(|tx| {
             name_is_free(tx, &record.name)?;
@@ -298,7 +294,7 @@ impl Cloud {
     }
 
     /// Deregisters an image. Its files are kept for as long as an instance, volume or snapshot uses them.
-    pub fn deregister_image(&mut self, reference: &str) -> Result<ImageRecord, CloudError> {
+    pub fn deregister_image(&self, reference: &str) -> Result<ImageRecord, CloudError> {
         let mut record = self.image_record(reference)?;
         if record.id == embedded::id() {
             return Err(CloudError::refused(
@@ -314,16 +310,16 @@ impl Cloud {
         Ok(record)
     }
 
-    /// Removes the files of unused deregistered images. A failure becomes a notice: the user asked for something else,
+    /// Removes the files of unused deregistered images. A failure becomes a warning: the user asked for something else,
     /// and a later command tries again.
-    pub(super) fn sweep_images(&mut self) {
+    pub(super) fn sweep_images(&self) {
         let lock = self.home.lock(&self.home.images()).map_err(CloudError::from);
         let swept = lock.and_then(|_lock| self.sweep_images_locked());
-        self.notice_failed("cannot remove the files of deregistered images", swept);
+        self.warn_failed("cannot remove the files of deregistered images", swept);
     }
 
     /// Removes image files that killed commands left, unless another command is creating an image.
-    pub(super) fn sweep_stray_images(&mut self) -> Result<(), CloudError> {
+    pub(super) fn sweep_stray_images(&self) -> Result<(), CloudError> {
         let dir = self.home.images();
         let known: Vec<ImageRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let is_stray = |name: &str| {
@@ -340,7 +336,7 @@ impl Cloud {
         Ok(())
     }
 
-    fn sweep_images_locked(&mut self) -> Result<(), CloudError> {
+    fn sweep_images_locked(&self) -> Result<(), CloudError> {
         let dir = self.home.images();
         let kept: Vec<ImageId> = self.store.write::<_, CloudError>(|tx| {
             let used = images_in_use(tx)?;

@@ -22,7 +22,7 @@ impl Cloud {
     /// Writes the seed, if the instance needs one. An instance that is restored from another machine's snapshot
     /// (`copied`) always does.
     pub(super) fn write_seed(
-        &mut self,
+        &self,
         dir: &InstanceDir,
         record: &InstanceRecord,
         image: &Manifest,

@@ -20,19 +20,19 @@ use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
 impl Cloud {
-    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
+    pub fn snapshots(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.started, record.id));
         Ok(records)
     }
 
-    pub fn snapshot(&mut self, reference: &str) -> Result<SnapshotRecord, CloudError> {
+    pub fn snapshot(&self, reference: &str) -> Result<SnapshotRecord, CloudError> {
         self.store.read(|tx| resolve::snapshot(tx, reference))
     }
 
     /// Creates a snapshot of a volume. If a running guest writes to the volume, the snapshot is crash-consistent.
     pub fn create_snapshot(
-        &mut self,
+        &self,
         id: VolumeId,
         description: &str,
         tags: BTreeMap<String, String>,
@@ -81,7 +81,7 @@ impl Cloud {
     }
 
     /// Reverts a snapshot if the VMM refused to switch to the overlay: it continues to write the previous file.
-    fn forget_snapshot(&mut self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+    fn forget_snapshot(&self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let mut volume = get_volume(tx, before.id)?;
             volume.file.clone_from(&before.file);
@@ -113,7 +113,7 @@ impl Cloud {
     }
 
     /// Deletes a snapshot. Volumes that were created from it keep the files they need.
-    pub fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), CloudError> {
+    pub fn delete_snapshot(&self, id: SnapshotId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
         self.sweep_volumes();
         self.sweep_images();
@@ -132,7 +132,7 @@ impl Cloud {
     }
 
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
-    pub(super) fn finish_snapshots(&mut self) -> Result<(), CloudError> {
+    pub(super) fn finish_snapshots(&self) -> Result<(), CloudError> {
         if self.pending_snapshots()?.is_empty() {
             return Ok(());
         }
@@ -140,7 +140,7 @@ impl Cloud {
         let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))? else { return Ok(()) };
         for snapshot in self.pending_snapshots()? {
             match self.finish_snapshot(&snapshot) {
-                Ok(()) => self.notices.push(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
+                Ok(()) => self.warn(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
                 // The instance is changing its state or is unreachable. A later command completes the snapshot.
                 Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.id),
             }
@@ -148,13 +148,13 @@ impl Cloud {
         Ok(())
     }
 
-    fn pending_snapshots(&mut self) -> Result<Vec<SnapshotRecord>, CloudError> {
+    fn pending_snapshots(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records = self.snapshots()?;
         records.retain(|record| record.state == SnapshotState::Pending);
         Ok(records)
     }
 
-    fn finish_snapshot(&mut self, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+    fn finish_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
         let volume =
             self.store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
         if let Some(volume) = volume

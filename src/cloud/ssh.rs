@@ -26,7 +26,7 @@ pub struct SshTarget {
 }
 
 impl Cloud {
-    pub fn ssh_target(&mut self, reference: &str) -> Result<SshTarget, CloudError> {
+    pub fn ssh_target(&self, reference: &str) -> Result<SshTarget, CloudError> {
         let (record, dir) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
         let link = NetstackConfig::read(&dir.path().join(FILE)).ok();

@@ -36,7 +36,7 @@ impl Cloud {
     /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
     /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group is not a
     /// tag, so only its ID matches.
-    pub fn resource(&mut self, reference: &str) -> Result<Resource, CloudError> {
+    pub fn resource(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
             return Ok(Resource::Image(self.image_record(reference)?.id));
         }
@@ -51,7 +51,7 @@ impl Cloud {
     }
 
     /// Sets and removes tags of a resource. Returns all of its tags after the change.
-    pub fn tag(&mut self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
+    pub fn tag(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
         if matches!(resource, Resource::Image(_)) {
             self.register_embedded()?;
         }

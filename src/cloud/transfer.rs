@@ -33,7 +33,7 @@ pub struct RootChoices {
 impl Cloud {
     /// Imports and registers a bundle or a root file system. The content of `source` determines which of them it is.
     pub fn import_image(
-        &mut self,
+        &self,
         source: &Path,
         new: &NewImage,
         progress: &dyn ImportProgress,
@@ -82,7 +82,7 @@ impl Cloud {
     }
 
     pub fn export_image(
-        &mut self,
+        &self,
         reference: &str,
         destination: &Path,
         progress: &dyn ImportProgress,
@@ -93,7 +93,7 @@ impl Cloud {
     }
 
     pub fn verify_image(
-        &mut self,
+        &self,
         reference: &str,
         progress: &dyn ImportProgress,
     ) -> Result<Vec<bundle::Verified>, CloudError> {

@@ -18,7 +18,7 @@ use store::{InstanceRecord, Transaction, UsageCursor};
 const VOLUME: &str = "vol";
 
 impl Cloud {
-    pub fn usage(&mut self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
+    pub fn usage(&self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
             // If the VMM does not answer, use the last reading.
@@ -29,11 +29,7 @@ impl Cloud {
     }
 
     /// Recommends a size for an instance, if its usage was observed for at least `least` seconds.
-    pub fn right_size(
-        &mut self,
-        record: &InstanceRecord,
-        least: f64,
-    ) -> Result<Result<Judgment, TooLittle>, CloudError> {
+    pub fn right_size(&self, record: &InstanceRecord, least: f64) -> Result<Result<Judgment, TooLittle>, CloudError> {
         let subject = Subject {
             instance_type: catalog::find(&record.instance_type)?,
             vcpus: record.vcpus,
@@ -45,7 +41,7 @@ impl Cloud {
     }
 
     /// Saves the usage of an instance whose machine has ended. A failure is only logged: it must not block the caller.
-    pub(super) fn keep_usage(&mut self, id: InstanceId) {
+    pub(super) fn keep_usage(&self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
             log::warn!("{id}: cannot record its usage: {error}");
@@ -60,7 +56,7 @@ impl Cloud {
         })
     }
 
-    fn keep_readings(&mut self, id: InstanceId, readings: &[Reading]) -> Result<Vec<Datapoint>, CloudError> {
+    fn keep_readings(&self, id: InstanceId, readings: &[Reading]) -> Result<Vec<Datapoint>, CloudError> {
         self.store.write(|tx| fold(tx, &get(tx, id)?, readings, now().saturating_mul(1000)))
     }
 }

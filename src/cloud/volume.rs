@@ -37,17 +37,17 @@ pub struct NewVolume {
 }
 
 impl Cloud {
-    pub fn volumes(&mut self) -> Result<Vec<VolumeRecord>, CloudError> {
+    pub fn volumes(&self) -> Result<Vec<VolumeRecord>, CloudError> {
         let mut records: Vec<VolumeRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         records.sort_by_key(|record| (record.created, record.id));
         Ok(records)
     }
 
-    pub fn volume(&mut self, reference: &str) -> Result<VolumeRecord, CloudError> {
+    pub fn volume(&self, reference: &str) -> Result<VolumeRecord, CloudError> {
         self.store.read(|tx| resolve::volume(tx, reference))
     }
 
-    pub fn create_volume(&mut self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
+    pub fn create_volume(&self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
         let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
         let _lock = self.home.lock(&self.home.volumes())?;
         let record = self.make_volume(&new.spec, source.as_ref(), new.tags.clone())?;
@@ -99,7 +99,7 @@ impl Cloud {
         })
     }
 
-    pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), CloudError> {
+    pub fn delete_volume(&self, id: VolumeId) -> Result<(), CloudError> {
         self.store.write::<_, CloudError>(|tx| {
             let record = get_volume(tx, id)?;
             if let Some(attachment) = &record.attachment {
@@ -114,7 +114,7 @@ impl Cloud {
 
     /// Attaches a volume to a stopped or running instance. Returns the volume's record with the device name.
     pub fn attach_volume(
-        &mut self,
+        &self,
         id: VolumeId,
         instance: InstanceId,
         device: Option<DeviceName>,
@@ -142,7 +142,7 @@ impl Cloud {
     }
 
     /// Detaches a volume from its instance. The guest should have unmounted its file systems.
-    pub fn detach_volume(&mut self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
+    pub fn detach_volume(&self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
         let (volume, record) = self.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
             let Some(attachment) = &volume.attachment else {
@@ -169,7 +169,7 @@ impl Cloud {
         self.volume(&id.to_string())
     }
 
-    fn forget_attachment(&mut self, id: VolumeId) -> Result<(), CloudError> {
+    fn forget_attachment(&self, id: VolumeId) -> Result<(), CloudError> {
         self.store.write(|tx| {
             let mut volume = get_volume(tx, id)?;
             if let Some(attachment) = volume.attachment.take()
@@ -234,7 +234,7 @@ impl Cloud {
     }
 
     /// Changes a volume's size, type and performance. A running guest sees the new size.
-    pub fn modify_volume(&mut self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
+    pub fn modify_volume(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
         let record = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let figures = figures_of(&record)?.modified(change, role_of(&record))?;
         if figures.size.bytes() > record.size {
@@ -252,7 +252,7 @@ impl Cloud {
         Ok(record)
     }
 
-    fn grow(&mut self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
+    fn grow(&self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
         let running = self.running_machine_of(record)?;
         match running {
             Some(mut machine) => {
@@ -268,7 +268,7 @@ impl Cloud {
 
     /// Connects to the VMM of the instance to which the volume is attached, if it is running. Fails if the instance is
     /// hibernated or changing its state.
-    pub(super) fn running_machine_of(&mut self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
+    pub(super) fn running_machine_of(&self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {

@@ -89,35 +89,33 @@ impl Store {
     }
 
     /// Runs `change` in a transaction and commits all of its writes, or none if it fails. Other writers wait meanwhile.
-    pub fn write<T, E: From<StoreError>>(&mut self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
-        let transaction = Transaction::new(transaction, &self.damaged);
+    /// Fails within another transaction of this store, because SQLite transactions do not nest.
+    pub fn write<T, E: From<StoreError>>(&self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
+        let transaction = self.begin(TransactionBehavior::Immediate)?;
         let result = change(&transaction)?;
         transaction.commit()?;
         Ok(result)
     }
 
     /// Returns what [`write`](Self::write) would return, but rolls the transaction back.
-    pub fn rehearse<T, E: From<StoreError>>(
-        &mut self,
-        change: impl FnOnce(&Transaction) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::Sqlite)?;
+    pub fn rehearse<T, E: From<StoreError>>(&self, change: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
         // The transaction is rolled back when it is dropped.
-        change(&Transaction::new(transaction, &self.damaged))
+        change(&self.begin(TransactionBehavior::Immediate)?)
     }
 
     /// Returns the error for each damaged record that [`Transaction::list`] has skipped since the last call.
-    pub fn take_damaged(&mut self) -> Vec<String> {
-        std::mem::take(self.damaged.get_mut()).into_values().collect()
+    pub fn take_damaged(&self) -> Vec<String> {
+        self.damaged.take().into_values().collect()
     }
 
     /// Runs `look` in a read transaction, in which all reads see the same state.
-    pub fn read<T, E: From<StoreError>>(&mut self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
-        let transaction = self.connection.transaction().map_err(StoreError::Sqlite)?;
-        look(&Transaction::new(transaction, &self.damaged))
+    pub fn read<T, E: From<StoreError>>(&self, look: impl FnOnce(&Transaction) -> Result<T, E>) -> Result<T, E> {
+        look(&self.begin(TransactionBehavior::Deferred)?)
+    }
+
+    fn begin(&self, behavior: TransactionBehavior) -> Result<Transaction<'_>, StoreError> {
+        let transaction = rusqlite::Transaction::new_unchecked(&self.connection, behavior)?;
+        Ok(Transaction::new(transaction, &self.damaged))
     }
 }
 

@@ -12,13 +12,13 @@ use ec2::{Ec2Error, ErrorCode, InstanceId};
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
 impl Cloud {
-    pub fn addresses(&mut self) -> Result<Vec<AddressRecord>, CloudError> {
+    pub fn addresses(&self) -> Result<Vec<AddressRecord>, CloudError> {
         let mut addresses: Vec<AddressRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         addresses.sort_by_key(|address| address.public_ip);
         Ok(addresses)
     }
 
-    pub fn allocate_address(&mut self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
+    pub fn allocate_address(&self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         self.store.write(|tx| {
             let public_ip = Addresses::taken(tx, origin)?.free_public().ok_or_else(|| {
@@ -34,7 +34,7 @@ impl Cloud {
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate_address(
-        &mut self,
+        &self,
         reference: &str,
         instance: &str,
         may_move: bool,
@@ -73,7 +73,7 @@ impl Cloud {
     }
 
     /// Disassociates an address. A running instance that should have a public address gets a new one.
-    pub fn disassociate_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
+    pub fn disassociate_address(&self, reference: &str) -> Result<AddressRecord, CloudError> {
         let origin = self.address_origin();
         let (record, from) = self.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
@@ -88,7 +88,7 @@ impl Cloud {
         Ok(record)
     }
 
-    pub fn release_address(&mut self, reference: &str) -> Result<AddressRecord, CloudError> {
+    pub fn release_address(&self, reference: &str) -> Result<AddressRecord, CloudError> {
         self.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
             if let Some(instance) = record.instance() {

@@ -167,7 +167,7 @@ impl Cloud {
     }
 
     pub(super) fn connect(
-        &mut self,
+        &self,
         record: &InstanceRecord,
         dir: &InstanceDir,
         machine: &mut MachineConfig,
@@ -185,13 +185,13 @@ impl Cloud {
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
-            self.notice_once(format!("Guests have no outbound connectivity: {error}."));
+            self.warn(format!("Guests have no outbound connectivity: {error}."));
         }
         Ok(connected)
     }
 
     /// Returns the netstack configuration of an instance with the interface `network`.
-    fn link_of(&mut self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
+    fn link_of(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.store.read(|tx| {
             let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             let volumes = volumes_of(tx, record)?;
@@ -211,8 +211,8 @@ impl Cloud {
         })
     }
 
-    /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become notices.
-    pub(super) fn push_network_config(&mut self, record: &InstanceRecord) -> Result<(), CloudError> {
+    /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
+    pub(super) fn push_network_config(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.dir(record.id);
         let link = write_link(dir.path(), &self.link_of(record, network)?)?;
@@ -223,7 +223,7 @@ impl Cloud {
             Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),
             Err(error) => vec![error.to_string()],
         };
-        self.notices.extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.id)));
+        self.warnings.borrow_mut().extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.id)));
         Ok(())
     }
 }

@@ -23,24 +23,24 @@ pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
 
 impl Cloud {
     /// Connects an instance to its VPC. Returns the instance's tap device.
-    pub(super) fn attach(&mut self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
+    pub(super) fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
         let Attached { tap, recovery } = router.attach(&config, network.private_ip).map_err(refused)?;
         if let Some(recovery) = recovery {
-            self.notice_recovery(network.vpc_id, &recovery);
+            self.warn_recovery(network.vpc_id, &recovery);
         }
-        self.attached.insert(network.vpc_id);
+        self.attached.borrow_mut().insert(network.vpc_id);
         Ok(tap)
     }
 
-    /// Adds a notice for each VPC that instances were attached to and that has no uplink. Call this after starting the
+    /// Adds a warning for each VPC that instances were attached to and that has no uplink. Call this after starting the
     /// instances, to give the uplink time to come up.
-    pub(crate) fn notice_missing_uplinks(&mut self) {
-        for vpc in std::mem::take(&mut self.attached) {
+    pub(crate) fn warn_missing_uplinks(&self) {
+        for vpc in self.attached.take() {
             // An error means that the router is ending, so it needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
-                self.notice_once(format!(
+                self.warn(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
                      run `wisp doctor` for details."
                 ));
@@ -49,13 +49,13 @@ impl Cloud {
     }
 
     /// Applies the current security groups and instances to the routers of all VPCs.
-    pub(super) fn update_routers(&mut self) -> Result<(), CloudError> {
+    pub(super) fn update_routers(&self) -> Result<(), CloudError> {
         for vpc in self.vpcs()? {
             // A VPC without a directory has never had an attached instance, so it has no router.
             if self.router_directory(vpc.id).exists() {
                 let router = self.router(vpc.id)?;
                 if let Some(recovery) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
-                    self.notice_recovery(vpc.id, &recovery);
+                    self.warn_recovery(vpc.id, &recovery);
                 }
             }
         }
@@ -63,29 +63,27 @@ impl Cloud {
     }
 
     /// Restarts the killed routers of VPCs with running instances, if an instance still holds the router's network
-    /// namespace. A failure becomes a notice, because the user's command may not need the router.
-    pub(crate) fn restart_routers(&mut self, records: &[InstanceRecord]) {
+    /// namespace. A failure becomes a warning, because the user's command may not need the router.
+    pub(crate) fn restart_routers(&self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
         for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_directory(*vpc))).collect::<Vec<_>>() {
             match self.restart_router(vpc) {
                 // If the router cannot be restarted, the commands that need it report that.
-                Ok(Some(recovery)) if recovery.uplink.is_some() => self.notice_recovery(vpc, &recovery),
+                Ok(Some(recovery)) if recovery.uplink.is_some() => self.warn_recovery(vpc, &recovery),
                 Ok(_) => {}
-                Err(error) => {
-                    self.notice_once(format!("The router of {vpc} was killed and cannot be restarted: {error}"))
-                }
+                Err(error) => self.warn(format!("The router of {vpc} was killed and cannot be restarted: {error}")),
             }
         }
     }
 
-    fn restart_router(&mut self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
+    fn restart_router(&self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
         let router = self.router(vpc)?;
         router.apply(&self.router_config(vpc)?).map_err(refused)
     }
 
-    fn notice_recovery(&mut self, vpc: VpcId, recovery: &RouterRecovery) {
+    fn warn_recovery(&self, vpc: VpcId, recovery: &RouterRecovery) {
         let uplink = match recovery.uplink {
             Some(true) => Some("it was restarted, and connections stay open"),
             Some(false) => Some("it was restarted without an uplink; its instances stay connected"),
@@ -95,7 +93,7 @@ impl Cloud {
             .then(|| format!("{} have no network until you stop and start them", recovery.disconnected.join(", ")));
         let said: Vec<String> = uplink.map(String::from).into_iter().chain(disconnected).collect();
         if !said.is_empty() {
-            self.notice_once(format!("The router of {vpc} was killed: {}.", said.join("; ")));
+            self.warn(format!("The router of {vpc} was killed: {}.", said.join("; ")));
         }
     }
 
@@ -111,7 +109,7 @@ impl Cloud {
         Router::lock(&dir).map_err(refused)
     }
 
-    fn router_config(&mut self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
+    fn router_config(&self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
         let instances_directory = self.home.instances();
         let (range, interfaces) = self.store.read::<_, CloudError>(|tx| {
             let record = tx.get::<VpcRecord>(&vpc.to_string())?.ok_or_else(|| VpcId::not_found(&vpc.to_string()))?;

@@ -30,7 +30,7 @@ pub struct RuleSpec {
 
 impl Cloud {
     /// Lists all groups, or those of one VPC. Creates the default VPC's default group if it is missing.
-    pub fn security_groups(&mut self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
+    pub fn security_groups(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
         self.store.write(|tx| {
             let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
             ensure_default_group(tx)?;
@@ -41,18 +41,18 @@ impl Cloud {
         })
     }
 
-    pub fn group_names(&mut self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
+    pub fn group_names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
         let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
-    pub fn security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| find_group(tx, reference))
     }
 
     /// Creates a group, by default in the default VPC. It allows all outbound and no inbound traffic.
     pub fn create_security_group(
-        &mut self,
+        &self,
         name: &str,
         description: &str,
         vpc: Option<&str>,
@@ -82,7 +82,7 @@ impl Cloud {
     }
 
     /// Deletes a group. Fails if it has members, or if a rule of another group refers to it.
-    pub fn delete_security_group(&mut self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn delete_security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.store.write(|tx| {
             let record = find_group(tx, reference)?;
             if record.name == DEFAULT {
@@ -106,7 +106,7 @@ impl Cloud {
     }
 
     /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
-    pub fn authorize(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             for peer in peers(tx, record.vpc_id, spec)? {
@@ -136,7 +136,7 @@ impl Cloud {
     }
 
     /// Removes rules from a group. Fails without removing any if one of them does not exist.
-    pub fn revoke(&mut self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let peers = peers(tx, group.vpc_id, spec)?;
             let find = |record: &SecurityGroupRecord, peer: Peer| {
@@ -146,11 +146,7 @@ impl Cloud {
         })
     }
 
-    pub fn revoke_by_id(
-        &mut self,
-        reference: &str,
-        id: SecurityGroupRuleId,
-    ) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn revoke_by_id(&self, reference: &str, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |_, group| {
             if group.rules.iter().all(|rule| rule.id != id) {
                 return Err(SecurityGroupRuleId::not_found(&id.to_string()).into());
@@ -162,7 +158,7 @@ impl Cloud {
     }
 
     fn remove_rules<F: Fn(&SecurityGroupRecord) -> Vec<Option<SecurityGroupRuleId>>>(
-        &mut self,
+        &self,
         reference: &str,
         chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<F, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
@@ -185,7 +181,7 @@ impl Cloud {
     }
 
     /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
-    pub(crate) fn groups_changed(&mut self) -> Result<(), CloudError> {
+    pub(crate) fn groups_changed(&self) -> Result<(), CloudError> {
         let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         instances.iter().try_for_each(|record| self.push_network_config(record))?;
         self.update_routers()

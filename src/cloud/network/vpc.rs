@@ -29,25 +29,25 @@ pub struct SubnetSpec {
 
 impl Cloud {
     /// Lists all VPCs by address range, the default VPC first.
-    pub fn vpcs(&mut self) -> Result<Vec<VpcRecord>, CloudError> {
+    pub fn vpcs(&self) -> Result<Vec<VpcRecord>, CloudError> {
         let mut vpcs: Vec<VpcRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
         Ok(vpcs)
     }
 
     /// Lists all subnets in the order of their VPCs and address ranges, default subnets first.
-    pub fn subnets(&mut self) -> Result<Vec<SubnetRecord>, CloudError> {
+    pub fn subnets(&self) -> Result<Vec<SubnetRecord>, CloudError> {
         let mut subnets: Vec<SubnetRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         subnets.sort_by_key(|subnet| (!subnet.default_for_zone, subnet.vpc_id, subnet.cidr));
         Ok(subnets)
     }
 
-    pub fn vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
+    pub fn vpc(&self, reference: &str) -> Result<VpcRecord, CloudError> {
         self.store.read(|tx| resolve::vpc(tx, reference))
     }
 
     /// Creates a VPC with a default security group and without subnets.
-    pub fn create_vpc(&mut self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
+    pub fn create_vpc(&self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.store.write(|tx| {
             let vpc = VpcRecord { id: new_id(), cidr, is_default: false, tags: tags.clone() };
@@ -58,7 +58,7 @@ impl Cloud {
     }
 
     /// Creates the default VPC with a subnet in each zone. Fails if there is a default VPC already.
-    pub fn create_default_vpc(&mut self) -> Result<VpcRecord, CloudError> {
+    pub fn create_default_vpc(&self) -> Result<VpcRecord, CloudError> {
         self.store.write(|tx| {
             if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
                 let what = format!("A default VPC already exists: {}.", vpc.id);
@@ -85,7 +85,7 @@ impl Cloud {
     }
 
     /// Deletes a VPC with its default security group and default subnets. Fails if the VPC contains anything else.
-    pub fn delete_vpc(&mut self, reference: &str) -> Result<VpcRecord, CloudError> {
+    pub fn delete_vpc(&self, reference: &str) -> Result<VpcRecord, CloudError> {
         let vpc = self.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
             let id = vpc.id;
@@ -108,7 +108,7 @@ impl Cloud {
         Ok(vpc)
     }
 
-    pub fn create_subnet(&mut self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
+    pub fn create_subnet(&self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
             let others: Vec<SubnetRecord> = tx.list()?;
@@ -130,7 +130,7 @@ impl Cloud {
     }
 
     /// Sets whether instances that are launched into the subnet from now on get a public address by default.
-    pub fn map_public_ip(&mut self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
+    pub fn map_public_ip(&self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
             tx.put(&subnet)?;
@@ -138,7 +138,7 @@ impl Cloud {
         })
     }
 
-    pub fn delete_subnet(&mut self, reference: &str) -> Result<SubnetRecord, CloudError> {
+    pub fn delete_subnet(&self, reference: &str) -> Result<SubnetRecord, CloudError> {
         self.store.write(|tx| {
             let subnet = resolve::subnet(tx, reference)?;
             if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.id)? {
@@ -150,14 +150,14 @@ impl Cloud {
     }
 
     /// Returns the number of free addresses of each subnet, in the given order.
-    pub fn free_addresses(&mut self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
+    pub fn free_addresses(&self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
         let instances = self.all_instances()?;
         let taken = |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.id).count();
         Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
     }
 
     /// Removes the directories of deleted VPCs, which contain the logs of their routers.
-    pub(crate) fn sweep_networks(&mut self) -> Result<(), CloudError> {
+    pub(crate) fn sweep_networks(&self) -> Result<(), CloudError> {
         let dir = self.home.networks();
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -63,7 +63,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let (record, next) = match args.command {
         Command::Ls => {
             list(&cloud.addresses()?, output)?;
@@ -91,7 +91,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&shapes::address(&record))?,
         Output::Table => {

@@ -79,7 +79,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if args.interactive {
         return attach(&args.instance);
     }
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     let dir = cloud.dir(record.id);
     let bytes = dir.console_output(LIMIT)?;

@@ -39,7 +39,7 @@ fn in_guest(text: &str) -> Option<(&str, &str)> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let spinner = wait::spinner("Copying");
     let mut copied = 0;
     let mut progress = |bytes: u64| {

@@ -40,7 +40,7 @@ pub struct Args {
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let instance = cloud.instance(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
     let Forked { instances, machines, paused } = cloud.fork(&spec)?;

@@ -11,7 +11,7 @@ use ec2::usage::Datapoint;
 use store::InstanceRecord;
 
 /// Prints the datapoints of the last `hours` hours before an instance's newest datapoint.
-pub fn print(cloud: &mut Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {
+pub fn print(cloud: &Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {
     let mut points = cloud.usage(record)?;
     let newest = points.last().map_or(0, |point| point.end_ms);
     points.retain(|point| point.end_ms.saturating_add(u64::from(hours) * 3_600_000) >= newest);

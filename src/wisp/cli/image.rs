@@ -169,7 +169,7 @@ impl From<VisibilityArg> for Visibility {
 }
 
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     match args.command {
         Command::Ls => list(&cloud.images()?, output)?,
         Command::Show { image } => {
@@ -266,7 +266,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
     }
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 

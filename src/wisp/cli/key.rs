@@ -63,7 +63,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     match args.command {
         Command::Create { name, key_type, format, file } => {
             let path = file.unwrap_or_else(|| PathBuf::from(format!("{}.pem", name.as_str())));

@@ -145,7 +145,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let given = args.size.or_image_size(cloud.image_memory(args.image.as_deref())?);
     let size = given.of_type(catalog::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
@@ -175,7 +175,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         no_limits: args.no_limits,
     };
     let Launched { instances, machines, wants_warm } = cloud.launch(&spec)?;
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
         Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,

@@ -46,7 +46,7 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let mut instances = cloud.all_instances()?;
     instances.retain(|record| {
         (args.states.is_empty() || args.states.contains(&record.state))

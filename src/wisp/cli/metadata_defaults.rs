@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
     let change = args.metadata.change();
     let now = before.then(change.unwrap_or_default());

@@ -223,17 +223,17 @@ fn usage_code() -> ExitCode {
     ExitCode::from(if runs_in_guest { NOT_RUN } else { USAGE })
 }
 
-/// Opens the data directory and prints its notices, such as instances that ended since the last command.
+/// Opens the data directory and prints its warnings, such as instances that ended since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
-    let mut cloud = Cloud::open()?;
-    print_warnings(&mut cloud);
+    let cloud = Cloud::open()?;
+    print_warnings(&cloud);
     Ok(cloud)
 }
 
-/// Prints the notices that have accumulated, and clears them.
-fn print_warnings(cloud: &mut Cloud) {
-    for notice in cloud.take_notices() {
-        output::say(&format!("{} {notice}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
+/// Prints the warnings that have accumulated, and clears them.
+fn print_warnings(cloud: &Cloud) {
+    for warning in cloud.take_warnings() {
+        output::say(&format!("{} {warning}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     let size = if args.size.is_empty() {
         None
@@ -83,7 +83,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
     );
     let record = cloud.modify(record.id, &change)?;
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.group_names()?))?,
         Output::Table => {

@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
     let mut machines = Vec::new();
     for record in &records {

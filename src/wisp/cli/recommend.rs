@@ -39,7 +39,7 @@ pub struct Args {
 type Verdict = Result<Judgment, TooLittle>;
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let is_named = !args.instances.is_empty();
     let mut records = if is_named { cloud.instances(&args.instances)? } else { cloud.all_instances()? };
     // Terminated instances have no recorded usage: it is deleted when they are terminated.

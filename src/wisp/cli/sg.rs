@@ -108,7 +108,7 @@ impl RuleArgs {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let changed = match args.command {
         Command::Ls { vpc } => {
             let groups = cloud.security_groups(vpc.as_deref())?;
@@ -137,7 +137,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Revoke { rule, id: Some(id) } => cloud.revoke_by_id(&rule.group, id)?,
         Command::Revoke { rule, id: None } => cloud.revoke(&rule.group, &rule.spec()?)?,
     };
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&serde_json::json!({"SecurityGroups": [shapes::security_group(&changed)]}))?,
         Output::Table => show(&changed)?,

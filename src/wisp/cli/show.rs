@@ -37,7 +37,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     if output == Output::Json {
         let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?);

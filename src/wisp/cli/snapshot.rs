@@ -49,7 +49,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     match args.command {
         Command::Create { volume, name, description } => {
             let volume = cloud.volume(&volume)?;
@@ -103,6 +103,6 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }

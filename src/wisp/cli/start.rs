@@ -32,7 +32,7 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
     let (mut changes, mut started, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {

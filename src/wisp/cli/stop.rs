@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
     if args.hibernate {
         cloud.check_hibernation(&ids)?;
@@ -45,7 +45,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let spinner = wait::spinner(if args.hibernate { "Hibernating" } else { "Stopping" });
     let finished = cloud.finish_stop(ending, manner);
     spinner.finish_and_clear();
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     finished?;
     print_changes("StoppingInstances", &changes, output)?;
     if output == Output::Table {

@@ -72,7 +72,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let (subnet, is_new) = match args.command {
         Command::Ls => {
             let subnets = cloud.subnets()?;

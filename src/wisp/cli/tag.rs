@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let resource = cloud.resource(&args.resource)?;
     let tags = cloud.tag(resource, &args.set, &args.remove)?;
     match output {

@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let references = cloud.terminate_damaged(&args.instances)?;
     let ids: Vec<_> = cloud.instances(&references)?.iter().map(|record| record.id).collect();
     let ending = cloud.begin_terminate(&ids)?;
@@ -27,7 +27,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let spinner = wait::spinner("Terminating");
     let finished = cloud.finish_terminate(ending);
     spinner.finish_and_clear();
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     finished?;
     print_changes("TerminatingInstances", &changes, output)?;
     if output == Output::Table {

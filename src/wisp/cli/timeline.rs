@@ -49,7 +49,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn of_instance(reference: &str) -> anyhow::Result<VmmStatus> {
-    let mut cloud = super::open_cloud()?;
+    let cloud = super::open_cloud()?;
     let record = cloud.instance(reference)?;
     let dir = cloud.dir(record.id);
     if record.state.has_machine() {

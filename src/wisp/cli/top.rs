@@ -63,17 +63,17 @@ struct Rates {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     let only = args.instance.as_deref().map(|instance| cloud.instance(instance)).transpose()?;
     if let (Some(record), Some(hours)) = (&only, args.history) {
-        history::print(&mut cloud, record, hours, output)?;
+        history::print(&cloud, record, hours, output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let only = only.map(|record| record.id);
-    let mut before = look(&mut cloud, only)?.1;
+    let mut before = look(&cloud, only)?.1;
     loop {
         let stopped = wait(interval, once);
-        let (records, now) = look(&mut cloud, only)?;
+        let (records, now) = look(&cloud, only)?;
         let rows: Vec<(&InstanceRecord, &VmmStatus, Rates)> = records
             .iter()
             .filter_map(|record| {
@@ -108,7 +108,7 @@ fn wait(interval: Duration, once: bool) -> bool {
 
 type Look = (Vec<InstanceRecord>, HashMap<InstanceId, Sample>);
 
-fn look(cloud: &mut Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
+fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut records = cloud.all_instances()?;
     records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
     let mut samples = HashMap::new();

@@ -105,7 +105,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     match args.command {
         Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
             let spec = VolumeSpec { size, volume_type, iops, throughput };
@@ -119,7 +119,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 output::next_command(["volume", "attach", &called(&record), "INSTANCE"]);
             }
         }
-        Command::Ls => list(&mut cloud, output)?,
+        Command::Ls => list(&cloud, output)?,
         Command::Attach { volume, instance, device, delete_on_termination } => {
             let (volume, instance) = (cloud.volume(&volume)?, cloud.instance(&instance)?);
             let record = cloud.attach_volume(volume.id, instance.id, device, delete_on_termination)?;
@@ -153,7 +153,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    print_warnings(&mut cloud);
+    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -174,7 +174,7 @@ fn show(record: &VolumeRecord, output: Output) -> anyhow::Result<()> {
     }
 }
 
-fn list(cloud: &mut Cloud, output: Output) -> anyhow::Result<()> {
+fn list(cloud: &Cloud, output: Output) -> anyhow::Result<()> {
     let volumes = cloud.volumes()?;
     if output == Output::Json {
         let shapes: Vec<_> = volumes.iter().map(shapes::volume).collect();

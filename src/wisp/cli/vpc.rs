@@ -51,7 +51,7 @@ enum Command {
 }
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    let mut cloud = open_cloud()?;
+    let cloud = open_cloud()?;
     match args.command {
         Command::Ls => {
             let vpcs = cloud.vpcs()?;
