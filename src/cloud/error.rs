@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use super::image::ImageError;
 use super::import::ImportError;
-use super::run::ConsoleTail;
 use disk::disk_image;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
-use machine::control::ClientError;
-use node::guest;
 use node::home::HomeError;
+use node::instance::{Failure, MachineError};
 use store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,32 +34,25 @@ pub enum CloudError {
         action: &'static str,
         source: io::Error,
     },
-    #[error("{instance}: cannot start the VMM: {source}")]
-    Spawn { instance: InstanceId, source: io::Error },
-    /// The VMM could not build the VM, or refused a request.
-    #[error("{instance}: {why}")]
-    Refused { instance: InstanceId, why: String },
-    #[error("{instance}: {why}")]
-    NotDone { instance: InstanceId, why: String },
+    #[error(transparent)]
+    Machine(MachineError),
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. The saved memory is kept. To boot without it, use `wisp start {instance} --cold`")]
     NotResumed { instance: InstanceId, source: Box<CloudError> },
-    /// The guest for a new template did not start.
-    #[error(transparent)]
-    Run(#[from] super::run::RunError),
     #[error("cannot create the template: {0}")]
     NotWarm(String),
-    #[error("{instance}: {source}")]
-    Control { instance: InstanceId, source: ClientError },
-    #[error("{instance}: {source}")]
-    Guest { instance: InstanceId, source: guest::Error },
-    #[error("{instance}: {end} before its agent was ready{console}")]
-    EndedEarly { instance: InstanceId, end: String, console: ConsoleTail },
-    #[error(
-        "{instance} is {state}, but its agent was not ready after {seconds} s{console}\n\
-         The guest may still be booting. Watch its console with `wisp console {instance} --follow`"
-    )]
-    NotReady { instance: InstanceId, state: &'static str, seconds: u64, console: ConsoleTail },
+}
+
+impl From<MachineError> for CloudError {
+    fn from(error: MachineError) -> CloudError {
+        match error.failure {
+            Failure::Passt(error) => {
+                let hint = "Use `--network none`, or run `wisp doctor` to check the host.";
+                CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
+            }
+            _ => CloudError::Machine(error),
+        }
+    }
 }
 
 impl CloudError {
@@ -69,25 +60,14 @@ impl CloudError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CloudError::Ec2(refusal) => refusal.hint(),
-            CloudError::Control { instance, source } if source.is_timeout() => {
-                Some(format!("The VMM is running but does not respond. Kill it with `wisp stop --force {instance}`."))
-            }
+            CloudError::Machine(error) => error.hint(),
             _ => None,
         }
     }
 
     /// Returns true if the error can mean that the instance's VMM or guest has ended.
     pub(super) fn is_lost_vmm(&self) -> bool {
-        match self {
-            CloudError::Control { source, .. } => source.is_gone(),
-            CloudError::Guest { source, .. } => {
-                matches!(
-                    source,
-                    guest::Error::GuestGone | guest::Error::NotListening { .. } | guest::Error::Connect { .. }
-                )
-            }
-            _ => false,
-        }
+        matches!(self, CloudError::Machine(error) if error.is_lost_vmm())
     }
 
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {

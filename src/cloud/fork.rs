@@ -5,18 +5,19 @@
 //! memory only for the pages that it changes.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::error::CloudError;
-use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
+use super::hibernate::check_savable;
+use super::launch::{MAX_COUNT, Prepared, check_forks, volume_file};
 use super::layers::over;
 use super::lifecycle::get;
-use super::limits::limit;
-use super::machine::{InstanceDir, MachineHandle, disk_id, volume_disk};
+use super::machine_config::{disk_id, volume_disk};
 use super::network::{Addresses, for_fork};
+use super::start::Source;
 use super::volume::get_volume;
 use super::{Cloud, new_id, now};
 use disk::disk_image;
@@ -27,6 +28,7 @@ use machine::config::{DiskConfig, DiskFormat, MachineConfig};
 use machine::control::{ControlRequest, Message, NewOverlay};
 use machine::launch::Restore;
 use machine::snapshot_files;
+use node::instance::{InstanceDir, MachineHandle};
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
 
 /// Timeout for a snapshot. The guest keeps running for most of this time.
@@ -72,7 +74,13 @@ impl Cloud {
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        match self.start_forks(prepared, &volumes, saved.path()) {
+        let image = self.open_image(record.image_id)?;
+        let replaced: Vec<String> = volumes.iter().map(disk_id).collect();
+        let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
+            let restore = Restore { dir: saved.path().to_path_buf(), once: false };
+            self.plan_start(&record, lock, &image, &volumes, Source::Copy { restore, disks: &replaced })
+        };
+        match self.start_all(prepared.into_iter().map(plan)) {
             Ok(machines) => Ok(Forked { instances: self.settle_running(&ids)?, machines, paused }),
             Err(error) => {
                 self.abandon(&ids, &error);
@@ -106,7 +114,7 @@ impl Cloud {
                 Some("Use an instance type without instance storage; `wisp types` lists the types.".into()),
             ));
         }
-        self.dir(id).check_savable()
+        check_savable(&self.dir(id))
     }
 
     fn check_fork(&self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
@@ -157,7 +165,7 @@ impl Cloud {
         let mut machine = dir.connect()?;
         match machine.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
-            other => Err(machine.unexpected(&other)),
+            other => Err(machine.unexpected(&other).into()),
         }
     }
 
@@ -270,33 +278,6 @@ impl Cloud {
             tags: Default::default(),
             ..volume.clone()
         })
-    }
-
-    fn start_forks(
-        &self,
-        prepared: Vec<Prepared>,
-        before: &[VolumeRecord],
-        saved: &Path,
-    ) -> Result<Vec<MachineHandle>, CloudError> {
-        let restore = Restore { dir: PathBuf::from(saved), once: false };
-        let mut machines = Vec::new();
-        for Prepared { record, volumes, dir, lock } in prepared {
-            let image = self.open_image(record.image_id)?;
-            let seed = self.write_seed(&dir, &record, &image.manifest, true)?;
-            let mut config = dir.config(&self.home, &record, &image, &volumes, seed)?;
-            let network = self.connect(&record, &dir, &mut config)?;
-            limit(&mut config, &record, &volumes);
-            for (disk, volume) in config.disks.iter_mut().zip(before) {
-                disk.was = Some(disk_id(volume));
-            }
-            await_turn(&mut machines)?;
-            machines.push(dir.spawn(&config, lock, network, Some(&restore))?);
-        }
-        for machine in &mut machines {
-            self.warnings.borrow_mut().extend(machine.wait_started()?);
-        }
-        self.warn_missing_uplinks();
-        Ok(machines)
     }
 }
 

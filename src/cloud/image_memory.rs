@@ -21,7 +21,7 @@ const FACTS: &str = "memory.json";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageMemory {
     pub cpus: CpuConfig,
-    /// In MiB, excluding what [`with_kernel_share`](crate::machine::with_kernel_share) adds.
+    /// In MiB, excluding the kernel's share that `machine_config` adds.
     pub memory_mib: u64,
     pub instance_type: String,
     /// The vCPUs or the memory differ from the instance type's.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -10,10 +9,10 @@ use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::layers;
-use super::limits::{check_credits, limit};
-use super::machine::{InstanceDir, MachineHandle};
+use super::limits::check_credits;
 use super::network::{Addresses, NetworkSpec, Placement};
 use super::seed::check_user_data;
+use super::start::Source;
 use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
@@ -27,6 +26,7 @@ use ec2::tag::check_metadata_keys;
 use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
 use machine::config::{CpuConfig, DiskFormat};
+use node::instance::{InstanceDir, MachineHandle};
 use node::probe;
 use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
@@ -40,8 +40,6 @@ pub const ROOT_DEVICE: &str = "/dev/xvda";
 pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
 /// Maximum length of a client token in bytes.
 const TOKEN_LENGTH: usize = 64;
-/// Maximum time that the next launch waits for a restored guest's agent.
-const TURN: Duration = Duration::from_secs(10);
 const ROOT_VOLUME_TYPE: &str = "gp3";
 
 #[derive(Debug, Clone)]
@@ -124,7 +122,15 @@ impl Cloud {
             Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        match self.start_all(prepared, &image, warm.as_ref()) {
+        let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
+        let plan = |Prepared { record, lock, .. }: Prepared| {
+            let source = match &warm {
+                Some(warm) => Source::Copy { restore: warm.restore(), disks: &root },
+                None => Source::Boot,
+            };
+            self.plan_start(&record, lock, &image, &self.volumes_of(&record)?, source)
+        };
+        match self.start_all(prepared.into_iter().map(plan)) {
             Ok(machines) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
@@ -403,32 +409,6 @@ impl Cloud {
         let _ = dir.remove();
     }
 
-    fn start_all(
-        &self,
-        prepared: Vec<Prepared>,
-        image: &Image,
-        warm: Option<&Template>,
-    ) -> Result<Vec<MachineHandle>, CloudError> {
-        let mut machines = Vec::new();
-        for Prepared { record, dir, lock, .. } in prepared {
-            let volumes = self.volumes_of(&record)?;
-            let seed = self.write_seed(&dir, &record, &image.manifest, warm.is_some())?;
-            let mut config = dir.config(&self.home, &record, image, &volumes, seed)?;
-            let network = self.connect(&record, &dir, &mut config)?;
-            limit(&mut config, &record, &volumes);
-            if let Some(warm) = warm {
-                config.disks.iter_mut().filter(|disk| disk.root).for_each(|root| root.was = Some(warm.root().into()));
-                await_turn(&mut machines)?;
-            }
-            machines.push(dir.spawn(&config, lock, network, warm.map(Template::restore).as_ref())?);
-        }
-        for machine in &mut machines {
-            self.warnings.borrow_mut().extend(machine.wait_started()?);
-        }
-        self.warn_missing_uplinks();
-        Ok(machines)
-    }
-
     /// Returns the default metadata options of launches (`GetInstanceMetadataDefaults`).
     pub fn metadata_defaults(&self) -> Result<MetadataChange, CloudError> {
         self.store.read(metadata_defaults)
@@ -473,16 +453,6 @@ fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
 
 pub(super) fn volume_file(id: ec2::VolumeId, generation: u32) -> String {
     format!("{id}.{generation}.qcow2")
-}
-
-/// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
-/// guests start at once than the host has CPUs.
-pub(super) fn await_turn(machines: &mut [MachineHandle]) -> Result<(), CloudError> {
-    let at_once = probe::resources().cpus as usize;
-    match machines.len().checked_sub(at_once) {
-        Some(index) => machines[index].wait_ready(TURN).map(drop),
-        None => Ok(()),
-    }
 }
 
 /// Returns true if a template can replace a boot of the image.

@@ -164,7 +164,7 @@ fn name_in(home: &Home, path: &Path) -> Option<String> {
 mod tests {
     use super::*;
     use crate::Warnings;
-    use crate::machine::volume_disk;
+    use crate::machine_config::volume_disk;
     use crate::volume::NewVolume;
     use std::fs;
     use std::process::Command;
@@ -192,10 +192,10 @@ mod tests {
     #[test]
     fn new_volumes_and_snapshots_record_backing_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(dir.path());
-        let first = new_volume(&mut cloud, None);
+        let cloud = cloud(dir.path());
+        let first = new_volume(&cloud, None);
         let snapshot = cloud.create_snapshot(first.id, "", Default::default()).unwrap();
-        let second = new_volume(&mut cloud, Some(&snapshot));
+        let second = new_volume(&cloud, Some(&snapshot));
         let later = cloud.create_snapshot(second.id, "", Default::default()).unwrap();
         let [first, second] = [first, second].map(|volume| cloud.volume(&volume.id.to_string()).unwrap());
         let base = format!("{}.1.qcow2", first.id);
@@ -224,8 +224,8 @@ mod tests {
     #[test]
     fn forged_header_does_not_change_opened_or_kept_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(dir.path());
-        let volume = new_volume(&mut cloud, None);
+        let cloud = cloud(dir.path());
+        let volume = new_volume(&cloud, None);
         cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
         let volume = cloud.volume(&volume.id.to_string()).unwrap();
         let disk = volume_disk(&cloud.home, &volume).unwrap();
@@ -250,16 +250,16 @@ mod tests {
     #[test]
     fn older_records_get_backing_files_from_headers_in_data_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let mut cloud = cloud(dir.path());
-        let volume = new_volume(&mut cloud, None);
+        let cloud = cloud(dir.path());
+        let volume = new_volume(&cloud, None);
         let snapshot = cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
         let volume = cloud.volume(&volume.id.to_string()).unwrap();
-        let outside = new_volume(&mut cloud, None);
-        let unreadable = new_volume(&mut cloud, None);
+        let outside = new_volume(&cloud, None);
+        let unreadable = new_volume(&cloud, None);
         for volume in [&volume, &outside, &unreadable] {
-            put(&mut cloud, &VolumeRecord { backing: None, ..volume.clone() });
+            put(&cloud, &VolumeRecord { backing: None, ..volume.clone() });
         }
-        put(&mut cloud, &SnapshotRecord { backing: None, ..snapshot.clone() });
+        put(&cloud, &SnapshotRecord { backing: None, ..snapshot.clone() });
         let path = |cloud: &Cloud, volume: &VolumeRecord| cloud.home.volumes().join(&volume.file);
         fs::write(dir.path().join("secret"), vec![7; 1 << 20]).unwrap();
         fs::remove_file(path(&cloud, &outside)).unwrap();

@@ -18,27 +18,25 @@ pub mod launch;
 mod layers;
 pub mod lifecycle;
 pub mod limits;
-pub mod machine;
+pub mod machine_config;
 pub mod modify;
 pub mod network;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
-pub mod run_spec;
 mod seed;
 pub mod snapshot;
 pub mod ssh;
+mod start;
 pub mod tags;
 pub mod template;
 pub mod transfer;
 pub mod usage;
-mod vmm_watch;
 pub mod volume;
 mod warnings;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -46,7 +44,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub use error::CloudError;
 pub use warnings::Warnings;
 
-use ec2::id::{Id, RANDOM_BYTES, ResourceKind, VpcId};
+use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
 use store::Store;
 
@@ -56,8 +54,6 @@ pub struct Cloud {
     home: Home,
     store: Store,
     warnings: RefCell<Warnings>,
-    /// VPCs to which instances were attached since the last check for missing uplinks.
-    attached: RefCell<BTreeSet<VpcId>>,
 }
 
 impl Cloud {
@@ -70,7 +66,7 @@ impl Cloud {
 
     fn at(home: Home) -> Result<Cloud, CloudError> {
         let store = Store::open(home.root())?;
-        Ok(Cloud { home, store, warnings: RefCell::default(), attached: RefCell::default() })
+        Ok(Cloud { home, store, warnings: RefCell::default() })
     }
 
     pub fn home(&self) -> &Home {

@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use super::error::CloudError;
 use super::launch::{check_capacity, promised_memory};
-use super::limits::limit;
-use super::machine::{InstanceDir, MachineHandle};
 use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
-use super::vmm_watch::Awaited;
+use super::start::Source;
 use super::{Cloud, now, resolve, utc};
 use ec2::capacity::InstanceSize;
 use ec2::catalog;
@@ -23,6 +21,7 @@ use ec2::{Ec2Error, ErrorCode, InstanceId};
 use machine::control;
 use node::guest::Agent;
 use node::home::is_lock;
+use node::instance::{Awaited, Failure, InstanceDir, MachineError, MachineHandle};
 use node::{probe, vmm_process};
 use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
 
@@ -177,7 +176,7 @@ impl Cloud {
     fn lock_to_start(&self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
         match self.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
             // An exiting VMM may hold the lock for a moment longer.
-            InstanceState::Stopped => dir.unless_gone(dir.lock_within(RESTART_TIMEOUT)),
+            InstanceState::Stopped => Ok(dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))?),
             // A VMM that is being killed does not respond, but holds the lock for a moment longer.
             InstanceState::Running if !dir.unless_gone(answers(dir))? => {
                 match dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))? {
@@ -185,16 +184,17 @@ impl Cloud {
                     None => return Ok(None),
                 }
                 self.reconcile_instance(dir.id())?;
-                dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))
+                Ok(dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))?)
             }
             InstanceState::Running => Ok(None),
-            _ => dir.unless_gone(dir.try_lock()),
+            _ => Ok(dir.unless_gone(dir.try_lock())?),
         }
     }
 
     /// Returns the error to report for an operation on a running instance that failed with `error`. If the instance has
     /// ended meanwhile, its record is updated and the error says so. `event` is a clause, such as "it was rebooted".
-    pub(super) fn unless_ended(&self, id: InstanceId, event: &str, error: CloudError) -> CloudError {
+    pub(super) fn unless_ended(&self, id: InstanceId, event: &str, error: impl Into<CloudError>) -> CloudError {
+        let error = error.into();
         if !error.is_lost_vmm() {
             return error;
         }
@@ -202,7 +202,7 @@ impl Cloud {
         match dir.unless_gone(answers(&dir)) {
             Ok(true) => error,
             Ok(false) => self.ended_before(id, event).unwrap_or_else(|other| other),
-            Err(other) => other,
+            Err(other) => other.into(),
         }
     }
 
@@ -241,15 +241,9 @@ impl Cloud {
             dir.forget_hibernated()?;
         }
         let image = self.open_image(record.image_id)?;
-        let volumes = self.volumes_of(record)?;
-        let seed = self.write_seed(dir, record, &image.manifest, false)?;
-        let mut config = dir.config(&self.home, record, &image, &volumes, seed)?;
-        let network = self.connect(record, dir, &mut config)?;
-        limit(&mut config, record, &volumes);
-        let mut machine = dir.spawn(&config, lock, network, dir.hibernated().as_ref())?;
-        self.warnings.borrow_mut().extend(machine.wait_started()?);
-        self.warn_missing_uplinks();
-        Ok(machine)
+        let source = dir.hibernated().map_or(Source::Boot, Source::Hibernated);
+        let plan = self.plan_start(record, lock, &image, &self.volumes_of(record)?, source);
+        Ok(self.start_all([plan])?.remove(0))
     }
 
     pub fn begin_stop(&self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
@@ -382,14 +376,14 @@ impl Cloud {
         settle: impl Fn(&Cloud, InstanceId) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
         let dirs: Vec<InstanceDir> = ids.iter().map(|id| self.dir(*id)).collect();
-        let results: Vec<Result<Ended, CloudError>> = std::thread::scope(|scope| {
+        let results: Vec<Result<Ended, MachineError>> = std::thread::scope(|scope| {
             let ends: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || end_machine(dir, mode))).collect();
             ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
         });
         let mut first_error = None;
         for (id, result) in ids.iter().zip(results) {
             // `ended` holds the lock until the store has the result.
-            let outcome = result.and_then(|ended| {
+            let outcome = result.map_err(CloudError::from).and_then(|ended| {
                 self.warnings.borrow_mut().extend(ended.warning);
                 settle(self, *id)
             });
@@ -412,9 +406,9 @@ impl Cloud {
         let dir = self.dir(id);
         let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
         let restarted = dir.reboot_by(timeout, || {
-            let asked = dir.agent(AGENT_TIMEOUT).and_then(|agent| {
-                agent.shutdown(true, AGENT_TIMEOUT).map_err(|source| CloudError::Guest { instance: id, source })
-            });
+            let asked = dir
+                .agent(AGENT_TIMEOUT)
+                .and_then(|agent| agent.shutdown(true, AGENT_TIMEOUT).map_err(dir.guest_error()));
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent did not reboot the guest ({error}); pressing Ctrl-Alt-Del");
             dir.connect()?.demand(&control::ControlRequest::CtrlAltDel)
@@ -538,12 +532,12 @@ struct Ended {
     warning: Option<String>,
 }
 
-fn end_machine(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
+fn end_machine(dir: &InstanceDir, mode: StopMode) -> Result<Ended, MachineError> {
     dir.unless_gone(end_machine_in(dir, mode))
 }
 
 /// Ends the VM like [`end_machine`], but fails if the directory does not exist.
-fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError> {
+fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, MachineError> {
     if let Some(lock) = dir.try_lock()? {
         return Ok(Ended { _lock: Some(lock), warning: None });
     }
@@ -568,7 +562,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
             Awaited::Listening(machine) => machine,
             Awaited::TimedOut => {
                 let why = format!("the VMM did not open its control socket within {} s", LISTEN_TIMEOUT.as_secs());
-                return Err(CloudError::NotDone { instance: dir.id(), why });
+                return Err(dir.error(Failure::NotDone(why)));
             }
         };
         match end_by(&mut machine, dir) {
@@ -579,7 +573,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
                 }
             }
             Ok(false) => break,
-            Err(CloudError::Control { source, .. }) if !source.is_timeout() => {}
+            Err(MachineError { failure: Failure::Control(source), .. }) if !source.is_timeout() => {}
             Err(error) => return Err(error),
         }
     }
@@ -589,7 +583,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, CloudError
     Ok(ended)
 }
 
-fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
+fn force(dir: &InstanceDir) -> Result<Ended, MachineError> {
     let mut warning = None;
     // Another command may hold the lock and be starting the VMM, so each attempt looks for the VMM again.
     for _ in 0..ATTEMPTS {
@@ -599,17 +593,17 @@ fn force(dir: &InstanceDir) -> Result<Ended, CloudError> {
             return Ok(Ended { _lock: Some(lock), warning });
         }
         warning = Some(format!("{}: killed the VMM because it did not respond.", dir.id()));
-        vmm_process::kill(dir.path()).map_err(CloudError::file(dir.path(), "kill the VMM in"))?;
+        vmm_process::kill(dir.path()).map_err(MachineError::file(dir.path(), "kill the VMM in"))?;
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), warning });
         }
     }
     let why = "the VMM was killed but has not exited".to_string();
-    Err(CloudError::NotDone { instance: dir.id(), why })
+    Err(dir.error(Failure::NotDone(why)))
 }
 
 /// Returns true if a VMM is running, and false if the instance has ended.
-fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
+fn answers(dir: &InstanceDir) -> Result<bool, MachineError> {
     for _ in 0..ATTEMPTS {
         let mut machine = match dir.await_vmm(RESTART_TIMEOUT)? {
             Awaited::Ended(_) => return Ok(false),
@@ -618,7 +612,7 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
         };
         match machine.status_within(RESTART_TIMEOUT) {
             // The connected VMM was exiting. Check whether another one follows it.
-            Err(CloudError::Control { source, .. }) if source.is_gone() => {}
+            Err(MachineError { failure: Failure::Control(source), .. }) if source.is_gone() => {}
             // The VMM responded, or it is slow but still running.
             _ => return Ok(true),
         }
@@ -627,7 +621,7 @@ fn answers(dir: &InstanceDir) -> Result<bool, CloudError> {
 }
 
 /// Shuts the guest down, and kills the VM after the timeouts. Returns true if the VM has ended.
-fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudError> {
+fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, MachineError> {
     machine.subscribe()?;
     machine.demand(&control::ControlRequest::EndAtReboot)?;
     let slow = usize::from(probe::is_software_kvm());
@@ -642,7 +636,7 @@ fn end_by(machine: &mut MachineHandle, dir: &InstanceDir) -> Result<bool, CloudE
             }
         }
         // The VMM refuses this if the guest has no keyboard driver.
-        Err(CloudError::Refused { .. }) => {}
+        Err(MachineError { failure: Failure::Refused(_), .. }) => {}
         Err(error) => return Err(error),
     }
     machine.kill("wisp")?;

@@ -1,7 +1,7 @@
 //! Converts an instance's EC2 limits for CPU, disks and network to the VMM's rate limits.
 
 use super::error::CloudError;
-use super::machine::disk_id;
+use super::machine_config::disk_id;
 use super::volume::figures_of;
 use super::{Cloud, now};
 use ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
@@ -145,7 +145,7 @@ impl Cloud {
             return Ok(());
         }
         machine.demand(&ControlRequest::SetCanOwe { can_owe })?;
-        dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))
+        Ok(dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))?)
     }
 
     pub(super) fn apply_volume_limits(&self, volume: &VolumeRecord) -> Result<(), CloudError> {
@@ -160,9 +160,9 @@ impl Cloud {
             return Ok(());
         }
         machine.demand(&ControlRequest::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
-        dir.change_config(|config| {
+        Ok(dir.change_config(|config| {
             config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
-        })
+        })?)
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
 use super::lifecycle::get;
-use super::machine::{GONE, InstanceDir};
 use super::template;
 use super::{Cloud, now};
 use ec2::InstanceId;
@@ -17,6 +16,7 @@ use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
 use machine::end_record::EndRecord;
 use node::home::is_lock;
+use node::instance::{GONE, InstanceDir, MachineError};
 use node::vmm_process;
 use store::{ClientToken, InstanceRecord, StoreError};
 
@@ -199,7 +199,10 @@ impl Cloud {
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
                 let removed = sweep_directory(&InstanceDir::of(&self.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
-                self.warn_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
+                self.warn_failed(
+                    &format!("cannot remove the directory of {id}"),
+                    removed.map(drop).map_err(CloudError::from),
+                );
             }
         }
         if swept || self.has_stray_volumes()? {
@@ -218,7 +221,7 @@ impl Cloud {
 }
 
 /// Removes an instance's directory, unless the instance is running. Returns true if the directory was removed.
-fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, CloudError> {
+fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, MachineError> {
     if is_gone {
         return dir.remove().map(|()| true);
     }

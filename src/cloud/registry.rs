@@ -9,8 +9,7 @@ use super::fork::Frozen;
 use super::image::{Image, ImageError, MANIFEST, RootEntry};
 use super::image_memory::ImageMemory;
 use super::layers;
-use super::machine::SYNC_TIMEOUT;
-use super::machine::disk_id;
+use super::machine_config::disk_id;
 use super::template;
 use super::{Cloud, embedded, new_id, now};
 use disk::{disk_image, sparse};
@@ -21,6 +20,7 @@ use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, ImageId, InstanceId};
 use machine::config::{BackingFile, DiskFormat};
 use node::home::write_private;
+use node::instance::SYNC_TIMEOUT;
 use node::shell;
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, Visibility, VolumeRecord};
 

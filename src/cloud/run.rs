@@ -1,355 +1,190 @@
-//! Ephemeral instances, which exist only for the duration of one command, such as `wisp run`.
-//!
-//! The VMM's lock protects the instance's directory under `runs/`. The VMM exits when its command exits, for whatever
-//! reason. If all processes were killed, the next command that starts an ephemeral instance removes the directory.
+//! Ephemeral instances: their specification, and their start.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use super::error::CloudError;
+use super::image::Image;
 use super::limits::limit_as;
-use super::network::{self, NetworkConnection};
+use super::machine_config::{
+    FREE_SLOTS, add_options, identity, image_kernel, layer_disk, machine, name_host, root_disk,
+};
+use super::network::{self, NetworkSpec};
 use super::new_id;
-use super::run_spec::{Boot, RunSpec, SEED, host_name};
+use super::seed::identity_seed;
 use super::template::Template;
+use ec2::ErrorCode;
+use ec2::InstanceType;
 use ec2::id::InstanceId;
-use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
-use machine::end::End;
-use machine::files::{CONSOLE_LOG, VSOCK_SOCKET};
-use machine::launch::Launcher;
-use machine::snapshot_files;
-use machine::untrusted;
-use node::guest::Seed;
-use node::home::{Home, HomeError, lock_file, try_lock_file, write_private};
-use node::out_of_memory::OomKillCount;
-use node::vmm_process::{self, Inherited};
+use ec2::network::NetworkMode;
+use machine::config::{
+    BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
+};
+use node::home::Home;
+use node::instance::{EphemeralInstance, StartPlan};
 
-/// Name of the directory for a snapshot, in the VMM's own directory.
-const SAVED: &str = "saved";
-const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// Number of console lines shown after a failure.
-const CONSOLE_LINES: usize = 12;
-/// Bytes of the console log that are searched for these lines.
-const CONSOLE_TAIL: u64 = 16 << 10;
-
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    #[error(transparent)]
-    Home(#[from] HomeError),
-    #[error("cannot create the instance's directory {}: {source}", path.display())]
-    InstanceDir { path: PathBuf, source: io::Error },
-    #[error("cannot start the VMM: {0}")]
-    Spawn(#[source] io::Error),
-    #[error("{0}")]
-    Refused(String),
-    #[error("{end} before its agent was ready{console}")]
-    EndedEarly { end: Box<End>, console: ConsoleTail },
-    #[error(
-        "the guest is running, but its agent was not ready after {} s{console}\n\
-         Wait longer with --timeout, or watch its console with --console", after.as_secs()
-    )]
-    NotReady { after: Duration, console: ConsoleTail },
-    #[error(transparent)]
-    Control(#[from] ClientError),
-    #[error(transparent)]
-    Agent(#[from] node::guest::Error),
-    #[error("cannot save the machine: {0}")]
-    Unsaved(String),
-    #[error(transparent)]
-    Network(#[from] Box<CloudError>),
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    pub cpus: CpuConfig,
+    pub memory_mib: u64,
+    pub boot: Boot,
+    /// Additional disks, which follow the root disk in this order.
+    pub disks: Vec<ExtraDisk>,
+    pub cmdline: Option<String>,
+    /// True if the guest's serial port is connected to the terminal.
+    pub console: bool,
+    /// `None` for a template.
+    pub network: Option<NetworkSpec>,
+    /// The instance type that sets the limits. `None` means no limits.
+    pub limits: Option<&'static InstanceType>,
 }
 
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// An image. The guest's writes go to an overlay that is removed with the instance.
+    Image(Box<Image>),
+    /// An image, booted for a template. The guest has no host name, and its writes are kept in the overlay.
+    Template {
+        image: Box<Image>,
+        /// The overlay (qcow2).
+        layer: PathBuf,
+    },
+    /// A kernel. If there is no initrd and the command line has no `root=`, the first disk is the root disk.
+    Kernel {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        protocol: BootProtocol,
+        /// True if the kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
+        software_kvm_aware: bool,
+    },
+}
+
+/// A disk provided by the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleTail(Vec<String>);
-
-impl std::fmt::Display for ConsoleTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return write!(f, "; the console is empty");
-        }
-        write!(f, ". Last lines of the console:")?;
-        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
-    }
+pub struct ExtraDisk {
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// Backing files of `path`, topmost first.
+    pub backing: Vec<BackingFile>,
+    pub read_only: bool,
 }
 
-/// A running ephemeral instance. Dropping it kills the machine and removes the directory.
-#[derive(Debug)]
-pub struct EphemeralInstance {
-    id: InstanceId,
-    dir: PathBuf,
-    vmm: Child,
-    control: ControlClient,
-    /// This process's end of the console socket. `None` if no console was requested, or after it was taken.
-    console: Option<UnixStream>,
-    ended: Option<(End, VmmStatus)>,
-    ready: bool,
-    killed_before: OomKillCount,
-}
-
-impl EphemeralInstance {
-    /// Starts an instance by a cold boot. `began_ns` is the monotonic start time of the user's command.
-    pub fn start(home: &Home, spec: &RunSpec, began_ns: u64) -> Result<EphemeralInstance, RunError> {
-        EphemeralInstance::start_from(home, spec, None, began_ns)
+impl RunSpec {
+    /// Returns true if the guest can write to a disk that outlives it.
+    pub fn writes_last(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.read_only)
     }
 
-    /// Starts an instance by restoring the template `warm`, or by a cold boot if it is `None`.
-    pub fn start_from(
-        home: &Home,
-        spec: &RunSpec,
-        warm: Option<&Template>,
-        began_ns: u64,
-    ) -> Result<EphemeralInstance, RunError> {
-        let (id, dir, lock) = create_directory(home)?;
-        let started = EphemeralInstance::spawn(id, &dir, lock, spec, warm, began_ns);
-        if started.is_err() {
-            // The first error is more useful than one about the removal.
-            let _ = fs::remove_dir_all(&dir);
+    /// Starts an instance: by restoring the template `warm`, or by a cold boot if it is `None`. `began_ns` is the
+    /// monotonic start time of the user's command.
+    pub fn start(&self, home: &Home, warm: Option<&Template>, began_ns: u64) -> Result<EphemeralInstance, CloudError> {
+        if self.network.as_ref().is_some_and(|network| network.mode == NetworkMode::Vpc) {
+            let what = "An ephemeral instance cannot be in a VPC.";
+            let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
+            return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
         }
-        started
+        let id = new_id();
+        let (dir, lock) = EphemeralInstance::create_dir(home, id)?;
+        let mut plan = StartPlan::new(dir, lock, self.machine(&id, warm), began_ns);
+        plan.restore = warm.map(Template::restore);
+        let image = if let Boot::Image(image) = &self.boot { Some(&image.manifest) } else { None };
+        if let (Some(_), Some(image)) = (warm, image) {
+            plan.set_seed(identity_seed(id, image));
+        }
+        plan.machine.net = Some(network::device(id));
+        if let Some(network) = &self.network {
+            network::plan(&mut plan, id, network::run_link(id, image, network), network.mode);
+        }
+        if let Some(instance_type) = self.limits {
+            limit_as(&mut plan.machine, instance_type);
+        }
+        Ok(EphemeralInstance::start(plan, self.console)?)
     }
 
-    fn spawn(
-        id: InstanceId,
-        dir: &Path,
-        lock: fs::File,
-        spec: &RunSpec,
-        warm: Option<&Template>,
-        began_ns: u64,
-    ) -> Result<EphemeralInstance, RunError> {
-        let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
-        if let (Some(_), Boot::Image(image)) = (warm, &spec.boot) {
-            let (instance_id, hostname) = (id.to_string(), Some(host_name(&id)));
-            let default_user = image.manifest.default_user.clone();
-            let seed = Seed { instance_id, hostname, default_user, ..Seed::default() };
-            write_private(&dir.join(SEED), &seed.encode()).map_err(failed)?;
-        }
-        let mut machine = spec.machine(&id, dir, warm);
-        let network = match &spec.network {
-            Some(network) => {
-                let image = if let Boot::Image(image) = &spec.boot { Some(&image.manifest) } else { None };
-                let link = network::run_link(id, image, network);
-                network::connect(id, dir, &link, network.mode, &mut machine).map_err(Box::new)?
+    /// Returns the machine configuration. If the instance is restored from the template `warm`, its root disk starts
+    /// from the template's overlay.
+    fn machine(&self, id: &InstanceId, warm: Option<&Template>) -> MachineConfig {
+        let (mut kernel, mut disks) = match &self.boot {
+            Boot::Template { image, layer } => {
+                (image_kernel(image), vec![layer_disk(image, layer, DiskAccess::ReadWrite)])
             }
-            None => None,
-        };
-        if let Some(instance_type) = spec.limits {
-            limit_as(&mut machine, instance_type);
-        }
-        vmm_process::write_config(dir, &machine).map_err(failed)?;
-        let (owner, vmm_owner) = UnixStream::pair().map_err(RunError::Spawn)?;
-        let console = if spec.console { Some(UnixStream::pair().map_err(RunError::Spawn)?) } else { None };
-        let (console, vmm_console) = console.unzip();
-        let (network, backend) = network.map(NetworkConnection::split).unzip();
-        let inherited = Inherited { lock, launcher: Launcher::Owner(vmm_owner), console: vmm_console, network };
-        let vmm = vmm_process::spawn(dir, inherited, warm.map(Template::restore).as_ref(), began_ns)
-            .map_err(RunError::Spawn)?;
-        let control = ControlClient::new(owner)?;
-        let dir = dir.to_path_buf();
-        let killed_before = OomKillCount::now();
-        let (ended, ready) = (None, false);
-        let instance = EphemeralInstance { id, dir, vmm, control, console, ended, ready, killed_before };
-        backend.unwrap_or_default().start().map_err(Box::new)?;
-        Ok(instance)
-    }
-
-    pub fn id(&self) -> &InstanceId {
-        &self.id
-    }
-
-    pub(super) fn vmm_directory(&self) -> PathBuf {
-        vmm_process::vmm_directory(&self.dir)
-    }
-
-    /// Returns the socket of the guest's agent.
-    pub fn vsock(&self) -> PathBuf {
-        self.vmm_directory().join(VSOCK_SOCKET)
-    }
-
-    pub fn take_console(&mut self) -> Option<UnixStream> {
-        self.console.take()
-    }
-
-    pub fn wait_ready(&mut self, timeout: Duration) -> Result<(), RunError> {
-        let deadline = Instant::now() + timeout;
-        while !self.ready {
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            match self.next_message(Some(left)) {
-                Ok(()) => {}
-                Err(RunError::Control(ClientError::Io(error))) if is_timeout(&error) => {
-                    return Err(RunError::NotReady { after: timeout, console: self.console_tail() });
+            Boot::Image(image) => {
+                let layer = warm.and_then(Template::layer).map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
+                let mut root = layer.or_else(|| root_disk(image));
+                if let (Some(root), Some(warm)) = (&mut root, warm) {
+                    root.was = Some(warm.root().into());
                 }
-                Err(error) => return Err(error),
+                (image_kernel(image), root.into_iter().collect())
             }
-            if let Some((end, _)) = &self.ended {
-                return Err(RunError::EndedEarly { end: Box::new(end.clone()), console: self.console_tail() });
+            Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
+                let (path, initrd) = (kernel.clone(), initrd.clone());
+                let (protocol, software_kvm_aware) = (*protocol, *software_kvm_aware);
+                (KernelConfig { path, initrd, cmdline: String::new(), protocol, software_kvm_aware }, Vec::new())
             }
-        }
-        Ok(())
-    }
-
-    pub fn wait_ended(&mut self, timeout: Option<Duration>) -> Result<(End, VmmStatus), RunError> {
-        loop {
-            if let Some(ended) = &self.ended {
-                return Ok(ended.clone());
-            }
-            self.next_message(timeout)?;
-        }
-    }
-
-    pub fn kill(&mut self) -> Result<(End, VmmStatus), RunError> {
-        if self.ended.is_none() {
-            self.control.send(&ControlRequest::Kill { by: "wisp run".into() })?;
-        }
-        self.wait_ended(Some(END_TIMEOUT))
-    }
-
-    /// Saves the machine to `dir` and ends it.
-    pub fn save(&mut self, dir: &Path, timeout: Duration) -> Result<(), RunError> {
-        // The VMM can write only to its own directory.
-        let saved = self.vmm_directory().join(SAVED);
-        let failed = |source| RunError::InstanceDir { path: dir.to_path_buf(), source };
-        fs::DirBuilder::new().mode(0o700).create(&saved).map_err(failed)?;
-        self.control.send(&ControlRequest::Save { dir: saved.clone() })?;
-        match self.wait_ended(Some(timeout)) {
-            Ok((End::Saved, _)) => snapshot_files::take(&saved, dir).map_err(failed),
-            Ok((end, _)) => Err(RunError::Unsaved(end.to_string())),
-            Err(RunError::Refused(why)) => Err(RunError::Unsaved(why)),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub fn status(&mut self) -> Result<VmmStatus, RunError> {
-        self.control.send(&ControlRequest::Status)?;
-        loop {
-            match self.control.receive(Some(END_TIMEOUT))? {
-                Message::Status(status) => return Ok(*status),
-                message => self.note(message)?,
-            }
-        }
-    }
-
-    fn next_message(&mut self, timeout: Option<Duration>) -> Result<(), RunError> {
-        let message = self.control.receive(timeout).map_err(|error| self.explain(error))?;
-        self.note(message)
-    }
-
-    /// Explains why the connection closed, if the VMM's log or the host's out-of-memory kills give a reason. The log is
-    /// removed with the directory, so the error must contain the reason.
-    fn explain(&self, error: ClientError) -> RunError {
-        let known = match &error {
-            ClientError::Gone => vmm_process::last_violation(&self.dir)
-                .or_else(|| self.killed_before.suspicion().map(|suspicion| format!("{error}; {suspicion}"))),
-            _ => None,
         };
-        known.map_or(error.into(), RunError::Refused)
-    }
-
-    fn note(&mut self, message: Message) -> Result<(), RunError> {
-        match message {
-            Message::Ready => self.ready = true,
-            Message::Ended { end, status } => self.ended = Some((end, *status)),
-            Message::Failed { why } => return Err(RunError::Refused(why)),
-            Message::Status(_)
-            | Message::Done
-            | Message::Attached { .. }
-            | Message::Reloaded { .. }
-            | Message::Saved { .. } => {}
+        for (index, disk) in self.disks.iter().enumerate() {
+            let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+            let config = DiskConfig::new(format!("disk{index}"), disk.path.clone(), disk.format, access);
+            disks.push(DiskConfig { backing: disk.backing.clone(), ..config });
         }
-        Ok(())
-    }
-
-    pub fn console_tail(&self) -> ConsoleTail {
-        console_tail(&self.vmm_directory())
-    }
-}
-
-impl Drop for EphemeralInstance {
-    fn drop(&mut self) {
-        if self.kill().is_err() {
-            // The VMM does not answer or failed to start, so there may be no process to kill.
-            let _ = self.vmm.kill();
+        add_options(&mut kernel, self.cmdline.as_deref());
+        if matches!(self.boot, Boot::Image(_)) {
+            name_host(&mut kernel, id);
+        } else if matches!(self.boot, Boot::Kernel { .. })
+            && kernel.initrd.is_none()
+            && !names_root(&kernel.cmdline)
+            && !disks.is_empty()
+        {
+            disks[0].root = true;
         }
-        let _ = self.vmm.wait();
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.dir.display());
-            }
-            _ => {}
-        }
+        // Instances restored from a template may attach volumes.
+        let disk_slots = if matches!(self.boot, Boot::Template { .. }) { 1 + FREE_SLOTS } else { 0 };
+        MachineConfig { disk_slots, ..machine(self.cpus, self.memory_mib, kernel, disks, identity(*id, "custom")) }
     }
 }
 
-pub(super) fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// Creates a directory with its lock held, and removes the directories of ended instances. Both happen under one lock,
-/// so an unlocked directory is never a new one.
-fn create_directory(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
-    let runs = home.runs();
-    let _all = home.lock(&runs)?;
-    sweep(&runs);
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| RunError::InstanceDir { path, source }
-    };
-    let id: InstanceId = new_id();
-    let dir = runs.join(id.to_string());
-    fs::DirBuilder::new().mode(0o700).create(&dir).map_err(failed(&dir))?;
-    let lock = lock_file(&dir.join(vmm_process::LOCK)).map_err(failed(&dir))?;
-    Ok((id, dir, lock))
-}
-
-fn sweep(runs: &Path) {
-    let Ok(entries) = fs::read_dir(runs) else { return };
-    for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if let Ok(Some(_lock)) = try_lock_file(&dir.join(vmm_process::LOCK)) {
-            log::info!("removing the leftover directory {}", dir.display());
-            if let Err(error) = fs::remove_dir_all(&dir) {
-                log::warn!("cannot remove {}: {error}", dir.display());
-            }
-        }
-    }
-}
-
-/// Returns the last console lines of the guest whose VMM has the directory `own`.
-pub(super) fn console_tail(own: &Path) -> ConsoleTail {
-    let bytes = untrusted::read_tail(&own.join(CONSOLE_LOG), CONSOLE_TAIL).unwrap_or_default();
-    ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
-}
-
-/// Returns the last `count` lines of console output that are not blank. Removes control characters, which could
-/// move a terminal's cursor.
-fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let clean = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
-    let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].to_vec()
+fn names_root(cmdline: &str) -> bool {
+    cmdline.split_whitespace().any(|option| option.starts_with("root="))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn sweep_removes_only_unlocked_directories() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        let (_, held, _lock) = create_directory(&home).unwrap();
-        let (_, left, lock) = create_directory(&home).unwrap();
-        drop(lock);
-        let (_, new, _new_lock) = create_directory(&home).unwrap();
-        assert!(held.exists() && new.exists() && !left.exists());
+    fn spec(boot: Boot, disks: Vec<ExtraDisk>) -> RunSpec {
+        let cpus = CpuConfig { count: 1, threads_per_core: 1 };
+        RunSpec {
+            cpus,
+            memory_mib: 256,
+            boot,
+            disks,
+            cmdline: Some("quiet".into()),
+            console: false,
+            network: None,
+            limits: None,
+        }
+    }
+
+    fn kernel(initrd: Option<&str>) -> Boot {
+        let protocol = BootProtocol::Auto;
+        Boot::Kernel {
+            kernel: "vmlinux".into(),
+            initrd: initrd.map(PathBuf::from),
+            protocol,
+            software_kvm_aware: false,
+        }
+    }
+
+    fn id() -> InstanceId {
+        InstanceId::from_random([7; 9])
     }
 
     #[test]
-    fn console_tail_drops_control_characters() {
-        let lines = last_lines(b"one\r\n\x1b[2Jtwo\n\n\nthree\n", 2);
-        assert_eq!(lines, ["[2Jtwo", "three"]);
+    fn first_disk_is_root_unless_kernel_has_initrd() {
+        let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, backing: Vec::new(), read_only: true };
+        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), None);
+        assert!(machine.disks[0].root);
+        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), None);
+        assert!(!machine.disks[0].root);
+        assert_eq!(machine.kernel.cmdline, "quiet");
     }
 }

@@ -3,31 +3,24 @@
 //! A guest with cloud-init gets no seed when it boots: cloud-init asks the metadata service, and user data must not run
 //! twice. A restored guest gets its host name and key in a seed even then, because cloud-init runs only at boot.
 
-use std::path::PathBuf;
-
 use super::Cloud;
 use super::error::CloudError;
 use super::image::Manifest;
-use super::machine::InstanceDir;
-use super::run_spec::host_name;
-use ec2::Ec2Error;
+use super::machine_config::host_name;
 use ec2::user_data::UserData;
+use ec2::{Ec2Error, InstanceId};
 use node::guest::Seed;
-use node::home::write_private;
 use store::{InstanceRecord, KeyPairRecord};
 
-const FILE: &str = "seed";
-
 impl Cloud {
-    /// Writes the seed, if the instance needs one. An instance that is restored from another machine's snapshot
+    /// Returns the seed, if the instance needs one. An instance that is restored from another machine's snapshot
     /// (`copied`) always does.
-    pub(super) fn write_seed(
+    pub(super) fn seed_of(
         &self,
-        dir: &InstanceDir,
         record: &InstanceRecord,
         image: &Manifest,
         copied: bool,
-    ) -> Result<Option<PathBuf>, CloudError> {
+    ) -> Result<Option<Seed>, CloudError> {
         let key = match &record.key_name {
             // The key pair may have been deleted. EC2 also starts such an instance: its disk already has the key.
             Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
@@ -38,16 +31,21 @@ impl Cloud {
             return Ok(None);
         }
         let user_data = record.user_data.as_ref().filter(|_| !image.cloud_init);
-        let seed = Seed {
-            instance_id: record.id.to_string(),
-            hostname: Some(host_name(&record.id)),
-            default_user: image.default_user.clone(),
+        Ok(Some(Seed {
             public_keys: key.into_iter().map(|key| key.public_key).collect(),
             user_data: user_data.map(|text| unwrapped(text)).transpose()?,
-        };
-        let path = dir.path().join(FILE);
-        write_private(&path, &seed.encode()).map_err(CloudError::file(&path, "write"))?;
-        Ok(Some(path))
+            ..identity_seed(record.id, image)
+        }))
+    }
+}
+
+/// Returns the seed of an instance without a key and user data.
+pub(super) fn identity_seed(id: InstanceId, image: &Manifest) -> Seed {
+    Seed {
+        instance_id: id.to_string(),
+        hostname: Some(host_name(&id)),
+        default_user: image.default_user.clone(),
+        ..Seed::default()
     }
 }
 

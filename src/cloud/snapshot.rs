@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::error::CloudError;
 use super::fork::{continue_in, continued};
-use super::machine::{MachineHandle, volume_disk};
+use super::machine_config::volume_disk;
 use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
 use disk::disk_image;
@@ -17,6 +17,7 @@ use ec2::{SnapshotId, VolumeId};
 use machine::config::DiskFormat;
 use machine::control::ControlRequest;
 use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
+use node::instance::{Failure, MachineError, MachineHandle};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
 impl Cloud {
@@ -104,8 +105,8 @@ impl Cloud {
         let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
         let dir = self.dir(attachment.instance_id);
         dir.change_config(|config| continue_in(config, &after))?;
-        let switched =
-            machine.demand(&ControlRequest::SwitchDisk { id: after.id, layer: after.path, backing: after.backing });
+        let request = ControlRequest::SwitchDisk { id: after.id, layer: after.path, backing: after.backing };
+        let switched = machine.demand(&request).map_err(CloudError::from);
         if switched.as_ref().is_err_and(is_refusal) {
             dir.change_config(|config| continue_in(config, &before))?;
         }
@@ -172,5 +173,5 @@ impl Cloud {
 /// Returns true if the VMM reported that it did not switch. A VMM that ended or did not answer may have switched: the
 /// overlay stays the volume's file, and a later command completes the snapshot.
 fn is_refusal(error: &CloudError) -> bool {
-    matches!(error, CloudError::Refused { .. })
+    matches!(error, CloudError::Machine(MachineError { failure: Failure::Refused(_), .. }))
 }

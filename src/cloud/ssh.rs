@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use super::Cloud;
 use super::error::CloudError;
-use super::machine::InstanceDir;
-use super::network::FILE;
 use ec2::InstanceId;
 use machine::network::{Forward, NetstackConfig, Transport};
+use node::instance::{InstanceDir, LINK};
 
 const PORT: u16 = 22;
 /// Name of the file with the instance's SSH host keys, which are trusted on first use.
@@ -29,7 +28,7 @@ impl Cloud {
     pub fn ssh_target(&self, reference: &str) -> Result<SshTarget, CloudError> {
         let (record, dir) = self.reachable(reference)?;
         let user = self.open_image(record.image_id)?.manifest.default_user;
-        let link = NetstackConfig::read(&dir.path().join(FILE)).ok();
+        let link = NetstackConfig::read(&dir.path().join(LINK)).ok();
         Ok(SshTarget {
             instance: record.id,
             user,

@@ -20,9 +20,9 @@ use tempfile::TempDir;
 use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::{self, ImageMemory};
+use super::machine_config::ROOT;
 use super::now;
-use super::run::{EphemeralInstance, RunError};
-use super::run_spec::{Boot, RunSpec};
+use super::run::{Boot, RunSpec};
 use disk::disk_image;
 use machine::config::CpuConfig;
 use machine::launch::Restore;
@@ -31,8 +31,6 @@ use node::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use node::home::{Home, private_file, try_lock_file, write_private};
 use vmm::snapshot;
 
-/// Disk ID of a template's root disk.
-pub(super) const ROOT: &str = "root";
 /// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
 const DEFAULT_LIMIT_MIB: u64 = 4096;
@@ -49,7 +47,7 @@ pub struct TemplateKey {
     /// Path of the image in the images directory. It is relative, so the data directory can be moved or copied.
     pub image: PathBuf,
     pub cpus: CpuConfig,
-    /// In MiB, excluding what [`with_kernel_share`](crate::machine::with_kernel_share) adds.
+    /// In MiB, excluding the kernel's share that `machine_config` adds.
     pub memory_mib: u64,
     /// Time of creation in seconds since 1970.
     pub made: u64,
@@ -259,18 +257,21 @@ impl Drop for Unfinished {
 }
 
 fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_ns: u64) -> Result<(), CloudError> {
-    let mut instance = EphemeralInstance::start(home, spec, began_ns)?;
-    instance.wait_ready(boot_timeout)?;
+    let mut instance = spec.start(home, None, began_ns)?;
+    if !instance.wait_ready(boot_timeout)? {
+        return Err(instance.not_ready(boot_timeout).into());
+    }
     // The agent answers the ping only after finishing the work that follows its ready message. The sync then writes dirty pages.
-    let connect = || Agent::connect(&instance.vsock(), AGENT_TIMEOUT).map_err(RunError::from);
-    let facts = connect()?.ping(AGENT_TIMEOUT).map_err(RunError::from)?;
+    let guest = instance.dir().guest_error();
+    let facts = instance.dir().agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(&guest)?;
     if !facts.agent_version.contains(FEATURE) {
         return Err(CloudError::NotWarm("the image's agent is too old to support templates".into()));
     }
-    if let Err(error) = preload_shell(connect()?) {
+    if let Err(error) = preload_shell(instance.dir().agent(AGENT_TIMEOUT)?) {
         log::info!("cannot preload a shell for the template: {error}");
     }
-    connect()?.sync(AGENT_TIMEOUT).map_err(RunError::from)?;
+    instance.dir().agent(AGENT_TIMEOUT)?.sync(AGENT_TIMEOUT).map_err(&guest)?;
+    drop(guest);
     Ok(instance.save(dir, SAVE_TIMEOUT)?)
 }
 

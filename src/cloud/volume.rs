@@ -13,7 +13,7 @@ use super::launch::volume_file;
 use super::layers;
 use super::lifecycle::get;
 use super::limits::volume_limits;
-use super::machine::{MachineHandle, disk_id, volume_disk};
+use super::machine_config::{disk_id, volume_disk};
 use super::{Cloud, new_id, now, resolve};
 use disk::disk_image;
 use ec2::block_device::DeviceName;
@@ -23,6 +23,7 @@ use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use machine::config::{DiskConfig, DiskFormat};
 use machine::control::{ControlRequest, Message};
 use node::guest::{ExecRequest, ExitStatus, Streams};
+use node::instance::MachineHandle;
 use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
@@ -202,7 +203,7 @@ impl Cloud {
         }
         // If the guest reboots from now on, it must come up without the disk.
         self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
-        machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })
+        Ok(machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })?)
     }
 
     /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The name depends on whether
@@ -219,12 +220,12 @@ impl Cloud {
         );
         let request =
             ExecRequest { argv: ["/bin/sh", "-c", &script].map(OsString::from).to_vec(), ..ExecRequest::default() };
-        let guest_error = |source| CloudError::Guest { instance, source };
         let null =
             File::options().read(true).write(true).open("/dev/null").map_err(CloudError::file("/dev/null", "open"))?;
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-        let agent = self.dir(instance).agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
-        let status = agent.exec(request, streams).map_err(guest_error)?;
+        let dir = self.dir(instance);
+        let agent = dir.agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
+        let status = agent.exec(request, streams).map_err(dir.guest_error())?;
         if status == ExitStatus::Exited(0) {
             return Ok(());
         }
@@ -257,7 +258,7 @@ impl Cloud {
         match running {
             Some(mut machine) => {
                 let id = disk_id(record);
-                machine.demand(&ControlRequest::ResizeDisk { id, size })
+                Ok(machine.demand(&ControlRequest::ResizeDisk { id, size })?)
             }
             None => {
                 let disk = volume_disk(&self.home, record)?;
@@ -272,7 +273,7 @@ impl Cloud {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
-            InstanceState::Running => self.dir(instance.id).connect().map(Some),
+            InstanceState::Running => Ok(Some(self.dir(instance.id).connect()?)),
             InstanceState::Stopped => refuse_hibernated(&self.home, &instance).map(|()| None),
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
@@ -312,7 +313,7 @@ pub(super) fn attach(
 fn slot_of(machine: &mut MachineHandle, request: &ControlRequest) -> Result<[String; 2], CloudError> {
     match machine.ask(request)? {
         Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
-        other => Err(machine.unexpected(&other)),
+        other => Err(machine.unexpected(&other).into()),
     }
 }
 

@@ -119,6 +119,14 @@ pub struct DiskConfig {
     pub limits: Option<DiskLimits>,
 }
 
+impl DiskConfig {
+    /// Returns the configuration of a disk without backing files and limits, which is not the root disk.
+    pub fn new(id: impl Into<String>, path: PathBuf, format: DiskFormat, access: DiskAccess) -> DiskConfig {
+        let (id, backing) = (id.into(), Vec::new());
+        DiskConfig { id, path, format, backing, access, root: false, was: None, limits: None }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {

@@ -3,6 +3,7 @@
 pub mod environment;
 pub mod guest;
 pub mod home;
+pub mod instance;
 pub mod key;
 pub mod out_of_memory;
 pub mod passt;

@@ -23,15 +23,16 @@ use self::interrupt::Interrupt;
 use self::measure::{COMMAND, Measure};
 use self::statistics::Summary;
 use self::subject::Subject;
+use super::error::CloudError;
 use super::image::Image;
 use super::launch::cpus;
-use super::run::{ConsoleTail, RunError};
 use super::template;
 use ec2::Ec2Error;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
 use node::home::{Home, HomeError};
+use node::instance::{ConsoleTail, MachineError};
 use node::probe;
 
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub enum BenchError {
     #[error(transparent)]
     Home(#[from] HomeError),
     #[error(transparent)]
-    Run(#[from] RunError),
+    Cloud(#[from] CloudError),
     #[error("the guest ended during a measurement{0}")]
     GuestGone(ConsoleTail),
     #[error("cannot write {}: {source}", path.display())]
@@ -48,6 +49,12 @@ pub enum BenchError {
     Signals(#[source] io::Error),
     #[error("interrupted by signal {0}; the benchmark's instance was removed")]
     Interrupted(i32),
+}
+
+impl From<MachineError> for BenchError {
+    fn from(error: MachineError) -> BenchError {
+        CloudError::from(error).into()
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -17,8 +17,7 @@ use super::{BenchError, BenchSpec};
 use crate::launch::cpus;
 use crate::limits::throttled_time;
 use crate::network::NetworkSpec;
-use crate::run::{EphemeralInstance, RunError};
-use crate::run_spec::{Boot, RunSpec};
+use crate::run::{Boot, RunSpec};
 use crate::template::Template;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
@@ -27,6 +26,7 @@ use machine::control::VmmStatus;
 use machine::timeline::{Mark, monotonic_ns};
 use node::guest::{Agent, Captured, ExecRequest, Holes};
 use node::home::Home;
+use node::instance::{EphemeralInstance, MachineError};
 
 const PROGRAM: &str = "/root/wisp-workload";
 const FILE: &str = "/root/wisp-workload.data";
@@ -91,9 +91,13 @@ impl<'a> Subject<'a> {
             network: Some(network),
             limits: spec.limited.then_some(request.instance_type),
         };
-        let mut instance = EphemeralInstance::start_from(home, &run, warm, monotonic_ns())?;
-        interrupt.guard(&instance.vmm_directory());
-        let ready = instance.wait_ready(spec.boot_timeout).and_then(|()| instance.status());
+        let mut instance = run.start(home, warm, monotonic_ns())?;
+        interrupt.guard(&instance.dir().vmm_directory());
+        let ready = match instance.wait_ready(spec.boot_timeout) {
+            Ok(false) => Err(instance.not_ready(spec.boot_timeout)),
+            Ok(true) => instance.status(),
+            Err(error) => Err(error),
+        };
         let status = ready.inspect_err(|_| interrupt.release())?;
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
     }
@@ -116,9 +120,9 @@ impl<'a> Subject<'a> {
         }
     }
 
-    pub(super) fn copy_program(&self, program: &Path) -> Result<(), RunError> {
-        self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), Holes::Fill, &mut |_| ())?;
-        Ok(())
+    pub(super) fn copy_program(&self, program: &Path) -> Result<(), MachineError> {
+        let copied = self.agent()?.copy_to_guest(program, PROGRAM.as_ref(), Holes::Fill, &mut |_| ());
+        copied.map(drop).map_err(self.instance.dir().guest_error())
     }
 
     /// Writes the test file for disk measures. The inner error is the reason why the workload failed.
@@ -215,15 +219,15 @@ impl<'a> Subject<'a> {
         self.agent()?.capture(request, OUTPUT, |_| ()).map_err(|error| self.explain(error))
     }
 
-    fn agent(&self) -> Result<Agent, RunError> {
-        Ok(Agent::connect(&self.instance.vsock(), AGENT_TIMEOUT)?)
+    fn agent(&self) -> Result<Agent, MachineError> {
+        self.instance.dir().agent(AGENT_TIMEOUT)
     }
 
     /// Adds the last console lines to the error if the guest has ended.
     fn explain(&self, error: node::guest::Error) -> BenchError {
         match error {
-            node::guest::Error::GuestGone => BenchError::GuestGone(self.instance.console_tail()),
-            error => RunError::Agent(error).into(),
+            node::guest::Error::GuestGone => BenchError::GuestGone(self.instance.dir().console_tail()),
+            error => self.instance.dir().guest_error()(error).into(),
         }
     }
 }

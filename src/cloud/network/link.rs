@@ -12,9 +12,6 @@ use ec2::{InstanceId, metadata::MetadataOptions};
 use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 
-/// Name of the file with the netstack's configuration in an instance's directory.
-pub const FILE: &str = "link.json";
-
 #[derive(Debug)]
 pub(super) struct Known {
     pub subnet: SubnetRecord,

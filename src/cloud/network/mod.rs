@@ -14,31 +14,28 @@ mod security_group;
 mod vpc;
 
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::Cloud;
 use super::error::CloudError;
 use super::lifecycle::volumes_of;
-use super::machine::InstanceDir;
+use ec2::InstanceId;
 use ec2::id::SubnetId;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
-use ec2::{ErrorCode, InstanceId};
-use machine::config::{MachineConfig, NetConfig};
+use machine::config::NetConfig;
 use machine::control::{ControlRequest, Message};
 use machine::network::{MacAddress, NetstackConfig};
-use node::home::write_private;
-use node::passt::{self, PasstConfig};
+use node::instance::{Failure, MachineError, StartPlan};
+use node::passt;
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
 
 pub(super) use address::{Addresses, take_public_address};
 pub(super) use elastic::free_addresses_of;
-pub use link::{FILE, run_link};
+pub(super) use link::run_link;
 pub(super) use placement::Placement;
-use router::is_in_vpc;
+pub(super) use router::is_in_vpc;
 pub(super) use security_group::chosen_groups;
 use security_group::filters;
 pub use security_group::{RuleSpec, shown};
@@ -46,7 +43,6 @@ pub use vpc::SubnetSpec;
 
 /// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
 pub const MTU: u16 = 9001;
-const LOG: &str = "passt.log";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
@@ -78,84 +74,20 @@ pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord
     })
 }
 
-#[derive(Debug)]
-pub(super) struct NetworkConnection {
-    /// A tap, or the socket of a user-mode network.
-    device: OwnedFd,
-    /// passt, if it is used. It is started after the VMM, so that the VMM need not wait for it.
-    user_mode: Option<passt::Prepared>,
+/// Returns the network device of an instance, without a netstack configuration and limits.
+pub(super) fn device(id: InstanceId) -> NetConfig {
+    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: None, limits: None }
 }
 
-impl NetworkConnection {
-    /// Returns the device's file descriptor, and the backend to start after the VMM.
-    pub fn split(self) -> (OwnedFd, DeferredPasst) {
-        (self.device, DeferredPasst(self.user_mode))
+/// Plans the network of a machine that is not in a VPC. There is no outbound connectivity in the mode `None`, and in the
+/// mode `Auto` if passt is not available.
+pub(super) fn plan(plan: &mut StartPlan, id: InstanceId, link: NetstackConfig, mode: NetworkMode) {
+    let dns = link.dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
+    plan.set_link(device(id), link);
+    let is_connected = mode != NetworkMode::None && (mode != NetworkMode::Auto || passt::check().is_ok());
+    if is_connected {
+        plan.set_passt(dns);
     }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct DeferredPasst(Option<passt::Prepared>);
-
-impl DeferredPasst {
-    pub fn start(self) -> Result<(), CloudError> {
-        self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
-    }
-}
-
-fn unsupported(error: passt::PasstError) -> CloudError {
-    let hint = "Use `--network none`, or run `wisp doctor` to check the host.";
-    CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
-}
-
-pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
-    let link = link.map(Path::to_path_buf);
-    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
-}
-
-/// Gives a machine its network device, and adds the network's settings to its kernel command line.
-fn add_device(
-    id: InstanceId,
-    dir: &Path,
-    link: &NetstackConfig,
-    machine: &mut MachineConfig,
-) -> Result<(), CloudError> {
-    let path = write_link(dir, link)?;
-    let device = device(id, Some(&path));
-    machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
-    machine.net = Some(device);
-    Ok(())
-}
-
-/// Connects a machine that is not in a VPC. Returns `None` in the mode `None`, and in the mode `Auto` if passt is not
-/// available.
-pub(super) fn connect(
-    id: InstanceId,
-    dir: &Path,
-    link: &NetstackConfig,
-    mode: NetworkMode,
-    machine: &mut MachineConfig,
-) -> Result<Option<NetworkConnection>, CloudError> {
-    if mode == NetworkMode::Vpc {
-        let what = "An ephemeral instance cannot be in a VPC.";
-        let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
-        return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
-    }
-    add_device(id, dir, link, machine)?;
-    if mode == NetworkMode::None || mode == NetworkMode::Auto && passt::check().is_err() {
-        return Ok(None);
-    }
-    let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
-    let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let config = PasstConfig { address, prefix_length, router, dns, mtu, log: dir.join(LOG) };
-    let (device, passt) = passt::prepare(&config).map_err(unsupported)?;
-    Ok(Some(NetworkConnection { device, user_mode: Some(passt) }))
-}
-
-fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
-    let path = dir.join(FILE);
-    let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
-    write_private(&path, &text).map_err(CloudError::file(&path, "write"))?;
-    Ok(path)
 }
 
 impl Cloud {
@@ -166,28 +98,24 @@ impl Cloud {
         u16::from_be_bytes([digest[0], digest[1]])
     }
 
-    pub(super) fn connect(
-        &self,
-        record: &InstanceRecord,
-        dir: &InstanceDir,
-        machine: &mut MachineConfig,
-    ) -> Result<Option<NetworkConnection>, CloudError> {
+    /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started.
+    pub(super) fn plan_network(&self, plan: &mut StartPlan, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = &record.network else {
-            machine.net = Some(device(record.id, None));
-            return Ok(None);
+            plan.machine.net = Some(device(record.id));
+            return Ok(());
         };
         let link = self.link_of(record, network)?;
         if is_in_vpc(network) {
-            add_device(record.id, dir.path(), &link, machine)?;
-            return Ok(Some(NetworkConnection { device: self.attach(network)?, user_mode: None }));
+            plan.set_link(device(record.id), link);
+            return Ok(());
         }
-        let connected = connect(record.id, dir.path(), &link, network.mode, machine)?;
+        self::plan(plan, record.id, link, network.mode);
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
             self.warn(format!("Guests have no outbound connectivity: {error}."));
         }
-        Ok(connected)
+        Ok(())
     }
 
     /// Returns the netstack configuration of an instance with the interface `network`.
@@ -215,12 +143,12 @@ impl Cloud {
     pub(super) fn push_network_config(&self, record: &InstanceRecord) -> Result<(), CloudError> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.dir(record.id);
-        let link = write_link(dir.path(), &self.link_of(record, network)?)?;
+        let link = dir.write_link(&self.link_of(record, network)?)?;
         let reloaded = dir.connect().and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
         let problems = match reloaded {
             Ok(Message::Reloaded { problems }) => problems,
             // An instance that is ending needs no new configuration.
-            Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),
+            Ok(_) | Err(MachineError { failure: Failure::Control(_), .. }) => Vec::new(),
             Err(error) => vec![error.to_string()],
         };
         self.warnings.borrow_mut().extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.id)));

@@ -17,27 +17,26 @@ use machine::network::{Cidr, MacAddress};
 use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
-pub(super) fn is_in_vpc(network: &NetworkRecord) -> bool {
+pub(crate) fn is_in_vpc(network: &NetworkRecord) -> bool {
     network.mode == NetworkMode::Vpc
 }
 
 impl Cloud {
     /// Connects an instance to its VPC. Returns the instance's tap device.
-    pub(super) fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
+    pub(crate) fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
         let router = self.router(network.vpc_id)?;
         let config = self.router_config(network.vpc_id)?;
         let Attached { tap, recovery } = router.attach(&config, network.private_ip).map_err(refused)?;
         if let Some(recovery) = recovery {
             self.warn_recovery(network.vpc_id, &recovery);
         }
-        self.attached.borrow_mut().insert(network.vpc_id);
         Ok(tap)
     }
 
-    /// Adds a warning for each VPC that instances were attached to and that has no uplink. Call this after starting the
-    /// instances, to give the uplink time to come up.
-    pub(crate) fn warn_missing_uplinks(&self) {
-        for vpc in self.attached.take() {
+    /// Adds a warning for each of these VPCs that has no uplink. Call this after starting the instances, to give the
+    /// uplink time to come up.
+    pub(crate) fn warn_missing_uplinks(&self, vpcs: BTreeSet<VpcId>) {
+        for vpc in vpcs {
             // An error means that the router is ending, so it needs no uplink.
             if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
                 self.warn(format!(

@@ -113,7 +113,7 @@ fn attach(instance: &str) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints new console output until the machine has ended.
-fn follow(dir: &cloud::machine::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
+fn follow(dir: &node::instance::InstanceDir, printer: &mut Printer<impl Write>) -> anyhow::Result<()> {
     let path = dir.vmm_directory().join(CONSOLE_LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     log.seek(SeekFrom::End(0))?;

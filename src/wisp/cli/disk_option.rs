@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 
 use super::output;
-use cloud::run_spec::ExtraDisk;
+use cloud::run::ExtraDisk;
 use disk::SECTOR;
 use disk::disk_image;
 use machine::config::DiskFormat;

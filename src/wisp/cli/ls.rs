@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{open_cloud, shapes};
-use cloud::{Cloud, CloudError};
+use cloud::Cloud;
 use ec2::size::approximate_mib;
 use ec2::state::{InstanceState, StateReason};
 use ec2::tag::Tag;
 use machine::control::VmmStatus;
 use machine::timeline::Mark;
+use node::instance::MachineError;
 use store::InstanceRecord;
 
 /// List instances.
@@ -146,13 +147,13 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
 }
 
 /// Returns the status of the instance's VMM, or `None` if the instance is not running.
-pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, CloudError>> {
+pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, MachineError>> {
     (record.state == InstanceState::Running)
         .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
 }
 
 /// Formats EC2's status check, which passes once the guest's agent is ready.
-pub fn check_cell(status: Option<&Result<VmmStatus, CloudError>>) -> (&'static str, Tone) {
+pub fn check_cell(status: Option<&Result<VmmStatus, MachineError>>) -> (&'static str, Tone) {
     match status {
         None => ("-", Tone::Quiet),
         Some(Ok(status)) if status.timeline.at(Mark::AgentReady).is_some() => ("ok", Tone::Good),

@@ -16,15 +16,14 @@ use super::{disk_option, output, serial, template, timeline};
 use cloud::image::Image;
 use cloud::image_memory::ImageMemory;
 use cloud::launch;
-use cloud::run::{EphemeralInstance, RunError};
-use cloud::run_spec::{Boot, RunSpec};
+use cloud::run::{Boot, RunSpec};
 use cloud::template::{Template, can_have, find};
 use ec2::capacity::InstanceSize;
 use machine::config::BootProtocol;
 use machine::end::End;
 use machine::timeline::Mark;
-use node::guest::Agent;
 use node::home::Home;
+use node::instance::{EphemeralInstance, MachineError};
 use node::probe;
 
 /// The default size. It is smaller than any EC2 type, because small guests boot fastest.
@@ -134,7 +133,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         limits: limited.then_some(request.instance_type),
     };
     let warm = Warming::of(&args, &spec, &home);
-    let mut instance = EphemeralInstance::start_from(&home, &spec, warm.found.as_ref(), began_ns)?;
+    let mut instance = spec.start(&home, warm.found.as_ref(), began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let ended = instance.kill();
     // The command's error is more specific than the machine's, so it is reported first.
@@ -245,7 +244,7 @@ fn run_console(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
             Ok(0)
         }
         serial::Left::GuestEnded => {
-            let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
+            let (end, _) = instance.outcome(SHUTDOWN_TIMEOUT)?;
             output::say(&format!("The VM has stopped: {end}."));
             Ok(u8::from(!end.is_orderly()))
         }
@@ -259,15 +258,15 @@ fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) ->
     if interactive {
         greet(spec, instance)?;
     }
-    let agent = Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?;
+    let agent = instance.dir().agent(AGENT_TIMEOUT)?;
     let code = match guest_command::run(agent, &args.command, None)? {
         Outcome::Exited(code) => code,
         Outcome::Interrupted(code) => return Ok(code),
         Outcome::GuestGone => return guest_ended(instance),
     };
     if spec.writes_last() {
-        Agent::connect(&instance.vsock(), AGENT_TIMEOUT)?.shutdown(false, AGENT_TIMEOUT)?;
-        instance.wait_ended(Some(SHUTDOWN_TIMEOUT)).context("the guest did not shut down in time")?;
+        instance.dir().agent(AGENT_TIMEOUT)?.shutdown(false, AGENT_TIMEOUT)?;
+        instance.outcome(SHUTDOWN_TIMEOUT).context("the guest did not shut down in time")?;
     }
     if interactive {
         output::next("timeline   (to see the phases of this boot)");
@@ -275,20 +274,16 @@ fn run_command(args: &Args, spec: &RunSpec, instance: &mut EphemeralInstance) ->
     Ok(code)
 }
 
-fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), RunError> {
+fn wait_ready(args: &Args, instance: &mut EphemeralInstance) -> Result<(), MachineError> {
     let timeout = wait::boot_timeout(args.timeout);
     let first = timeout.min(SHOW_AFTER);
-    match instance.wait_ready(first) {
-        Err(RunError::NotReady { .. }) if timeout > first => {}
-        result => return result,
+    if instance.wait_ready(first)? {
+        return Ok(());
     }
     let spinner = wait::spinner("Booting the guest");
-    let result = instance.wait_ready(timeout - first);
+    let ready = instance.wait_ready(timeout - first);
     spinner.finish_and_clear();
-    match result {
-        Err(RunError::NotReady { console, .. }) => Err(RunError::NotReady { after: timeout, console }),
-        result => result,
-    }
+    if ready? { Ok(()) } else { Err(instance.not_ready(timeout)) }
 }
 
 /// Prints the greeting before the shell's first prompt.
@@ -296,7 +291,7 @@ fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()>
     let boot = instance.status()?.timeline.between(Mark::ProcessStart, Mark::AgentReady).unwrap_or(0);
     output::say(&format!(
         "{} is ready after {}: {}, {} MiB. Type `exit` to terminate it and discard its root file system.",
-        instance.id(),
+        instance.dir().id(),
         output::duration(Duration::from_nanos(boot)),
         output::count(spec.cpus.count as usize, "vCPU"),
         spec.memory_mib,
@@ -306,13 +301,13 @@ fn greet(spec: &RunSpec, instance: &mut EphemeralInstance) -> anyhow::Result<()>
 
 /// Handles the guest's end during the command. A power-off or a reboot is not an error.
 fn guest_ended(instance: &mut EphemeralInstance) -> anyhow::Result<u8> {
-    let (end, _) = instance.wait_ended(Some(SHUTDOWN_TIMEOUT))?;
+    let (end, _) = instance.outcome(SHUTDOWN_TIMEOUT)?;
     match end {
         End::PowerOff | End::Reboot => {
             output::say(&format!("The VM has stopped: {end}."));
             Ok(0)
         }
-        end => anyhow::bail!("the command did not finish: {end}{}", instance.console_tail()),
+        end => anyhow::bail!("the command did not finish: {end}{}", instance.dir().console_tail()),
     }
 }
 

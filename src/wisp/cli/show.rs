@@ -8,7 +8,7 @@ use super::ls::{check_cell, state_cell, status};
 use super::output::{self, Output, Screen, Tone};
 use super::shapes::{self, GroupNames};
 use super::{args, limits, open_cloud};
-use cloud::{Cloud, CloudError, utc};
+use cloud::{Cloud, utc};
 use ec2::metadata::MetadataChange;
 use ec2::network::NetworkMode;
 use ec2::size::approximate_mib;
@@ -70,10 +70,8 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if cloud.open_image(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
         return "handled by cloud-init; see `cloud-init status` in the guest".into();
     }
-    let status = cloud
-        .dir(record.id)
-        .agent(SHORT)
-        .and_then(|agent| agent.user_data(SHORT).map_err(|source| CloudError::Guest { instance: record.id, source }));
+    let dir = cloud.dir(record.id);
+    let status = dir.agent(SHORT).and_then(|agent| agent.user_data(SHORT).map_err(dir.guest_error()));
     match status {
         Ok(UserDataStatus { state, exit: Some(exit) }) => format!("{}, exit code {exit}", state.as_str()),
         Ok(UserDataStatus { state, exit: None }) => state.as_str().into(),
@@ -88,7 +86,7 @@ struct Facts {
     groups: GroupNames,
     user_data: Option<String>,
     /// The VMM's response, or `None` if the instance is not running.
-    status: Option<Result<VmmStatus, CloudError>>,
+    status: Option<Result<VmmStatus, node::instance::MachineError>>,
     console: String,
 }
 

@@ -146,8 +146,8 @@ fn in_a_shell(words: &[OsString]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cloud::machine::InstanceDir;
     use node::home::Home;
+    use node::instance::InstanceDir;
 
     fn target(known_hosts: &str) -> SshTarget {
         let home = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
-use cloud::machine::MachineHandle;
+use node::instance::MachineHandle;
 use node::probe;
 use store::InstanceRecord;
 

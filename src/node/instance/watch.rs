@@ -15,14 +15,15 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
 
-use super::error::CloudError;
-use super::machine::{InstanceDir, MachineHandle};
+use super::dir::InstanceDir;
+use super::error::{Failure, MachineError};
+use super::handle::MachineHandle;
+use crate::home::lock_file;
+use crate::vmm_process::{LOCK, make_vmm_directory};
 use machine::control::SOCKET;
-use node::home::lock_file;
-use node::vmm_process::{LOCK, make_vmm_directory};
 
 #[derive(Debug)]
-pub(super) enum Awaited {
+pub enum Awaited {
     Listening(Box<MachineHandle>),
     /// No process runs the instance. None can start until the lock is dropped.
     Ended(File),
@@ -39,12 +40,12 @@ struct VmmWatch<'a> {
 }
 
 impl<'a> VmmWatch<'a> {
-    fn new(dir: &'a InstanceDir) -> Result<VmmWatch<'a>, CloudError> {
-        let failed = |errno: Errno| CloudError::file(dir.path(), "watch")(errno.into());
+    fn new(dir: &'a InstanceDir) -> Result<VmmWatch<'a>, MachineError> {
+        let failed = |errno: Errno| MachineError::file(dir.path(), "watch")(errno.into());
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let sockets = inotify::init(flags).map_err(failed)?;
         // The supervisor normally creates the directory, but another command may be about to start it.
-        make_vmm_directory(dir.path()).map_err(CloudError::file(dir.path(), "watch"))?;
+        make_vmm_directory(dir.path()).map_err(MachineError::file(dir.path(), "watch"))?;
         inotify::add_watch(&sockets, dir.vmm_directory(), inotify::WatchFlags::MOVED_TO).map_err(failed)?;
         let released = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let (sender, lock) = mpsc::channel();
@@ -57,11 +58,11 @@ impl<'a> VmmWatch<'a> {
             }
         };
         let thread = std::thread::Builder::new().name("instance-lock".into());
-        thread.spawn(wait).map_err(CloudError::file(dir.path(), "watch"))?;
+        thread.spawn(wait).map_err(MachineError::file(dir.path(), "watch"))?;
         Ok(VmmWatch { dir, sockets, released, lock })
     }
 
-    fn wait(&self, deadline: Instant) -> Result<Awaited, CloudError> {
+    fn wait(&self, deadline: Instant) -> Result<Awaited, MachineError> {
         let path = self.dir.path();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -71,11 +72,11 @@ impl<'a> VmmWatch<'a> {
                 Ok(0) => return Ok(Awaited::TimedOut),
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
-                Err(error) => return Err(CloudError::file(path, "watch")(error.into())),
+                Err(error) => return Err(MachineError::file(path, "watch")(error.into())),
             }
             if !fds[1].revents().is_empty() {
                 let lock = self.lock.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
-                return lock.map(Awaited::Ended).map_err(CloudError::file(path, "lock"));
+                return lock.map(Awaited::Ended).map_err(MachineError::file(path, "lock"));
             }
             if self.has_new_socket()
                 && let Some(machine) = self.dir.connect_if_listening()?
@@ -99,7 +100,7 @@ impl<'a> VmmWatch<'a> {
 
 impl InstanceDir {
     /// Waits until the instance's VMM listens, or the instance has ended. A guest that reboots gets a new VMM.
-    pub(super) fn await_vmm(&self, timeout: Duration) -> Result<Awaited, CloudError> {
+    pub fn await_vmm(&self, timeout: Duration) -> Result<Awaited, MachineError> {
         let deadline = Instant::now() + timeout;
         if let Some(machine) = self.connect_if_listening()? {
             return Ok(Awaited::Listening(Box::new(machine)));
@@ -113,21 +114,21 @@ impl InstanceDir {
     }
 
     /// Calls `request`, which reboots the guest. Waits until the next VMM listens or the instance has ended.
-    pub(super) fn reboot_by(
+    pub fn reboot_by(
         &self,
         timeout: Duration,
-        request: impl FnOnce() -> Result<(), CloudError>,
-    ) -> Result<Awaited, CloudError> {
+        request: impl FnOnce() -> Result<(), MachineError>,
+    ) -> Result<Awaited, MachineError> {
         let deadline = Instant::now() + timeout;
         let watch = VmmWatch::new(self)?;
         request()?;
         watch.wait(deadline)
     }
 
-    fn connect_if_listening(&self) -> Result<Option<MachineHandle>, CloudError> {
+    fn connect_if_listening(&self) -> Result<Option<MachineHandle>, MachineError> {
         match self.connect() {
             Ok(machine) => Ok(Some(machine)),
-            Err(CloudError::Control { source, .. }) if source.is_absent() => Ok(None),
+            Err(MachineError { failure: Failure::Control(source), .. }) if source.is_absent() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -139,8 +140,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::home::Home;
     use ec2::InstanceId;
-    use node::home::Home;
 
     /// Longer than any wait in these tests. A wait that misses its event takes this long.
     const PATIENCE: Duration = Duration::from_secs(600);
@@ -233,10 +234,10 @@ mod tests {
         let vmm = end_at_first_request(listen(&dir));
         let mut machine = dir.connect().unwrap();
         let subscribed = machine.subscribe();
-        assert!(subscribed.as_ref().is_err_and(CloudError::is_lost_vmm), "{subscribed:?}");
+        assert!(subscribed.as_ref().is_err_and(MachineError::is_lost_vmm), "{subscribed:?}");
         vmm.join().unwrap();
         let ready = machine.wait_ready(PATIENCE);
-        assert!(matches!(ready, Err(CloudError::EndedEarly { .. })), "{ready:?}");
+        assert!(matches!(ready, Err(MachineError { failure: Failure::EndedEarly { .. }, .. })), "{ready:?}");
     }
 
     #[test]
@@ -246,7 +247,7 @@ mod tests {
         let mut machine = dir.connect().unwrap();
         let hibernated = dir.hibernate(&mut machine);
         vmm.join().unwrap();
-        assert!(matches!(hibernated, Err(CloudError::NotDone { .. })), "{hibernated:?}");
+        assert!(matches!(hibernated, Err(MachineError { failure: Failure::NotDone(_), .. })), "{hibernated:?}");
     }
 
     #[test]

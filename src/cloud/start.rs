@@ -1,0 +1,112 @@
+//! Starts instances. Launches, starts and forks differ only in their start plans.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::time::Duration;
+
+use super::Cloud;
+use super::error::CloudError;
+use super::image::Image;
+use super::limits::limit;
+use super::machine_config::{of_instance, volume_disk};
+use super::network::is_in_vpc;
+use ec2::catalog;
+use machine::launch::Restore;
+use machine::timeline::monotonic_ns;
+use node::instance::{Backend, MachineHandle, StartPlan};
+use node::probe;
+use store::{InstanceRecord, NetworkRecord, VolumeRecord};
+
+/// Maximum time that the next start waits for a restored guest's agent.
+const TURN: Duration = Duration::from_secs(10);
+
+/// The state from which an instance's machine starts.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    Boot,
+    /// The instance's own snapshot.
+    Hibernated(Restore),
+    /// The snapshot of another machine. Its disks with these IDs are replaced by the instance's volumes, in order.
+    Copy {
+        restore: Restore,
+        disks: &'a [String],
+    },
+}
+
+/// The start plan of an instance.
+#[derive(Debug)]
+pub(super) struct InstanceStart {
+    plan: StartPlan,
+    /// The interface, if it is connected to the router of its VPC.
+    interface: Option<NetworkRecord>,
+}
+
+impl Cloud {
+    /// Plans the start of an instance whose lock is held. `volumes` are in the order of its block devices.
+    pub(super) fn plan_start(
+        &self,
+        record: &InstanceRecord,
+        lock: File,
+        image: &Image,
+        volumes: &[VolumeRecord],
+        source: Source,
+    ) -> Result<InstanceStart, CloudError> {
+        let dir = self.dir(record.id);
+        let mut disks = volumes.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
+        disks.extend(dir.make_instance_store(&catalog::find(&record.instance_type)?.instance_store())?);
+        let mut plan = StartPlan::new(dir, lock, of_instance(record, image, disks), monotonic_ns());
+        let is_copy = matches!(source, Source::Copy { .. });
+        if let Some(seed) = self.seed_of(record, &image.manifest, is_copy)? {
+            plan.set_seed(seed);
+        }
+        self.plan_network(&mut plan, record)?;
+        limit(&mut plan.machine, record, volumes);
+        plan.restore = match source {
+            Source::Boot => None,
+            Source::Hibernated(restore) => Some(restore),
+            Source::Copy { restore, disks } => {
+                for (disk, replaced) in plan.machine.disks.iter_mut().zip(disks) {
+                    disk.was = Some(replaced.clone());
+                }
+                Some(restore)
+            }
+        };
+        let interface = record.network.clone().filter(is_in_vpc);
+        Ok(InstanceStart { plan, interface })
+    }
+
+    /// Starts all machines, and returns when their guests run.
+    pub(super) fn start_all(
+        &self,
+        starts: impl IntoIterator<Item = Result<InstanceStart, CloudError>>,
+    ) -> Result<Vec<MachineHandle>, CloudError> {
+        let mut machines = Vec::new();
+        let mut vpcs = BTreeSet::new();
+        for start in starts {
+            let InstanceStart { mut plan, interface } = start?;
+            if let Some(interface) = interface {
+                plan.backend = Backend::Tap(self.attach(&interface)?);
+                vpcs.insert(interface.vpc_id);
+            }
+            if plan.restore.is_some() {
+                await_turn(&mut machines)?;
+            }
+            machines.push(plan.start()?);
+        }
+        for machine in &mut machines {
+            self.warnings.borrow_mut().extend(machine.wait_started()?);
+        }
+        self.warn_missing_uplinks(vpcs);
+        Ok(machines)
+    }
+}
+
+/// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
+/// guests start at once than the host has CPUs.
+fn await_turn(machines: &mut [MachineHandle]) -> Result<(), CloudError> {
+    let at_once = probe::resources().cpus as usize;
+    match machines.len().checked_sub(at_once) {
+        Some(index) => Ok(machines[index].wait_ready(TURN).map(drop)?),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,18 @@
+//! Instances on this host: their directories, their start plans, and the clients of their VMMs.
+
+mod console;
+mod dir;
+mod ephemeral;
+mod error;
+mod handle;
+mod snapshot;
+mod start;
+mod watch;
+
+pub use console::ConsoleTail;
+pub use dir::{GONE, InstanceDir, SYNC_TIMEOUT};
+pub use ephemeral::EphemeralInstance;
+pub use error::{Failure, MachineError};
+pub use handle::MachineHandle;
+pub use start::{Backend, LINK, StartPlan};
+pub use watch::Awaited;
