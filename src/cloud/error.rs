@@ -3,9 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::console_tail::ConsoleTail;
+use super::embedded::EmbeddedError;
 use super::image::ImageError;
 use super::import::ImportError;
-use super::run::ConsoleTail;
 use disk::disk_image;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use machine::control::ClientError;
@@ -23,6 +24,8 @@ pub enum CloudError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
     #[error(transparent)]

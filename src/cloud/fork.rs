@@ -11,13 +11,13 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::error::CloudError;
-use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks, volume_file};
+use super::launch::{MAX_COUNT, Prepared, await_turn, check_forks};
 use super::layers::over;
-use super::lifecycle::get;
 use super::limits::limit;
-use super::machine::{InstanceDir, MachineHandle, disk_id, volume_disk};
-use super::network::{Addresses, for_fork};
-use super::volume::get_volume;
+use super::lookup::{get, get_volume};
+use super::machine::{InstanceDir, MachineHandle, volume_disk};
+use super::names::{disk_id, volume_file};
+use super::network::{AddressPool, for_fork};
 use super::{Cloud, new_id, now};
 use disk::disk_image;
 use ec2::state::{Action, InstanceState};
@@ -87,10 +87,10 @@ impl Cloud {
             let (instance, action) = (record.id, "copied");
             return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
         };
-        let snapshots = self.lock_snapshots()?;
+        let snapshots = self.snapshots().lock()?;
         let [own, saved] = self.dir(record.id).saved_for_others()?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
-        let volumes = self.volumes_of(record)?;
+        let volumes = self.volumes().of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
         snapshot_files::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
@@ -179,9 +179,8 @@ impl Cloud {
                 }
             }
         }
-        let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
-            let mut addresses = Addresses::taken(tx, origin)?;
+            let mut addresses = AddressPool::taken(tx, &self.home)?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 if let Some(network) = &mut one.record.network {
                     addresses.give(network)?;
@@ -281,10 +280,10 @@ impl Cloud {
         let restore = Restore { dir: PathBuf::from(saved), once: false };
         let mut machines = Vec::new();
         for Prepared { record, volumes, dir, lock } in prepared {
-            let image = self.open_image(record.image_id)?;
+            let image = self.images().open_by_id(record.image_id)?;
             let seed = self.write_seed(&dir, &record, &image.manifest, true)?;
             let mut config = dir.config(&self.home, &record, &image, &volumes, seed)?;
-            let network = self.connect(&record, &dir, &mut config)?;
+            let network = self.interfaces().connect(&record, dir.path(), &mut config)?;
             limit(&mut config, &record, &volumes);
             for (disk, volume) in config.disks.iter_mut().zip(before) {
                 disk.was = Some(disk_id(volume));
@@ -295,7 +294,7 @@ impl Cloud {
         for machine in &mut machines {
             self.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.warn_missing_uplinks();
+        self.routers().warn_missing_uplinks();
         Ok(machines)
     }
 }

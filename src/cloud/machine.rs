@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::console_tail::{ConsoleTail, console_tail};
 use super::error::CloudError;
 use super::image::Image;
 use super::layers::{self, resolved};
+use super::names::disk_id;
 use super::network::NetworkConnection;
-use super::run::{ConsoleTail, console_tail, is_timeout};
 use super::run_spec::{GUEST_CID, add_options, identity, image_kernel, name_host};
 use ec2::InstanceId;
 use ec2::catalog;
@@ -308,11 +309,6 @@ impl InstanceDir {
 pub(super) const FREE_SLOTS: usize = 4;
 const EPHEMERAL: &str = "ephemeral";
 
-/// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. It fits into the 20 bytes of a virtio-blk serial number.
-pub fn disk_id(volume: &VolumeRecord) -> String {
-    volume.id.to_string().replace('-', "")
-}
-
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
     Ok(DiskConfig {
         id: disk_id(volume),
@@ -448,7 +444,7 @@ impl MachineHandle {
             }
             match self.client.receive(Some(left)) {
                 Ok(message) => self.note(message)?,
-                Err(ClientError::Io(error)) if is_timeout(&error) => return Ok(()),
+                Err(error) if error.is_timeout() => return Ok(()),
                 Err(source) => return Err(self.dir.control_error()(source)),
             }
         }

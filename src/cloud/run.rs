@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use super::console_tail::{ConsoleTail, console_tail};
 use super::error::CloudError;
 use super::limits::limit_as;
 use super::network::{self, NetworkConnection};
@@ -20,10 +21,9 @@ use super::template::Template;
 use ec2::id::InstanceId;
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
 use machine::end::End;
-use machine::files::{CONSOLE_LOG, VSOCK_SOCKET};
+use machine::files::VSOCK_SOCKET;
 use machine::launch::Launcher;
 use machine::snapshot_files;
-use machine::untrusted;
 use node::guest::Seed;
 use node::home::{Home, HomeError, lock_file, try_lock_file, write_private};
 use node::out_of_memory::OomKillCount;
@@ -32,11 +32,6 @@ use node::vmm_process::{self, Inherited};
 /// Name of the directory for a snapshot, in the VMM's own directory.
 const SAVED: &str = "saved";
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// Number of console lines shown after a failure.
-const CONSOLE_LINES: usize = 12;
-/// Bytes of the console log that are searched for these lines.
-const CONSOLE_TAIL: u64 = 16 << 10;
-
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -62,19 +57,6 @@ pub enum RunError {
     Unsaved(String),
     #[error(transparent)]
     Network(#[from] Box<CloudError>),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleTail(Vec<String>);
-
-impl std::fmt::Display for ConsoleTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return write!(f, "; the console is empty");
-        }
-        write!(f, ". Last lines of the console:")?;
-        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
-    }
 }
 
 /// A running ephemeral instance. Dropping it kills the machine and removes the directory.
@@ -180,7 +162,7 @@ impl EphemeralInstance {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             match self.next_message(Some(left)) {
                 Ok(()) => {}
-                Err(RunError::Control(ClientError::Io(error))) if is_timeout(&error) => {
+                Err(RunError::Control(error)) if error.is_timeout() => {
                     return Err(RunError::NotReady { after: timeout, console: self.console_tail() });
                 }
                 Err(error) => return Err(error),
@@ -284,10 +266,6 @@ impl Drop for EphemeralInstance {
     }
 }
 
-pub(super) fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
 /// Creates a directory with its lock held, and removes the directories of ended instances. Both happen under one lock,
 /// so an unlocked directory is never a new one.
 fn create_directory(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunError> {
@@ -317,21 +295,6 @@ fn sweep(runs: &Path) {
     }
 }
 
-/// Returns the last console lines of the guest whose VMM has the directory `own`.
-pub(super) fn console_tail(own: &Path) -> ConsoleTail {
-    let bytes = untrusted::read_tail(&own.join(CONSOLE_LOG), CONSOLE_TAIL).unwrap_or_default();
-    ConsoleTail(last_lines(&bytes, CONSOLE_LINES))
-}
-
-/// Returns the last `count` lines of console output that are not blank. Removes control characters, which could
-/// move a terminal's cursor.
-fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let clean = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
-    let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,11 +308,5 @@ mod tests {
         drop(lock);
         let (_, new, _new_lock) = create_directory(&home).unwrap();
         assert!(held.exists() && new.exists() && !left.exists());
-    }
-
-    #[test]
-    fn console_tail_drops_control_characters() {
-        let lines = last_lines(b"one\r\n\x1b[2Jtwo\n\n\nthree\n", 2);
-        assert_eq!(lines, ["[2Jtwo", "three"]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Cloud;
 use super::error::CloudError;
-use super::lifecycle::get;
+use super::lookup::get;
 use super::resolve;
 use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
@@ -17,7 +17,7 @@ use store::{
     VolumeRecord, VpcRecord,
 };
 
-pub type Tags = BTreeMap<String, String>;
+type TagMap = BTreeMap<String, String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
@@ -32,18 +32,24 @@ pub enum Resource {
     Address(AllocationId),
 }
 
-impl Cloud {
+/// Operations on the tags of all resources.
+#[derive(Debug, Clone, Copy)]
+pub struct Tags<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Tags<'_> {
     /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
     /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group is not a
     /// tag, so only its ID matches.
-    pub fn resource(&self, reference: &str) -> Result<Resource, CloudError> {
+    pub fn find(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
-            return Ok(Resource::Image(self.image_record(reference)?.id));
+            return Ok(Resource::Image(self.cloud.images().find(reference)?.id));
         }
-        let found = self.store.read(|tx| find(tx, reference))?;
+        let found = self.cloud.store.read(|tx| find(tx, reference))?;
         match found {
             Some(resource) => Ok(resource),
-            None => match self.image_record(reference) {
+            None => match self.cloud.images().find(reference) {
                 Ok(record) => Ok(Resource::Image(record.id)),
                 Err(_) => Err(unknown_reference(reference).into()),
             },
@@ -51,17 +57,17 @@ impl Cloud {
     }
 
     /// Sets and removes tags of a resource. Returns all of its tags after the change.
-    pub fn tag(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
+    pub fn change(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<TagMap, CloudError> {
         if matches!(resource, Resource::Image(_)) {
-            self.register_embedded()?;
+            self.cloud.images().register_embedded()?;
         }
-        let tags = self.store.write::<_, CloudError>(|tx| {
+        let tags = self.cloud.store.write::<_, CloudError>(|tx| {
             if let Resource::Instance(id) = resource
                 && get(tx, id)?.serves_tags()
             {
                 check_metadata_keys(set.iter().map(Tag::key))?;
             }
-            let change = |tags: &mut Tags| -> Result<(), Ec2Error> {
+            let change = |tags: &mut TagMap| -> Result<(), Ec2Error> {
                 remove.iter().try_for_each(|key| check_key(key))?;
                 *tags = with_tags(tags, set.iter().cloned())?;
                 tags.retain(|key, _| !remove.contains(key));
@@ -83,8 +89,8 @@ impl Cloud {
         })?;
         // The metadata service may serve the instance's tags.
         if let Resource::Instance(id) = resource {
-            let record = self.instance(&id.to_string())?;
-            self.push_network_config(&record)?;
+            let record = self.cloud.instance(&id.to_string())?;
+            self.cloud.interfaces().push(&record)?;
         }
         Ok(tags)
     }
@@ -163,9 +169,9 @@ fn unknown_reference(reference: &str) -> Ec2Error {
 fn update<R: Record>(
     tx: &Transaction,
     key: &str,
-    tags: impl Fn(&mut R) -> &mut Tags,
-    change: &dyn Fn(&mut Tags) -> Result<(), Ec2Error>,
-) -> Result<Option<Tags>, CloudError> {
+    tags: impl Fn(&mut R) -> &mut TagMap,
+    change: &dyn Fn(&mut TagMap) -> Result<(), Ec2Error>,
+) -> Result<Option<TagMap>, CloudError> {
     let Some(mut record) = tx.get::<R>(key)? else { return Ok(None) };
     change(tags(&mut record))?;
     tx.put(&record)?;

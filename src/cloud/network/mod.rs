@@ -4,231 +4,30 @@
 //! guest to the router of its VPC, to a user-mode network (passt), or to nothing else.
 
 mod address;
+mod connection;
 mod elastic;
 mod filter;
+mod interface;
 mod link;
+mod lookup;
 mod metadata;
 mod placement;
 mod router;
 mod security_group;
+mod spec;
+mod subnet;
 mod vpc;
 
-use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
-
-use super::Cloud;
-use super::error::CloudError;
-use super::lifecycle::volumes_of;
-use super::machine::InstanceDir;
-use ec2::id::SubnetId;
-use ec2::metadata::MetadataChange;
-use ec2::network::{NetworkMode, PublishedPort, Zone, mac_address};
-use ec2::{ErrorCode, InstanceId};
-use machine::config::{MachineConfig, NetConfig};
-use machine::control::{ControlRequest, Message};
-use machine::network::{MacAddress, NetstackConfig};
-use node::home::write_private;
-use node::passt::{self, PasstConfig};
-use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
-
-pub(super) use address::{Addresses, take_public_address};
+pub(super) use address::{AddressPool, take_public_address};
+pub(super) use connection::{NetworkConnection, connect, device};
+pub use elastic::Addresses;
 pub(super) use elastic::free_addresses_of;
+pub(super) use interface::Interfaces;
 pub use link::{FILE, run_link};
-pub(super) use placement::Placement;
-use router::is_in_vpc;
+pub(super) use placement::{Placement, for_fork};
+pub(super) use router::Routers;
 pub(super) use security_group::chosen_groups;
-use security_group::filters;
-pub use security_group::{RuleSpec, shown};
-pub use vpc::SubnetSpec;
-
-/// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
-pub const MTU: u16 = 9001;
-const LOG: &str = "passt.log";
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NetworkSpec {
-    pub mode: NetworkMode,
-    /// ID or name of the subnet. The default is a subnet of the default VPC.
-    pub subnet: Option<String>,
-    pub zone: Option<Zone>,
-    /// Requested private address, which must be in the subnet. The default is a free one.
-    pub private_ip: Option<Ipv4Addr>,
-    /// True to request a public address. The default is the subnet's setting.
-    pub public_ip: Option<bool>,
-    /// Host ports that are forwarded to the instance.
-    pub published: Vec<PublishedPort>,
-    /// Names or IDs of the groups. The default is the VPC's default group.
-    pub security_groups: Vec<String>,
-    /// Changes to the metadata service's default options.
-    pub metadata: Option<MetadataChange>,
-}
-
-/// Copies an interface for a fork, without its addresses and published ports, which only one instance can have.
-pub(super) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
-    let original = original?.clone();
-    Some(NetworkRecord {
-        private_ip: Ipv4Addr::UNSPECIFIED,
-        public_ip: None,
-        elastic_address: None,
-        published: Vec::new(),
-        ..original
-    })
-}
-
-#[derive(Debug)]
-pub(super) struct NetworkConnection {
-    /// A tap, or the socket of a user-mode network.
-    device: OwnedFd,
-    /// passt, if it is used. It is started after the VMM, so that the VMM need not wait for it.
-    user_mode: Option<passt::Prepared>,
-}
-
-impl NetworkConnection {
-    /// Returns the device's file descriptor, and the backend to start after the VMM.
-    pub fn split(self) -> (OwnedFd, DeferredPasst) {
-        (self.device, DeferredPasst(self.user_mode))
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct DeferredPasst(Option<passt::Prepared>);
-
-impl DeferredPasst {
-    pub fn start(self) -> Result<(), CloudError> {
-        self.0.map_or(Ok(()), |passt| passt.start().map_err(unsupported))
-    }
-}
-
-fn unsupported(error: passt::PasstError) -> CloudError {
-    let hint = "Use `--network none`, or run `wisp doctor` to check the host.";
-    CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
-}
-
-pub(super) fn device(id: InstanceId, link: Option<&Path>) -> NetConfig {
-    let link = link.map(Path::to_path_buf);
-    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link, limits: None }
-}
-
-/// Gives a machine its network device, and adds the network's settings to its kernel command line.
-fn add_device(
-    id: InstanceId,
-    dir: &Path,
-    link: &NetstackConfig,
-    machine: &mut MachineConfig,
-) -> Result<(), CloudError> {
-    let path = write_link(dir, link)?;
-    let device = device(id, Some(&path));
-    machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
-    machine.net = Some(device);
-    Ok(())
-}
-
-/// Connects a machine that is not in a VPC. Returns `None` in the mode `None`, and in the mode `Auto` if passt is not
-/// available.
-pub(super) fn connect(
-    id: InstanceId,
-    dir: &Path,
-    link: &NetstackConfig,
-    mode: NetworkMode,
-    machine: &mut MachineConfig,
-) -> Result<Option<NetworkConnection>, CloudError> {
-    if mode == NetworkMode::Vpc {
-        let what = "An ephemeral instance cannot be in a VPC.";
-        let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
-        return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
-    }
-    add_device(id, dir, link, machine)?;
-    if mode == NetworkMode::None || mode == NetworkMode::Auto && passt::check().is_err() {
-        return Ok(None);
-    }
-    let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *link;
-    let dns = dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let config = PasstConfig { address, prefix_length, router, dns, mtu, log: dir.join(LOG) };
-    let (device, passt) = passt::prepare(&config).map_err(unsupported)?;
-    Ok(Some(NetworkConnection { device, user_mode: Some(passt) }))
-}
-
-fn write_link(dir: &Path, link: &NetstackConfig) -> Result<PathBuf, CloudError> {
-    let path = dir.join(FILE);
-    let text = serde_json::to_vec_pretty(link).expect("a link is plain data");
-    write_private(&path, &text).map_err(CloudError::file(&path, "write"))?;
-    Ok(path)
-}
-
-impl Cloud {
-    /// Returns the offset at which the search for a public address starts. It depends on the data directory, so that
-    /// two of them on one host rarely use the same address.
-    pub(super) fn address_origin(&self) -> u16 {
-        let digest = Sha256::digest(self.home.root().as_os_str().as_encoded_bytes());
-        u16::from_be_bytes([digest[0], digest[1]])
-    }
-
-    pub(super) fn connect(
-        &self,
-        record: &InstanceRecord,
-        dir: &InstanceDir,
-        machine: &mut MachineConfig,
-    ) -> Result<Option<NetworkConnection>, CloudError> {
-        let Some(network) = &record.network else {
-            machine.net = Some(device(record.id, None));
-            return Ok(None);
-        };
-        let link = self.link_of(record, network)?;
-        if is_in_vpc(network) {
-            add_device(record.id, dir.path(), &link, machine)?;
-            return Ok(Some(NetworkConnection { device: self.attach(network)?, user_mode: None }));
-        }
-        let connected = connect(record.id, dir.path(), &link, network.mode, machine)?;
-        if network.mode == NetworkMode::Auto
-            && let Err(error) = passt::check()
-        {
-            self.warn(format!("Guests have no outbound connectivity: {error}."));
-        }
-        Ok(connected)
-    }
-
-    /// Returns the netstack configuration of an instance with the interface `network`.
-    fn link_of(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
-        self.store.read(|tx| {
-            let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
-            let volumes = volumes_of(tx, record)?;
-            let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            groups.retain(|group| network.security_groups.contains(&group.id));
-            let instances: Vec<InstanceRecord> = tx.list()?;
-            let filter = filters(&groups, &instances, network);
-            let known = link::Known {
-                subnet: tx
-                    .get::<SubnetRecord>(&network.subnet_id.to_string())?
-                    .ok_or_else(|| SubnetId::not_found(&network.subnet_id.to_string()))?,
-                public_key: key.map(|key| key.public_key),
-                volumes,
-                groups,
-            };
-            Ok(link::link_of(record, network, &known, filter))
-        })
-    }
-
-    /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
-    pub(super) fn push_network_config(&self, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
-        let dir = self.dir(record.id);
-        let link = write_link(dir.path(), &self.link_of(record, network)?)?;
-        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
-        let problems = match reloaded {
-            Ok(Message::Reloaded { problems }) => problems,
-            // An instance that is ending needs no new configuration.
-            Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),
-            Err(error) => vec![error.to_string()],
-        };
-        self.warnings.borrow_mut().extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.id)));
-        Ok(())
-    }
-}
-
-/// Returns true if instances can be connected to their VPCs on this host.
-fn router_is_possible() -> bool {
-    node::router::check().is_ok()
-}
+pub use security_group::{RuleSpec, SecurityGroups, shown};
+pub use spec::{MTU, NetworkSpec};
+pub use subnet::{SubnetSpec, Subnets};
+pub use vpc::Vpcs;

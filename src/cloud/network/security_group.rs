@@ -3,19 +3,16 @@
 //! A change takes effect on running instances at once. Established connections stay open.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
-use super::filter::filter_of;
-use super::vpc::{default_vpc, depends, vpc_or_default};
+use super::filter::groups_of;
+use super::lookup::{default_vpc, depends, vpc_or_default};
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
-use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
-use machine::network::Filter;
 use node::shell;
-use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
+use store::{InstanceRecord, SecurityGroupRecord, Transaction};
 
 pub const DEFAULT: &str = "default";
 
@@ -28,10 +25,16 @@ pub struct RuleSpec {
     pub groups: Vec<String>,
 }
 
-impl Cloud {
+/// Operations on security groups.
+#[derive(Debug, Clone, Copy)]
+pub struct SecurityGroups<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl SecurityGroups<'_> {
     /// Lists all groups, or those of one VPC. Creates the default VPC's default group if it is missing.
-    pub fn security_groups(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
-        self.store.write(|tx| {
+    pub fn list(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
+        self.cloud.store.write(|tx| {
             let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
             ensure_default_group(tx)?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
@@ -41,24 +44,19 @@ impl Cloud {
         })
     }
 
-    pub fn group_names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
-        let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+    pub fn names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
+        let groups: Vec<SecurityGroupRecord> = self.cloud.records()?;
         Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
-    pub fn security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-        self.store.write(|tx| find_group(tx, reference))
+    pub fn find(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.cloud.store.write(|tx| find_group(tx, reference))
     }
 
     /// Creates a group, by default in the default VPC. It allows all outbound and no inbound traffic.
-    pub fn create_security_group(
-        &self,
-        name: &str,
-        description: &str,
-        vpc: Option<&str>,
-    ) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn create(&self, name: &str, description: &str, vpc: Option<&str>) -> Result<SecurityGroupRecord, CloudError> {
         check_group_name(name)?;
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             let vpc_id = vpc_or_default(tx, vpc)?.id;
             if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name && group.vpc_id == vpc_id) {
                 return Err(CloudError::refused(
@@ -82,8 +80,8 @@ impl Cloud {
     }
 
     /// Deletes a group. Fails if it has members, or if a rule of another group refers to it.
-    pub fn delete_security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-        self.store.write(|tx| {
+    pub fn delete(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.cloud.store.write(|tx| {
             let record = find_group(tx, reference)?;
             if record.name == DEFAULT {
                 let what = "The security group 'default' cannot be deleted by a user.";
@@ -107,7 +105,7 @@ impl Cloud {
 
     /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
     pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             for peer in peers(tx, record.vpc_id, spec)? {
                 if record.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
@@ -131,7 +129,7 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.groups_changed()?;
+        self.apply()?;
         Ok(record)
     }
 
@@ -162,7 +160,7 @@ impl Cloud {
         reference: &str,
         chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<F, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx, &record)?(&record).into_iter().collect();
             let Some(ids) = ids else {
@@ -176,20 +174,16 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.groups_changed()?;
+        self.apply()?;
         Ok(record)
     }
 
     /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
-    pub(crate) fn groups_changed(&self) -> Result<(), CloudError> {
-        let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        instances.iter().try_for_each(|record| self.push_network_config(record))?;
-        self.update_routers()
+    pub(crate) fn apply(&self) -> Result<(), CloudError> {
+        let instances: Vec<InstanceRecord> = self.cloud.records()?;
+        instances.iter().try_for_each(|record| self.cloud.interfaces().push(record))?;
+        self.cloud.routers().update()
     }
-}
-
-pub(crate) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
-    record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
 /// Returns or creates a VPC's default group, which allows all traffic between members and all outbound traffic.
@@ -239,18 +233,6 @@ pub(crate) fn chosen_groups(
         .into());
     }
     Ok(ids)
-}
-
-pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
-    let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
-    filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
-}
-
-/// Returns the private addresses of a group's members, excluding terminated instances.
-fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
-    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
-    let in_it = living.filter(|record| groups_of(record).contains(&group));
-    in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
 /// Creates the default VPC's default group if the VPC exists and the group does not.
