@@ -7,16 +7,16 @@ use super::error::CloudError;
 use super::fork::Frozen;
 use super::image::{Image, MANIFEST, RootEntry};
 use super::image_memory::ImageMemory;
+use super::layers;
 use super::machine::SYNC_TIMEOUT;
 use super::names::disk_id;
-use super::registry::{Images, check_name, owner};
-use super::{layers, new_id, now};
+use super::registry::{Images, check_name, new_record};
 use disk::{disk_image, sparse};
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, InstanceId};
 use machine::config::{BackingFile, DiskFormat};
 use node::home::write_private;
-use store::{ImageRecord, InstanceRecord, Visibility};
+use store::{ImageRecord, InstanceRecord};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageConsistency {
@@ -55,7 +55,7 @@ impl Images<'_> {
         let of_source =
             self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.image_id.to_string())?))?;
         let imds_support = of_source.and_then(|image| image.imds_support);
-        let new = ImageRecord { imds_support, ..image_of(instance, name, description) };
+        let new = ImageRecord { source_instance: Some(instance), imds_support, ..new_record(name, description) };
         if moment == ImageConsistency::WithMemory {
             return self.create_with_memory(new, &record, &source, entry);
         }
@@ -145,20 +145,5 @@ impl Images<'_> {
         write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "write"))?;
         finish(scratch.path())?;
         self.register(record, scratch)
-    }
-}
-
-fn image_of(instance: InstanceId, name: &str, description: &str) -> ImageRecord {
-    ImageRecord {
-        id: new_id(),
-        name: name.into(),
-        description: description.into(),
-        created: now(),
-        owner: owner(),
-        visibility: Visibility::Private,
-        source_instance: Some(instance),
-        deregistered: None,
-        imds_support: None,
-        tags: Default::default(),
     }
 }

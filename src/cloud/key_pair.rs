@@ -9,7 +9,6 @@ use ec2::key::{self, KeyFormat, KeyName, KeyType};
 use node::key::{PublicKey, create, import, write_private};
 use store::KeyPairRecord;
 
-/// Operations on key pairs.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyPairs<'a> {
     pub(crate) cloud: &'a Cloud,

@@ -2,16 +2,22 @@
 
 use super::error::CloudError;
 use ec2::capacity::InstanceSize;
+use ec2::id::{Id, ResourceKind};
 use ec2::volume::{VolumeError, VolumeFigures, VolumeSize, VolumeType};
 use ec2::{Ec2Error, InstanceId, VolumeId, catalog};
-use store::{InstanceRecord, Transaction, VolumeRecord};
+use store::{InstanceRecord, Record, Transaction, VolumeRecord};
+
+pub(super) fn by_id<R: Record, K: ResourceKind>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError> {
+    let key = id.to_string();
+    Ok(tx.get(&key)?.ok_or_else(|| Id::<K>::not_found(&key))?)
+}
 
 pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
-    Ok(tx.get(&id.to_string())?.ok_or_else(|| InstanceId::not_found(&id.to_string()))?)
+    by_id(tx, id)
 }
 
 pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
-    Ok(tx.get(&id.to_string())?.ok_or_else(|| VolumeId::not_found(&id.to_string()))?)
+    by_id(tx, id)
 }
 
 pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {

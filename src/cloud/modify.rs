@@ -40,7 +40,6 @@ impl Modification {
     }
 }
 
-/// Operations on the attributes of instances.
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes<'a> {
     pub(crate) cloud: &'a Cloud,

@@ -8,16 +8,14 @@ use super::error::CloudError;
 use super::image::{Image, MANIFEST};
 use super::image_memory::ImageMemory;
 use super::template;
-use super::{Cloud, embedded, now};
-use ec2::id::Id;
-use ec2::id::Image as ImageKind;
+use super::{Cloud, embedded, new_id, now};
+use ec2::id::{Id, Image as ImageKind};
 use ec2::metadata::ImdsSupport;
 use ec2::{ErrorCode, ImageId};
 use node::home::Home;
 use node::shell;
 use store::{ImageRecord, StoreError, Transaction, Visibility};
 
-/// Operations on images (AMIs).
 #[derive(Debug, Clone, Copy)]
 pub struct Images<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -193,23 +191,25 @@ pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image
 }
 
 fn embedded_record() -> ImageRecord {
+    let description = "Linux with BusyBox and the Wisp agent, embedded in the binary";
+    let (id, owner, visibility) = (embedded::id(), "wisp".into(), Visibility::Public);
+    ImageRecord { id, owner, visibility, ..new_record(embedded::NAME, description) }
+}
+
+/// Returns the record of a new private image. The owner is the user's name on this host, or `self` if it is unknown.
+pub(super) fn new_record(name: &str, description: &str) -> ImageRecord {
     ImageRecord {
-        id: embedded::id(),
-        name: embedded::NAME.into(),
-        description: "Linux with BusyBox and the Wisp agent, embedded in the binary".into(),
+        id: new_id(),
+        name: name.into(),
+        description: description.into(),
         created: now(),
-        owner: "wisp".into(),
-        visibility: Visibility::Public,
+        owner: std::env::var("USER").unwrap_or_else(|_| "self".into()),
+        visibility: Visibility::Private,
         source_instance: None,
         deregistered: None,
         imds_support: None,
         tags: Default::default(),
     }
-}
-
-/// Returns the user's name on this host, or `self` if it is unknown.
-pub(super) fn owner() -> String {
-    std::env::var("USER").unwrap_or_else(|_| "self".into())
 }
 
 fn name_is_free(tx: &Transaction, name: &str) -> Result<(), CloudError> {

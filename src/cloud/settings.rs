@@ -5,7 +5,6 @@ use super::error::CloudError;
 use ec2::metadata::MetadataChange;
 use store::{MetadataDefaults, Transaction};
 
-/// Operations on settings of the region.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
     pub(crate) cloud: &'a Cloud,

@@ -19,7 +19,6 @@ use machine::control::ControlRequest;
 use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
-/// Operations on snapshots of EBS volumes.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshots<'a> {
     pub(crate) cloud: &'a Cloud,

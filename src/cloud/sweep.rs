@@ -11,7 +11,6 @@ use ec2::ImageId;
 use node::home::is_lock;
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord};
 
-/// Operations on files that no record refers to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sweep<'a> {
     pub(crate) cloud: &'a Cloud,

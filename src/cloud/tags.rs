@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Cloud;
 use super::error::CloudError;
-use super::lookup::get;
-use super::resolve;
+use super::lookup::{by_id, get};
+use super::{Cloud, resolve};
 use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
     Volume, Vpc, VpcId,
@@ -32,7 +31,6 @@ pub enum Resource {
     Address(AllocationId),
 }
 
-/// Operations on the tags of all resources.
 #[derive(Debug, Clone, Copy)]
 pub struct Tags<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -73,19 +71,16 @@ impl Tags<'_> {
                 tags.retain(|key, _| !remove.contains(key));
                 Ok(())
             };
-            let changed = match resource {
-                Resource::Instance(id) => update(tx, &id.to_string(), |it: &mut InstanceRecord| &mut it.tags, &change),
-                Resource::Volume(id) => update(tx, &id.to_string(), |it: &mut VolumeRecord| &mut it.tags, &change),
-                Resource::Snapshot(id) => update(tx, &id.to_string(), |it: &mut SnapshotRecord| &mut it.tags, &change),
-                Resource::Image(id) => update(tx, &id.to_string(), |it: &mut ImageRecord| &mut it.tags, &change),
-                Resource::Vpc(id) => update(tx, &id.to_string(), |it: &mut VpcRecord| &mut it.tags, &change),
-                Resource::Subnet(id) => update(tx, &id.to_string(), |it: &mut SubnetRecord| &mut it.tags, &change),
-                Resource::SecurityGroup(id) => {
-                    update(tx, &id.to_string(), |it: &mut SecurityGroupRecord| &mut it.tags, &change)
-                }
-                Resource::Address(id) => update(tx, &id.to_string(), |it: &mut AddressRecord| &mut it.tags, &change),
-            };
-            changed?.ok_or_else(|| resource.not_found().into())
+            match resource {
+                Resource::Instance(id) => update(tx, id, |it: &mut InstanceRecord| &mut it.tags, &change),
+                Resource::Volume(id) => update(tx, id, |it: &mut VolumeRecord| &mut it.tags, &change),
+                Resource::Snapshot(id) => update(tx, id, |it: &mut SnapshotRecord| &mut it.tags, &change),
+                Resource::Image(id) => update(tx, id, |it: &mut ImageRecord| &mut it.tags, &change),
+                Resource::Vpc(id) => update(tx, id, |it: &mut VpcRecord| &mut it.tags, &change),
+                Resource::Subnet(id) => update(tx, id, |it: &mut SubnetRecord| &mut it.tags, &change),
+                Resource::SecurityGroup(id) => update(tx, id, |it: &mut SecurityGroupRecord| &mut it.tags, &change),
+                Resource::Address(id) => update(tx, id, |it: &mut AddressRecord| &mut it.tags, &change),
+            }
         })?;
         // The metadata service may serve the instance's tags.
         if let Resource::Instance(id) = resource {
@@ -93,21 +88,6 @@ impl Tags<'_> {
             self.cloud.interfaces().push(&record)?;
         }
         Ok(tags)
-    }
-}
-
-impl Resource {
-    fn not_found(self) -> Ec2Error {
-        match self {
-            Resource::Instance(id) => InstanceId::not_found(&id.to_string()),
-            Resource::Volume(id) => VolumeId::not_found(&id.to_string()),
-            Resource::Snapshot(id) => SnapshotId::not_found(&id.to_string()),
-            Resource::Image(id) => ImageId::not_found(&id.to_string()),
-            Resource::Vpc(id) => VpcId::not_found(&id.to_string()),
-            Resource::Subnet(id) => SubnetId::not_found(&id.to_string()),
-            Resource::SecurityGroup(id) => SecurityGroupId::not_found(&id.to_string()),
-            Resource::Address(id) => AllocationId::not_found(&id.to_string()),
-        }
     }
 }
 
@@ -165,17 +145,17 @@ fn unknown_reference(reference: &str) -> Ec2Error {
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
 }
 
-/// Changes the tags of one record, and returns them if the record exists.
-fn update<R: Record>(
+/// Changes the tags of one record, and returns them.
+fn update<R: Record, K: ResourceKind>(
     tx: &Transaction,
-    key: &str,
-    tags: impl Fn(&mut R) -> &mut TagMap,
+    id: Id<K>,
+    tags: fn(&mut R) -> &mut TagMap,
     change: &dyn Fn(&mut TagMap) -> Result<(), Ec2Error>,
-) -> Result<Option<TagMap>, CloudError> {
-    let Some(mut record) = tx.get::<R>(key)? else { return Ok(None) };
+) -> Result<TagMap, CloudError> {
+    let mut record: R = by_id(tx, id)?;
     change(tags(&mut record))?;
     tx.put(&record)?;
-    Ok(Some(tags(&mut record).clone()))
+    Ok(tags(&mut record).clone())
 }
 
 #[cfg(test)]

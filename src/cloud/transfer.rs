@@ -5,8 +5,8 @@ use std::path::Path;
 use super::error::CloudError;
 use super::import::root::{RootOptions, agent_of, import_root};
 use super::import::{ImportError, ImportProgress};
-use super::registry::{Images, check_name, owner};
-use super::{bundle, embedded, new_id, now};
+use super::registry::{Images, check_name, new_record};
+use super::{bundle, embedded};
 use store::{ImageRecord, Visibility};
 
 #[derive(Debug, Clone)]
@@ -66,18 +66,9 @@ impl Images<'_> {
         };
         let name = new.name.clone().unwrap_or(manifest.name);
         check_name(&name)?;
-        let record = ImageRecord {
-            id: new_id(),
-            name,
-            description: new.description.clone().unwrap_or(manifest.description),
-            created: now(),
-            owner: owner(),
-            visibility: new.visibility,
-            source_instance: None,
-            deregistered: None,
-            imds_support: manifest.imds_support,
-            tags: Default::default(),
-        };
+        let description = new.description.as_ref().unwrap_or(&manifest.description);
+        let (visibility, imds_support) = (new.visibility, manifest.imds_support);
+        let record = ImageRecord { visibility, imds_support, ..new_record(&name, description) };
         self.register(record, scratch)
     }
 

@@ -17,7 +17,6 @@ use store::{InstanceRecord, Transaction, UsageCursor};
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
 
-/// Operations on the usage records of instances.
 #[derive(Debug, Clone, Copy)]
 pub struct Metering<'a> {
     pub(crate) cloud: &'a Cloud,

@@ -36,7 +36,6 @@ pub struct NewVolume {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Operations on EBS volumes.
 #[derive(Debug, Clone, Copy)]
 pub struct Volumes<'a> {
     pub(crate) cloud: &'a Cloud,

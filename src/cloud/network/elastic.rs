@@ -6,13 +6,11 @@ use super::super::error::CloudError;
 use super::super::lookup::get;
 use super::super::{Cloud, new_id, resolve};
 use super::address::AddressPool;
-use ec2::id::AllocationId;
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use node::home::Home;
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
-/// Operations on elastic addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -40,6 +38,7 @@ impl Addresses<'_> {
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
+        let home = &self.cloud.home;
         let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
@@ -56,7 +55,7 @@ impl Addresses<'_> {
             }
             let mut before = Vec::new();
             if let Some(holder) = holder {
-                before.push(remove_elastic_address(tx, holder, &self.cloud.home)?);
+                before.push(set_elastic_address(tx, holder, None, home)?);
             }
             // Release the instance's previous elastic address.
             for mut other in held_by(tx, instance.id)? {
@@ -65,7 +64,7 @@ impl Addresses<'_> {
             }
             record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
             tx.put(&record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.id, &record)?))
+            Ok((record.clone(), before, set_elastic_address(tx, instance.id, Some(&record), home)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
@@ -81,7 +80,7 @@ impl Addresses<'_> {
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&record)?;
-            Ok((record, remove_elastic_address(tx, association.instance_id, &self.cloud.home)?))
+            Ok((record, set_elastic_address(tx, association.instance_id, None, &self.cloud.home)?))
         })?;
         self.cloud.interfaces().push(&from)?;
         Ok(record)
@@ -114,36 +113,21 @@ fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>,
     Ok(records)
 }
 
-/// Removes an instance's elastic address. A running instance that should have a public address gets a new one.
-fn remove_elastic_address(tx: &Transaction, instance: InstanceId, home: &Home) -> Result<InstanceRecord, CloudError> {
-    let has_machine = get(tx, instance)?.state.has_machine();
-    change(tx, instance, None, |tx, network| {
-        network.public_ip = None;
-        if has_machine { AddressPool::taken(tx, home)?.give(network) } else { Ok(()) }
-    })
-}
-
+/// Sets or removes an instance's elastic address. A running instance that loses it, and that should have a public
+/// address, gets a new one.
 fn set_elastic_address(
     tx: &Transaction,
     instance: InstanceId,
-    address: &AddressRecord,
-) -> Result<InstanceRecord, CloudError> {
-    change(tx, instance, Some(address.id), |_, network| {
-        network.public_ip = Some(address.public_ip);
-        Ok(())
-    })
-}
-
-fn change(
-    tx: &Transaction,
-    instance: InstanceId,
-    elastic_address: Option<AllocationId>,
-    set: impl FnOnce(&Transaction, &mut store::NetworkRecord) -> Result<(), CloudError>,
+    address: Option<&AddressRecord>,
+    home: &Home,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
     if let Some(network) = &mut record.network {
-        network.elastic_address = elastic_address;
-        set(tx, network)?;
+        network.elastic_address = address.map(|address| address.id);
+        network.public_ip = address.map(|address| address.public_ip);
+        if address.is_none() && record.state.has_machine() {
+            AddressPool::taken(tx, home)?.give(network)?;
+        }
         tx.put(&record)?;
     }
     Ok(record)

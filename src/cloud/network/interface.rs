@@ -4,21 +4,19 @@ use std::path::Path;
 
 use super::super::Cloud;
 use super::super::error::CloudError;
-use super::super::lookup::volumes_of;
+use super::super::lookup::{by_id, volumes_of};
 use super::connection::{NetworkConnection, add_device, connect, device, write_link};
 use super::filter::filters;
 use super::link::link_of;
 use super::metadata::Known;
 use super::spec::is_in_vpc;
-use ec2::id::SubnetId;
 use ec2::network::NetworkMode;
 use machine::config::MachineConfig;
 use machine::control::{ControlRequest, Message};
 use machine::network::NetstackConfig;
 use node::passt;
-use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord};
+use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
 
-/// Operations on the network interfaces of instances.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Interfaces<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -54,17 +52,14 @@ impl Interfaces<'_> {
     fn netstack_config(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.cloud.store.read(|tx| {
             let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
-            let volumes = volumes_of(tx, record)?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
             groups.retain(|group| network.security_groups.contains(&group.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
             let filter = filters(&groups, &instances, network);
             let known = Known {
-                subnet: tx
-                    .get::<SubnetRecord>(&network.subnet_id.to_string())?
-                    .ok_or_else(|| SubnetId::not_found(&network.subnet_id.to_string()))?,
+                subnet: by_id(tx, network.subnet_id)?,
                 public_key: key.map(|key| key.public_key),
-                volumes,
+                volumes: volumes_of(tx, record)?,
                 groups,
             };
             Ok(link_of(record, network, &known, filter))
@@ -83,10 +78,8 @@ impl Interfaces<'_> {
             Ok(_) | Err(CloudError::Control { .. }) => Vec::new(),
             Err(error) => vec![error.to_string()],
         };
-        self.cloud
-            .warnings
-            .borrow_mut()
-            .extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.id)));
+        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.id));
+        self.cloud.warnings.borrow_mut().extend(warnings);
         Ok(())
     }
 }

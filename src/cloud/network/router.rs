@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::super::Cloud;
 use super::super::error::CloudError;
+use super::super::lookup::by_id;
 use super::filter::filters;
 use super::lookup::all_vpcs;
 use super::spec::{MTU, is_in_vpc};
@@ -19,7 +20,6 @@ use machine::network::{Cidr, MacAddress};
 use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
-/// Operations on the routers of VPCs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Routers<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -56,11 +56,10 @@ impl Routers<'_> {
     pub(super) fn update(&self) -> Result<(), CloudError> {
         for vpc in self.cloud.store.read(all_vpcs)? {
             // A VPC without a directory has never had an attached instance, so it has no router.
-            if self.directory(vpc.id).exists() {
-                let router = self.lock(vpc.id)?;
-                if let Some(recovery) = router.apply(&self.config(vpc.id)?).map_err(refused)? {
-                    self.warn_recovery(vpc.id, &recovery);
-                }
+            if self.directory(vpc.id).exists()
+                && let Some(recovery) = self.apply(vpc.id)?
+            {
+                self.warn_recovery(vpc.id, &recovery);
             }
         }
         Ok(())
@@ -73,7 +72,7 @@ impl Routers<'_> {
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
         for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.directory(*vpc))).collect::<Vec<_>>() {
-            match self.restart(vpc) {
+            match self.apply(vpc) {
                 // If the router cannot be restarted, the commands that need it report that.
                 Ok(Some(recovery)) if recovery.uplink.is_some() => self.warn_recovery(vpc, &recovery),
                 Ok(_) => {}
@@ -84,7 +83,8 @@ impl Routers<'_> {
         }
     }
 
-    fn restart(&self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
+    /// Applies the current configuration. Replaces a killed router if an instance still holds its network namespace.
+    fn apply(&self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
         let router = self.lock(vpc)?;
         router.apply(&self.config(vpc)?).map_err(refused)
     }
@@ -118,7 +118,7 @@ impl Routers<'_> {
     fn config(&self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
         let instances_directory = self.cloud.home.instances();
         let (range, interfaces) = self.cloud.store.read::<_, CloudError>(|tx| {
-            let record = tx.get::<VpcRecord>(&vpc.to_string())?.ok_or_else(|| VpcId::not_found(&vpc.to_string()))?;
+            let record: VpcRecord = by_id(tx, vpc)?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
             let instances: Vec<InstanceRecord> = tx.list()?;
             let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);

@@ -25,7 +25,6 @@ pub struct RuleSpec {
     pub groups: Vec<String>,
 }
 
-/// Operations on security groups.
 #[derive(Debug, Clone, Copy)]
 pub struct SecurityGroups<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -65,15 +64,7 @@ impl SecurityGroups<'_> {
                     Some(format!("`wisp {}` shows it.", shell::command(["sg", "show", name]))),
                 ));
             }
-            let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
-            let record = SecurityGroupRecord {
-                id: new_id(),
-                vpc_id,
-                name: name.to_string(),
-                description: description.to_string(),
-                rules: vec![everything],
-                tags: Default::default(),
-            };
+            let record = new_group(vpc_id, name, description);
             tx.insert(&record)?;
             Ok(record)
         })
@@ -136,34 +127,28 @@ impl SecurityGroups<'_> {
     /// Removes rules from a group. Fails without removing any if one of them does not exist.
     pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
-            let peers = peers(tx, group.vpc_id, spec)?;
-            let find = |record: &SecurityGroupRecord, peer: Peer| {
-                record.rules.iter().find(|rule| rule.is_like(spec.egress, spec.traffic, peer)).map(|rule| rule.id)
-            };
-            Ok(move |record: &SecurityGroupRecord| peers.iter().map(|peer| find(record, *peer)).collect())
+            let is_peer = |rule: &&Rule, peer: Peer| rule.is_like(spec.egress, spec.traffic, peer);
+            let find = |peer| group.rules.iter().find(|rule| is_peer(rule, peer)).map(|rule| rule.id);
+            Ok(peers(tx, group.vpc_id, spec)?.into_iter().map(find).collect())
         })
     }
 
     pub fn revoke_by_id(&self, reference: &str, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |_, group| {
-            if group.rules.iter().all(|rule| rule.id != id) {
-                return Err(SecurityGroupRuleId::not_found(&id.to_string()).into());
-            }
-            Ok(move |record: &SecurityGroupRecord| {
-                vec![record.rules.iter().find(|rule| rule.id == id).map(|rule| rule.id)]
-            })
+        self.remove_rules(reference, |_, group| match group.rules.iter().any(|rule| rule.id == id) {
+            true => Ok(Some(vec![id])),
+            false => Err(SecurityGroupRuleId::not_found(&id.to_string()).into()),
         })
     }
 
-    fn remove_rules<F: Fn(&SecurityGroupRecord) -> Vec<Option<SecurityGroupRuleId>>>(
+    /// `chosen` returns the IDs of the rules, or `None` if one of them does not exist.
+    fn remove_rules(
         &self,
         reference: &str,
-        chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<F, CloudError>,
+        chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<Option<Vec<SecurityGroupRuleId>>, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
-            let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx, &record)?(&record).into_iter().collect();
-            let Some(ids) = ids else {
+            let Some(ids) = chosen(tx, &record)? else {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidPermissionNotFound,
                     "The specified rule does not exist in this security group.",
@@ -192,17 +177,8 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
         return Ok(group);
     }
-    let id: SecurityGroupId = new_id();
-    let own = rule(false, Traffic::All, Peer::Group(id));
-    let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
-    let record = SecurityGroupRecord {
-        id,
-        vpc_id,
-        name: DEFAULT.into(),
-        description: "default VPC security group".into(),
-        rules: vec![own, everything],
-        tags: Default::default(),
-    };
+    let mut record = new_group(vpc_id, DEFAULT, "default VPC security group");
+    record.rules.insert(0, rule(false, Traffic::All, Peer::Group(record.id)));
     tx.insert(&record)?;
     Ok(record)
 }
@@ -270,6 +246,18 @@ fn peers(tx: &Transaction, vpc: VpcId, spec: &RuleSpec) -> Result<Vec<Peer>, Clo
         peers.push(Peer::Group(group_in(tx, vpc, group)?.id));
     }
     Ok(peers)
+}
+
+/// Returns a group that allows all outbound and no inbound traffic.
+fn new_group(vpc_id: VpcId, name: &str, description: &str) -> SecurityGroupRecord {
+    SecurityGroupRecord {
+        id: new_id(),
+        vpc_id,
+        name: name.into(),
+        description: description.into(),
+        rules: vec![rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE))],
+        tags: Default::default(),
+    }
 }
 
 fn rule(egress: bool, traffic: Traffic, peer: Peer) -> Rule {

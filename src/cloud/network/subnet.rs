@@ -19,7 +19,6 @@ pub struct SubnetSpec {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Operations on subnets.
 #[derive(Debug, Clone, Copy)]
 pub struct Subnets<'a> {
     pub(crate) cloud: &'a Cloud,

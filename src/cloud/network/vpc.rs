@@ -16,7 +16,6 @@ use store::{SecurityGroupRecord, SubnetRecord, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
 
-/// Operations on VPCs.
 #[derive(Debug, Clone, Copy)]
 pub struct Vpcs<'a> {
     pub(crate) cloud: &'a Cloud,
@@ -26,10 +25,6 @@ impl Vpcs<'_> {
     /// Lists all VPCs by address range, the default VPC first.
     pub fn list(&self) -> Result<Vec<VpcRecord>, CloudError> {
         self.cloud.store.read(all_vpcs)
-    }
-
-    pub fn find(&self, reference: &str) -> Result<VpcRecord, CloudError> {
-        self.cloud.store.read(|tx| resolve::vpc(tx, reference))
     }
 
     /// Creates a VPC with a default security group and without subnets.
@@ -75,10 +70,10 @@ impl Vpcs<'_> {
         let vpc = self.cloud.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
             let id = vpc.id;
-            let subnets: Vec<SubnetRecord> = tx.list()?;
-            let groups: Vec<SecurityGroupRecord> = tx.list()?;
-            let subnets: Vec<SubnetRecord> = subnets.into_iter().filter(|subnet| subnet.vpc_id == id).collect();
-            let groups: Vec<SecurityGroupRecord> = groups.into_iter().filter(|group| group.vpc_id == id).collect();
+            let mut subnets: Vec<SubnetRecord> = tx.list()?;
+            let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
+            subnets.retain(|subnet| subnet.vpc_id == id);
+            groups.retain(|group| group.vpc_id == id);
             let instance = occupant(tx, |network| network.vpc_id == id)?.map(|record| record.id.to_string());
             let subnet = subnets.iter().find(|subnet| !subnet.default_for_zone).map(|subnet| subnet.id.to_string());
             let group = groups.iter().find(|group| group.name != DEFAULT).map(|group| group.id.to_string());
