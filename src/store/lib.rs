@@ -142,17 +142,17 @@ mod tests {
 
     #[test]
     fn record_survives_reopening() {
-        let (mut store, dir) = store();
+        let (store, dir) = store();
         store.write::<_, StoreError>(|tx| tx.insert(&key("a"))).unwrap();
         drop(store);
-        let mut store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("a")).unwrap(), Some(key("a")));
         assert_eq!(store.read::<_, StoreError>(|tx| tx.get::<KeyPairRecord>("b")).unwrap(), None);
     }
 
     #[test]
     fn failed_write_changes_nothing() {
-        let (mut store, _directory) = store();
+        let (store, _directory) = store();
         let result = store.write::<(), StoreError>(|tx| {
             tx.insert(&key("a"))?;
             tx.insert(&key("a"))
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn rehearse_changes_nothing() {
-        let (mut store, _directory) = store();
+        let (store, _directory) = store();
         let listed = store.rehearse::<_, StoreError>(|tx| {
             tx.insert(&key("a"))?;
             tx.list::<KeyPairRecord>()
@@ -177,7 +177,7 @@ mod tests {
     fn writers_of_two_processes_are_serialized() {
         let (_, dir) = store();
         let add = |name: &str| {
-            let mut store = Store::open(dir.path()).unwrap();
+            let store = Store::open(dir.path()).unwrap();
             for number in 0..50 {
                 store.write::<_, StoreError>(|tx| tx.insert(&key(&format!("{name}{number}")))).unwrap();
             }
@@ -186,7 +186,7 @@ mod tests {
             scope.spawn(|| add("a"));
             scope.spawn(|| add("b"));
         });
-        let mut store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap().len(), 100);
     }
 
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn damaged_record_is_left_out_of_lists_and_reported() {
-        let (mut store, _directory) = store();
+        let (store, _directory) = store();
         store.write::<_, StoreError>(|tx| ["a", "b", "c"].iter().try_for_each(|name| tx.insert(&key(name)))).unwrap();
         store.connection.execute("UPDATE key_pairs SET record = '{\"id\": 7' WHERE key = 'b'", []).unwrap();
         let names = store.read::<_, StoreError>(|tx| tx.list::<KeyPairRecord>()).unwrap();
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn sequence_numbers_follow_those_of_all_instances() {
-        let (mut store, _dir) = store();
+        let (store, _dir) = store();
         let instance = |id: &str, sequence: u64| -> InstanceRecord {
             serde_json::from_value(serde_json::json!({
                 "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,

@@ -121,7 +121,7 @@ mod tests {
         old.execute("INSERT INTO volumes VALUES ('vol-0', '{'), ('vol-1', '{}')", []).unwrap();
         drop(old);
 
-        let mut store = Store::open(directory.path()).unwrap();
+        let store = Store::open(directory.path()).unwrap();
         let (vpcs, subnets, groups) = store
             .read::<_, StoreError>(|tx| {
                 Ok((tx.list::<VpcRecord>()?, tx.list::<SubnetRecord>()?, tx.list::<SecurityGroupRecord>()?))

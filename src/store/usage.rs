@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn change_usage_affects_only_series_of_instance() {
-        let (mut store, _directory) = store();
+        let (store, _directory) = store();
         let [a, b]: [InstanceId; 2] =
             ["i-0000000000000000a", "i-0000000000000000b"].map(|id| id.parse().expect("an ID"));
         let first = [point(1, 10), point(2, 20), point(10, 30)];
