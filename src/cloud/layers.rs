@@ -68,7 +68,7 @@ pub(super) fn record_missing(cloud: &Cloud) -> Result<(), CloudError> {
     record_missing_of::<SnapshotRecord>(cloud, |snapshot| (&snapshot.file, &mut snapshot.backing))
 }
 
-/// `parts` returns a record's file and its backing files.
+/// Records the missing backing files of one kind. `parts` returns a record's file and its backing files.
 fn record_missing_of<R: Record>(
     cloud: &Cloud,
     parts: fn(&mut R) -> (&str, &mut Option<Vec<LayerRecord>>),

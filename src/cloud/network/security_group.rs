@@ -140,7 +140,7 @@ impl SecurityGroups<'_> {
         })
     }
 
-    /// `chosen` returns the IDs of the rules, or `None` if one of them does not exist.
+    /// Removes the rules whose IDs `chosen` returns. Fails if it returns `None`: a rule does not exist.
     fn remove_rules(
         &self,
         reference: &str,
