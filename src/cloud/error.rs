@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::embedded::EmbeddedError;
 use super::image::ImageError;
 use super::import::ImportError;
 use disk::disk_image;
@@ -21,6 +22,8 @@ pub enum CloudError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
     #[error(transparent)]
     DiskImage(#[from] disk_image::ImageError),
     #[error(transparent)]

@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::hibernate::check_savable;
-use super::launch::{MAX_COUNT, Prepared, check_forks, volume_file};
+use super::launch::{MAX_COUNT, Prepared, check_forks};
 use super::layers::over;
-use super::lifecycle::get;
-use super::machine_config::{disk_id, volume_disk};
-use super::network::{Addresses, for_fork};
+use super::lookup::{get, get_volume};
+use super::machine_config::volume_disk;
+use super::names::{disk_id, volume_file};
+use super::network::{AddressPool, for_fork};
 use super::start::Source;
-use super::volume::get_volume;
 use super::{Cloud, new_id, now};
 use disk::disk_image;
 use ec2::state::{Action, InstanceState};
@@ -74,7 +74,7 @@ impl Cloud {
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        let image = self.open_image(record.image_id)?;
+        let image = self.images().open_by_id(record.image_id)?;
         let replaced: Vec<String> = volumes.iter().map(disk_id).collect();
         let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
             let restore = Restore { dir: saved.path().to_path_buf(), once: false };
@@ -95,10 +95,10 @@ impl Cloud {
             let (instance, action) = (record.id, "copied");
             return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
         };
-        let snapshots = self.lock_snapshots()?;
+        let snapshots = self.snapshots().lock()?;
         let [own, saved] = self.dir(record.id).saved_for_others()?;
         let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
-        let volumes = self.volumes_of(record)?;
+        let volumes = self.volumes().of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
         snapshot_files::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
@@ -187,9 +187,8 @@ impl Cloud {
                 }
             }
         }
-        let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
-            let mut addresses = Addresses::taken(tx, origin)?;
+            let mut addresses = AddressPool::taken(tx, &self.home)?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 if let Some(network) = &mut one.record.network {
                     addresses.give(network)?;

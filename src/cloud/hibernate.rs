@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Cloud;
 use super::error::CloudError;
-use super::lifecycle::get;
+use super::lookup::get;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
 use machine::timeline::Mark;

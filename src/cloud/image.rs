@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::embedded::{self, EmbeddedError};
 use ec2::metadata::ImdsSupport;
 use machine::config::{BootProtocol, DiskFormat};
 use node::guest::check_user_name;
-use node::home::Home;
 
 pub const MANIFEST: &str = "image.toml";
 /// Maximum size of a manifest in bytes.
@@ -85,8 +83,6 @@ pub struct Component {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    #[error(transparent)]
-    Embedded(#[from] EmbeddedError),
     #[error("{} is not an image bundle: cannot read its {MANIFEST}: {source}", dir.display())]
     NoManifest { dir: PathBuf, source: io::Error },
     #[error("{}: {reason}", path.display())]
@@ -102,19 +98,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens an image that need not be registered: the embedded image by its name or ID, or a bundle by its directory.
-    /// The embedded image is the default. Returns `None` if `reference` can only be a registered image.
-    pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, ImageError> {
-        let reference = reference.unwrap_or(embedded::NAME);
-        if reference == embedded::NAME || reference == embedded::id().to_string() {
-            return Image::open(&embedded::unpacked(home)?).map(Some);
-        }
-        if reference.contains('/') || Path::new(reference).join(MANIFEST).exists() {
-            return Image::open(Path::new(reference)).map(Some);
-        }
-        Ok(None)
-    }
-
     /// Opens a bundle and checks that its files exist. Digests are not verified, since that means reading every file.
     pub fn open(dir: &Path) -> Result<Image, ImageError> {
         let unreadable = |source| ImageError::NoManifest { dir: dir.to_path_buf(), source };

@@ -9,14 +9,19 @@ use ec2::key::{self, KeyFormat, KeyName, KeyType};
 use node::key::{PublicKey, create, import, write_private};
 use store::KeyPairRecord;
 
-impl Cloud {
+#[derive(Debug, Clone, Copy)]
+pub struct KeyPairs<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl KeyPairs<'_> {
     /// Returns all key pairs, ordered by name.
-    pub fn key_pairs(&self) -> Result<Vec<KeyPairRecord>, CloudError> {
-        self.store.read(|tx| Ok(tx.list()?))
+    pub fn list(&self) -> Result<Vec<KeyPairRecord>, CloudError> {
+        self.cloud.records()
     }
 
     /// Creates a key pair and writes the private key to the new file `path`.
-    pub fn create_key_pair(
+    pub fn create(
         &self,
         name: &KeyName,
         key_type: KeyType,
@@ -27,22 +32,22 @@ impl Cloud {
         let pair = create(name, key_type, format)?;
         // The private key is written before the pair is registered, because a pair without its private key is useless.
         write_private(path, &pair.private)?;
-        self.keep_key_pair(name, pair.public).inspect_err(|_| {
+        self.keep(name, pair.public).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })
     }
 
-    pub fn import_key_pair(&self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
+    pub fn import(&self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
-        self.keep_key_pair(name, public)
+        self.keep(name, public)
     }
 
     fn check_free(&self, name: &KeyName) -> Result<(), CloudError> {
-        let known = self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name.as_str())?))?;
+        let known = self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name.as_str())?))?;
         if known.is_some() { Err(key::duplicate(name).into()) } else { Ok(()) }
     }
 
-    fn keep_key_pair(&self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
+    fn keep(&self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
         let record = KeyPairRecord {
             id: new_id(),
             name: name.as_str().into(),
@@ -52,7 +57,7 @@ impl Cloud {
             created: now(),
             tags: BTreeMap::new(),
         };
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             if tx.get::<KeyPairRecord>(name.as_str())?.is_some() {
                 return Err(key::duplicate(name).into());
             }
@@ -62,8 +67,8 @@ impl Cloud {
     }
 
     /// Deletes a key pair. Instances that were launched with it still accept the private key.
-    pub fn delete_key_pair(&self, name: &str) -> Result<KeyPairRecord, CloudError> {
-        self.store.write(|tx| {
+    pub fn delete(&self, name: &str) -> Result<KeyPairRecord, CloudError> {
+        self.cloud.store.write(|tx| {
             let record = tx.get::<KeyPairRecord>(name)?.ok_or_else(|| key::not_found(name))?;
             tx.remove::<KeyPairRecord>(name)?;
             Ok(record)

@@ -5,37 +5,38 @@ use std::fs::File;
 
 use sha2::{Digest, Sha256};
 
+use super::capacity::{check_capacity, cpus, promised_memory, threads_per_core};
 use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
 use super::layers;
 use super::limits::check_credits;
-use super::network::{Addresses, NetworkSpec, Placement};
+use super::lookup::size_of;
+use super::names::{ROOT_DEVICE, volume_file};
+use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
+use super::settings::metadata_defaults;
 use super::start::Source;
 use super::template::{self, Template};
 use super::volume::attach;
 use super::{Cloud, embedded, new_id, now, resolve};
 use disk::disk_image;
-use ec2::capacity::{self, InstanceSize};
+use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
-use ec2::metadata::{MetadataChange, MetadataOptions};
+use ec2::metadata::MetadataOptions;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
 use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
-use machine::config::{CpuConfig, DiskFormat};
+use machine::config::DiskFormat;
 use node::instance::{InstanceDir, MachineHandle};
-use node::probe;
 use store::{
-    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, MetadataDefaults, SnapshotRecord,
-    Transaction, VolumeRecord,
+    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Transaction,
+    VolumeRecord,
 };
 
 pub const MAX_COUNT: u32 = 100;
-/// Device name of the root volume of EC2's Linux images.
-pub const ROOT_DEVICE: &str = "/dev/xvda";
 /// Lifetime of a client token in seconds, as in EC2.
 pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
 /// Maximum length of a client token in bytes.
@@ -94,13 +95,13 @@ pub(super) struct Prepared {
 impl Cloud {
     /// Launches instances. A client token that was used before returns the instances of the earlier launch.
     pub fn launch(&self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
-        let image_record = self.image_record(spec.image.as_deref().unwrap_or(embedded::NAME))?;
+        let image_record = self.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
             return Ok(Launched { instances, machines: Vec::new(), wants_warm: false });
         }
-        let image = self.check_image(&image_record)?;
+        let image = self.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
         let has_cloud_init = image.is_some_and(|image| image.manifest.cloud_init);
         check_user_data(has_cloud_init, spec.user_data.as_ref())?;
@@ -112,7 +113,7 @@ impl Cloud {
                 None,
             ));
         }
-        let (image_record, image) = self.image(spec.image.as_deref())?;
+        let (image_record, image) = self.images().open(spec.image.as_deref())?;
         let can_be_warm = can_be_warm(spec, &image);
         let warm =
             if can_be_warm { template::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
@@ -128,7 +129,7 @@ impl Cloud {
                 Some(warm) => Source::Copy { restore: warm.restore(), disks: &root },
                 None => Source::Boot,
             };
-            self.plan_start(&record, lock, &image, &self.volumes_of(&record)?, source)
+            self.plan_start(&record, lock, &image, &self.volumes().of(&record)?, source)
         };
         match self.start_all(prepared.into_iter().map(plan)) {
             Ok(machines) => {
@@ -163,7 +164,7 @@ impl Cloud {
             }
             .into());
         }
-        let defaults = self.metadata_defaults()?.applied(MetadataOptions::default());
+        let defaults = self.settings().metadata_defaults()?.applied(MetadataOptions::default());
         if spec.network.metadata.unwrap_or_default().applied(defaults).tags {
             check_metadata_keys(spec.tags.keys().map(String::as_str))?;
         }
@@ -235,7 +236,6 @@ impl Cloud {
                 }
             }
         }
-        let origin = self.address_origin();
         let inserted = self.store.write::<_, CloudError>(|tx| {
             if let Some(instances) = with_token(tx, spec.client_token.as_deref(), parameters)? {
                 return Ok(Err(instances));
@@ -247,7 +247,7 @@ impl Cloud {
             let place = Placement::choose(tx, &spec.network)?;
             let imds_support = image_record.imds_support.or(image.manifest.imds_support);
             let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
-            let mut addresses = Addresses::taken(tx, origin)?;
+            let mut addresses = AddressPool::taken(tx, &self.home)?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
@@ -276,7 +276,7 @@ impl Cloud {
     /// Returns the source snapshot of each volume in order, or `None` for a volume without one.
     fn snapshots_of(&self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
         let snapshot = |option: &VolumeOption| match &option.source {
-            VolumeSource::New { snapshot: Some(reference), .. } => self.snapshot(reference).map(Some),
+            VolumeSource::New { snapshot: Some(reference), .. } => self.snapshots().find(reference).map(Some),
             _ => Ok(None),
         };
         spec.volumes.iter().map(snapshot).collect()
@@ -292,7 +292,7 @@ impl Cloud {
         for (option, source) in spec.volumes.iter().zip(snapshots) {
             let VolumeSource::New { spec, name, .. } = &option.source else { continue };
             let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
-            let mut volume = self.make_volume(spec, source.as_ref(), tags)?;
+            let mut volume = self.volumes().make(spec, source.as_ref(), tags)?;
             attach(record, &mut volume, option.device.clone(), option.deleted_on_termination())?;
             made.push(volume);
         }
@@ -409,16 +409,6 @@ impl Cloud {
         let _ = dir.remove();
     }
 
-    /// Returns the default metadata options of launches (`GetInstanceMetadataDefaults`).
-    pub fn metadata_defaults(&self) -> Result<MetadataChange, CloudError> {
-        self.store.read(metadata_defaults)
-    }
-
-    /// Replaces the default metadata options of launches (`ModifyInstanceMetadataDefaults`).
-    pub fn set_metadata_defaults(&self, options: MetadataChange) -> Result<(), CloudError> {
-        self.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
-    }
-
     /// Marks pending instances as running, and returns all records.
     pub(super) fn settle_running(&self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
         self.store.write(|tx| {
@@ -447,14 +437,6 @@ impl Cloud {
     }
 }
 
-fn metadata_defaults(tx: &Transaction) -> Result<MetadataChange, CloudError> {
-    Ok(tx.get::<MetadataDefaults>(MetadataDefaults::KEY)?.unwrap_or_default().options)
-}
-
-pub(super) fn volume_file(id: ec2::VolumeId, generation: u32) -> String {
-    format!("{id}.{generation}.qcow2")
-}
-
 /// Returns true if a template can replace a boot of the image.
 fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
     !spec.cold
@@ -475,40 +457,10 @@ fn size_warning(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
     })
 }
 
-pub fn cpus(size: &InstanceSize) -> CpuConfig {
-    CpuConfig { count: size.vcpus, threads_per_core: threads_per_core(size) }
-}
-
-/// Returns the instance type's threads per core, or 1 if they do not divide an overridden number of vCPUs.
-pub fn threads_per_core(size: &InstanceSize) -> u32 {
-    let threads = size.instance_type.threads_per_core;
-    if size.vcpus.is_multiple_of(threads) { threads } else { 1 }
-}
-
 /// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs are checked.
 pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
-    let size = InstanceSize { memory_mib: 0, ..super::lifecycle::size_of(record)? };
+    let size = InstanceSize { memory_mib: 0, ..size_of(record)? };
     check_capacity(&size, count, 0, overcommit)
-}
-
-/// Returns the total memory of all instances with a VM, in MiB.
-pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
-    let records: Vec<InstanceRecord> = tx.list()?;
-    Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
-}
-
-/// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances are
-/// treated as used, even if their guests have not touched them yet.
-pub(super) fn check_capacity(
-    size: &InstanceSize,
-    count: u32,
-    promised: u64,
-    overcommit: bool,
-) -> Result<(), CloudError> {
-    let mut free = probe::resources();
-    free.memory_mib = free.memory_mib.saturating_sub(promised);
-    let all = InstanceSize { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
-    Ok(capacity::check(&all, free, overcommit)?)
 }
 
 /// Returns the instances that were launched with `token`. Fails if the parameters differ or all are terminated.

@@ -4,7 +4,6 @@
 //! disk, passed to a VMM, copied into an image, or kept. Overlay headers are not trusted: a compromised VMM could name
 //! any file of the user there.
 
-use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -16,10 +15,10 @@ use disk::disk_image;
 use ec2::{ErrorCode, ImageId};
 use machine::config::{BackingFile, DiskFormat};
 use node::home::Home;
-use store::{LayerFormat, LayerRecord, SnapshotRecord, VolumeRecord};
+use store::{LayerFormat, LayerRecord, Record, SnapshotRecord, VolumeRecord};
 
 /// Directories in the data directory that contain disk images.
-const VOLUMES: &str = "volumes/";
+pub(super) const VOLUMES: &str = "volumes/";
 const IMAGES: &str = "images/";
 
 /// Returns the backing files of an overlay over `file` in the volumes directory, if those of `file` are known.
@@ -62,67 +61,39 @@ pub(super) fn resolved(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }
 
-impl Cloud {
-    /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only
-    /// if they name files in the data directory's image and volume directories.
-    pub(super) fn record_backing_files(&self) -> Result<(), CloudError> {
-        let (volumes, snapshots) =
-            self.store.read::<_, CloudError>(|tx| Ok((tx.list::<VolumeRecord>()?, tx.list::<SnapshotRecord>()?)))?;
-        for volume in volumes.into_iter().filter(|volume| volume.backing.is_none()) {
-            let Some(backing) = self.read_backing_files(&volume.id, &volume.file) else { continue };
-            self.store.write::<_, CloudError>(|tx| {
-                if let Some(mut record) = tx.get::<VolumeRecord>(&volume.id.to_string())?
-                    && record.file == volume.file
-                    && record.backing.is_none()
-                {
-                    record.backing = Some(backing);
-                    tx.put(&record)?;
-                }
-                Ok(())
-            })?;
-        }
-        for snapshot in snapshots.into_iter().filter(|snapshot| snapshot.backing.is_none()) {
-            let Some(backing) = self.read_backing_files(&snapshot.id, &snapshot.file) else { continue };
-            self.store.write::<_, CloudError>(|tx| {
-                if let Some(mut record) = tx.get::<SnapshotRecord>(&snapshot.id.to_string())?
-                    && record.backing.is_none()
-                {
-                    record.backing = Some(backing);
-                    tx.put(&record)?;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
+/// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only if
+/// they name files in the data directory's image and volume directories.
+pub(super) fn record_missing(cloud: &Cloud) -> Result<(), CloudError> {
+    record_missing_of::<VolumeRecord>(cloud, |volume| (&volume.file, &mut volume.backing))?;
+    record_missing_of::<SnapshotRecord>(cloud, |snapshot| (&snapshot.file, &mut snapshot.backing))
+}
 
-    /// Returns the backing files of `file` according to its header. A failure becomes a warning.
-    fn read_backing_files(&self, id: &dyn Display, file: &str) -> Option<Vec<LayerRecord>> {
-        match from_headers(&self.home, file) {
-            Ok(backing) => Some(backing),
-            Err(why) => {
-                self.warn(format!("{id}: cannot be used because its backing files are unknown: {why}"));
-                None
+/// Records the missing backing files of one kind. `parts` returns a record's file and its backing files.
+fn record_missing_of<R: Record>(
+    cloud: &Cloud,
+    parts: fn(&mut R) -> (&str, &mut Option<Vec<LayerRecord>>),
+) -> Result<(), CloudError> {
+    for mut record in cloud.records::<R>()? {
+        let key = record.key();
+        let (file, None) = parts(&mut record) else { continue };
+        let Some(found) = read_backing_files(cloud, &key, file) else { continue };
+        cloud.store.write::<_, CloudError>(|tx| {
+            let Some(mut record) = tx.get::<R>(&key)? else { return Ok(()) };
+            match parts(&mut record) {
+                (known, backing @ None) if known == file => *backing = Some(found),
+                _ => return Ok(()),
             }
-        }
+            Ok(tx.put(&record)?)
+        })?;
     }
+    Ok(())
+}
 
-    /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
-    /// backing files of one of them are unknown.
-    pub(super) fn kept_volume_files(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
-        self.store.read(|tx| {
-            let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
-            let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
-            let snapshots = snapshots.map(|snapshot| (snapshot.file, snapshot.backing));
-            let mut kept = BTreeSet::new();
-            for (file, backing) in volumes.chain(snapshots) {
-                kept.insert(file);
-                let Some(backing) = backing else { return Ok(None) };
-                kept.extend(backing.iter().filter_map(|layer| layer.file.strip_prefix(VOLUMES)).map(String::from));
-            }
-            Ok(Some(kept))
-        })
-    }
+/// Returns the backing files of `file` according to its header. A failure becomes a warning.
+fn read_backing_files(cloud: &Cloud, id: &str, file: &str) -> Option<Vec<LayerRecord>> {
+    let backing = from_headers(&cloud.home, file);
+    let warn = |why: &String| cloud.warn(format!("{id}: cannot be used because its backing files are unknown: {why}"));
+    backing.inspect_err(warn).ok()
 }
 
 /// Returns the backing files of `file` in the volumes directory, according to the headers. The error is a sentence.
@@ -168,7 +139,6 @@ mod tests {
     use crate::volume::NewVolume;
     use std::fs;
     use std::process::Command;
-    use store::Record;
 
     fn cloud(dir: &Path) -> Cloud {
         Cloud::at(Home::at(dir).unwrap()).unwrap()
@@ -177,7 +147,7 @@ mod tests {
     fn new_volume(cloud: &Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
         let mut new = NewVolume { snapshot: snapshot.map(|snapshot| snapshot.id.to_string()), ..NewVolume::default() };
         new.spec.size = Some("1".parse().unwrap());
-        cloud.create_volume(&new).unwrap()
+        cloud.volumes().create(&new).unwrap()
     }
 
     fn put<R: Record>(cloud: &Cloud, record: &R) {
@@ -194,10 +164,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let first = new_volume(&cloud, None);
-        let snapshot = cloud.create_snapshot(first.id, "", Default::default()).unwrap();
+        let snapshot = cloud.snapshots().create(first.id, "", Default::default()).unwrap();
         let second = new_volume(&cloud, Some(&snapshot));
-        let later = cloud.create_snapshot(second.id, "", Default::default()).unwrap();
-        let [first, second] = [first, second].map(|volume| cloud.volume(&volume.id.to_string()).unwrap());
+        let later = cloud.snapshots().create(second.id, "", Default::default()).unwrap();
+        let [first, second] = [first, second].map(|volume| cloud.volumes().find(&volume.id.to_string()).unwrap());
         let base = format!("{}.1.qcow2", first.id);
         let disk = |volume: &VolumeRecord| paths(&volume_disk(&cloud.home, volume).unwrap());
         assert_eq!(disk(&first), [format!("{}.2.qcow2", first.id), base.clone()]);
@@ -212,8 +182,8 @@ mod tests {
         }
 
         // The backing files of a deleted volume stay while another volume needs them.
-        cloud.delete_volume(first.id).unwrap();
-        cloud.delete_snapshot(snapshot.id).unwrap();
+        cloud.volumes().delete(first.id).unwrap();
+        cloud.snapshots().delete(snapshot.id).unwrap();
         let path = |name: &str| cloud.home.volumes().join(name);
         assert!(path(&base).exists() && !path(&first.file).exists());
         let disk = volume_disk(&cloud.home, &second).unwrap();
@@ -226,8 +196,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let volume = new_volume(&cloud, None);
-        cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
-        let volume = cloud.volume(&volume.id.to_string()).unwrap();
+        cloud.snapshots().create(volume.id, "", Default::default()).unwrap();
+        let volume = cloud.volumes().find(&volume.id.to_string()).unwrap();
         let disk = volume_disk(&cloud.home, &volume).unwrap();
         let secret = dir.path().join("secret");
         fs::write(&secret, vec![7; 1 << 20]).unwrap();
@@ -238,12 +208,11 @@ mod tests {
             .expect("qemu-img (Debian package qemu-utils) can be run");
         assert!(rebased.status.success(), "{}", String::from_utf8_lossy(&rebased.stderr));
         assert_eq!(volume_disk(&cloud.home, &volume).unwrap(), disk);
-        let grown = cloud.modify_volume(
-            volume.id,
-            &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
-        );
+        let grown = cloud
+            .volumes()
+            .modify(volume.id, &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() });
         assert!(grown.unwrap_err().to_string().contains("names"));
-        cloud.sweep_volumes();
+        cloud.sweep().volumes();
         assert!(disk.files().all(|(path, _)| path.exists()));
     }
 
@@ -252,8 +221,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let volume = new_volume(&cloud, None);
-        let snapshot = cloud.create_snapshot(volume.id, "", Default::default()).unwrap();
-        let volume = cloud.volume(&volume.id.to_string()).unwrap();
+        let snapshot = cloud.snapshots().create(volume.id, "", Default::default()).unwrap();
+        let volume = cloud.volumes().find(&volume.id.to_string()).unwrap();
         let outside = new_volume(&cloud, None);
         let unreadable = new_volume(&cloud, None);
         for volume in [&volume, &outside, &unreadable] {
@@ -269,19 +238,19 @@ mod tests {
         fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();
 
         cloud.reconcile();
-        assert_eq!(cloud.volume(&volume.id.to_string()).unwrap(), volume);
-        assert_eq!(cloud.snapshot(&snapshot.id.to_string()).unwrap(), snapshot);
+        assert_eq!(cloud.volumes().find(&volume.id.to_string()).unwrap(), volume);
+        assert_eq!(cloud.snapshots().find(&snapshot.id.to_string()).unwrap(), snapshot);
         let warnings: Vec<String> = cloud.take_warnings().into_iter().collect();
         for unknown in [&outside, &unreadable] {
             assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.id.to_string())), "{warnings:?}");
-            let record = cloud.volume(&unknown.id.to_string()).unwrap();
+            let record = cloud.volumes().find(&unknown.id.to_string()).unwrap();
             assert!(volume_disk(&cloud.home, &record).is_err());
         }
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         // Nothing is removed while the backing files of some volumes are unknown.
         assert!(cloud.home.volumes().join("stray.qcow2").exists());
         for unknown in [outside.id, unreadable.id] {
-            cloud.delete_volume(unknown).unwrap();
+            cloud.volumes().delete(unknown).unwrap();
         }
         assert!(!cloud.home.volumes().join("stray.qcow2").exists());
     }

@@ -6,6 +6,8 @@
 
 pub mod bench;
 pub mod bundle;
+pub mod capacity;
+pub mod create_image;
 pub mod embedded;
 mod error;
 pub mod fork;
@@ -18,17 +20,21 @@ pub mod launch;
 mod layers;
 pub mod lifecycle;
 pub mod limits;
+mod lookup;
 pub mod machine_config;
 pub mod modify;
+pub mod names;
 pub mod network;
 pub mod reconcile;
 pub mod registry;
 pub mod resolve;
 pub mod run;
 mod seed;
+pub mod settings;
 pub mod snapshot;
 pub mod ssh;
 mod start;
+mod sweep;
 pub mod tags;
 pub mod template;
 pub mod transfer;
@@ -44,9 +50,20 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub use error::CloudError;
 pub use warnings::Warnings;
 
+use key_pair::KeyPairs;
+use modify::Attributes;
+use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
+use registry::Images;
+use settings::Settings;
+use snapshot::Snapshots;
+use sweep::Sweep;
+use tags::Tags;
+use usage::Metering;
+use volume::Volumes;
+
 use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
-use store::Store;
+use store::{Record, Store};
 
 /// An open data directory.
 #[derive(Debug)]
@@ -69,6 +86,66 @@ impl Cloud {
         Ok(Cloud { home, store, warnings: RefCell::default() })
     }
 
+    pub fn addresses(&self) -> Addresses<'_> {
+        Addresses { cloud: self }
+    }
+
+    pub fn attributes(&self) -> Attributes<'_> {
+        Attributes { cloud: self }
+    }
+
+    pub fn images(&self) -> Images<'_> {
+        Images { cloud: self }
+    }
+
+    fn interfaces(&self) -> Interfaces<'_> {
+        Interfaces { cloud: self }
+    }
+
+    pub fn key_pairs(&self) -> KeyPairs<'_> {
+        KeyPairs { cloud: self }
+    }
+
+    pub fn metering(&self) -> Metering<'_> {
+        Metering { cloud: self }
+    }
+
+    fn routers(&self) -> Routers<'_> {
+        Routers { cloud: self }
+    }
+
+    pub fn security_groups(&self) -> SecurityGroups<'_> {
+        SecurityGroups { cloud: self }
+    }
+
+    pub fn settings(&self) -> Settings<'_> {
+        Settings { cloud: self }
+    }
+
+    pub fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots { cloud: self }
+    }
+
+    pub fn subnets(&self) -> Subnets<'_> {
+        Subnets { cloud: self }
+    }
+
+    fn sweep(&self) -> Sweep<'_> {
+        Sweep { cloud: self }
+    }
+
+    pub fn tags(&self) -> Tags<'_> {
+        Tags { cloud: self }
+    }
+
+    pub fn volumes(&self) -> Volumes<'_> {
+        Volumes { cloud: self }
+    }
+
+    pub fn vpcs(&self) -> Vpcs<'_> {
+        Vpcs { cloud: self }
+    }
+
     pub fn home(&self) -> &Home {
         &self.home
     }
@@ -78,6 +155,11 @@ impl Cloud {
         let mut warnings = self.warnings.take();
         warnings.extend(self.store.take_damaged());
         warnings
+    }
+
+    /// Returns all records of a kind.
+    fn records<R: Record>(&self) -> Result<Vec<R>, CloudError> {
+        self.store.read(|tx| Ok(tx.list()?))
     }
 
     fn warn(&self, warning: impl Into<String>) {

@@ -4,26 +4,24 @@
 //! several concurrent commands; change the VM; record the result. If a command is killed, [`Cloud::reconcile`]
 //! completes or undoes its operation.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::time::Duration;
 
+use super::capacity::{check_capacity, promised_memory};
 use super::error::CloudError;
-use super::launch::{check_capacity, promised_memory};
-use super::network::{Addresses, NetworkSpec, Placement, free_addresses_of, take_public_address};
+use super::lookup::{get, size_of};
+use super::network::{AddressPool, NetworkSpec, Placement, free_addresses_of, take_public_address};
 use super::start::Source;
 use super::{Cloud, now, resolve, utc};
-use ec2::capacity::InstanceSize;
-use ec2::catalog;
 use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
 use machine::control;
 use node::guest::Agent;
-use node::home::is_lock;
 use node::instance::{Awaited, Failure, InstanceDir, MachineError, MachineHandle};
 use node::{probe, vmm_process};
-use store::{InstanceRecord, StoreError, Transaction, VolumeRecord};
+use store::{InstanceRecord, StoreError, VolumeRecord};
 
 /// Timeouts for a guest to power off or reboot after a request to its agent: with hardware KVM, and with software KVM.
 const SHUTDOWN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(300)];
@@ -88,11 +86,6 @@ impl Cloud {
         Ok(records)
     }
 
-    /// Returns an instance's volumes in the order of its block devices.
-    pub fn volumes_of(&self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
-        self.store.read(|tx| volumes_of(tx, record))
-    }
-
     pub fn dir(&self, id: InstanceId) -> InstanceDir {
         InstanceDir::of(&self.home, id)
     }
@@ -120,7 +113,6 @@ impl Cloud {
     ) -> Result<(StateChange, Option<MachineHandle>), CloudError> {
         let dir = self.dir(id);
         let lock = self.lock_to_start(&dir)?;
-        let origin = self.address_origin();
         let started = self.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.state;
@@ -142,7 +134,7 @@ impl Cloud {
                 Some(network) => network,
                 None => Placement::choose(tx, &spec)?.interface(&spec, MetadataOptions::default()),
             };
-            Addresses::taken(tx, origin)?.give(&mut network)?;
+            AddressPool::taken(tx, &self.home)?.give(&mut network)?;
             record.network = Some(network);
             tx.put(&record)?;
             Ok((previous, record, Some(lock)))
@@ -240,9 +232,9 @@ impl Cloud {
         if cold || !dir.is_hibernated() {
             dir.forget_hibernated()?;
         }
-        let image = self.open_image(record.image_id)?;
+        let image = self.images().open_by_id(record.image_id)?;
         let source = dir.hibernated().map_or(Source::Boot, Source::Hibernated);
-        let plan = self.plan_start(record, lock, &image, &self.volumes_of(record)?, source);
+        let plan = self.plan_start(record, lock, &image, &self.volumes().of(record)?, source);
         Ok(self.start_all([plan])?.remove(0))
     }
 
@@ -291,7 +283,7 @@ impl Cloud {
             Ok(tx.remove::<InstanceRecord>(&id.to_string())?)
         })?;
         self.dir(id).remove()?;
-        self.sweep_volumes();
+        self.sweep().volumes();
         Ok(())
     }
 
@@ -442,7 +434,7 @@ impl Cloud {
             dir.forget_hibernated()?;
         }
         let kept = self.kept_credits(id);
-        self.keep_usage(id);
+        self.metering().keep(id);
         self.store.write(|tx| {
             let mut record = get(tx, id)?;
             if record.state.can_become(InstanceState::Stopped) {
@@ -488,30 +480,7 @@ impl Cloud {
             Ok(tx.put(&record)?)
         })?;
         self.dir(id).remove()?;
-        self.sweep_volumes();
-        Ok(())
-    }
-
-    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure becomes a
-    /// warning: the user asked for something else, and the next command tries again.
-    pub(super) fn sweep_volumes(&self) {
-        let swept = self.try_sweep_volumes();
-        self.warn_failed("cannot remove the files of deleted volumes", swept);
-    }
-
-    fn try_sweep_volumes(&self) -> Result<(), CloudError> {
-        let dir = self.home.volumes();
-        let _lock = self.home.lock(&dir)?;
-        // Nothing is removed if the backing files of a volume or snapshot are unknown.
-        let Some(kept) = self.kept_volume_files()? else { return Ok(()) };
-        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
-            let entry = entry.map_err(CloudError::file(&dir, "read"))?;
-            let name = entry.file_name();
-            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
-            if !is_kept {
-                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "remove"))?;
-            }
-        }
+        self.sweep().volumes();
         Ok(())
     }
 }
@@ -649,19 +618,4 @@ fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
         let by = if *reason == StateReason::user_initiated() { "User initiated" } else { reason.code.as_str() };
         record.state_transition_reason = format!("{by} ({})", utc(now()));
     }
-}
-
-pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
-    Ok(tx.get(&id.to_string())?.ok_or_else(|| InstanceId::not_found(&id.to_string()))?)
-}
-
-pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
-    let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
-    let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
-    Ok(volumes.into_iter().flatten().collect())
-}
-
-pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
-    let instance_type = catalog::find(&record.instance_type)?;
-    Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
 }

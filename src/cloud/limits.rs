@@ -1,8 +1,8 @@
 //! Converts an instance's EC2 limits for CPU, disks and network to the VMM's rate limits.
 
 use super::error::CloudError;
-use super::machine_config::disk_id;
-use super::volume::figures_of;
+use super::lookup::figures_of;
+use super::names::disk_id;
 use super::{Cloud, now};
 use ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
 use ec2::instance_type::InstanceType;

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::CloudError;
 use super::image::Image;
 use super::layers::{self, resolved};
+use super::names::disk_id;
 use ec2::{InstanceId, system};
 use machine::config::{
     BackingFile, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MAX_DISKS, MachineConfig, SystemIdentity,
@@ -61,11 +62,6 @@ pub(super) fn machine(
 /// memory; larger sizes need no correction.
 fn with_kernel_share(memory_mib: u64) -> u64 {
     if (512..1024).contains(&memory_mib) { memory_mib + 8 } else { memory_mib }
-}
-
-/// Returns a volume's disk ID: `vol` and 17 digits, as in EC2. It fits into the 20 bytes of a virtio-blk serial number.
-pub fn disk_id(volume: &VolumeRecord) -> String {
-    volume.id.to_string().replace('-', "")
 }
 
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {

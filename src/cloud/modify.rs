@@ -1,11 +1,11 @@
 //! `ModifyInstanceAttribute`: changes an instance's attributes.
 
 use super::Cloud;
+use super::capacity::threads_per_core;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
-use super::launch::threads_per_core;
-use super::lifecycle::get;
 use super::limits::check_credits;
+use super::lookup::get;
 use super::network::chosen_groups;
 use super::seed::check_user_data;
 use ec2::capacity::InstanceSize;
@@ -40,20 +40,25 @@ impl Modification {
     }
 }
 
-impl Cloud {
+#[derive(Debug, Clone, Copy)]
+pub struct Attributes<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Attributes<'_> {
     /// Changes an instance's attributes. If one change is refused, no attribute is changed.
     pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         if let Some(user_data) = &change.user_data {
-            let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
-            check_user_data(self.open_image(record.image_id)?.manifest.cloud_init, user_data.as_ref())?;
+            let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
+            check_user_data(self.cloud.images().open_by_id(record.image_id)?.manifest.cloud_init, user_data.as_ref())?;
         }
         let needs_stop = change.size.is_some() || change.user_data.is_some();
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
             action.allowed(id, record.state)?;
             if needs_stop {
-                refuse_hibernated(&self.home, &record)?;
+                refuse_hibernated(&self.cloud.home, &record)?;
             }
             if let Some((size, overridden)) = &change.size {
                 record.instance_type = size.instance_type.name.to_string();
@@ -90,12 +95,12 @@ impl Cloud {
             Ok(record)
         })?;
         if change.cpu_credits.is_some() {
-            self.apply_credit_mode(&record)?;
+            self.cloud.apply_credit_mode(&record)?;
         }
         if !change.security_groups.is_empty() {
-            self.groups_changed()?;
+            self.cloud.security_groups().apply()?;
         } else if change.metadata_options.is_some() {
-            self.push_network_config(&record)?;
+            self.cloud.interfaces().push(&record)?;
         }
         Ok(record)
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::error::CloudError;
 use super::launch::TOKEN_LIFETIME;
-use super::lifecycle::get;
+use super::layers;
+use super::lookup::get;
 use super::template;
 use super::{Cloud, now};
 use ec2::InstanceId;
@@ -46,20 +47,20 @@ impl Cloud {
                 self.warn_failed(&format!("cannot check {}", record.id), reconciled);
             }
         }
-        let recorded = self.record_backing_files();
+        let recorded = layers::record_missing(self);
         self.warn_failed("cannot record the backing files of volumes", recorded);
         let forgotten = self.forget_old(&records);
         self.warn_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
         self.warn_failed("cannot remove the directories of deleted instances", swept);
-        let finished = self.finish_snapshots();
+        let finished = self.snapshots().finish_pending();
         self.warn_failed("cannot complete interrupted snapshots", finished);
-        let swept = self.sweep_networks();
+        let swept = self.vpcs().sweep_directories();
         self.warn_failed("cannot remove the directories of deleted VPCs", swept);
-        self.restart_routers(&records);
+        self.routers().restart_killed(&records);
         let swept = template::sweep(&self.home);
         self.warn_failed("cannot remove unfinished templates", swept);
-        let swept = self.sweep_stray_images();
+        let swept = self.sweep().stray_images();
         self.warn_failed("cannot remove unfinished images", swept);
     }
 
@@ -206,7 +207,7 @@ impl Cloud {
             }
         }
         if swept || self.has_stray_volumes()? {
-            self.sweep_volumes();
+            self.sweep().volumes();
         }
         Ok(())
     }
@@ -215,7 +216,7 @@ impl Cloud {
         let dir = self.home.volumes();
         let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let Some(known) = self.kept_volume_files()? else { return Ok(false) };
+        let Some(known) = self.sweep().kept_volumes()? else { return Ok(false) };
         Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
     }
 }

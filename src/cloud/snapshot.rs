@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use super::error::CloudError;
 use super::fork::{continue_in, continued};
+use super::lookup::get_volume;
 use super::machine_config::volume_disk;
-use super::volume::get_volume;
 use super::{Cloud, new_id, now, resolve};
 use disk::disk_image;
 use ec2::{SnapshotId, VolumeId};
@@ -20,29 +20,34 @@ use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
 use node::instance::{Failure, MachineError, MachineHandle};
 use store::{SnapshotRecord, SnapshotState, VolumeRecord};
 
-impl Cloud {
-    pub fn snapshots(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
-        let mut records: Vec<SnapshotRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshots<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Snapshots<'_> {
+    pub fn list(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
+        let mut records: Vec<SnapshotRecord> = self.cloud.records()?;
         records.sort_by_key(|record| (record.started, record.id));
         Ok(records)
     }
 
-    pub fn snapshot(&self, reference: &str) -> Result<SnapshotRecord, CloudError> {
-        self.store.read(|tx| resolve::snapshot(tx, reference))
+    pub fn find(&self, reference: &str) -> Result<SnapshotRecord, CloudError> {
+        self.cloud.store.read(|tx| resolve::snapshot(tx, reference))
     }
 
     /// Creates a snapshot of a volume. If a running guest writes to the volume, the snapshot is crash-consistent.
-    pub fn create_snapshot(
+    pub fn create(
         &self,
         id: VolumeId,
         description: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord, CloudError> {
-        let volumes = self.home.volumes();
-        let _operation = self.lock_snapshots()?;
-        let lock = self.home.lock(&volumes)?;
-        let before = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
-        let running = self.running_machine_of(&before)?;
+        let volumes = self.cloud.home.volumes();
+        let _operation = self.lock()?;
+        let lock = self.cloud.home.lock(&volumes)?;
+        let before = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
+        let running = self.cloud.volumes().running_machine(&before)?;
         let after = continued(&before);
         let layer = volumes.join(&after.file);
         disk_image::create_layer(&layer, &volumes.join(&before.file), DiskFormat::Qcow2, Some(before.size))?;
@@ -60,7 +65,7 @@ impl Cloud {
         };
         // From now on, the overlay is the volume's file. It is empty until a running VMM switches to it, so it reads as
         // its backing file, which that VMM still writes.
-        self.store.write::<_, CloudError>(|tx| {
+        self.cloud.store.write::<_, CloudError>(|tx| {
             tx.put(&continued(&get_volume(tx, id)?))?;
             Ok(tx.insert(&snapshot)?)
         })?;
@@ -69,28 +74,28 @@ impl Cloud {
             && let Err(error) = self.switch(&mut machine, &before, &after)
         {
             if is_refusal(&error) {
-                self.forget_snapshot(&before, &snapshot)?;
+                self.forget(&before, &snapshot)?;
             }
             return Err(match &before.attachment {
-                Some(attachment) => self.unless_ended(attachment.instance_id, "the snapshot was complete", error),
+                Some(attachment) => self.cloud.unless_ended(attachment.instance_id, "the snapshot was complete", error),
                 None => error,
             });
         }
         let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
-        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
+        self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
         Ok(snapshot)
     }
 
     /// Reverts a snapshot if the VMM refused to switch to the overlay: it continues to write the previous file.
-    fn forget_snapshot(&self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
-        self.store.write::<_, CloudError>(|tx| {
+    fn forget(&self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+        self.cloud.store.write::<_, CloudError>(|tx| {
             let mut volume = get_volume(tx, before.id)?;
             volume.file.clone_from(&before.file);
             volume.backing.clone_from(&before.backing);
             tx.put(&volume)?;
             Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
         })?;
-        self.sweep_volumes();
+        self.cloud.sweep().volumes();
         Ok(())
     }
 
@@ -102,8 +107,8 @@ impl Cloud {
         after: &VolumeRecord,
     ) -> Result<(), CloudError> {
         let Some(attachment) = &after.attachment else { return Ok(()) };
-        let [before, after] = [volume_disk(&self.home, before)?, volume_disk(&self.home, after)?];
-        let dir = self.dir(attachment.instance_id);
+        let [before, after] = [volume_disk(&self.cloud.home, before)?, volume_disk(&self.cloud.home, after)?];
+        let dir = self.cloud.dir(attachment.instance_id);
         dir.change_config(|config| continue_in(config, &after))?;
         let request = ControlRequest::SwitchDisk { id: after.id, layer: after.path, backing: after.backing };
         let switched = machine.demand(&request).map_err(CloudError::from);
@@ -114,34 +119,34 @@ impl Cloud {
     }
 
     /// Deletes a snapshot. Volumes that were created from it keep the files they need.
-    pub fn delete_snapshot(&self, id: SnapshotId) -> Result<(), CloudError> {
-        self.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
-        self.sweep_volumes();
-        self.sweep_images();
+    pub fn delete(&self, id: SnapshotId) -> Result<(), CloudError> {
+        self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.remove::<SnapshotRecord>(&id.to_string())?))?;
+        self.cloud.sweep().volumes();
+        self.cloud.sweep().images();
         Ok(())
     }
 
     /// Waits for the snapshot lock, which excludes other commands that take snapshots.
-    pub(super) fn lock_snapshots(&self) -> Result<File, CloudError> {
-        let path = self.snapshots_lock();
+    pub(super) fn lock(&self) -> Result<File, CloudError> {
+        let path = self.lock_path();
         lock_file(&path).map_err(CloudError::file(path, "lock"))
     }
 
     /// Path of the lock that a command holds from before its snapshot has a record until the snapshot is complete.
-    fn snapshots_lock(&self) -> PathBuf {
-        self.home.volumes().join(SNAPSHOTS_LOCK)
+    fn lock_path(&self) -> PathBuf {
+        self.cloud.home.volumes().join(SNAPSHOTS_LOCK)
     }
 
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
-    pub(super) fn finish_snapshots(&self) -> Result<(), CloudError> {
-        if self.pending_snapshots()?.is_empty() {
+    pub(super) fn finish_pending(&self) -> Result<(), CloudError> {
+        if self.pending()?.is_empty() {
             return Ok(());
         }
-        let path = self.snapshots_lock();
+        let path = self.lock_path();
         let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))? else { return Ok(()) };
-        for snapshot in self.pending_snapshots()? {
-            match self.finish_snapshot(&snapshot) {
-                Ok(()) => self.warn(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
+        for snapshot in self.pending()? {
+            match self.finish(&snapshot) {
+                Ok(()) => self.cloud.warn(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
                 // The instance is changing its state or is unreachable. A later command completes the snapshot.
                 Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.id),
             }
@@ -149,24 +154,26 @@ impl Cloud {
         Ok(())
     }
 
-    fn pending_snapshots(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
-        let mut records = self.snapshots()?;
+    fn pending(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
+        let mut records = self.list()?;
         records.retain(|record| record.state == SnapshotState::Pending);
         Ok(records)
     }
 
-    fn finish_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
-        let volume =
-            self.store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
+    fn finish(&self, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
+        let volume = self
+            .cloud
+            .store
+            .read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
         if let Some(volume) = volume
-            && let Some(mut machine) = self.running_machine_of(&volume)?
+            && let Some(mut machine) = self.cloud.volumes().running_machine(&volume)?
         {
             let before =
                 VolumeRecord { file: snapshot.file.clone(), backing: snapshot.backing.clone(), ..volume.clone() };
             self.switch(&mut machine, &before, &volume)?;
         }
         let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
-        self.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
+        self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
     }
 }
 

@@ -24,10 +24,10 @@ pub struct SshTarget {
     pub known_hosts: PathBuf,
 }
 
-impl Cloud {
-    pub fn ssh_target(&self, reference: &str) -> Result<SshTarget, CloudError> {
-        let (record, dir) = self.reachable(reference)?;
-        let user = self.open_image(record.image_id)?.manifest.default_user;
+impl SshTarget {
+    pub fn find(cloud: &Cloud, reference: &str) -> Result<SshTarget, CloudError> {
+        let (record, dir) = cloud.reachable(reference)?;
+        let user = cloud.images().open_by_id(record.image_id)?.manifest.default_user;
         let link = NetstackConfig::read(&dir.path().join(LINK)).ok();
         Ok(SshTarget {
             instance: record.id,

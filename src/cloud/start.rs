@@ -59,7 +59,7 @@ impl Cloud {
         if let Some(seed) = self.seed_of(record, &image.manifest, is_copy)? {
             plan.set_seed(seed);
         }
-        self.plan_network(&mut plan, record)?;
+        self.interfaces().plan(&mut plan, record)?;
         limit(&mut plan.machine, record, volumes);
         plan.restore = match source {
             Source::Boot => None,
@@ -85,7 +85,7 @@ impl Cloud {
         for start in starts {
             let InstanceStart { mut plan, interface } = start?;
             if let Some(interface) = interface {
-                plan.backend = Backend::Tap(self.attach(&interface)?);
+                plan.backend = Backend::Tap(self.routers().attach(&interface)?);
                 vpcs.insert(interface.vpc_id);
             }
             if plan.restore.is_some() {
@@ -96,7 +96,7 @@ impl Cloud {
         for machine in &mut machines {
             self.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.warn_missing_uplinks(vpcs);
+        self.routers().warn_missing_uplinks(vpcs);
         Ok(machines)
     }
 }

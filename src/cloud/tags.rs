@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Cloud;
 use super::error::CloudError;
-use super::lifecycle::get;
-use super::resolve;
+use super::lookup::{by_id, get};
+use super::{Cloud, resolve};
 use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
     Volume, Vpc, VpcId,
@@ -17,7 +16,7 @@ use store::{
     VolumeRecord, VpcRecord,
 };
 
-pub type Tags = BTreeMap<String, String>;
+type TagMap = BTreeMap<String, String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
@@ -32,18 +31,23 @@ pub enum Resource {
     Address(AllocationId),
 }
 
-impl Cloud {
+#[derive(Debug, Clone, Copy)]
+pub struct Tags<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Tags<'_> {
     /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
     /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group is not a
     /// tag, so only its ID matches.
-    pub fn resource(&self, reference: &str) -> Result<Resource, CloudError> {
+    pub fn find(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
-            return Ok(Resource::Image(self.image_record(reference)?.id));
+            return Ok(Resource::Image(self.cloud.images().find(reference)?.id));
         }
-        let found = self.store.read(|tx| find(tx, reference))?;
+        let found = self.cloud.store.read(|tx| find(tx, reference))?;
         match found {
             Some(resource) => Ok(resource),
-            None => match self.image_record(reference) {
+            None => match self.cloud.images().find(reference) {
                 Ok(record) => Ok(Resource::Image(record.id)),
                 Err(_) => Err(unknown_reference(reference).into()),
             },
@@ -51,57 +55,39 @@ impl Cloud {
     }
 
     /// Sets and removes tags of a resource. Returns all of its tags after the change.
-    pub fn tag(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Tags, CloudError> {
+    pub fn change(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<TagMap, CloudError> {
         if matches!(resource, Resource::Image(_)) {
-            self.register_embedded()?;
+            self.cloud.images().register_embedded()?;
         }
-        let tags = self.store.write::<_, CloudError>(|tx| {
+        let tags = self.cloud.store.write::<_, CloudError>(|tx| {
             if let Resource::Instance(id) = resource
                 && get(tx, id)?.serves_tags()
             {
                 check_metadata_keys(set.iter().map(Tag::key))?;
             }
-            let change = |tags: &mut Tags| -> Result<(), Ec2Error> {
+            let change = |tags: &mut TagMap| -> Result<(), Ec2Error> {
                 remove.iter().try_for_each(|key| check_key(key))?;
                 *tags = with_tags(tags, set.iter().cloned())?;
                 tags.retain(|key, _| !remove.contains(key));
                 Ok(())
             };
-            let changed = match resource {
-                Resource::Instance(id) => update(tx, &id.to_string(), |it: &mut InstanceRecord| &mut it.tags, &change),
-                Resource::Volume(id) => update(tx, &id.to_string(), |it: &mut VolumeRecord| &mut it.tags, &change),
-                Resource::Snapshot(id) => update(tx, &id.to_string(), |it: &mut SnapshotRecord| &mut it.tags, &change),
-                Resource::Image(id) => update(tx, &id.to_string(), |it: &mut ImageRecord| &mut it.tags, &change),
-                Resource::Vpc(id) => update(tx, &id.to_string(), |it: &mut VpcRecord| &mut it.tags, &change),
-                Resource::Subnet(id) => update(tx, &id.to_string(), |it: &mut SubnetRecord| &mut it.tags, &change),
-                Resource::SecurityGroup(id) => {
-                    update(tx, &id.to_string(), |it: &mut SecurityGroupRecord| &mut it.tags, &change)
-                }
-                Resource::Address(id) => update(tx, &id.to_string(), |it: &mut AddressRecord| &mut it.tags, &change),
-            };
-            changed?.ok_or_else(|| resource.not_found().into())
+            match resource {
+                Resource::Instance(id) => update(tx, id, |it: &mut InstanceRecord| &mut it.tags, &change),
+                Resource::Volume(id) => update(tx, id, |it: &mut VolumeRecord| &mut it.tags, &change),
+                Resource::Snapshot(id) => update(tx, id, |it: &mut SnapshotRecord| &mut it.tags, &change),
+                Resource::Image(id) => update(tx, id, |it: &mut ImageRecord| &mut it.tags, &change),
+                Resource::Vpc(id) => update(tx, id, |it: &mut VpcRecord| &mut it.tags, &change),
+                Resource::Subnet(id) => update(tx, id, |it: &mut SubnetRecord| &mut it.tags, &change),
+                Resource::SecurityGroup(id) => update(tx, id, |it: &mut SecurityGroupRecord| &mut it.tags, &change),
+                Resource::Address(id) => update(tx, id, |it: &mut AddressRecord| &mut it.tags, &change),
+            }
         })?;
         // The metadata service may serve the instance's tags.
         if let Resource::Instance(id) = resource {
-            let record = self.instance(&id.to_string())?;
-            self.push_network_config(&record)?;
+            let record = self.cloud.instance(&id.to_string())?;
+            self.cloud.interfaces().push(&record)?;
         }
         Ok(tags)
-    }
-}
-
-impl Resource {
-    fn not_found(self) -> Ec2Error {
-        match self {
-            Resource::Instance(id) => InstanceId::not_found(&id.to_string()),
-            Resource::Volume(id) => VolumeId::not_found(&id.to_string()),
-            Resource::Snapshot(id) => SnapshotId::not_found(&id.to_string()),
-            Resource::Image(id) => ImageId::not_found(&id.to_string()),
-            Resource::Vpc(id) => VpcId::not_found(&id.to_string()),
-            Resource::Subnet(id) => SubnetId::not_found(&id.to_string()),
-            Resource::SecurityGroup(id) => SecurityGroupId::not_found(&id.to_string()),
-            Resource::Address(id) => AllocationId::not_found(&id.to_string()),
-        }
     }
 }
 
@@ -159,17 +145,17 @@ fn unknown_reference(reference: &str) -> Ec2Error {
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
 }
 
-/// Changes the tags of one record, and returns them if the record exists.
-fn update<R: Record>(
+/// Changes the tags of one record, and returns them.
+fn update<R: Record, K: ResourceKind>(
     tx: &Transaction,
-    key: &str,
-    tags: impl Fn(&mut R) -> &mut Tags,
-    change: &dyn Fn(&mut Tags) -> Result<(), Ec2Error>,
-) -> Result<Option<Tags>, CloudError> {
-    let Some(mut record) = tx.get::<R>(key)? else { return Ok(None) };
+    id: Id<K>,
+    tags: fn(&mut R) -> &mut TagMap,
+    change: &dyn Fn(&mut TagMap) -> Result<(), Ec2Error>,
+) -> Result<TagMap, CloudError> {
+    let mut record: R = by_id(tx, id)?;
     change(tags(&mut record))?;
     tx.put(&record)?;
-    Ok(Some(tags(&mut record).clone()))
+    Ok(tags(&mut record).clone())
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::error::CloudError;
 use super::import::root::{RootOptions, agent_of, import_root};
 use super::import::{ImportError, ImportProgress};
-use super::registry::{check_name, owner};
-use super::{Cloud, bundle, embedded, new_id, now};
+use super::registry::{Images, check_name, new_record};
+use super::{bundle, embedded};
 use store::{ImageRecord, Visibility};
 
 #[derive(Debug, Clone)]
@@ -30,9 +30,9 @@ pub struct RootChoices {
     pub cloud_init: bool,
 }
 
-impl Cloud {
+impl Images<'_> {
     /// Imports and registers a bundle or a root file system. The content of `source` determines which of them it is.
-    pub fn import_image(
+    pub fn import(
         &self,
         source: &Path,
         new: &NewImage,
@@ -49,8 +49,8 @@ impl Cloud {
             None if is_bundle => String::new(),
             None => return Err(named("a root file system has no name: specify one with --name").into()),
         };
-        let kernel = self.open_image(embedded::id())?;
-        let (_lock, scratch) = self.scratch_image()?;
+        let kernel = self.open_by_id(embedded::id())?;
+        let (_lock, scratch) = self.scratch()?;
         let manifest = if is_bundle {
             bundle::import_bundle(source, scratch.path(), &kernel.manifest.kernel.sha256, progress)?
         } else {
@@ -66,38 +66,25 @@ impl Cloud {
         };
         let name = new.name.clone().unwrap_or(manifest.name);
         check_name(&name)?;
-        let record = ImageRecord {
-            id: new_id(),
-            name,
-            description: new.description.clone().unwrap_or(manifest.description),
-            created: now(),
-            owner: owner(),
-            visibility: new.visibility,
-            source_instance: None,
-            deregistered: None,
-            imds_support: manifest.imds_support,
-            tags: Default::default(),
-        };
+        let description = new.description.as_ref().unwrap_or(&manifest.description);
+        let (visibility, imds_support) = (new.visibility, manifest.imds_support);
+        let record = ImageRecord { visibility, imds_support, ..new_record(&name, description) };
         self.register(record, scratch)
     }
 
-    pub fn export_image(
+    pub fn export(
         &self,
         reference: &str,
         destination: &Path,
         progress: &dyn ImportProgress,
     ) -> Result<ImageRecord, CloudError> {
-        let (record, image) = self.image(Some(reference))?;
+        let (record, image) = self.open(Some(reference))?;
         bundle::export(&image.dir, destination, progress)?;
         Ok(record)
     }
 
-    pub fn verify_image(
-        &self,
-        reference: &str,
-        progress: &dyn ImportProgress,
-    ) -> Result<Vec<bundle::Verified>, CloudError> {
-        let (_, image) = self.image(Some(reference))?;
+    pub fn verify(&self, reference: &str, progress: &dyn ImportProgress) -> Result<Vec<bundle::Verified>, CloudError> {
+        let (_, image) = self.open(Some(reference))?;
         Ok(bundle::verify(&image.dir, progress)?)
     }
 }

@@ -4,7 +4,7 @@
 //! as a cursor, so each reading enters the series only once. A datapoint is the difference between two readings.
 
 use super::error::CloudError;
-use super::lifecycle::get;
+use super::lookup::get;
 use super::{Cloud, now};
 use ec2::credits::CreditBalance;
 use ec2::right_size::{Judgment, Subject, TooLittle, judge};
@@ -17,12 +17,17 @@ use store::{InstanceRecord, Transaction, UsageCursor};
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
 
-impl Cloud {
+#[derive(Debug, Clone, Copy)]
+pub struct Metering<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Metering<'_> {
     pub fn usage(&self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
             // If the VMM does not answer, use the last reading.
-            let status = self.dir(record.id).connect().and_then(|mut machine| machine.status());
+            let status = self.cloud.dir(record.id).connect().and_then(|mut machine| machine.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.id, &readings)
@@ -41,7 +46,7 @@ impl Cloud {
     }
 
     /// Saves the usage of an instance whose machine has ended. A failure is only logged: it must not block the caller.
-    pub(super) fn keep_usage(&self, id: InstanceId) {
+    pub(super) fn keep(&self, id: InstanceId) {
         let readings = self.readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
             log::warn!("{id}: cannot record its usage: {error}");
@@ -49,7 +54,7 @@ impl Cloud {
     }
 
     fn readings(&self, id: InstanceId) -> Vec<Reading> {
-        let own = self.dir(id).vmm_directory();
+        let own = self.cloud.dir(id).vmm_directory();
         read(&own).unwrap_or_else(|error| {
             log::warn!("{id}: cannot read its usage from {}: {error}", own.join(FILE).display());
             Vec::new()
@@ -57,7 +62,7 @@ impl Cloud {
     }
 
     fn keep_readings(&self, id: InstanceId, readings: &[Reading]) -> Result<Vec<Datapoint>, CloudError> {
-        self.store.write(|tx| fold(tx, &get(tx, id)?, readings, now().saturating_mul(1000)))
+        self.cloud.store.write(|tx| fold(tx, &get(tx, id)?, readings, now().saturating_mul(1000)))
     }
 }
 

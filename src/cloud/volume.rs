@@ -9,22 +9,22 @@ use std::os::fd::AsFd;
 
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
-use super::launch::volume_file;
 use super::layers;
-use super::lifecycle::get;
 use super::limits::volume_limits;
-use super::machine_config::{disk_id, volume_disk};
+use super::lookup::{figures_of, get, get_volume, volumes_of};
+use super::machine_config::volume_disk;
+use super::names::{ROOT_DEVICE, disk_id, volume_file};
 use super::{Cloud, new_id, now, resolve};
 use disk::disk_image;
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
-use ec2::volume::{Role, VolumeChange, VolumeFigures, VolumeSize, VolumeSpec, VolumeState, VolumeType};
+use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
 use machine::config::{DiskConfig, DiskFormat};
 use machine::control::{ControlRequest, Message};
 use node::guest::{ExecRequest, ExitStatus, Streams};
 use node::instance::MachineHandle;
-use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
+use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, SnapshotRecord, VolumeRecord};
 
 const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum time for the guest's driver to bind or unbind a disk. The guest may have to write much data first.
@@ -37,23 +37,34 @@ pub struct NewVolume {
     pub tags: BTreeMap<String, String>,
 }
 
-impl Cloud {
-    pub fn volumes(&self) -> Result<Vec<VolumeRecord>, CloudError> {
-        let mut records: Vec<VolumeRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+#[derive(Debug, Clone, Copy)]
+pub struct Volumes<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Volumes<'_> {
+    pub fn list(&self) -> Result<Vec<VolumeRecord>, CloudError> {
+        let mut records: Vec<VolumeRecord> = self.cloud.records()?;
         records.sort_by_key(|record| (record.created, record.id));
         Ok(records)
     }
 
-    pub fn volume(&self, reference: &str) -> Result<VolumeRecord, CloudError> {
-        self.store.read(|tx| resolve::volume(tx, reference))
+    pub fn find(&self, reference: &str) -> Result<VolumeRecord, CloudError> {
+        self.cloud.store.read(|tx| resolve::volume(tx, reference))
     }
 
-    pub fn create_volume(&self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
-        let source = new.snapshot.as_ref().map(|reference| self.snapshot(reference)).transpose()?;
-        let _lock = self.home.lock(&self.home.volumes())?;
-        let record = self.make_volume(&new.spec, source.as_ref(), new.tags.clone())?;
-        let path = self.home.volumes().join(&record.file);
-        let inserted = self.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
+    /// Returns an instance's volumes in the order of its block devices.
+    pub fn of(&self, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
+        self.cloud.store.read(|tx| volumes_of(tx, record))
+    }
+
+    pub fn create(&self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
+        let find = |reference: &String| self.cloud.store.read(|tx| resolve::snapshot(tx, reference));
+        let source = new.snapshot.as_ref().map(find).transpose()?;
+        let _lock = self.cloud.home.lock(&self.cloud.home.volumes())?;
+        let record = self.make(&new.spec, source.as_ref(), new.tags.clone())?;
+        let path = self.cloud.home.volumes().join(&record.file);
+        let inserted = self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&record)?));
         if inserted.is_err() {
             // Without a record, no volume owns the file.
             let _ = std::fs::remove_file(&path);
@@ -62,7 +73,7 @@ impl Cloud {
     }
 
     /// Creates a volume's file. The caller holds the volumes lock and inserts the record.
-    pub(super) fn make_volume(
+    pub(super) fn make(
         &self,
         spec: &VolumeSpec,
         source: Option<&SnapshotRecord>,
@@ -70,7 +81,7 @@ impl Cloud {
     ) -> Result<VolumeRecord, CloudError> {
         let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.size));
         let figures = spec.figures(source_size, Role::Data)?;
-        let volumes = self.home.volumes();
+        let volumes = self.cloud.home.volumes();
         let id: VolumeId = new_id();
         let file = volume_file(id, 1);
         let path = volumes.join(&file);
@@ -100,31 +111,31 @@ impl Cloud {
         })
     }
 
-    pub fn delete_volume(&self, id: VolumeId) -> Result<(), CloudError> {
-        self.store.write::<_, CloudError>(|tx| {
+    pub fn delete(&self, id: VolumeId) -> Result<(), CloudError> {
+        self.cloud.store.write::<_, CloudError>(|tx| {
             let record = get_volume(tx, id)?;
             if let Some(attachment) = &record.attachment {
                 return Err(in_use(&record, attachment));
             }
             Ok(tx.remove::<VolumeRecord>(&id.to_string())?)
         })?;
-        self.sweep_volumes();
-        self.sweep_images();
+        self.cloud.sweep().volumes();
+        self.cloud.sweep().images();
         Ok(())
     }
 
     /// Attaches a volume to a stopped or running instance. Returns the volume's record with the device name.
-    pub fn attach_volume(
+    pub fn attach(
         &self,
         id: VolumeId,
         instance: InstanceId,
         device: Option<DeviceName>,
         delete_on_termination: bool,
     ) -> Result<VolumeRecord, CloudError> {
-        let (volume, record) = self.store.write::<_, CloudError>(|tx| {
+        let (volume, record) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, instance)?;
             Action::ChangeVolumes.allowed(instance, record.state)?;
-            refuse_hibernated(&self.home, &record)?;
+            refuse_hibernated(&self.cloud.home, &record)?;
             let mut volume = get_volume(tx, id)?;
             attach(&mut record, &mut volume, device, delete_on_termination)?;
             tx.put(&volume)?;
@@ -132,19 +143,19 @@ impl Cloud {
             Ok((volume, record))
         })?;
         let limits = volume_limits(&volume).filter(|_| !record.no_limits);
-        let disk = DiskConfig { limits, ..volume_disk(&self.home, &volume)? };
+        let disk = DiskConfig { limits, ..volume_disk(&self.cloud.home, &volume)? };
         if record.state == InstanceState::Running
             && let Err(error) = self.plug(instance, disk)
         {
             self.forget_attachment(id)?;
-            return Err(self.unless_ended(instance, "the volume was attached", error));
+            return Err(self.cloud.unless_ended(instance, "the volume was attached", error));
         }
         Ok(volume)
     }
 
     /// Detaches a volume from its instance. The guest should have unmounted its file systems.
-    pub fn detach_volume(&self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
-        let (volume, record) = self.store.read::<_, CloudError>(|tx| {
+    pub fn detach(&self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
+        let (volume, record) = self.cloud.store.read::<_, CloudError>(|tx| {
             let volume = get_volume(tx, id)?;
             let Some(attachment) = &volume.attachment else {
                 return Err(CloudError::refused(
@@ -155,7 +166,7 @@ impl Cloud {
             };
             let record = get(tx, attachment.instance_id)?;
             Action::ChangeVolumes.allowed(record.id, record.state)?;
-            refuse_hibernated(&self.home, &record)?;
+            refuse_hibernated(&self.cloud.home, &record)?;
             Ok((volume, record))
         })?;
         if record.root().is_some_and(|root| root.volume_id == id) {
@@ -164,14 +175,14 @@ impl Cloud {
         }
         if record.state == InstanceState::Running {
             let unplugged = self.unplug(&record, &disk_id(&volume), force);
-            unplugged.map_err(|error| self.unless_ended(record.id, "the volume was detached", error))?;
+            unplugged.map_err(|error| self.cloud.unless_ended(record.id, "the volume was detached", error))?;
         }
         self.forget_attachment(id)?;
-        self.volume(&id.to_string())
+        self.find(&id.to_string())
     }
 
     fn forget_attachment(&self, id: VolumeId) -> Result<(), CloudError> {
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             let mut volume = get_volume(tx, id)?;
             if let Some(attachment) = volume.attachment.take()
                 && let Some(mut record) = tx.get::<InstanceRecord>(&attachment.instance_id.to_string())?
@@ -186,7 +197,7 @@ impl Cloud {
 
     /// Hot-plugs a disk and binds the guest's driver to it.
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
-        let dir = self.dir(instance);
+        let dir = self.cloud.dir(instance);
         let mut machine = dir.connect()?;
         let slot = slot_of(&mut machine, &ControlRequest::AttachDisk { disk: disk.clone() })?;
         dir.change_config(|config| config.disks.push(disk))?;
@@ -195,14 +206,14 @@ impl Cloud {
 
     /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
-        let mut machine = self.dir(record.id).connect()?;
+        let mut machine = self.cloud.dir(record.id).connect()?;
         let slot = slot_of(&mut machine, &ControlRequest::DiskSlot { id: id.into() })?;
         match self.run_driver_command(record.id, "unbind", &slot) {
             Err(error) if !force => return Err(error),
             _ => {}
         }
         // If the guest reboots from now on, it must come up without the disk.
-        self.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
+        self.cloud.dir(record.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
         Ok(machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })?)
     }
 
@@ -223,7 +234,7 @@ impl Cloud {
         let null =
             File::options().read(true).write(true).open("/dev/null").map_err(CloudError::file("/dev/null", "open"))?;
         let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-        let dir = self.dir(instance);
+        let dir = self.cloud.dir(instance);
         let agent = dir.agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
         let status = agent.exec(request, streams).map_err(dir.guest_error())?;
         if status == ExitStatus::Exited(0) {
@@ -235,13 +246,13 @@ impl Cloud {
     }
 
     /// Changes a volume's size, type and performance. A running guest sees the new size.
-    pub fn modify_volume(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
-        let record = self.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
+    pub fn modify(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
+        let record = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let figures = figures_of(&record)?.modified(change, role_of(&record))?;
         if figures.size.bytes() > record.size {
             self.grow(&record, figures.size.bytes())?;
         }
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get_volume(tx, id)?;
             record.size = figures.size.bytes().max(record.size);
             record.volume_type = figures.volume_type.as_str().into();
@@ -249,19 +260,19 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.apply_volume_limits(&record)?;
+        self.cloud.apply_volume_limits(&record)?;
         Ok(record)
     }
 
     fn grow(&self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
-        let running = self.running_machine_of(record)?;
+        let running = self.running_machine(record)?;
         match running {
             Some(mut machine) => {
                 let id = disk_id(record);
                 Ok(machine.demand(&ControlRequest::ResizeDisk { id, size })?)
             }
             None => {
-                let disk = volume_disk(&self.home, record)?;
+                let disk = volume_disk(&self.cloud.home, record)?;
                 Ok(disk_image::grow(&disk.path, disk.format, &disk.backing, size)?)
             }
         }
@@ -269,12 +280,12 @@ impl Cloud {
 
     /// Connects to the VMM of the instance to which the volume is attached, if it is running. Fails if the instance is
     /// hibernated or changing its state.
-    pub(super) fn running_machine_of(&self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
+    pub(super) fn running_machine(&self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
-        let instance = self.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
+        let instance = self.cloud.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
-            InstanceState::Running => Ok(Some(self.dir(instance.id).connect()?)),
-            InstanceState::Stopped => refuse_hibernated(&self.home, &instance).map(|()| None),
+            InstanceState::Running => Ok(Some(self.cloud.dir(instance.id).connect()?)),
+            InstanceState::Stopped => refuse_hibernated(&self.cloud.home, &instance).map(|()| None),
             state => Err(Ec2Error::IncorrectInstanceState {
                 instance: instance.id,
                 state: state.as_str(),
@@ -317,10 +328,6 @@ fn slot_of(machine: &mut MachineHandle, request: &ControlRequest) -> Result<[Str
     }
 }
 
-pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
-    Ok(tx.get(&id.to_string())?.ok_or_else(|| VolumeId::not_found(&id.to_string()))?)
-}
-
 fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
     let (id, instance) = (volume.id, attachment.instance_id);
     let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
@@ -328,16 +335,9 @@ fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
 }
 
 fn role_of(record: &VolumeRecord) -> Role {
-    let root = super::launch::ROOT_DEVICE;
-    if record.attachment.as_ref().is_some_and(|attachment| attachment.device_name == root) {
+    if record.attachment.as_ref().is_some_and(|attachment| attachment.device_name == ROOT_DEVICE) {
         Role::Root
     } else {
         Role::Data
     }
-}
-
-pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
-    let volume_type: VolumeType = record.volume_type.parse()?;
-    let size = VolumeSize::that_holds(record.size).ok_or(ec2::volume::VolumeError::NoSize).map_err(Ec2Error::from)?;
-    Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
 }

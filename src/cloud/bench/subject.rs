@@ -14,7 +14,7 @@ use super::connection;
 use super::interrupt::Interrupt;
 use super::measure::{About, Measure};
 use super::{BenchError, BenchSpec};
-use crate::launch::cpus;
+use crate::capacity::cpus;
 use crate::limits::throttled_time;
 use crate::network::NetworkSpec;
 use crate::run::{Boot, RunSpec};

@@ -3,25 +3,29 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
-use super::super::lifecycle::get;
+use super::super::lookup::get;
 use super::super::{Cloud, new_id, resolve};
-use super::address::Addresses;
-use ec2::id::AllocationId;
+use super::address::AddressPool;
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
+use node::home::Home;
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
-impl Cloud {
-    pub fn addresses(&self) -> Result<Vec<AddressRecord>, CloudError> {
-        let mut addresses: Vec<AddressRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Addresses<'_> {
+    pub fn list(&self) -> Result<Vec<AddressRecord>, CloudError> {
+        let mut addresses: Vec<AddressRecord> = self.cloud.records()?;
         addresses.sort_by_key(|address| address.public_ip);
         Ok(addresses)
     }
 
-    pub fn allocate_address(&self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
-        let origin = self.address_origin();
-        self.store.write(|tx| {
-            let public_ip = Addresses::taken(tx, origin)?.free_public().ok_or_else(|| {
+    pub fn allocate(&self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
+        self.cloud.store.write(|tx| {
+            let public_ip = AddressPool::taken(tx, &self.cloud.home)?.free_public().ok_or_else(|| {
                 let hint = "Release one with `wisp address release`.";
                 let what = "All addresses in 127.18.0.0/16 are in use.";
                 CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
@@ -33,14 +37,9 @@ impl Cloud {
     }
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
-    pub fn associate_address(
-        &self,
-        reference: &str,
-        instance: &str,
-        may_move: bool,
-    ) -> Result<AddressRecord, CloudError> {
-        let origin = self.address_origin();
-        let (record, from, to) = self.store.write::<_, CloudError>(|tx| {
+    pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
+        let home = &self.cloud.home;
+        let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
             if instance.state == InstanceState::Terminated || instance.network.is_none() {
@@ -56,7 +55,7 @@ impl Cloud {
             }
             let mut before = Vec::new();
             if let Some(holder) = holder {
-                before.push(remove_elastic_address(tx, holder, origin)?);
+                before.push(set_elastic_address(tx, holder, None, home)?);
             }
             // Release the instance's previous elastic address.
             for mut other in held_by(tx, instance.id)? {
@@ -65,31 +64,30 @@ impl Cloud {
             }
             record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
             tx.put(&record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.id, &record)?))
+            Ok((record.clone(), before, set_elastic_address(tx, instance.id, Some(&record), home)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
-        from.iter().chain([&to]).try_for_each(|changed| self.push_network_config(changed))?;
+        from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
         Ok(record)
     }
 
     /// Disassociates an address. A running instance that should have a public address gets a new one.
-    pub fn disassociate_address(&self, reference: &str) -> Result<AddressRecord, CloudError> {
-        let origin = self.address_origin();
-        let (record, from) = self.store.write::<_, CloudError>(|tx| {
+    pub fn disassociate(&self, reference: &str) -> Result<AddressRecord, CloudError> {
+        let (record, from) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let Some(association) = record.association.take() else {
                 let what = format!("The address {} is not associated with an instance.", record.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&record)?;
-            Ok((record, remove_elastic_address(tx, association.instance_id, origin)?))
+            Ok((record, set_elastic_address(tx, association.instance_id, None, &self.cloud.home)?))
         })?;
-        self.push_network_config(&from)?;
+        self.cloud.interfaces().push(&from)?;
         Ok(record)
     }
 
-    pub fn release_address(&self, reference: &str) -> Result<AddressRecord, CloudError> {
-        self.store.write(|tx| {
+    pub fn release(&self, reference: &str) -> Result<AddressRecord, CloudError> {
+        self.cloud.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
             if let Some(instance) = record.instance() {
                 let what = format!("Address {} is in use by {instance}.", record.public_ip);
@@ -115,36 +113,21 @@ fn held_by(tx: &Transaction, instance: InstanceId) -> Result<Vec<AddressRecord>,
     Ok(records)
 }
 
-/// Removes an instance's elastic address. A running instance that should have a public address gets a new one.
-fn remove_elastic_address(tx: &Transaction, instance: InstanceId, origin: u16) -> Result<InstanceRecord, CloudError> {
-    let has_machine = get(tx, instance)?.state.has_machine();
-    change(tx, instance, None, |tx, network| {
-        network.public_ip = None;
-        if has_machine { Addresses::taken(tx, origin)?.give(network) } else { Ok(()) }
-    })
-}
-
+/// Sets or removes an instance's elastic address. A running instance that loses it, and that should have a public
+/// address, gets a new one.
 fn set_elastic_address(
     tx: &Transaction,
     instance: InstanceId,
-    address: &AddressRecord,
-) -> Result<InstanceRecord, CloudError> {
-    change(tx, instance, Some(address.id), |_, network| {
-        network.public_ip = Some(address.public_ip);
-        Ok(())
-    })
-}
-
-fn change(
-    tx: &Transaction,
-    instance: InstanceId,
-    elastic_address: Option<AllocationId>,
-    set: impl FnOnce(&Transaction, &mut store::NetworkRecord) -> Result<(), CloudError>,
+    address: Option<&AddressRecord>,
+    home: &Home,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
     if let Some(network) = &mut record.network {
-        network.elastic_address = elastic_address;
-        set(tx, network)?;
+        network.elastic_address = address.map(|address| address.id);
+        network.public_ip = address.map(|address| address.public_ip);
+        if address.is_none() && record.state.has_machine() {
+            AddressPool::taken(tx, home)?.give(network)?;
+        }
         tx.put(&record)?;
     }
     Ok(record)

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
+use ec2::state::InstanceState;
 use machine::network::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord};
 
 /// If a rule opens more ports than this, only those of [`KNOWN`] are forwarded from a public address.
 const MANY: u16 = 64;
@@ -13,6 +15,22 @@ const KNOWN: [u16; 24] = [
     21, 22, 25, 53, 80, 110, 143, 389, 443, 465, 587, 993, 1433, 1521, 3000, 3306, 5000, 5432, 6379, 8000, 8080, 8443,
     9000, 27017,
 ];
+
+pub(super) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
+    record.network.as_ref().map_or(&[], |network| &network.security_groups)
+}
+
+pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
+    let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
+    filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
+}
+
+/// Returns the private addresses of a group's members, excluding terminated instances.
+fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
+    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
+    let in_it = living.filter(|record| groups_of(record).contains(&group));
+    in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
+}
 
 /// Builds the packet filter for `rules`. `members` returns the addresses of a group's members.
 pub(super) fn filter_of<'a>(

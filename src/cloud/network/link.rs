@@ -4,21 +4,12 @@ use std::net::Ipv4Addr;
 
 use super::super::image::Manifest;
 use super::filter::public_forwards;
-use super::metadata::{self, tree_of};
-use super::router::is_in_vpc;
-use super::{MTU, NetworkSpec};
+use super::metadata::{self, Known, tree_of};
+use super::spec::{MTU, NetworkSpec, is_in_vpc};
 use ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use ec2::{InstanceId, metadata::MetadataOptions};
 use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
-use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
-
-#[derive(Debug)]
-pub(super) struct Known {
-    pub subnet: SubnetRecord,
-    pub public_key: Option<String>,
-    pub volumes: Vec<VolumeRecord>,
-    pub groups: Vec<SecurityGroupRecord>,
-}
+use store::{InstanceRecord, NetworkRecord};
 
 pub(super) fn link_of(
     record: &InstanceRecord,

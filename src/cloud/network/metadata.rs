@@ -6,18 +6,25 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 
-use super::link::Known;
 use crate::timestamp_seconds;
 use ec2::InstanceId;
 use ec2::network::{REGION, SubnetRange, Zone, mac_address, private_dns_name};
 use ec2::tag::is_metadata_key;
 use machine::network::MacAddress;
-use store::{InstanceRecord, NetworkRecord};
+use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, VolumeRecord};
 
 /// Metadata values by their path below `meta-data/`.
 pub(super) type Tree = BTreeMap<String, String>;
 
 const ACCOUNT: &str = "000000000000";
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub subnet: SubnetRecord,
+    pub public_key: Option<String>,
+    pub volumes: Vec<VolumeRecord>,
+    pub groups: Vec<SecurityGroupRecord>,
+}
 
 pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known) -> Tree {
     let Known { subnet, public_key, volumes, groups } = known;

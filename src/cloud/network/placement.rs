@@ -4,13 +4,14 @@ use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::super::resolve;
+use super::lookup::default_vpc;
 use super::security_group::chosen_groups;
-use super::vpc::default_vpc;
-use super::{NetworkSpec, router_is_possible};
+use super::spec::NetworkSpec;
 use ec2::id::SecurityGroupId;
 use ec2::metadata::MetadataOptions;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, ErrorCode};
+use node::router;
 use store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Placement {
         }
         let is_default = tx.get::<VpcRecord>(&subnet.vpc_id.to_string())?.is_some_and(|vpc| vpc.is_default);
         let mode = match spec.mode {
-            NetworkMode::Auto if !is_default || router_is_possible() => NetworkMode::Vpc,
+            NetworkMode::Auto if !is_default || router::check().is_ok() => NetworkMode::Vpc,
             NetworkMode::User if !is_default => {
                 let what = "A user-mode network is available only in the default VPC.";
                 let hint = "Use `--network vpc`, which is the default in other VPCs.";
@@ -66,6 +67,18 @@ impl Placement {
             metadata_options: spec.metadata.unwrap_or_default().applied(metadata),
         }
     }
+}
+
+/// Copies an interface for a fork, without its addresses and published ports, which only one instance can have.
+pub(crate) fn for_fork(original: Option<&NetworkRecord>) -> Option<NetworkRecord> {
+    let original = original?.clone();
+    Some(NetworkRecord {
+        private_ip: Ipv4Addr::UNSPECIFIED,
+        public_ip: None,
+        elastic_address: None,
+        published: Vec::new(),
+        ..original
+    })
 }
 
 fn default_subnet(tx: &Transaction, spec: &NetworkSpec) -> Result<SubnetRecord, CloudError> {

@@ -6,26 +6,30 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
+use super::super::Cloud;
 use super::super::error::CloudError;
-use super::security_group::filters;
-use super::{Cloud, MTU};
+use super::super::lookup::by_id;
+use super::filter::filters;
+use super::lookup::all_vpcs;
+use super::spec::{MTU, is_in_vpc};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
-use ec2::network::{NetworkMode, SubnetRange, mac_address};
+use ec2::network::{SubnetRange, mac_address};
 use ec2::state::InstanceState;
 use machine::network::{Cidr, MacAddress};
 use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
-pub(crate) fn is_in_vpc(network: &NetworkRecord) -> bool {
-    network.mode == NetworkMode::Vpc
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Routers<'a> {
+    pub(crate) cloud: &'a Cloud,
 }
 
-impl Cloud {
+impl Routers<'_> {
     /// Connects an instance to its VPC. Returns the instance's tap device.
-    pub(crate) fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
-        let router = self.router(network.vpc_id)?;
-        let config = self.router_config(network.vpc_id)?;
+    pub fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
+        let router = self.lock(network.vpc_id)?;
+        let config = self.config(network.vpc_id)?;
         let Attached { tap, recovery } = router.attach(&config, network.private_ip).map_err(refused)?;
         if let Some(recovery) = recovery {
             self.warn_recovery(network.vpc_id, &recovery);
@@ -38,8 +42,8 @@ impl Cloud {
     pub(crate) fn warn_missing_uplinks(&self, vpcs: BTreeSet<VpcId>) {
         for vpc in vpcs {
             // An error means that the router is ending, so it needs no uplink.
-            if let Ok(false) = router::has_uplink(&self.router_directory(vpc)) {
-                self.warn(format!(
+            if let Ok(false) = router::has_uplink(&self.directory(vpc)) {
+                self.cloud.warn(format!(
                     "The VPC has no uplink: {UPLINK_PROGRAM} (`sudo apt install passt`) is missing or has exited; \
                      run `wisp doctor` for details."
                 ));
@@ -48,14 +52,13 @@ impl Cloud {
     }
 
     /// Applies the current security groups and instances to the routers of all VPCs.
-    pub(super) fn update_routers(&self) -> Result<(), CloudError> {
-        for vpc in self.vpcs()? {
+    pub(super) fn update(&self) -> Result<(), CloudError> {
+        for vpc in self.cloud.store.read(all_vpcs)? {
             // A VPC without a directory has never had an attached instance, so it has no router.
-            if self.router_directory(vpc.id).exists() {
-                let router = self.router(vpc.id)?;
-                if let Some(recovery) = router.apply(&self.router_config(vpc.id)?).map_err(refused)? {
-                    self.warn_recovery(vpc.id, &recovery);
-                }
+            if self.directory(vpc.id).exists()
+                && let Some(recovery) = self.apply(vpc.id)?
+            {
+                self.warn_recovery(vpc.id, &recovery);
             }
         }
         Ok(())
@@ -63,23 +66,26 @@ impl Cloud {
 
     /// Restarts the killed routers of VPCs with running instances, if an instance still holds the router's network
     /// namespace. A failure becomes a warning, because the user's command may not need the router.
-    pub(crate) fn restart_routers(&self, records: &[InstanceRecord]) {
+    pub(crate) fn restart_killed(&self, records: &[InstanceRecord]) {
         let running = records.iter().filter(|record| record.state.has_machine());
         let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
-        for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.router_directory(*vpc))).collect::<Vec<_>>() {
-            match self.restart_router(vpc) {
+        for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.directory(*vpc))).collect::<Vec<_>>() {
+            match self.apply(vpc) {
                 // If the router cannot be restarted, the commands that need it report that.
                 Ok(Some(recovery)) if recovery.uplink.is_some() => self.warn_recovery(vpc, &recovery),
                 Ok(_) => {}
-                Err(error) => self.warn(format!("The router of {vpc} was killed and cannot be restarted: {error}")),
+                Err(error) => {
+                    self.cloud.warn(format!("The router of {vpc} was killed and cannot be restarted: {error}"))
+                }
             }
         }
     }
 
-    fn restart_router(&self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
-        let router = self.router(vpc)?;
-        router.apply(&self.router_config(vpc)?).map_err(refused)
+    /// Applies the current configuration. Replaces a killed router if an instance still holds its network namespace.
+    fn apply(&self, vpc: VpcId) -> Result<Option<RouterRecovery>, CloudError> {
+        let router = self.lock(vpc)?;
+        router.apply(&self.config(vpc)?).map_err(refused)
     }
 
     fn warn_recovery(&self, vpc: VpcId, recovery: &RouterRecovery) {
@@ -92,26 +98,26 @@ impl Cloud {
             .then(|| format!("{} have no network until you stop and start them", recovery.disconnected.join(", ")));
         let said: Vec<String> = uplink.map(String::from).into_iter().chain(disconnected).collect();
         if !said.is_empty() {
-            self.warn(format!("The router of {vpc} was killed: {}.", said.join("; ")));
+            self.cloud.warn(format!("The router of {vpc} was killed: {}.", said.join("; ")));
         }
     }
 
-    fn router_directory(&self, vpc: VpcId) -> PathBuf {
-        self.home.networks().join(vpc.to_string())
+    fn directory(&self, vpc: VpcId) -> PathBuf {
+        self.cloud.home.networks().join(vpc.to_string())
     }
 
     /// Locks the router. Read its configuration under the lock, so that a newer one is not replaced by an older one.
-    fn router(&self, vpc: VpcId) -> Result<Router, CloudError> {
-        let dir = self.router_directory(vpc);
+    fn lock(&self, vpc: VpcId) -> Result<Router, CloudError> {
+        let dir = self.directory(vpc);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(CloudError::file(&dir, "create"))?;
         Router::lock(&dir).map_err(refused)
     }
 
-    fn router_config(&self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
-        let instances_directory = self.home.instances();
-        let (range, interfaces) = self.store.read::<_, CloudError>(|tx| {
-            let record = tx.get::<VpcRecord>(&vpc.to_string())?.ok_or_else(|| VpcId::not_found(&vpc.to_string()))?;
+    fn config(&self, vpc: VpcId) -> Result<RouterConfig, CloudError> {
+        let instances_directory = self.cloud.home.instances();
+        let (range, interfaces) = self.cloud.store.read::<_, CloudError>(|tx| {
+            let record: VpcRecord = by_id(tx, vpc)?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
             let instances: Vec<InstanceRecord> = tx.list()?;
             let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);

@@ -3,19 +3,16 @@
 //! A change takes effect on running instances at once. Established connections stay open.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
-use super::filter::filter_of;
-use super::vpc::{default_vpc, depends, vpc_or_default};
+use super::filter::groups_of;
+use super::lookup::{default_vpc, depends, vpc_or_default};
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
-use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
-use machine::network::Filter;
 use node::shell;
-use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
+use store::{InstanceRecord, SecurityGroupRecord, Transaction};
 
 pub const DEFAULT: &str = "default";
 
@@ -28,10 +25,15 @@ pub struct RuleSpec {
     pub groups: Vec<String>,
 }
 
-impl Cloud {
+#[derive(Debug, Clone, Copy)]
+pub struct SecurityGroups<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl SecurityGroups<'_> {
     /// Lists all groups, or those of one VPC. Creates the default VPC's default group if it is missing.
-    pub fn security_groups(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
-        self.store.write(|tx| {
+    pub fn list(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
+        self.cloud.store.write(|tx| {
             let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
             ensure_default_group(tx)?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
@@ -41,24 +43,19 @@ impl Cloud {
         })
     }
 
-    pub fn group_names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
-        let groups: Vec<SecurityGroupRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
+    pub fn names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
+        let groups: Vec<SecurityGroupRecord> = self.cloud.records()?;
         Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
     }
 
-    pub fn security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-        self.store.write(|tx| find_group(tx, reference))
+    pub fn find(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.cloud.store.write(|tx| find_group(tx, reference))
     }
 
     /// Creates a group, by default in the default VPC. It allows all outbound and no inbound traffic.
-    pub fn create_security_group(
-        &self,
-        name: &str,
-        description: &str,
-        vpc: Option<&str>,
-    ) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn create(&self, name: &str, description: &str, vpc: Option<&str>) -> Result<SecurityGroupRecord, CloudError> {
         check_group_name(name)?;
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             let vpc_id = vpc_or_default(tx, vpc)?.id;
             if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name && group.vpc_id == vpc_id) {
                 return Err(CloudError::refused(
@@ -67,23 +64,15 @@ impl Cloud {
                     Some(format!("`wisp {}` shows it.", shell::command(["sg", "show", name]))),
                 ));
             }
-            let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
-            let record = SecurityGroupRecord {
-                id: new_id(),
-                vpc_id,
-                name: name.to_string(),
-                description: description.to_string(),
-                rules: vec![everything],
-                tags: Default::default(),
-            };
+            let record = new_group(vpc_id, name, description);
             tx.insert(&record)?;
             Ok(record)
         })
     }
 
     /// Deletes a group. Fails if it has members, or if a rule of another group refers to it.
-    pub fn delete_security_group(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-        self.store.write(|tx| {
+    pub fn delete(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
+        self.cloud.store.write(|tx| {
             let record = find_group(tx, reference)?;
             if record.name == DEFAULT {
                 let what = "The security group 'default' cannot be deleted by a user.";
@@ -107,7 +96,7 @@ impl Cloud {
 
     /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
     pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             for peer in peers(tx, record.vpc_id, spec)? {
                 if record.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
@@ -131,41 +120,35 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.groups_changed()?;
+        self.apply()?;
         Ok(record)
     }
 
     /// Removes rules from a group. Fails without removing any if one of them does not exist.
     pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
-            let peers = peers(tx, group.vpc_id, spec)?;
-            let find = |record: &SecurityGroupRecord, peer: Peer| {
-                record.rules.iter().find(|rule| rule.is_like(spec.egress, spec.traffic, peer)).map(|rule| rule.id)
-            };
-            Ok(move |record: &SecurityGroupRecord| peers.iter().map(|peer| find(record, *peer)).collect())
+            let is_peer = |rule: &&Rule, peer: Peer| rule.is_like(spec.egress, spec.traffic, peer);
+            let find = |peer| group.rules.iter().find(|rule| is_peer(rule, peer)).map(|rule| rule.id);
+            Ok(peers(tx, group.vpc_id, spec)?.into_iter().map(find).collect())
         })
     }
 
     pub fn revoke_by_id(&self, reference: &str, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |_, group| {
-            if group.rules.iter().all(|rule| rule.id != id) {
-                return Err(SecurityGroupRuleId::not_found(&id.to_string()).into());
-            }
-            Ok(move |record: &SecurityGroupRecord| {
-                vec![record.rules.iter().find(|rule| rule.id == id).map(|rule| rule.id)]
-            })
+        self.remove_rules(reference, |_, group| match group.rules.iter().any(|rule| rule.id == id) {
+            true => Ok(Some(vec![id])),
+            false => Err(SecurityGroupRuleId::not_found(&id.to_string()).into()),
         })
     }
 
-    fn remove_rules<F: Fn(&SecurityGroupRecord) -> Vec<Option<SecurityGroupRuleId>>>(
+    /// Removes the rules whose IDs `chosen` returns. Fails if it returns `None`: a rule does not exist.
+    fn remove_rules(
         &self,
         reference: &str,
-        chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<F, CloudError>,
+        chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<Option<Vec<SecurityGroupRuleId>>, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.store.write::<_, CloudError>(|tx| {
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
-            let ids: Option<Vec<SecurityGroupRuleId>> = chosen(tx, &record)?(&record).into_iter().collect();
-            let Some(ids) = ids else {
+            let Some(ids) = chosen(tx, &record)? else {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidPermissionNotFound,
                     "The specified rule does not exist in this security group.",
@@ -176,20 +159,16 @@ impl Cloud {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.groups_changed()?;
+        self.apply()?;
         Ok(record)
     }
 
     /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
-    pub(crate) fn groups_changed(&self) -> Result<(), CloudError> {
-        let instances: Vec<InstanceRecord> = self.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        instances.iter().try_for_each(|record| self.push_network_config(record))?;
-        self.update_routers()
+    pub(crate) fn apply(&self) -> Result<(), CloudError> {
+        let instances: Vec<InstanceRecord> = self.cloud.records()?;
+        instances.iter().try_for_each(|record| self.cloud.interfaces().push(record))?;
+        self.cloud.routers().update()
     }
-}
-
-pub(crate) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
-    record.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
 /// Returns or creates a VPC's default group, which allows all traffic between members and all outbound traffic.
@@ -198,17 +177,8 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
         return Ok(group);
     }
-    let id: SecurityGroupId = new_id();
-    let own = rule(false, Traffic::All, Peer::Group(id));
-    let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
-    let record = SecurityGroupRecord {
-        id,
-        vpc_id,
-        name: DEFAULT.into(),
-        description: "default VPC security group".into(),
-        rules: vec![own, everything],
-        tags: Default::default(),
-    };
+    let mut record = new_group(vpc_id, DEFAULT, "default VPC security group");
+    record.rules.insert(0, rule(false, Traffic::All, Peer::Group(record.id)));
     tx.insert(&record)?;
     Ok(record)
 }
@@ -239,18 +209,6 @@ pub(crate) fn chosen_groups(
         .into());
     }
     Ok(ids)
-}
-
-pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
-    let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
-    filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
-}
-
-/// Returns the private addresses of a group's members, excluding terminated instances.
-fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
-    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
-    let in_it = living.filter(|record| groups_of(record).contains(&group));
-    in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
 /// Creates the default VPC's default group if the VPC exists and the group does not.
@@ -288,6 +246,18 @@ fn peers(tx: &Transaction, vpc: VpcId, spec: &RuleSpec) -> Result<Vec<Peer>, Clo
         peers.push(Peer::Group(group_in(tx, vpc, group)?.id));
     }
     Ok(peers)
+}
+
+/// Returns a group that allows all outbound and no inbound traffic.
+fn new_group(vpc_id: VpcId, name: &str, description: &str) -> SecurityGroupRecord {
+    SecurityGroupRecord {
+        id: new_id(),
+        vpc_id,
+        name: name.into(),
+        description: description.into(),
+        rules: vec![rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE))],
+        tags: Default::default(),
+    }
 }
 
 fn rule(egress: bool, traffic: Traffic, peer: Peer) -> Rule {

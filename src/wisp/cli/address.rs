@@ -66,25 +66,25 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let (record, next) = match args.command {
         Command::Ls => {
-            list(&cloud.addresses()?, output)?;
+            list(&cloud.addresses().list()?, output)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Allocate { name, tags } => {
-            let record = cloud.allocate_address(launch::tags(tags, name.as_deref())?)?;
+            let record = cloud.addresses().allocate(launch::tags(tags, name.as_deref())?)?;
             let next = format!("address associate {} INSTANCE", record.public_ip);
             (record, next)
         }
         Command::Associate { address, instance, no_reassociation } => {
-            let record = cloud.associate_address(&address, &instance, !no_reassociation)?;
+            let record = cloud.addresses().associate(&address, &instance, !no_reassociation)?;
             (record, format!("show {instance}"))
         }
         Command::Disassociate { address } => {
-            let record = cloud.disassociate_address(&address)?;
+            let record = cloud.addresses().disassociate(&address)?;
             let next = format!("address release {}", record.public_ip);
             (record, next)
         }
         Command::Release { address } => {
-            let record = cloud.release_address(&address)?;
+            let record = cloud.addresses().release(&address)?;
             if output == Output::Table {
                 output::print(&format!("{}  {}  released", record.public_ip, record.id))?;
             }

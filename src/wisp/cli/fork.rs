@@ -46,7 +46,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let Forked { instances, machines, paused } = cloud.fork(&spec)?;
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
-        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,
+        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.security_groups().names()?))?,
         Output::Table => {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }

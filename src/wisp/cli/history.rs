@@ -12,7 +12,7 @@ use store::InstanceRecord;
 
 /// Prints the datapoints of the last `hours` hours before an instance's newest datapoint.
 pub fn print(cloud: &Cloud, record: &InstanceRecord, hours: u32, output: Output) -> anyhow::Result<()> {
-    let mut points = cloud.usage(record)?;
+    let mut points = cloud.metering().usage(record)?;
     let newest = points.last().map_or(0, |point| point.end_ms);
     points.retain(|point| point.end_ms.saturating_add(u64::from(hours) * 3_600_000) >= newest);
     if output == Output::Json {

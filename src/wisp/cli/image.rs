@@ -12,11 +12,13 @@ use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::size::SizeArgs;
 use super::{args, launch, open_cloud, print_warnings, shapes};
 use cloud::bundle::Verified;
+use cloud::capacity::cpus;
+use cloud::create_image::ImageConsistency;
 use cloud::image::Image;
 use cloud::image_memory::{self, ImageMemory};
 use cloud::import::ImportProgress;
-use cloud::launch::{ROOT_DEVICE, cpus};
-use cloud::registry::ImageConsistency;
+use cloud::names::ROOT_DEVICE;
+use cloud::registry;
 use cloud::template::{self, TemplateRecord};
 use cloud::transfer::{NewImage, RootChoices};
 use cloud::{Cloud, timestamp, utc};
@@ -171,9 +173,9 @@ impl From<VisibilityArg> for Visibility {
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
-        Command::Ls => list(&cloud.images()?, output)?,
+        Command::Ls => list(&cloud.images().list()?, output)?,
         Command::Show { image } => {
-            let (record, image) = cloud.image(Some(&image))?;
+            let (record, image) = cloud.images().open(Some(&image))?;
             let warm = template::list_of(cloud.home(), &image.dir)?;
             match output {
                 Output::Json => {
@@ -194,7 +196,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 (false, false) => ImageConsistency::Written,
             };
             let spinner = super::wait::spinner("Copying the root volume");
-            let made = cloud.create_image(instance.id, &name, &description, moment);
+            let made = cloud.images().create(instance.id, &name, &description, moment);
             spinner.finish_and_clear();
             let record = made?;
             match output {
@@ -207,7 +209,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         }
         Command::Verify { image } => {
             let bar = Bar::default();
-            let files = cloud.verify_image(&image, &bar);
+            let files = cloud.images().verify(&image, &bar);
             bar.finish();
             return report(&image, files?, output);
         }
@@ -216,7 +218,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes), cloud_init };
             let new = NewImage { name, description, visibility, root };
             let bar = Bar::default();
-            let imported = cloud.import_image(&source, &new, &bar);
+            let imported = cloud.images().import(&source, &new, &bar);
             bar.finish();
             let record = imported?;
             match output {
@@ -229,7 +231,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         }
         Command::Export { image, file } => {
             let bar = Bar::default();
-            let exported = cloud.export_image(&image, &file, &bar);
+            let exported = cloud.images().export(&image, &file, &bar);
             bar.finish();
             let record = exported?;
             match output {
@@ -238,15 +240,15 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
         Command::Modify { image, visibility, description, imds_support } => {
-            let record = cloud.modify_image(&image, visibility.map(Visibility::from), description, imds_support)?;
+            let record = cloud.images().modify(&image, visibility.map(Visibility::from), description, imds_support)?;
             if output == Output::Table {
                 output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
             }
         }
         Command::Warm { image, size, remove, if_missing } => {
-            let image = match Image::unregistered(cloud.home(), Some(&image))? {
+            let image = match registry::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
-                None => cloud.image(Some(&image))?.1,
+                None => cloud.images().open(Some(&image))?.1,
             };
             if remove {
                 let count = template::remove_of(cloud.home(), &image.dir)?;
@@ -259,7 +261,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         }
         Command::Rm { images } => {
             for image in images {
-                let record = cloud.deregister_image(&image)?;
+                let record = cloud.images().deregister(&image)?;
                 if output == Output::Table {
                     output::print(&format!("{}  deregistered", record.id))?;
                 }

@@ -67,7 +67,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { name, key_type, format, file } => {
             let path = file.unwrap_or_else(|| PathBuf::from(format!("{}.pem", name.as_str())));
-            let record = cloud.create_key_pair(&name, key_type, format, &path)?;
+            let record = cloud.key_pairs().create(&name, key_type, format, &path)?;
             match output {
                 Output::Json => output::print_json(&shapes::key_pair(&record))?,
                 Output::Table => {
@@ -78,7 +78,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Import { name, file } => {
-            let record = cloud.import_key_pair(&name, &read(&file)?)?;
+            let record = cloud.key_pairs().import(&name, &read(&file)?)?;
             match output {
                 Output::Json => output::print_json(&shapes::key_pair(&record))?,
                 Output::Table => {
@@ -88,7 +88,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Ls => {
-            let pairs = cloud.key_pairs()?;
+            let pairs = cloud.key_pairs().list()?;
             if output == Output::Json {
                 let shapes: Vec<_> = pairs.iter().map(shapes::key_pair).collect();
                 output::print_json(&serde_json::json!({"KeyPairs": shapes}))?;
@@ -114,7 +114,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Rm { names } => {
             for name in names {
-                let record = cloud.delete_key_pair(&name)?;
+                let record = cloud.key_pairs().delete(&name)?;
                 if output == Output::Table {
                     output::print(&format!("{}  deleted", record.name))?;
                 }

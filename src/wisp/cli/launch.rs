@@ -146,7 +146,7 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let cloud = open_cloud()?;
-    let given = args.size.or_image_size(cloud.image_memory(args.image.as_deref())?);
+    let given = args.size.or_image_size(cloud.images().memory(args.image.as_deref())?);
     let size = given.of_type(catalog::find(DEFAULT_TYPE)?)?;
     let tags = tags(args.tags, args.name.as_deref())?;
     let spec = LaunchSpec {
@@ -178,7 +178,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     print_warnings(&cloud);
     let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
-        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.group_names()?))?,
+        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.security_groups().names()?))?,
         Output::Table => {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }

@@ -54,7 +54,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
             && args.tags.iter().all(|tag| record.tags.get(tag.key()).is_some_and(|value| value == tag.value()))
     });
     if output == Output::Json {
-        output::print_json(&shapes::reservations(&instances, &cloud.group_names()?))?;
+        output::print_json(&shapes::reservations(&instances, &cloud.security_groups().names()?))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.quiet {

@@ -29,11 +29,11 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let before = if args.reset { MetadataChange::default() } else { cloud.metadata_defaults()? };
+    let before = if args.reset { MetadataChange::default() } else { cloud.settings().metadata_defaults()? };
     let change = args.metadata.change();
     let now = before.then(change.unwrap_or_default());
     if args.reset || change.is_some() {
-        cloud.set_metadata_defaults(now)?;
+        cloud.settings().set_metadata_defaults(now)?;
     }
     let named = now.named();
     match output {

@@ -82,10 +82,10 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         !change.is_empty(),
         "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
     );
-    let record = cloud.modify(record.id, &change)?;
+    let record = cloud.attributes().modify(record.id, &change)?;
     print_warnings(&cloud);
     match output {
-        Output::Json => output::print_json(&shapes::instance(&record, &cloud.group_names()?))?,
+        Output::Json => output::print_json(&shapes::instance(&record, &cloud.security_groups().names()?))?,
         Output::Table => {
             output::print(&format!("{}  modified", record.id))?;
             output::next_command(["show", &args.instance]);

@@ -46,7 +46,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     records.retain(|record| is_named || record.state != InstanceState::Terminated);
     let mut verdicts = Vec::with_capacity(records.len());
     for record in &records {
-        verdicts.push(cloud.right_size(record, args.least.into())?);
+        verdicts.push(cloud.metering().right_size(record, args.least.into())?);
     }
     let all: Vec<(&InstanceRecord, Verdict)> = records.iter().zip(verdicts).collect();
     if output == Output::Json {

@@ -13,9 +13,10 @@ use super::network::NetworkArgs;
 use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
 use super::{disk_option, output, serial, template, timeline};
+use cloud::capacity::cpus;
 use cloud::image::Image;
 use cloud::image_memory::ImageMemory;
-use cloud::launch;
+use cloud::registry;
 use cloud::run::{Boot, RunSpec};
 use cloud::template::{Template, can_have, find};
 use ec2::capacity::InstanceSize;
@@ -123,7 +124,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
     let request = size(&args.size.clone().or_image_size(memory))?;
     let limited = args.size.instance_type.is_some() && !args.no_limits;
     let spec = RunSpec {
-        cpus: launch::cpus(&request),
+        cpus: cpus(&request),
         memory_mib: request.memory_mib,
         boot,
         disks,
@@ -196,9 +197,9 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
 
 /// Opens the image. Does not open the store, which takes time, for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
-    match Image::unregistered(home, reference)? {
+    match registry::unregistered(home, reference)? {
         Some(image) => Ok(image),
-        None => Ok(super::open_cloud()?.image(reference)?.1),
+        None => Ok(super::open_cloud()?.images().open(reference)?.1),
     }
 }
 
@@ -331,7 +332,7 @@ mod tests {
     fn size_without_options_is_default() {
         let request = size(&parse(&[]).unwrap().size).unwrap();
         assert_eq!((request.vcpus, request.memory_mib), (1, 256));
-        assert_eq!(launch::cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
+        assert_eq!(cpus(&request), CpuConfig { count: 1, threads_per_core: 1 });
     }
 
     #[test]

@@ -111,20 +111,20 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let changed = match args.command {
         Command::Ls { vpc } => {
-            let groups = cloud.security_groups(vpc.as_deref())?;
+            let groups = cloud.security_groups().list(vpc.as_deref())?;
             list(&groups, output)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Show { group } => cloud.security_group(&group)?,
+        Command::Show { group } => cloud.security_groups().find(&group)?,
         Command::Rm { group } => {
-            let record = cloud.delete_security_group(&group)?;
+            let record = cloud.security_groups().delete(&group)?;
             if output == Output::Table {
                 output::print(&format!("{}  deleted", record.id))?;
             }
             return Ok(ExitCode::SUCCESS);
         }
         Command::Create { name, description, vpc } => {
-            let record = cloud.create_security_group(&name, &description, vpc.as_deref())?;
+            let record = cloud.security_groups().create(&name, &description, vpc.as_deref())?;
             if output == Output::Table {
                 output::print(&record.id.to_string())?;
                 let group = if vpc.is_some() { record.id.to_string() } else { name };
@@ -133,9 +133,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
             record
         }
-        Command::Authorize(rule) => cloud.authorize(&rule.group, &rule.spec()?)?,
-        Command::Revoke { rule, id: Some(id) } => cloud.revoke_by_id(&rule.group, id)?,
-        Command::Revoke { rule, id: None } => cloud.revoke(&rule.group, &rule.spec()?)?,
+        Command::Authorize(rule) => cloud.security_groups().authorize(&rule.group, &rule.spec()?)?,
+        Command::Revoke { rule, id: Some(id) } => cloud.security_groups().revoke_by_id(&rule.group, id)?,
+        Command::Revoke { rule, id: None } => cloud.security_groups().revoke(&rule.group, &rule.spec()?)?,
     };
     print_warnings(&cloud);
     match output {

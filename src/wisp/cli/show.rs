@@ -40,15 +40,15 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     if output == Output::Json {
-        let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.group_names()?);
+        let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.security_groups().names()?);
         let status = status(&cloud, &record).and_then(Result::ok);
         value["Limits"] = limits::shape(&record, status.as_ref());
         output::print_json(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
     let facts = Facts {
-        volumes: cloud.volumes_of(&record)?,
-        groups: cloud.group_names()?,
+        volumes: cloud.volumes().of(&record)?,
+        groups: cloud.security_groups().names()?,
         user_data: record.user_data.as_ref().filter(|_| args.all).map(|_| user_data(&cloud, &record)),
         status: status(&cloud, &record),
         console: cloud.dir(record.id).console_tail().to_string(),
@@ -67,7 +67,7 @@ fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
     if record.state != InstanceState::Running {
         return "set".into();
     }
-    if cloud.open_image(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
+    if cloud.images().open_by_id(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
         return "handled by cloud-init; see `cloud-init status` in the guest".into();
     }
     let dir = cloud.dir(record.id);

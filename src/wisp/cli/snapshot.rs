@@ -52,9 +52,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
         Command::Create { volume, name, description } => {
-            let volume = cloud.volume(&volume)?;
+            let volume = cloud.volumes().find(&volume)?;
             let tags = launch::tags(Vec::new(), name.as_deref())?;
-            let record = cloud.create_snapshot(volume.id, &description, tags)?;
+            let record = cloud.snapshots().create(volume.id, &description, tags)?;
             match output {
                 Output::Json => output::print_json(&shapes::snapshot(&record))?,
                 Output::Table => {
@@ -65,7 +65,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Ls => {
-            let snapshots = cloud.snapshots()?;
+            let snapshots = cloud.snapshots().list()?;
             if output == Output::Json {
                 let shapes: Vec<_> = snapshots.iter().map(shapes::snapshot).collect();
                 output::print_json(&serde_json::json!({"Snapshots": shapes}))?;
@@ -95,8 +95,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Rm { snapshots } => {
             for snapshot in snapshots {
-                let record = cloud.snapshot(&snapshot)?;
-                cloud.delete_snapshot(record.id)?;
+                let record = cloud.snapshots().find(&snapshot)?;
+                cloud.snapshots().delete(record.id)?;
                 if output == Output::Table {
                     output::print(&format!("{}  deleted", record.id))?;
                 }

@@ -58,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some((user, reference)) => (Some(parse_user_name(user).map_err(anyhow::Error::msg)?), reference),
         None => (None, args.instance.as_str()),
     };
-    let target = open_cloud()?.ssh_target(reference)?;
+    let target = SshTarget::find(&open_cloud()?, reference)?;
     let user = args.login.or(named).unwrap_or_else(|| target.user.clone());
     let why = match ssh(&target, &user, args.identity.as_deref(), &args.command) {
         Ok(command) if args.print => {

@@ -75,13 +75,13 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let (subnet, is_new) = match args.command {
         Command::Ls => {
-            let subnets = cloud.subnets()?;
-            let free = cloud.free_addresses(&subnets)?;
+            let subnets = cloud.subnets().list()?;
+            let free = cloud.subnets().free_addresses(&subnets)?;
             list(&subnets, &free, output)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Rm { subnet } => {
-            let subnet = cloud.delete_subnet(&subnet)?;
+            let subnet = cloud.subnets().delete(&subnet)?;
             if output == Output::Table {
                 output::print(&format!("{}  deleted", subnet.id))?;
             }
@@ -89,14 +89,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Create { vpc, cidr, zone, map_public_ip, name, tags } => {
             let tags = launch::tags(tags, name.as_deref())?;
-            (cloud.create_subnet(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?, true)
+            (cloud.subnets().create(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?, true)
         }
         Command::Modify { subnet, map_public_ip, no_map_public_ip: _ } => {
-            (cloud.map_public_ip(&subnet, map_public_ip)?, false)
+            (cloud.subnets().map_public_ip(&subnet, map_public_ip)?, false)
         }
     };
     if output == Output::Json {
-        let free = cloud.free_addresses(std::slice::from_ref(&subnet))?;
+        let free = cloud.subnets().free_addresses(std::slice::from_ref(&subnet))?;
         output::print_json(&serde_json::json!({"Subnet": shapes::subnet(&subnet, free[0])}))?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -33,8 +33,8 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let resource = cloud.resource(&args.resource)?;
-    let tags = cloud.tag(resource, &args.set, &args.remove)?;
+    let resource = cloud.tags().find(&args.resource)?;
+    let tags = cloud.tags().change(resource, &args.set, &args.remove)?;
     match output {
         Output::Json => output::print_json(&serde_json::json!({"Tags": shapes::tags(&tags)}))?,
         Output::Table => {

@@ -110,7 +110,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
             let spec = VolumeSpec { size, volume_type, iops, throughput };
             let tags = launch::tags(tags, name.as_deref())?;
-            let record = cloud.create_volume(&NewVolume { spec, snapshot, tags })?;
+            let record = cloud.volumes().create(&NewVolume { spec, snapshot, tags })?;
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));
             }
@@ -121,8 +121,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Ls => list(&cloud, output)?,
         Command::Attach { volume, instance, device, delete_on_termination } => {
-            let (volume, instance) = (cloud.volume(&volume)?, cloud.instance(&instance)?);
-            let record = cloud.attach_volume(volume.id, instance.id, device, delete_on_termination)?;
+            let (volume, instance) = (cloud.volumes().find(&volume)?, cloud.instance(&instance)?);
+            let record = cloud.volumes().attach(volume.id, instance.id, device, delete_on_termination)?;
             show(&record, output)?;
             if output == Output::Table {
                 let name = instance.name().map_or_else(|| instance.id.to_string(), str::to_owned);
@@ -130,23 +130,23 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Detach { volume, force } => {
-            let volume = cloud.volume(&volume)?;
-            show(&cloud.detach_volume(volume.id, force)?, output)?;
+            let volume = cloud.volumes().find(&volume)?;
+            show(&cloud.volumes().detach(volume.id, force)?, output)?;
         }
         Command::Resize { volume, size } => {
-            let volume = cloud.volume(&volume)?;
+            let volume = cloud.volumes().find(&volume)?;
             let change = VolumeChange { size: Some(size), ..VolumeChange::default() };
-            show(&cloud.modify_volume(volume.id, &change)?, output)?;
+            show(&cloud.volumes().modify(volume.id, &change)?, output)?;
         }
         Command::Modify { volume, volume_type, iops, throughput } => {
-            let volume = cloud.volume(&volume)?;
+            let volume = cloud.volumes().find(&volume)?;
             let change = VolumeChange { size: None, volume_type, iops, throughput };
-            show(&cloud.modify_volume(volume.id, &change)?, output)?;
+            show(&cloud.volumes().modify(volume.id, &change)?, output)?;
         }
         Command::Rm { volumes } => {
             for volume in volumes {
-                let record = cloud.volume(&volume)?;
-                cloud.delete_volume(record.id)?;
+                let record = cloud.volumes().find(&volume)?;
+                cloud.volumes().delete(record.id)?;
                 if output == Output::Table {
                     output::print(&format!("{}  deleted", record.id))?;
                 }
@@ -175,7 +175,7 @@ fn show(record: &VolumeRecord, output: Output) -> anyhow::Result<()> {
 }
 
 fn list(cloud: &Cloud, output: Output) -> anyhow::Result<()> {
-    let volumes = cloud.volumes()?;
+    let volumes = cloud.volumes().list()?;
     if output == Output::Json {
         let shapes: Vec<_> = volumes.iter().map(shapes::volume).collect();
         return output::print_json(&serde_json::json!({"Volumes": shapes}));

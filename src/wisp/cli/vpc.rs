@@ -54,13 +54,13 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
         Command::Ls => {
-            let vpcs = cloud.vpcs()?;
+            let vpcs = cloud.vpcs().list()?;
             if output == Output::Json {
                 let shapes: Vec<_> = vpcs.iter().map(shapes::vpc).collect();
                 output::print_json(&serde_json::json!({"Vpcs": shapes}))?;
                 return Ok(ExitCode::SUCCESS);
             }
-            let subnets = cloud.subnets()?;
+            let subnets = cloud.subnets().list()?;
             let instances = cloud.all_instances()?;
             let columns = [
                 ("Name", Align::Left),
@@ -85,8 +85,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Create { cidr, name, tags, .. } => {
             let vpc = match cidr {
-                Some(cidr) => cloud.create_vpc(cidr, launch::tags(tags, name.as_deref())?)?,
-                None => cloud.create_default_vpc()?,
+                Some(cidr) => cloud.vpcs().create(cidr, launch::tags(tags, name.as_deref())?)?,
+                None => cloud.vpcs().create_default()?,
             };
             match output {
                 Output::Json => output::print_json(&serde_json::json!({"Vpc": shapes::vpc(&vpc)}))?,
@@ -112,7 +112,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Rm { vpc } => {
-            let vpc = cloud.delete_vpc(&vpc)?;
+            let vpc = cloud.vpcs().delete(&vpc)?;
             if output == Output::Table {
                 output::print(&format!("{}  deleted", vpc.id))?;
             }

@@ -18,6 +18,7 @@ use cloud::bench::comparison::{Comparison, compare};
 use cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
 use cloud::bench::{self, BenchError, BenchProgress, BenchSpec, Report};
 use cloud::image::Image;
+use cloud::registry;
 use ec2::capacity::InstanceSize;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, catalog};
@@ -284,9 +285,9 @@ fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
 
 /// Opens the image. Does not open the store for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
-    match Image::unregistered(home, reference)? {
+    match registry::unregistered(home, reference)? {
         Some(image) => Ok(image),
-        None => Ok(super::open_cloud()?.image(reference)?.1),
+        None => Ok(super::open_cloud()?.images().open(reference)?.1),
     }
 }
 

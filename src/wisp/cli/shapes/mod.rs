@@ -132,7 +132,7 @@ pub fn image(record: &ImageRecord, devices: Value) -> Value {
         "Name": record.name,
         "OwnerId": OWNER,
         "Public": record.visibility == store::Visibility::Public,
-        "RootDeviceName": cloud::launch::ROOT_DEVICE,
+        "RootDeviceName": cloud::names::ROOT_DEVICE,
         "RootDeviceType": "ebs",
         "State": "available",
         "Tags": tags(&record.tags),

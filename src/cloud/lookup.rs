@@ -1,0 +1,38 @@
+//! Reads records by their IDs, and sizes from records.
+
+use super::error::CloudError;
+use ec2::capacity::InstanceSize;
+use ec2::id::{Id, ResourceKind};
+use ec2::volume::{VolumeError, VolumeFigures, VolumeSize, VolumeType};
+use ec2::{Ec2Error, InstanceId, VolumeId, catalog};
+use store::{InstanceRecord, Record, Transaction, VolumeRecord};
+
+pub(super) fn by_id<R: Record, K: ResourceKind>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError> {
+    let key = id.to_string();
+    Ok(tx.get(&key)?.ok_or_else(|| Id::<K>::not_found(&key))?)
+}
+
+pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {
+    by_id(tx, id)
+}
+
+pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord, CloudError> {
+    by_id(tx, id)
+}
+
+pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
+    let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
+    let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
+    Ok(volumes.into_iter().flatten().collect())
+}
+
+pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
+    let instance_type = catalog::find(&record.instance_type)?;
+    Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
+}
+
+pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
+    let volume_type: VolumeType = record.volume_type.parse()?;
+    let size = VolumeSize::that_holds(record.size).ok_or(VolumeError::NoSize).map_err(Ec2Error::from)?;
+    Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
+}

@@ -1,0 +1,97 @@
+//! The network interfaces of instances.
+
+use std::net::Ipv4Addr;
+
+use super::super::Cloud;
+use super::super::error::CloudError;
+use super::super::lookup::{by_id, volumes_of};
+use super::filter::filters;
+use super::link::link_of;
+use super::metadata::Known;
+use super::spec::{MTU, is_in_vpc};
+use ec2::InstanceId;
+use ec2::network::{NetworkMode, mac_address};
+use machine::config::NetConfig;
+use machine::control::{ControlRequest, Message};
+use machine::network::{MacAddress, NetstackConfig};
+use node::instance::{Failure, MachineError, StartPlan};
+use node::passt;
+use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Interfaces<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Interfaces<'_> {
+    /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started.
+    pub fn plan(&self, start: &mut StartPlan, record: &InstanceRecord) -> Result<(), CloudError> {
+        let Some(network) = &record.network else {
+            start.machine.net = Some(device(record.id));
+            return Ok(());
+        };
+        let link = self.netstack_config(record, network)?;
+        if is_in_vpc(network) {
+            start.set_link(device(record.id), link);
+            return Ok(());
+        }
+        plan(start, record.id, link, network.mode);
+        if network.mode == NetworkMode::Auto
+            && let Err(error) = passt::check()
+        {
+            self.cloud.warn(format!("Guests have no outbound connectivity: {error}."));
+        }
+        Ok(())
+    }
+
+    /// Returns the netstack configuration of an instance with the interface `network`.
+    fn netstack_config(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
+        self.cloud.store.read(|tx| {
+            let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
+            groups.retain(|group| network.security_groups.contains(&group.id));
+            let instances: Vec<InstanceRecord> = tx.list()?;
+            let filter = filters(&groups, &instances, network);
+            let known = Known {
+                subnet: by_id(tx, network.subnet_id)?,
+                public_key: key.map(|key| key.public_key),
+                volumes: volumes_of(tx, record)?,
+                groups,
+            };
+            Ok(link_of(record, network, &known, filter))
+        })
+    }
+
+    /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
+    pub fn push(&self, record: &InstanceRecord) -> Result<(), CloudError> {
+        let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
+        let dir = self.cloud.dir(record.id);
+        let link = dir.write_link(&self.netstack_config(record, network)?)?;
+        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
+        let problems = match reloaded {
+            Ok(Message::Reloaded { problems }) => problems,
+            // An instance that is ending needs no new configuration.
+            Ok(_) | Err(MachineError { failure: Failure::Control(_), .. }) => Vec::new(),
+            Err(error) => vec![error.to_string()],
+        };
+        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.id));
+        self.cloud.warnings.borrow_mut().extend(warnings);
+        Ok(())
+    }
+}
+
+/// Returns the network device of an instance, without a netstack configuration and limits.
+pub(crate) fn device(id: InstanceId) -> NetConfig {
+    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: None, limits: None }
+}
+
+/// Plans the network of a machine that is not in a VPC. There is no outbound connectivity in the mode `None`, and in the
+/// mode `Auto` if passt is not available.
+pub(crate) fn plan(plan: &mut StartPlan, id: InstanceId, link: NetstackConfig, mode: NetworkMode) {
+    let dns = link.dns.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
+    plan.set_link(device(id), link);
+    let is_connected = mode != NetworkMode::None && (mode != NetworkMode::Auto || passt::check().is_ok());
+    if is_connected {
+        plan.set_passt(dns);
+    }
+}

@@ -1,0 +1,82 @@
+//! `CreateSubnet` and the like.
+
+use std::collections::BTreeMap;
+
+use super::super::error::CloudError;
+use super::super::{Cloud, new_id, resolve};
+use super::lookup::{depends, living, occupant, vpc_or_default};
+use ec2::network::{Ipv4Range, Zone, check_subnet_range};
+use store::{InstanceRecord, SubnetRecord};
+
+#[derive(Debug, Clone)]
+pub struct SubnetSpec {
+    /// ID or name of the VPC. The default is the default VPC.
+    pub vpc: Option<String>,
+    pub cidr: Ipv4Range,
+    pub zone: Zone,
+    /// True if instances in the subnet get a public address by default.
+    pub map_public_ip: bool,
+    pub tags: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Subnets<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Subnets<'_> {
+    /// Lists all subnets in the order of their VPCs and address ranges, default subnets first.
+    pub fn list(&self) -> Result<Vec<SubnetRecord>, CloudError> {
+        let mut subnets: Vec<SubnetRecord> = self.cloud.records()?;
+        subnets.sort_by_key(|subnet| (!subnet.default_for_zone, subnet.vpc_id, subnet.cidr));
+        Ok(subnets)
+    }
+
+    pub fn create(&self, spec: &SubnetSpec) -> Result<SubnetRecord, CloudError> {
+        self.cloud.store.write(|tx| {
+            let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
+            let others: Vec<SubnetRecord> = tx.list()?;
+            let others = others.iter().filter(|other| other.vpc_id == vpc.id).map(|other| other.cidr);
+            check_subnet_range(spec.cidr, vpc.cidr, others)?;
+            let subnet = SubnetRecord {
+                id: new_id(),
+                vpc_id: vpc.id,
+                vpc_cidr: vpc.cidr,
+                cidr: spec.cidr,
+                zone: spec.zone,
+                default_for_zone: false,
+                map_public_ip: spec.map_public_ip,
+                tags: spec.tags.clone(),
+            };
+            tx.insert(&subnet)?;
+            Ok(subnet)
+        })
+    }
+
+    /// Sets whether instances that are launched into the subnet from now on get a public address by default.
+    pub fn map_public_ip(&self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
+        self.cloud.store.write(|tx| {
+            let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
+            tx.put(&subnet)?;
+            Ok(subnet)
+        })
+    }
+
+    pub fn delete(&self, reference: &str) -> Result<SubnetRecord, CloudError> {
+        self.cloud.store.write(|tx| {
+            let subnet = resolve::subnet(tx, reference)?;
+            if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.id)? {
+                return Err(depends(&subnet.id.to_string(), &instance.id.to_string()));
+            }
+            tx.remove::<SubnetRecord>(&subnet.id.to_string())?;
+            Ok(subnet)
+        })
+    }
+
+    /// Returns the number of free addresses of each subnet, in the given order.
+    pub fn free_addresses(&self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
+        let instances = self.cloud.records::<InstanceRecord>()?;
+        let taken = |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.id).count();
+        Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
+    }
+}

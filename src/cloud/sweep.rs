@@ -1,0 +1,119 @@
+//! Removes the files of volumes, snapshots and images that no record refers to.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::error::CloudError;
+use super::image::MANIFEST;
+use super::layers::VOLUMES;
+use super::{Cloud, embedded};
+use ec2::ImageId;
+use node::home::is_lock;
+use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord};
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sweep<'a> {
+    pub(crate) cloud: &'a Cloud,
+}
+
+impl Sweep<'_> {
+    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure becomes a
+    /// warning: the user asked for something else, and the next command tries again.
+    pub(super) fn volumes(&self) {
+        let swept = self.try_volumes();
+        self.cloud.warn_failed("cannot remove the files of deleted volumes", swept);
+    }
+
+    fn try_volumes(&self) -> Result<(), CloudError> {
+        let dir = self.cloud.home.volumes();
+        let _lock = self.cloud.home.lock(&dir)?;
+        // Nothing is removed if the backing files of a volume or snapshot are unknown.
+        let Some(kept) = self.kept_volumes()? else { return Ok(()) };
+        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
+            let entry = entry.map_err(CloudError::file(&dir, "read"))?;
+            let name = entry.file_name();
+            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
+            if !is_kept {
+                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "remove"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
+    /// backing files of one of them are unknown.
+    pub(super) fn kept_volumes(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
+        self.cloud.store.read(|tx| {
+            let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
+            let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
+            let snapshots = snapshots.map(|snapshot| (snapshot.file, snapshot.backing));
+            let mut kept = BTreeSet::new();
+            for (file, backing) in volumes.chain(snapshots) {
+                kept.insert(file);
+                let Some(backing) = backing else { return Ok(None) };
+                kept.extend(backing.iter().filter_map(|layer| layer.file.strip_prefix(VOLUMES)).map(String::from));
+            }
+            Ok(Some(kept))
+        })
+    }
+
+    /// Removes the files of unused deregistered images. A failure becomes a warning: the user asked for something else,
+    /// and a later command tries again.
+    pub(super) fn images(&self) {
+        let lock = self.cloud.home.lock(&self.cloud.home.images()).map_err(CloudError::from);
+        let swept = lock.and_then(|_lock| self.images_locked());
+        self.cloud.warn_failed("cannot remove the files of deregistered images", swept);
+    }
+
+    /// Removes image files that killed commands left, unless another command is creating an image.
+    pub(super) fn stray_images(&self) -> Result<(), CloudError> {
+        let dir = self.cloud.home.images();
+        let known: Vec<ImageRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
+        let is_stray = |name: &str| {
+            let id = name.parse::<ImageId>().ok();
+            name.starts_with(embedded::UNFINISHED)
+                || id.is_some_and(|id| id != embedded::id() && !known.iter().any(|record| record.id == id))
+        };
+        let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
+        if entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_stray))
+            && let Some(_lock) = self.cloud.home.try_lock(&dir)?
+        {
+            self.images_locked()?;
+        }
+        Ok(())
+    }
+
+    fn images_locked(&self) -> Result<(), CloudError> {
+        let dir = self.cloud.home.images();
+        let kept: Vec<ImageId> = self.cloud.store.write::<_, CloudError>(|tx| {
+            let used = images_in_use(tx)?;
+            let mut kept = vec![embedded::id()];
+            for record in tx.list_whole::<ImageRecord>()? {
+                if record.deregistered.is_none() || used.contains(&record.id) {
+                    kept.push(record.id);
+                } else {
+                    tx.remove::<ImageRecord>(&record.id.to_string())?;
+                }
+            }
+            Ok(kept)
+        })?;
+        embedded::remove_unfinished(&dir).map_err(CloudError::file(&dir, "clean up"))?;
+        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
+            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
+            // An unregistered directory holds an older version's embedded image, or an interrupted import.
+            if id.is_some_and(|id| !kept.contains(&id)) && path.join(MANIFEST).exists() {
+                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "remove"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the images that volumes or snapshots are based on, and those whose kernels instances boot.
+fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
+    let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
+    used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
+    used.extend(tx.list_whole::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
+    Ok(used)
+}
