@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp;
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{
+    ETHERNET_HEADER_LEN, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr,
+    TcpSeqNumber,
+};
 
-use crate::packet::{self, TYPE_IPV4};
+use crate::packet;
 use crate::tests::{ADDRESS, Bench, DEADLINE, GUEST, bench, config, forwarding};
 use crate::{GATEWAY_MAC, Services, Transport};
 
@@ -44,7 +47,7 @@ impl RawGuest {
         self.services.poll(self.now);
         let mut last = None;
         while let Some(frame) = self.services.next_frame() {
-            let ip = Ipv4Packet::new_checked(&frame[packet::ETHERNET..]).unwrap();
+            let ip = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER_LEN..]).unwrap();
             let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
             let (from, to) = (IpAddress::Ipv4(ip.src_addr()), IpAddress::Ipv4(ip.dst_addr()));
             let segment = TcpRepr::parse(&tcp, &from, &to, &ChecksumCapabilities::default()).unwrap();
@@ -82,7 +85,7 @@ impl RawGuest {
         ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &checksums);
         let place = &mut TcpPacket::new_unchecked(&mut bytes[ip.buffer_len()..]);
         segment.emit(place, &IpAddress::Ipv4(ADDRESS), &IpAddress::Ipv4(router), &checksums);
-        self.services.accept(&packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &bytes), self.now);
+        self.services.accept(&packet::frame(GATEWAY_MAC, GUEST, EthernetProtocol::Ipv4, &bytes), self.now);
     }
 }
 
