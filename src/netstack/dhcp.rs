@@ -8,7 +8,7 @@ use smoltcp::wire::{
 };
 
 use super::packet::{self, Datagram};
-use machine::network::{Cidr, GATEWAY_MAC, MacAddress, NetstackConfig};
+use machine::network::{GATEWAY_MAC, MacAddress, NetstackConfig};
 
 /// Size of the part of a message before the options.
 const FIXED: usize = 240;
@@ -105,7 +105,6 @@ pub fn answer(guest: MacAddress, config: &NetstackConfig, bytes: &[u8]) -> Optio
 fn reply(config: &NetstackConfig, message: &Message, kind: DhcpMessageType) -> Option<Vec<u8>> {
     let is_nak = kind == DhcpMessageType::Nak;
     let has_lease = !is_nak && message.kind != DhcpMessageType::Inform;
-    let mask = Cidr { address: config.address, prefix_length: config.prefix_length }.mask();
     // smoltcp's field holds three servers.
     let servers: Vec<u8> = config.dns.iter().flat_map(Ipv4Addr::octets).collect();
     let mtu = config.mtu.to_be_bytes();
@@ -128,7 +127,7 @@ fn reply(config: &NetstackConfig, message: &Message, kind: DhcpMessageType) -> O
         your_ip: if has_lease { config.address } else { Ipv4Addr::UNSPECIFIED },
         server_ip: Ipv4Addr::UNSPECIFIED,
         router: (!is_nak).then_some(config.router),
-        subnet_mask: (!is_nak).then_some(Ipv4Addr::from_bits(mask)),
+        subnet_mask: (!is_nak).then_some(config.subnet().netmask()),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: message.wants_broadcast(),
         requested_ip: None,

@@ -276,7 +276,7 @@ fn allows(rule: &FilterRule, peer: Ipv4Addr, packet: &Ipv4) -> bool {
         }
         FilterProtocol::Other { number } => u8::from(packet.protocol) == number,
     };
-    is_of_protocol && rule.peers.iter().any(|range| range.contains(peer))
+    is_of_protocol && rule.peers.iter().any(|range| range.contains(&peer))
 }
 
 #[cfg(test)]

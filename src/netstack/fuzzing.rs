@@ -12,7 +12,7 @@ use smoltcp::wire::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, EthernetProtocol, IpProt
 use super::packet::Ipv4;
 use super::{HEAD_LENGTH, Route, Services, WAITING, http, metadata, packet};
 use machine::network::{
-    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
+    Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
 };
 
 pub const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
@@ -24,8 +24,7 @@ const SYN: u8 = 2;
 
 /// Returns a configuration. `bits` selects the filter, the MTU, the metadata service and required tokens.
 pub fn config(bits: u8) -> NetstackConfig {
-    let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
-    let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
+    let rule = |protocol| FilterRule { protocol, peers: vec!["0.0.0.0/0".parse().expect("all addresses are a range")] };
     let filter = Filter {
         ingress: vec![
             rule(FilterProtocol::Tcp { from: 22, to: 80 }),

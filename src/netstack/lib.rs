@@ -33,7 +33,7 @@ use filter::{Direction, Tracker};
 pub use forward::FIRST_PORT;
 use forward::Forwards;
 pub use machine::network::{
-    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
+    Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
     NetstackConfig, ParseError, Transport,
 };
 use metadata::{Metadata, Server};
@@ -233,9 +233,8 @@ impl Services {
     /// Returns true for unicast addresses of other machines. A link-local address must be a name server's.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
-        let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };
-        let is_subnets_broadcast =
-            subnet.prefix_length < 31 && subnet.contains(address) && address.to_bits() | subnet.mask() == u32::MAX;
+        let subnet = self.config.subnet();
+        let is_subnets_broadcast = subnet.prefix_len() < 31 && address == subnet.broadcast();
         let first = address.octets()[0];
         let is_special = first == 0 || first >= RESERVED || address.is_loopback() || address.is_multicast();
         let is_anothers = address.is_link_local() && !self.config.dns.contains(&address);

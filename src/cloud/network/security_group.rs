@@ -10,9 +10,10 @@ use super::super::{Cloud, new_id, resolve};
 use super::filter::filter_of;
 use super::vpc::{default_vpc, depends, vpc_or_default};
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
-use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+use ec2::network::{ANYWHERE, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
+use ipnet::Ipv4Net;
 use machine::network::Filter;
 use node::shell;
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, Transaction};
@@ -23,7 +24,7 @@ pub const DEFAULT: &str = "default";
 pub struct RuleSpec {
     pub egress: bool,
     pub traffic: Traffic,
-    pub ranges: Vec<Ipv4Range>,
+    pub ranges: Vec<Ipv4Net>,
     /// Names or IDs of the groups whose members are peers.
     pub groups: Vec<String>,
 }
@@ -67,7 +68,7 @@ impl Cloud {
                     Some(format!("`wisp {}` shows it.", shell::command(["sg", "show", name]))),
                 ));
             }
-            let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
+            let everything = rule(true, Traffic::All, Peer::Range(ANYWHERE));
             let record = SecurityGroupRecord {
                 id: new_id(),
                 vpc_id,
@@ -204,7 +205,7 @@ pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityG
     }
     let id: SecurityGroupId = new_id();
     let own = rule(false, Traffic::All, Peer::Group(id));
-    let everything = rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE));
+    let everything = rule(true, Traffic::All, Peer::Range(ANYWHERE));
     let record = SecurityGroupRecord {
         id,
         vpc_id,

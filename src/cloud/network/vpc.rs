@@ -9,9 +9,10 @@ use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::security_group::{DEFAULT, default_group};
 use ec2::id::VpcId;
-use ec2::network::{DEFAULT_VPC, Ipv4Range, SubnetRange, Zone, check_subnet_range, check_vpc_range};
+use ec2::network::{DEFAULT_VPC, SubnetRange, Zone, check_subnet_range, check_vpc_range};
 use ec2::state::InstanceState;
 use ec2::{Ec2Error, ErrorCode};
+use ipnet::Ipv4Net;
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, SubnetRecord, Transaction, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
@@ -20,7 +21,7 @@ type Tags = BTreeMap<String, String>;
 pub struct SubnetSpec {
     /// ID or name of the VPC. The default is the default VPC.
     pub vpc: Option<String>,
-    pub cidr: Ipv4Range,
+    pub cidr: Ipv4Net,
     pub zone: Zone,
     /// True if instances in the subnet get a public address by default.
     pub map_public_ip: bool,
@@ -47,7 +48,7 @@ impl Cloud {
     }
 
     /// Creates a VPC with a default security group and without subnets.
-    pub fn create_vpc(&mut self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
+    pub fn create_vpc(&mut self, cidr: Ipv4Net, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.store.write(|tx| {
             let vpc = VpcRecord { id: new_id(), cidr, is_default: false, tags: tags.clone() };

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ use super::environment;
 use super::home::{lock_file, write_private};
 use super::probe::{self, NamespaceSetting};
 use super::vmm_process::keep_open;
-use machine::network::{Cidr, Filter, MacAddress};
+use machine::network::{Filter, MacAddress};
 use machine::unix_socket;
 pub use namespace_holder::namespace_of;
 pub use process::run;
@@ -54,7 +55,7 @@ const ANSWER_LIMIT: u64 = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
-    pub range: Cidr,
+    pub range: Ipv4Net,
     pub router: Ipv4Addr,
     /// Address of the VPC's name server. The uplink forwards its queries to the host's name server.
     pub dns: Ipv4Addr,
