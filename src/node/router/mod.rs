@@ -251,10 +251,7 @@ impl Router {
 
     fn spawn(&self, place: NamespaceSource) -> io::Result<()> {
         let socket = self.dir.join(SOCKET);
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        machine::fs::remove_if_exists(&socket)?;
         let listener = OwnedFd::from(unix_socket::bind(&socket)?);
         let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.join(LOG))?;
         let mut command = Command::new("/proc/self/exe");
