@@ -25,6 +25,7 @@ use super::now;
 use super::run::{Boot, RunSpec};
 use disk::disk_image;
 use machine::config::CpuConfig;
+use machine::fs::remove_if_exists;
 use machine::launch::Restore;
 use machine::snapshot_files;
 use node::guest::{self, Agent, ExecRequest, FEATURE, Streams};
@@ -338,13 +339,9 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(());
     }
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     snapshot_files::remove(&dir).map_err(CloudError::file(&dir, "remove"))?;
-    gone(fs::remove_file(&layer)).map_err(CloudError::file(&layer, "remove"))?;
-    gone(fs::remove_file(&lock)).map_err(CloudError::file(&lock, "remove"))
+    remove_if_exists(&layer).map_err(CloudError::file(&layer, "remove"))?;
+    remove_if_exists(&lock).map_err(CloudError::file(&lock, "remove"))
 }
 
 pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {

@@ -1,11 +1,12 @@
 //! I/O counters of a disk, and its last host error.
 
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use machine::control::DiskRecord;
+use machine::sync::lock;
 
 /// Minimum time between two log lines. A full file system fails every write, which would flood the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,7 +71,7 @@ impl DiskCounters {
         if let Err(error) = &result {
             let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
             let sentence = format!("the {what} failed on the host: {error}");
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = lock(&self.last);
             if last.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                 last.logged = Some(Instant::now());
                 log::error!("disk {}: {sentence} ({count} errors so far)", self.id);
@@ -91,7 +92,7 @@ impl DiskCounters {
             throttled_ns: self.throttled_ns.load(Ordering::Relaxed),
             limits: None,
             burst_percent: None,
-            last_error: self.last.lock().unwrap_or_else(PoisonError::into_inner).sentence.clone(),
+            last_error: lock(&self.last).sentence.clone(),
         }
     }
 }

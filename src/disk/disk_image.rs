@@ -11,11 +11,10 @@ use std::path::{Component, Path, PathBuf};
 
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, Storage};
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::space::FreeSpace;
+use super::sparse;
 use super::{Backing, BlockError, Disk, ImageFile, MAX_LAYERS, SECTOR};
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 
@@ -314,13 +313,7 @@ impl Holes {
                 entry.insert(file)
             }
         };
-        match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
-            Ok(data) => Ok(data.saturating_sub(offset).min(length)),
-            // The rest of the file is a hole.
-            Err(Errno::NXIO) => Ok(length),
-            // Block devices and some file systems do not report holes.
-            Err(_) => Ok(0),
-        }
+        Ok(sparse::data_start(file, offset, offset.saturating_add(length)) - offset)
     }
 }
 

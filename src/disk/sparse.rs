@@ -154,15 +154,20 @@ fn walk(file: &File, length: u64, visit: &mut dyn FnMut(Part) -> io::Result<()>)
 
 /// Returns the next range of data from `offset`, or an empty range at `length`.
 fn next_data(file: &File, offset: u64, length: u64) -> (u64, u64) {
-    let start = match seek(file, SeekFrom::Data(offset)) {
-        Ok(start) => start.clamp(offset, length),
-        Err(Errno::NXIO) => length,
-        // Block devices and some file systems do not report holes: read everything.
-        Err(_) => return (offset, length),
-    };
+    let start = data_start(file, offset, length);
     let end = seek(file, SeekFrom::Hole(start)).map_or(length, |end| end.clamp(start, length));
     // A hole that is filled concurrently must not stop the walk.
     (start, if end == start { length } else { end })
+}
+
+/// Returns the offset of the first data from `offset` on, or `end` if the file has only a hole before it.
+pub fn data_start(file: &File, offset: u64, end: u64) -> u64 {
+    match seek(file, SeekFrom::Data(offset)) {
+        Ok(start) => start.clamp(offset, end),
+        Err(Errno::NXIO) => end,
+        // Block devices and some file systems do not report holes: everything is data.
+        Err(_) => offset,
+    }
 }
 
 #[derive(Default)]

@@ -140,13 +140,21 @@ impl fmt::Display for MemorySize {
 
 /// Formats `mib` MiB for display, rounded down: `23.1 GiB`, `640 MiB`.
 pub fn approximate_mib(mib: u64) -> String {
-    if mib < MIB_PER_GIB {
-        return format!("{mib} MiB");
-    }
-    let tenths = mib % MIB_PER_GIB * 10 / MIB_PER_GIB;
-    match (mib / MIB_PER_GIB, tenths) {
-        (gib, 0) => format!("{gib} GiB"),
-        (gib, tenths) => format!("{gib}.{tenths} GiB"),
+    approximate(mib, &["MiB", "GiB"])
+}
+
+/// Formats a number of bytes in the largest suitable unit, rounded down.
+pub fn approximate_bytes(bytes: u64) -> String {
+    approximate(bytes, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
+}
+
+/// Formats `value`, which is in the first of `units`, with at most one decimal. Each unit is 1024 times the one before.
+fn approximate(value: u64, units: &[&str]) -> String {
+    let exponent = (value.checked_ilog2().unwrap_or(0) as usize / 10).min(units.len() - 1);
+    let tenths = (u128::from(value) * 10) >> (10 * exponent);
+    match (tenths / 10, tenths % 10, units[exponent]) {
+        (whole, 0, unit) => format!("{whole} {unit}"),
+        (whole, tenth, unit) => format!("{whole}.{tenth} {unit}"),
     }
 }
 
@@ -214,6 +222,16 @@ mod tests {
         assert_eq!(shown(15616), "15.25 GiB");
         assert_eq!(shown(1025), "1025 MiB");
         assert_eq!(shown(4 * 1024 * 1024), "4096 GiB");
+    }
+
+    #[test]
+    fn approximate_bytes_use_largest_suitable_unit() {
+        assert_eq!(approximate_bytes(0), "0 B");
+        assert_eq!(approximate_bytes(1023), "1023 B");
+        assert_eq!(approximate_bytes(1024), "1 KiB");
+        assert_eq!(approximate_bytes(1536), "1.5 KiB");
+        assert_eq!(approximate_bytes(1024 * 1024 - 1), "1023.9 KiB");
+        assert_eq!(approximate_bytes(u64::MAX), "15.9 EiB");
     }
 
     #[test]

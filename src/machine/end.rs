@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sync::lock;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
@@ -86,7 +88,7 @@ pub fn end_channel() -> io::Result<(EndSender, EndReceiver)> {
 impl EndSender {
     /// Reports the machine's end, unless one has been reported.
     pub fn send(&self, end: End) {
-        let mut slot = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.0.end);
         if slot.is_none() {
             *slot = Some(end);
             // The counter is written once per machine and cannot overflow.
@@ -102,7 +104,7 @@ impl EndReceiver {
     }
 
     pub fn take(&self) -> Option<End> {
-        self.0.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.end).clone()
     }
 }
 

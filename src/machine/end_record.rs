@@ -1,6 +1,7 @@
 //! The record of how a machine ended: `end.json` in the VMM's directory. Commands that were not connected read it
 //! later.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control::VmmStatus;
 use super::end::End;
+use super::fs::replace;
 use super::untrusted;
 
 pub const FILE: &str = "end.json";
@@ -47,11 +49,8 @@ impl EndRecord {
     /// Writes the record atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let bytes = serde_json::to_vec(self).expect("a record serializes to JSON");
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        io::Write::write_all(&mut file, &bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(dir.join(FILE)).map_err(|error| error.error)?;
-        std::fs::File::open(dir)?.sync_all()
+        replace(&dir.join(FILE), &bytes, File::sync_all)?;
+        File::open(dir)?.sync_all()
     }
 
     pub fn clear(dir: &Path) -> io::Result<()> {

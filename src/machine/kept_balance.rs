@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::write_private;
 use crate::limits::CpuBalance;
 use crate::untrusted;
 
@@ -37,9 +38,8 @@ impl KeptBalance {
 
     /// Writes the file atomically.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        io::Write::write_all(&mut file, &serde_json::to_vec(self).expect("a balance serializes to JSON"))?;
-        file.persist(dir.join(FILE)).map(drop).map_err(|error| error.error)
+        let bytes = serde_json::to_vec(self).expect("a balance serializes to JSON");
+        write_private(&dir.join(FILE), &bytes)
     }
 
     pub fn clear(dir: &Path) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::str::FromStr;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use wisp_agent::network::Network;
 
@@ -23,20 +24,10 @@ pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
-/// An address range in CIDR notation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Cidr {
-    pub address: Ipv4Addr,
-    /// 0 to 32.
-    pub prefix_length: u8,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not {what}")]
+#[error("{given:?} is not a MAC address")]
 pub struct ParseError {
     given: String,
-    what: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +64,10 @@ impl NetstackConfig {
         Ok(serde_json::from_slice(&text)?)
     }
 
+    pub fn subnet(&self) -> Ipv4Net {
+        Ipv4Net::new(self.address, self.prefix_length).unwrap_or(self.address.into())
+    }
+
     pub fn network(&self, mac: MacAddress) -> Network {
         let NetstackConfig { address, prefix_length, router, ref dns, mtu, .. } = *self;
         Network { mac: mac.0, address, prefix_length, router, dns: dns.clone(), mtu }
@@ -106,7 +101,7 @@ pub struct Filter {
 pub struct FilterRule {
     #[serde(flatten)]
     pub protocol: FilterProtocol,
-    pub peers: Vec<Cidr>,
+    pub peers: Vec<Ipv4Net>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -163,61 +158,23 @@ impl FromStr for MacAddress {
         let digits = |pair: &str| if pair.len() == 2 { u8::from_str_radix(pair, 16).ok() } else { None };
         let bytes: Option<Vec<u8>> = text.split(':').map(digits).collect();
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
-        bytes.map(MacAddress).ok_or_else(|| ParseError { given: text.into(), what: "a MAC address" })
+        bytes.map(MacAddress).ok_or_else(|| ParseError { given: text.into() })
     }
 }
 
-impl Cidr {
-    pub const fn host(address: Ipv4Addr) -> Cidr {
-        Cidr { address, prefix_length: 32 }
-    }
-
-    pub const fn mask(self) -> u32 {
-        // The 64-bit shift is valid even for a prefix of 0 bits.
-        (u64::MAX << (32 - if self.prefix_length > 32 { 32 } else { self.prefix_length })) as u32
-    }
-
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        (self.address.to_bits() ^ address.to_bits()) & self.mask() == 0
+impl From<MacAddress> for String {
+    fn from(address: MacAddress) -> String {
+        address.to_string()
     }
 }
 
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix_length)
+impl TryFrom<String> for MacAddress {
+    type Error = ParseError;
+
+    fn try_from(text: String) -> Result<MacAddress, ParseError> {
+        text.parse()
     }
 }
-
-impl FromStr for Cidr {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Cidr, ParseError> {
-        let parts =
-            text.split_once('/').and_then(|(address, length)| Some((address.parse().ok()?, length.parse().ok()?)));
-        let cidr = parts.map(|(address, prefix_length)| Cidr { address, prefix_length });
-        let sound = cidr.filter(|cidr| cidr.prefix_length <= 32 && cidr.address.to_bits() & !cidr.mask() == 0);
-        sound.ok_or_else(|| ParseError { given: text.into(), what: "an address range, such as 10.0.0.0/8" })
-    }
-}
-
-macro_rules! text {
-    ($($kind:ty),*) => {$(
-        impl From<$kind> for String {
-            fn from(value: $kind) -> String {
-                value.to_string()
-            }
-        }
-
-        impl TryFrom<String> for $kind {
-            type Error = ParseError;
-
-            fn try_from(text: String) -> Result<$kind, ParseError> {
-                text.parse()
-            }
-        }
-    )*};
-}
-text!(MacAddress, Cidr);
 
 #[cfg(test)]
 mod tests {
@@ -236,18 +193,6 @@ mod tests {
             "+6:1f:2a:00:00:01:",
         ] {
             assert!(text.parse::<MacAddress>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn cidr_contains_addresses_with_its_prefix() {
-        let range: Cidr = "172.31.16.0/20".parse().unwrap();
-        assert!(range.contains(Ipv4Addr::new(172, 31, 31, 255)));
-        assert!(!range.contains(Ipv4Addr::new(172, 31, 32, 0)));
-        assert!("0.0.0.0/0".parse::<Cidr>().unwrap().contains(Ipv4Addr::BROADCAST));
-        assert!(!Cidr::host(Ipv4Addr::LOCALHOST).contains(Ipv4Addr::UNSPECIFIED));
-        for text in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/-1", "10.0.0/8"] {
-            assert!(text.parse::<Cidr>().is_err(), "{text}");
         }
     }
 
@@ -279,5 +224,14 @@ mod tests {
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<NetstackConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn filter_text_of_earlier_builds_is_read() {
+        let text = r#"{"ingress":[{"protocol":"tcp","from":22,"to":22,"peers":["10.0.0.0/8","172.31.0.9/32"]}],"egress":[{"protocol":"all","peers":["0.0.0.0/0"]}]}"#;
+        let filter: Filter = serde_json::from_str(text).unwrap();
+        let host = Ipv4Net::from(Ipv4Addr::new(172, 31, 0, 9));
+        assert_eq!(filter.ingress[0].peers, [Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8), host]);
+        assert_eq!(serde_json::to_string(&filter).unwrap(), text);
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::fs::ignore_not_found;
 pub use crate::unix_socket::connect;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, renameat, statat};
 
@@ -96,10 +97,6 @@ fn unexpected(what: &str) -> io::Error {
 /// Replaces the kernel's error for a link, "too many levels of symbolic links".
 fn name_link(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::ELOOP) { unexpected("a symbolic link") } else { error }
-}
-
-fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 #[cfg(test)]

@@ -2,24 +2,30 @@
 
 use std::net::Ipv4Addr;
 
-use super::packet::{self, TYPE_ARP};
-use machine::network::{GATEWAY_MAC, MacAddress};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol};
 
-/// The start of a message about Ethernet and IPv4, with addresses of 6 and 4 bytes.
-const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const REQUEST: [u8; 2] = [0, 1];
-const REPLY: [u8; 2] = [0, 2];
-const LENGTH: usize = 28;
+use super::packet;
+use machine::network::{GATEWAY_MAC, MacAddress};
 
 /// Returns the reply to a guest's request, if any. The guest's check for duplicates of its own address `own` gets none.
 pub fn answer(guest: MacAddress, own: Ipv4Addr, payload: &[u8]) -> Option<Vec<u8>> {
-    let message = payload.first_chunk::<LENGTH>()?;
-    let target: [u8; 4] = *message[24..].first_chunk()?;
-    if message[..6] != KIND || message[6..8] != REQUEST || Ipv4Addr::from(target) == own {
+    let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
+    let ArpRepr::EthernetIpv4 { operation, source_protocol_addr, target_protocol_addr, .. } = request else {
+        return None;
+    };
+    if operation != ArpOperation::Request || target_protocol_addr == own {
         return None;
     }
-    let answer = [&KIND[..], &REPLY, &GATEWAY_MAC.0, &target, &guest.0, &message[14..18]].concat();
-    Some(packet::frame(guest, GATEWAY_MAC, TYPE_ARP, &answer))
+    let reply = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: EthernetAddress(GATEWAY_MAC.0),
+        source_protocol_addr: target_protocol_addr,
+        target_hardware_addr: EthernetAddress(guest.0),
+        target_protocol_addr: source_protocol_addr,
+    };
+    let mut bytes = vec![0; reply.buffer_len()];
+    reply.emit(&mut ArpPacket::new_unchecked(&mut bytes));
+    Some(packet::frame(guest, GATEWAY_MAC, EthernetProtocol::Arp, &bytes))
 }
 
 #[cfg(test)]
@@ -30,7 +36,7 @@ mod tests {
     const OWN: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 4);
 
     fn request(target: [u8; 4]) -> Vec<u8> {
-        [&KIND[..], &REQUEST, &GUEST.0, &OWN.octets(), &[0; 6], &target].concat()
+        [&[0, 1, 8, 0, 6, 4, 0, 1], &GUEST.0[..], &OWN.octets(), &[0; 6], &target].concat()
     }
 
     #[test]

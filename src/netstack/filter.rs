@@ -7,7 +7,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::packet::{ICMP, Ipv4, TCP, UDP};
+use smoltcp::wire::IpProtocol;
+
+use super::packet::Ipv4;
 use machine::network::{Filter, FilterProtocol, FilterRule};
 
 const LIMIT: usize = 65536;
@@ -15,10 +17,10 @@ const FIRST_SWEEP: usize = 1024;
 /// Number of first fragments that are remembered for later fragments.
 const FRAGMENTS: usize = 64;
 
-fn idle_limit(protocol: u8) -> Duration {
+fn idle_limit(protocol: IpProtocol) -> Duration {
     match protocol {
-        TCP => Duration::from_secs(3600),
-        UDP => Duration::from_secs(180),
+        IpProtocol::Tcp => Duration::from_secs(3600),
+        IpProtocol::Udp => Duration::from_secs(180),
         _ => Duration::from_secs(30),
     }
 }
@@ -28,7 +30,7 @@ const ECHO: u8 = 8;
 /// ICMP error messages about a packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
 /// The offset of a fragment that would overwrite the TCP flags in the first fragment (RFC 3128).
-const OVER_THE_FLAGS: u16 = 1;
+const OVER_THE_FLAGS: u16 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -55,7 +57,7 @@ enum Part {
 /// Identifies a connection; the same value in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
-    protocol: u8,
+    protocol: IpProtocol,
     peer: Ipv4Addr,
     /// For an ICMP query, its identifier.
     peer_port: u16,
@@ -72,13 +74,13 @@ struct Tracked {
 /// Returns a packet's flow and its role in the flow, or `None` if the packet is too short.
 fn classify(packet: &Ipv4, direction: Direction) -> Option<(Flow, Part)> {
     let (source, destination, part) = match packet.protocol {
-        TCP | UDP => {
+        IpProtocol::Tcp | IpProtocol::Udp => {
             let (source, destination) = packet.ports()?;
             // Refuse a packet without flags, which a later fragment could add. TCP never sends one so short (RFC 1858).
-            let begins = packet.protocol == TCP && packet.begins_connection()?;
+            let begins = packet.protocol == IpProtocol::Tcp && packet.begins_connection()?;
             (source, destination, if begins { Part::Begin } else { Part::Either })
         }
-        ICMP => {
+        IpProtocol::Icmp => {
             let part = icmp_part(*packet.payload.first()?);
             match part {
                 (Part::Alone, _) => (0, 0, Part::Alone),
@@ -129,7 +131,7 @@ pub struct Tracker {
     rules: Option<Filter>,
     flows: HashMap<Flow, Tracked>,
     /// First fragments that passed: direction, peer, identification and protocol.
-    fragments: VecDeque<(Direction, Ipv4Addr, u16, u8)>,
+    fragments: VecDeque<(Direction, Ipv4Addr, u16, IpProtocol)>,
     sweep_at: usize,
     limit: usize,
 }
@@ -168,7 +170,7 @@ impl Tracker {
         }
         let fragment = (direction, direction.peer(packet), packet.identification, packet.protocol);
         if packet.is_later_fragment() {
-            let is_over_flags = packet.protocol == TCP && packet.fragment_offset == OVER_THE_FLAGS;
+            let is_over_flags = packet.protocol == IpProtocol::Tcp && packet.fragment_offset == OVER_THE_FLAGS;
             return !is_over_flags && self.fragments.contains(&fragment);
         }
         let Some((flow, part)) = classify(packet, direction) else { return false };
@@ -240,7 +242,9 @@ impl Tracker {
     /// Returns true for an ICMP error about a packet of an established flow. The error quotes that packet's header and
     /// 8 more bytes (RFC 792).
     fn is_about_a_flow(&self, packet: &Ipv4, direction: Direction, now: Instant) -> bool {
-        if packet.protocol != ICMP || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind)) {
+        if packet.protocol != IpProtocol::Icmp
+            || !packet.payload.first().is_some_and(|kind| ABOUT_A_PACKET.contains(kind))
+        {
             return false;
         }
         // The quoted packet went in the opposite direction.
@@ -252,7 +256,7 @@ impl Tracker {
 
 /// Returns the flow of a quoted packet, which may have only 8 bytes after its header and thus no TCP flags.
 fn quoted_flow(packet: &Ipv4, direction: Direction) -> Option<Flow> {
-    if packet.protocol != TCP {
+    if packet.protocol != IpProtocol::Tcp {
         return classify(packet, direction).map(|(flow, _)| flow);
     }
     let (source, destination) = packet.ports()?;
@@ -264,15 +268,15 @@ fn allows(rule: &FilterRule, peer: Ipv4Addr, packet: &Ipv4) -> bool {
     let in_range = |from, to| destination_port().is_some_and(|port| (from..=to).contains(&port));
     let is_of_protocol = match rule.protocol {
         FilterProtocol::All => true,
-        FilterProtocol::Tcp { from, to } => packet.protocol == TCP && in_range(from, to),
-        FilterProtocol::Udp { from, to } => packet.protocol == UDP && in_range(from, to),
+        FilterProtocol::Tcp { from, to } => packet.protocol == IpProtocol::Tcp && in_range(from, to),
+        FilterProtocol::Udp { from, to } => packet.protocol == IpProtocol::Udp && in_range(from, to),
         FilterProtocol::Icmp { kind, code } => {
             let is = |wanted: Option<u8>, at: usize| wanted.is_none_or(|byte| packet.payload.get(at) == Some(&byte));
-            packet.protocol == ICMP && is(kind, 0) && is(code, 1)
+            packet.protocol == IpProtocol::Icmp && is(kind, 0) && is(code, 1)
         }
-        FilterProtocol::Other { number } => packet.protocol == number,
+        FilterProtocol::Other { number } => u8::from(packet.protocol) == number,
     };
-    is_of_protocol && rule.peers.iter().any(|range| range.contains(peer))
+    is_of_protocol && rule.peers.iter().any(|range| range.contains(&peer))
 }
 
 #[cfg(test)]
@@ -295,7 +299,7 @@ mod tests {
     fn icmp(from: Ipv4Addr, to: Ipv4Addr, message: &[u8]) -> Vec<u8> {
         let mut bytes = udp((from, 0), (to, 0));
         bytes.truncate(20);
-        bytes[9] = ICMP;
+        bytes[9] = IpProtocol::Icmp.into();
         bytes.extend(message);
         let total = (bytes.len() as u16).to_be_bytes();
         bytes[2..4].copy_from_slice(&total);
@@ -403,7 +407,7 @@ mod tests {
     fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Vec<u8> {
         let mut bytes = udp(from, to);
         bytes.truncate(24);
-        bytes[9] = TCP;
+        bytes[9] = IpProtocol::Tcp.into();
         bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
         bytes[2..4].copy_from_slice(&40_u16.to_be_bytes());
         bytes

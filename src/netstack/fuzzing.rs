@@ -7,11 +7,12 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
+use smoltcp::wire::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, EthernetProtocol, IpProtocol};
 
-use super::packet::{Ethernet, Ipv4, TCP, TYPE_IPV4, UDP};
-use super::{HEAD_LENGTH, Route, Services, WAITING, dhcp, http, metadata, packet};
+use super::packet::Ipv4;
+use super::{HEAD_LENGTH, Route, Services, WAITING, http, metadata, packet};
 use machine::network::{
-    Cidr, Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
+    Filter, FilterProtocol, FilterRule, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig, NetstackConfig,
 };
 
 pub const GUEST: MacAddress = MacAddress([6, 0, 0, 0, 0, 1]);
@@ -23,8 +24,7 @@ const SYN: u8 = 2;
 
 /// Returns a configuration. `bits` selects the filter, the MTU, the metadata service and required tokens.
 pub fn config(bits: u8) -> NetstackConfig {
-    let any_peer = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
-    let rule = |protocol| FilterRule { protocol, peers: vec![any_peer] };
+    let rule = |protocol| FilterRule { protocol, peers: vec!["0.0.0.0/0".parse().expect("all addresses are a range")] };
     let filter = Filter {
         ingress: vec![
             rule(FilterProtocol::Tcp { from: 22, to: 80 }),
@@ -94,15 +94,15 @@ fn acts(input: &mut Unstructured) -> arbitrary::Result<()> {
         match input.arbitrary::<u8>()? % 8 {
             0 => guest.send(bytes(input)?),
             1 => {
-                let (protocol, to) = (input.arbitrary()?, input.arbitrary()?);
-                guest.send_ip(protocol, to, bytes(input)?);
+                let (protocol, to) = (input.arbitrary::<u8>()?, input.arbitrary()?);
+                guest.send_ip(IpProtocol::from(protocol), to, bytes(input)?);
             }
             2 | 3 => guest.send_segment(input)?,
             4 => {
                 let discover = bytes(input)?;
-                let ports = [68_u16.to_be_bytes(), dhcp::SERVER_PORT.to_be_bytes()].concat();
+                let ports = [DHCP_CLIENT_PORT.to_be_bytes(), DHCP_SERVER_PORT.to_be_bytes()].concat();
                 let length = (8 + discover.len() as u16).to_be_bytes();
-                guest.send_ip(UDP, 3, &[&ports[..], &length, &[0, 0], discover].concat());
+                guest.send_ip(IpProtocol::Udp, 3, &[&ports[..], &length, &[0, 0], discover].concat());
             }
             5 => guest.now += Duration::from_millis(u64::from(input.arbitrary::<u16>()?) * 4),
             6 => {
@@ -138,18 +138,18 @@ impl Guest {
         }
     }
 
-    fn send_ip(&mut self, protocol: u8, to: u8, payload: &[u8]) {
+    fn send_ip(&mut self, protocol: IpProtocol, to: u8, payload: &[u8]) {
         let destination = match to % 4 {
             0 => METADATA_ADDRESS,
             1 => self.services.config.router,
             2 => Ipv4Addr::new(172, 31, 9, to),
             _ => Ipv4Addr::BROADCAST,
         };
-        let mut header = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut header = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol.into(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         header[2..4].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
         header[12..16].copy_from_slice(&ADDRESS.octets());
         header[16..].copy_from_slice(&destination.octets());
-        self.send(&packet::frame(GATEWAY_MAC, GUEST, TYPE_IPV4, &[&header[..], payload].concat()));
+        self.send(&packet::frame(GATEWAY_MAC, GUEST, EthernetProtocol::Ipv4, &[&header[..], payload].concat()));
     }
 
     fn send_segment(&mut self, input: &mut Unstructured) -> arbitrary::Result<()> {
@@ -166,7 +166,7 @@ impl Guest {
         header[4..8].copy_from_slice(&number.to_be_bytes());
         header[8..12].copy_from_slice(&acknowledged.to_be_bytes());
         header[12..16].copy_from_slice(&[0x50, flags, window, 0]);
-        self.send_ip(TCP, to, &[&header[..], data].concat());
+        self.send_ip(IpProtocol::Tcp, to, &[&header[..], data].concat());
         Ok(())
     }
 
@@ -181,8 +181,10 @@ impl Guest {
     }
 
     fn note(&mut self, frame: &[u8]) {
-        let ethernet = Ethernet::parse(frame).expect("the netstack sent an invalid frame");
-        let Some(packet) = Ipv4::parse(ethernet.payload).filter(|packet| packet.protocol == TCP) else { return };
+        let ethernet = packet::ethernet(frame).expect("the netstack sent an invalid frame");
+        let Some(packet) = Ipv4::parse(ethernet.payload()).filter(|packet| packet.protocol == IpProtocol::Tcp) else {
+            return;
+        };
         let Some(header) = packet.payload.first_chunk::<20>() else { return };
         let (port, number) = (u16::from_be_bytes([header[2], header[3]]), &header[4..8]);
         let number = u32::from_be_bytes([number[0], number[1], number[2], number[3]]);

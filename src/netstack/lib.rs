@@ -26,17 +26,18 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use smoltcp::wire::{DHCP_SERVER_PORT, EthernetProtocol, IpProtocol};
 
 use crate::broker::{DatagramChannel, HostPort};
 use filter::{Direction, Tracker};
 pub use forward::FIRST_PORT;
 use forward::Forwards;
 pub use machine::network::{
-    Cidr, Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
+    Filter, FilterProtocol, FilterRule, Forward, GATEWAY_MAC, METADATA_ADDRESS, MacAddress, MetadataConfig,
     NetstackConfig, ParseError, Transport,
 };
 use metadata::{Metadata, Server};
-use packet::{Datagram, Ethernet, ICMP, Ipv4, TYPE_ARP, TYPE_IPV4, UDP};
+use packet::{Datagram, Ipv4};
 use stack::Stack;
 
 /// The number of leading bytes of a frame that suffice to route it.
@@ -115,15 +116,15 @@ impl Services {
 
     /// Returns the destination of a frame. `head` contains its first [`HEAD_LENGTH`] bytes, or the whole frame.
     pub fn from_guest(&mut self, head: &[u8], now: Instant) -> Route {
-        let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.source == self.mac) else {
+        let Some(ethernet) = packet::ethernet(head).filter(|frame| frame.src_addr().0 == self.mac.0) else {
             return Route::Drop;
         };
-        match ethernet.kind {
-            TYPE_ARP => return Route::Services,
-            TYPE_IPV4 => {}
+        match ethernet.ethertype() {
+            EthernetProtocol::Arp => return Route::Services,
+            EthernetProtocol::Ipv4 => {}
             _ => return Route::Drop,
         }
-        let Some(packet) = Ipv4::parse(ethernet.payload) else { return Route::Drop };
+        let Some(packet) = Ipv4::parse(ethernet.payload()) else { return Route::Drop };
         if self.is_dhcp(&packet) {
             return Route::Services;
         }
@@ -134,18 +135,18 @@ impl Services {
             return Route::Services;
         }
         // A bridge would deliver a frame to a neighbor's MAC address directly, past the router and its filter.
-        let is_for_router = ethernet.destination == GATEWAY_MAC && self.is_routed(packet.destination);
+        let is_for_router = ethernet.dst_addr().0 == GATEWAY_MAC.0 && self.is_routed(packet.destination);
         let passes = is_for_router && self.tracker.passes(&packet, Direction::Egress, now);
         if passes { Route::Forward } else { Route::Drop }
     }
 
     pub fn accept(&mut self, frame: &[u8], now: Instant) {
-        let Some(ethernet) = Ethernet::parse(frame) else { return };
-        if ethernet.kind == TYPE_ARP {
-            let answer = arp::answer(self.mac, self.config.address, ethernet.payload);
+        let Some(ethernet) = packet::ethernet(frame) else { return };
+        if ethernet.ethertype() == EthernetProtocol::Arp {
+            let answer = arp::answer(self.mac, self.config.address, ethernet.payload());
             return self.put(answer);
         }
-        let Some(packet) = Ipv4::parse(ethernet.payload) else { return };
+        let Some(packet) = Ipv4::parse(ethernet.payload()) else { return };
         if self.is_dhcp(&packet) {
             let message = Datagram::parse(&packet);
             let answer = message.and_then(|message| dhcp::answer(self.mac, &self.config, message.payload));
@@ -162,31 +163,32 @@ impl Services {
             if is_service && begins && !self.server.expect(&mut self.stack) {
                 return;
             }
-        } else if packet.protocol == UDP
+        } else if packet.protocol == IpProtocol::Udp
             && let Some(datagram) = Datagram::parse(&packet)
             && self.forwards.answer(&datagram)
         {
             return;
         }
-        self.stack.arrive(ethernet.payload.to_vec(), now);
+        self.stack.arrive(ethernet.payload().to_vec(), now);
     }
 
     /// Answers the guest's frame with an ICMP "unreachable" message, so that programs fail immediately. ICMP gets no
     /// answer.
     pub fn refuse(&mut self, head: &[u8]) {
-        let packet = Ethernet::parse(head).and_then(|ethernet| Ipv4::parse(ethernet.payload).map(|ip| (ethernet, ip)));
-        if let Some((ethernet, _)) = packet.filter(|(_, packet)| packet.protocol != ICMP && !packet.is_later_fragment())
-        {
-            let answer = packet::unreachable(self.config.router, self.config.address, ethernet.payload);
-            self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &answer)));
+        let Some(payload) = packet::ethernet(head).map(|ethernet| ethernet.payload()) else { return };
+        let Some(packet) = Ipv4::parse(payload) else { return };
+        if packet.protocol != IpProtocol::Icmp && !packet.is_later_fragment() {
+            let answer = packet::unreachable(self.config.router, self.config.address, payload);
+            self.put(Some(packet::frame(self.mac, GATEWAY_MAC, EthernetProtocol::Ipv4, &answer)));
         }
     }
 
     /// Returns true if a frame, which starts with `head`, may go to the guest.
     pub fn to_guest(&mut self, head: &[u8], now: Instant) -> bool {
-        let Some(ethernet) = Ethernet::parse(head).filter(|ethernet| ethernet.kind == TYPE_IPV4) else { return false };
-        let Some(packet) = Ipv4::parse(ethernet.payload) else { return false };
-        let is_its = packet.destination == self.config.address && ethernet.destination == self.mac;
+        let is_ipv4 = |ethertype| ethertype == EthernetProtocol::Ipv4;
+        let Some(ethernet) = packet::ethernet(head).filter(|frame| is_ipv4(frame.ethertype())) else { return false };
+        let Some(packet) = Ipv4::parse(ethernet.payload()) else { return false };
+        let is_its = packet.destination == self.config.address && ethernet.dst_addr().0 == self.mac.0;
         // The network must not send packets from the services' addresses.
         is_its && !self.stack.has(packet.source) && self.tracker.passes(&packet, Direction::Ingress, now)
     }
@@ -201,14 +203,14 @@ impl Services {
         for packet in packets {
             self.identification = self.identification.wrapping_add(1);
             for piece in packet::fragments(packet, self.config.mtu.into(), self.identification) {
-                self.put(Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &piece)));
+                self.put(Some(packet::frame(self.mac, GATEWAY_MAC, EthernetProtocol::Ipv4, &piece)));
             }
         }
         self.stack.poll(now);
     }
 
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
-        let packet = || Some(packet::frame(self.mac, GATEWAY_MAC, TYPE_IPV4, &self.stack.next_packet()?));
+        let packet = || Some(packet::frame(self.mac, GATEWAY_MAC, EthernetProtocol::Ipv4, &self.stack.next_packet()?));
         self.frames.pop_front().or_else(packet)
     }
 
@@ -225,15 +227,14 @@ impl Services {
     /// Returns true for packets to this network's DHCP server. Servers of other networks are ordinary hosts.
     fn is_dhcp(&self, packet: &Ipv4) -> bool {
         let is_here = packet.destination.is_broadcast() || packet.destination == self.config.router;
-        is_here && packet.protocol == UDP && packet.ports().is_some_and(|(_, to)| to == dhcp::SERVER_PORT)
+        is_here && packet.protocol == IpProtocol::Udp && packet.ports().is_some_and(|(_, to)| to == DHCP_SERVER_PORT)
     }
 
     /// Returns true for unicast addresses of other machines. A link-local address must be a name server's.
     fn is_routed(&self, address: Ipv4Addr) -> bool {
         const RESERVED: u8 = 240;
-        let subnet = Cidr { address: self.config.address, prefix_length: self.config.prefix_length };
-        let is_subnets_broadcast =
-            subnet.prefix_length < 31 && subnet.contains(address) && address.to_bits() | subnet.mask() == u32::MAX;
+        let subnet = self.config.subnet();
+        let is_subnets_broadcast = subnet.prefix_len() < 31 && address == subnet.broadcast();
         let first = address.octets()[0];
         let is_special = first == 0 || first >= RESERVED || address.is_loopback() || address.is_multicast();
         let is_anothers = address.is_link_local() && !self.config.dns.contains(&address);

@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::probe;
+pub use machine::fs::write_private;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
@@ -329,15 +330,6 @@ fn make_private(path: &Path) -> io::Result<()> {
 /// Opens a file for reading and writing, or creates it with mode 0600.
 pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-/// Creates or replaces a file atomically. The file has mode 0600.
-pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    io::Write::write_all(&mut file, content)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }
 
 #[cfg(test)]

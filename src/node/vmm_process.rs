@@ -104,10 +104,7 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     // Empty the log, so that an earlier VMM's messages are not attributed to the new one.
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     log.set_len(0)?;
-    match std::fs::remove_file(bounded_log::full(&dir.join(LOG))) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    machine::fs::remove_if_exists(&bounded_log::full(&dir.join(LOG)))?;
     let mut command = Command::new("/proc/self/exe");
     environment::restrict(&mut command);
     command.arg0("wisp").arg("vmm").arg(dir);

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
 use ec2::id::{SubnetId, VpcId};
-use ec2::network::{Ipv4Range, SubnetRange, Zone};
+use ec2::network::{SubnetRange, Zone};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VpcRecord {
     pub id: VpcId,
-    pub cidr: Ipv4Range,
+    pub cidr: Ipv4Net,
     /// True for the default VPC, of which there is at most one.
     pub is_default: bool,
     #[serde(default)]
@@ -37,8 +38,8 @@ pub struct SubnetRecord {
     pub id: SubnetId,
     pub vpc_id: VpcId,
     /// Copy of the VPC's range, which cannot be changed.
-    pub vpc_cidr: Ipv4Range,
-    pub cidr: Ipv4Range,
+    pub vpc_cidr: Ipv4Net,
+    pub cidr: Ipv4Net,
     pub zone: Zone,
     /// True if this is the zone's subnet in the default VPC.
     pub default_for_zone: bool,
@@ -63,5 +64,23 @@ impl Record for SubnetRecord {
 
     fn key(&self) -> String {
         self.id.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ec2::network::{ANYWHERE, Peer, Rule};
+
+    #[test]
+    fn range_text_of_earlier_builds_is_read() {
+        let vpc = r#"{"id":"vpc-0123456789abcdef0","cidr":"10.0.0.0/16","is_default":false,"tags":{}}"#;
+        let record: VpcRecord = serde_json::from_str(vpc).unwrap();
+        assert_eq!(record.cidr, "10.0.0.0/16".parse().unwrap());
+        assert_eq!(serde_json::to_string(&record).unwrap(), vpc);
+        let rule = r#"{"id":"sgr-0123456789abcdef0","egress":true,"protocol":"all","peer":{"range":"0.0.0.0/0"}}"#;
+        let record: Rule = serde_json::from_str(rule).unwrap();
+        assert_eq!(record.peer, Peer::Range(ANYWHERE));
+        assert_eq!(serde_json::to_string(&record).unwrap(), rule);
     }
 }

@@ -46,7 +46,7 @@ impl GuestFaults {
     /// Counts `fault`. If a log line is due, logs it with the count so far.
     pub fn record(&self, fault: &dyn fmt::Display) {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut schedule = self.schedule.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut schedule = machine::sync::lock(&self.schedule);
         if schedule.is_due(Instant::now()) {
             log::warn!("{}: guest driver error: {fault} ({count} errors so far)", self.device);
         }

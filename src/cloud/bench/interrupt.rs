@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -11,6 +11,7 @@ use rustix::fd::AsFd;
 use wisp_agent::poll::{Interest, poll};
 
 use machine::control::{ControlClient, ControlRequest, SOCKET};
+use machine::sync::lock;
 use node::guest::Signals;
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -45,14 +46,14 @@ impl Interrupt {
 
     /// Registers the VMM in `dir` as running. If a signal has already arrived, kills the VM.
     pub(super) fn guard(&self, dir: &Path) {
-        *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.to_path_buf());
+        *lock(&self.shared.machine) = Some(dir.to_path_buf());
         if self.signal().is_some() {
             self.shared.end_machine();
         }
     }
 
     pub(super) fn release(&self) {
-        *self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.shared.machine) = None;
     }
 
     pub(super) fn signal(&self) -> Option<i32> {
@@ -73,7 +74,7 @@ impl Drop for Interrupt {
 impl Shared {
     /// Kills the registered VM. Returns false if none is registered or if its VMM cannot be reached.
     fn end_machine(&self) -> bool {
-        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let machine = lock(&self.machine).clone();
         let Some(dir) = machine else { return false };
         let sent = ControlClient::connect(&dir.join(SOCKET))
             .and_then(|mut client| client.send(&ControlRequest::Kill { by: "a signal to wisp bench".into() }));

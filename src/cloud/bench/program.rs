@@ -1,7 +1,6 @@
 //! The workload program for the guests of a bench, embedded in the binary (`images/workloads`).
 
-use std::fs::{self, Permissions};
-use std::io::Write;
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -21,10 +20,8 @@ pub(super) fn unpacked(home: &Home) -> Result<PathBuf, BenchError> {
     if fs::read(&path).is_ok_and(|there| there == program) {
         return Ok(path);
     }
-    let mut file = tempfile::Builder::new().prefix(".wisp-workload-").tempfile_in(home.root()).map_err(failed)?;
-    file.write_all(&program).map_err(failed)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o700)).map_err(failed)?;
-    file.persist(&path).map_err(|error| failed(error.error))?;
+    let make_executable = |file: &File| file.set_permissions(Permissions::from_mode(0o700));
+    machine::fs::replace(&path, &program, make_executable).map_err(failed)?;
     Ok(path)
 }
 

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
 use ec2::state::InstanceState;
-use machine::network::{Cidr, Filter, FilterProtocol, FilterRule, Forward, Transport};
+use ipnet::Ipv4Net;
+use machine::network::{Filter, FilterProtocol, FilterRule, Forward, Transport};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord};
 
 /// If a rule opens more ports than this, only those of [`KNOWN`] are forwarded from a public address.
@@ -42,8 +43,8 @@ pub(super) fn filter_of<'a>(
         let mut rules: Vec<FilterRule> = of_way
             .map(|rule| {
                 let peers = match rule.peer {
-                    Peer::Range(range) => vec![Cidr { address: range.base, prefix_length: range.prefix_length }],
-                    Peer::Group(group) => members(group).into_iter().map(Cidr::host).collect(),
+                    Peer::Range(range) => vec![range],
+                    Peer::Group(group) => members(group).into_iter().map(Ipv4Net::from).collect(),
                 };
                 FilterRule { protocol: protocol(rule.traffic), peers }
             })
@@ -69,7 +70,7 @@ fn protocol(traffic: Traffic) -> FilterProtocol {
 /// Returns the forwarded ports of a public address, which is on the host's loopback interface: the ports that ingress
 /// rules open to the host. A rule with more than [`MANY`] ports contributes only those in [`KNOWN`].
 pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward> {
-    let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(Ipv4Addr::LOCALHOST));
+    let opens = |rule: &&FilterRule| rule.peers.iter().any(|range| range.contains(&Ipv4Addr::LOCALHOST));
     let mut forwards = Vec::new();
     for rule in filter.ingress.iter().filter(opens) {
         let ranges = match rule.protocol {
@@ -93,7 +94,6 @@ pub(super) fn public_forwards(public: Ipv4Addr, filter: &Filter) -> Vec<Forward>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ec2::network::Ipv4Range;
 
     const PUBLIC: Ipv4Addr = Ipv4Addr::new(127, 18, 0, 5);
 
@@ -117,7 +117,7 @@ mod tests {
         let members = |group| if Peer::Group(group) == rules[0].peer { vec![member] } else { Vec::new() };
         let filter = filter_of(rules.iter(), members);
         let protocol = FilterProtocol::Tcp { from: 22, to: 22 };
-        assert_eq!(filter.ingress, [FilterRule { protocol, peers: vec![Cidr::host(member)] }]);
+        assert_eq!(filter.ingress, [FilterRule { protocol, peers: vec![member.into()] }]);
         assert_eq!(filter.egress.len(), 1);
     }
 
@@ -133,7 +133,5 @@ mod tests {
         let wide = ports(&[rule(false, Traffic::Tcp { from: 0, to: 65535 }, "0.0.0.0/0")]);
         assert_eq!(wide, KNOWN);
         assert_eq!(ports(&[rule(false, Traffic::All, "0.0.0.0/0")]).len(), 2 * KNOWN.len());
-        let anywhere = Peer::Range(Ipv4Range::ANYWHERE);
-        assert_eq!(anywhere, Peer::Range("0.0.0.0/0".parse().unwrap()));
     }
 }

@@ -38,7 +38,7 @@ fn user_data_of(record: &InstanceRecord) -> Option<String> {
 pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> NetstackConfig {
     // The guest is alone on its network, so it gets the first usable address.
     let subnet = SubnetRange::default_in(Zone::A);
-    let address = subnet.addresses().next().unwrap_or(subnet.own.base);
+    let address = subnet.addresses().next().unwrap_or(subnet.own.network());
     let options = spec
         .metadata
         .unwrap_or_default()
@@ -53,7 +53,7 @@ pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) ->
 fn plain(address: Ipv4Addr, subnet: SubnetRange) -> NetstackConfig {
     NetstackConfig {
         address,
-        prefix_length: subnet.own.prefix_length,
+        prefix_length: subnet.own.prefix_len(),
         router: subnet.router(),
         dns: vec![subnet.name_server()],
         mtu: MTU,

@@ -16,7 +16,7 @@ use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{SubnetRange, mac_address};
 use ec2::state::InstanceState;
-use machine::network::{Cidr, MacAddress};
+use machine::network::MacAddress;
 use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
 use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
 
@@ -131,13 +131,7 @@ impl Routers<'_> {
         })?;
         // The router serves all subnets. Its own address is the router address of a subnet that spans the whole VPC.
         let first = SubnetRange { own: range, vpc: range };
-        Ok(RouterConfig {
-            range: Cidr { address: range.base, prefix_length: range.prefix_length },
-            router: first.router(),
-            dns: first.name_server(),
-            mtu: MTU,
-            interfaces,
-        })
+        Ok(RouterConfig { range, router: first.router(), dns: first.name_server(), mtu: MTU, interfaces })
     }
 }
 

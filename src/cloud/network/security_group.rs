@@ -9,8 +9,9 @@ use super::super::{Cloud, new_id, resolve};
 use super::filter::groups_of;
 use super::lookup::{default_vpc, depends, vpc_or_default};
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
-use ec2::network::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+use ec2::network::{ANYWHERE, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::{Ec2Error, ErrorCode};
+use ipnet::Ipv4Net;
 use node::shell;
 use store::{InstanceRecord, SecurityGroupRecord, Transaction};
 
@@ -20,7 +21,7 @@ pub const DEFAULT: &str = "default";
 pub struct RuleSpec {
     pub egress: bool,
     pub traffic: Traffic,
-    pub ranges: Vec<Ipv4Range>,
+    pub ranges: Vec<Ipv4Net>,
     /// Names or IDs of the groups whose members are peers.
     pub groups: Vec<String>,
 }
@@ -255,7 +256,7 @@ fn new_group(vpc_id: VpcId, name: &str, description: &str) -> SecurityGroupRecor
         vpc_id,
         name: name.into(),
         description: description.into(),
-        rules: vec![rule(true, Traffic::All, Peer::Range(Ipv4Range::ANYWHERE))],
+        rules: vec![rule(true, Traffic::All, Peer::Range(ANYWHERE))],
         tags: Default::default(),
     }
 }

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, resolve};
 use super::lookup::{depends, living, occupant, vpc_or_default};
-use ec2::network::{Ipv4Range, Zone, check_subnet_range};
+use ec2::network::{Zone, check_subnet_range};
+use ipnet::Ipv4Net;
 use store::{InstanceRecord, SubnetRecord};
 
 #[derive(Debug, Clone)]
 pub struct SubnetSpec {
     /// ID or name of the VPC. The default is the default VPC.
     pub vpc: Option<String>,
-    pub cidr: Ipv4Range,
+    pub cidr: Ipv4Net,
     pub zone: Zone,
     /// True if instances in the subnet get a public address by default.
     pub map_public_ip: bool,

@@ -11,7 +11,8 @@ use super::lookup::{all_vpcs, depends, occupant};
 use super::security_group::{DEFAULT, default_group};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
-use ec2::network::{DEFAULT_VPC, Ipv4Range, SubnetRange, Zone, check_vpc_range};
+use ec2::network::{DEFAULT_VPC, SubnetRange, Zone, check_vpc_range};
+use ipnet::Ipv4Net;
 use store::{SecurityGroupRecord, SubnetRecord, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
@@ -28,7 +29,7 @@ impl Vpcs<'_> {
     }
 
     /// Creates a VPC with a default security group and without subnets.
-    pub fn create(&self, cidr: Ipv4Range, tags: Tags) -> Result<VpcRecord, CloudError> {
+    pub fn create(&self, cidr: Ipv4Net, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.cloud.store.write(|tx| {
             let vpc = VpcRecord { id: new_id(), cidr, is_default: false, tags: tags.clone() };

@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use super::Ec2Error;
 pub use address::{mac_address, private_dns_name, private_host_name};
-pub use permission::{Ipv4Range, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+pub use permission::{MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 pub use published::{Protocol, PublishedPort};
-pub use range::{DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range};
+pub use range::{ANYWHERE, DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range, parse_range};
 pub use zone::{REGION, Zone};
 
 pub const DOMAIN: &str = "ec2.internal";

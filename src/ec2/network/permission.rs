@@ -1,9 +1,8 @@
 //! Rules of security groups (EC2 API Reference, `IpPermission`; Amazon EC2 User Guide, "Security group rules").
 
 use std::fmt;
-use std::net::Ipv4Addr;
-use std::str::FromStr;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Ec2Error, ErrorCode};
@@ -13,76 +12,6 @@ use crate::id::{SecurityGroupId, SecurityGroupRuleId};
 pub const MAX_RULES: usize = 60;
 /// Maximum number of security groups per network interface.
 pub const MAX_GROUPS: usize = 5;
-
-/// An IPv4 CIDR range, for example `10.0.0.0/8`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Ipv4Range {
-    pub base: Ipv4Addr,
-    pub prefix_length: u8,
-}
-
-impl Ipv4Range {
-    pub const ANYWHERE: Ipv4Range = Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 0 };
-
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        let shift = 32 - u32::from(self.prefix_length);
-        (u64::from(self.base.to_bits()) >> shift) == (u64::from(address.to_bits()) >> shift)
-    }
-
-    pub fn overlaps(self, other: Ipv4Range) -> bool {
-        self.contains(other.base) || other.contains(self.base)
-    }
-
-    /// Returns the number of addresses. That of `0.0.0.0/0` does not fit, so callers must not ask for it.
-    pub(super) fn size(self) -> u32 {
-        1_u32.checked_shl(32 - u32::from(self.prefix_length)).unwrap_or(u32::MAX)
-    }
-
-    /// Returns the address at the offset `number` from the first address.
-    pub(super) fn at(self, number: u32) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(number))
-    }
-}
-
-impl FromStr for Ipv4Range {
-    type Err = Ec2Error;
-
-    /// Clears bits after the prefix, as EC2 does. An address without a prefix length is a range of one address.
-    fn from_str(text: &str) -> Result<Ipv4Range, Ec2Error> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let parts = address.parse::<Ipv4Addr>().ok().zip(length.parse::<u8>().ok().filter(|length| *length <= 32));
-        let Some((address, prefix_length)) = parts else {
-            return Err(Ec2Error::InvalidParameterValue {
-                parameter: "CidrIp",
-                given: text.to_string(),
-                rule: "it must be an IPv4 address range, such as 10.0.0.0/8.".into(),
-            });
-        };
-        let mask = (u64::MAX << (32 - u32::from(prefix_length))) as u32;
-        Ok(Ipv4Range { base: Ipv4Addr::from_bits(address.to_bits() & mask), prefix_length })
-    }
-}
-
-impl fmt::Display for Ipv4Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix_length)
-    }
-}
-
-impl From<Ipv4Range> for String {
-    fn from(range: Ipv4Range) -> String {
-        range.to_string()
-    }
-}
-
-impl TryFrom<String> for Ipv4Range {
-    type Error = Ec2Error;
-
-    fn try_from(text: String) -> Result<Ipv4Range, Ec2Error> {
-        text.parse()
-    }
-}
 
 /// The traffic that a rule matches: a protocol with its ports or type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -204,7 +133,7 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    Range(Ipv4Range),
+    Range(Ipv4Net),
     Group(SecurityGroupId),
 }
 
@@ -270,18 +199,6 @@ mod tests {
         ] {
             let error = Traffic::parse(protocol, ports).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidPermissionMalformed, "{protocol:?} {ports:?}");
-        }
-    }
-
-    #[test]
-    fn range_is_parsed_and_contains_its_addresses() {
-        let range: Ipv4Range = "10.1.2.3/8".parse().unwrap();
-        assert_eq!(range.to_string(), "10.0.0.0/8");
-        assert!(range.contains(Ipv4Addr::new(10, 255, 0, 1)) && !range.contains(Ipv4Addr::new(11, 0, 0, 1)));
-        assert!(Ipv4Range::ANYWHERE.contains(Ipv4Addr::BROADCAST));
-        assert_eq!("1.2.3.4".parse::<Ipv4Range>().unwrap().prefix_length, 32);
-        for text in ["", "10.0.0.0/33", "10.0.0/8", "::/0"] {
-            assert!(text.parse::<Ipv4Range>().is_err(), "{text}");
         }
     }
 

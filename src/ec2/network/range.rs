@@ -1,56 +1,77 @@
-//! Valid CIDR ranges of VPCs and subnets (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
+//! Address ranges: their syntax, and the valid ranges of VPCs and subnets (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use super::{Ipv4Range, Zone};
+use ipnet::Ipv4Net;
+
+use super::Zone;
 use crate::{Ec2Error, ErrorCode};
 
 const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
+/// The offset of the first address that an instance can have.
+const FIRST: u32 = 4;
 /// Ranges that a VPC must not overlap, because hosts use them for special purposes.
-const RESERVED: [Ipv4Range; 4] = [
-    Ipv4Range { base: Ipv4Addr::UNSPECIFIED, prefix_length: 8 },
-    Ipv4Range { base: Ipv4Addr::new(127, 0, 0, 0), prefix_length: 8 },
-    Ipv4Range { base: Ipv4Addr::new(169, 254, 0, 0), prefix_length: 16 },
-    Ipv4Range { base: Ipv4Addr::new(224, 0, 0, 0), prefix_length: 3 },
+const RESERVED: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
-pub const DEFAULT_VPC: Ipv4Range = Ipv4Range { base: Ipv4Addr::new(172, 31, 0, 0), prefix_length: 16 };
+/// All addresses.
+pub const ANYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+pub const DEFAULT_VPC: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 16);
+
+/// Parses a range. Clears bits after the prefix, as EC2 does. An address without a prefix length is a range of one address.
+pub fn parse_range(text: &str) -> Result<Ipv4Net, Ec2Error> {
+    let address = || text.parse::<Ipv4Addr>().map(Ipv4Net::from);
+    let range = text.parse::<Ipv4Net>().or_else(|_| address());
+    range.map(|range| range.trunc()).map_err(|_| Ec2Error::InvalidParameterValue {
+        parameter: "CidrIp",
+        given: text.to_string(),
+        rule: "it must be an IPv4 address range, such as 10.0.0.0/8.".into(),
+    })
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
 
 /// A subnet's range. EC2 reserves its first four addresses and the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetRange {
-    pub own: Ipv4Range,
-    pub vpc: Ipv4Range,
+    pub own: Ipv4Net,
+    pub vpc: Ipv4Net,
 }
 
 impl SubnetRange {
     pub const fn default_in(zone: Zone) -> SubnetRange {
         let base = Ipv4Addr::new(172, 31, 16 * zone as u8, 0);
-        SubnetRange { own: Ipv4Range { base, prefix_length: 20 }, vpc: DEFAULT_VPC }
+        SubnetRange { own: Ipv4Net::new_assert(base, 20), vpc: DEFAULT_VPC }
     }
 
     /// Returns the router's address: the subnet's base plus one.
     pub fn router(self) -> Ipv4Addr {
-        self.own.at(1)
+        at(self.own, 1)
     }
 
     /// Returns the name server's address: the VPC's base plus two.
     pub fn name_server(self) -> Ipv4Addr {
-        self.vpc.at(2)
+        at(self.vpc, 2)
     }
 
     /// Returns the addresses available to instances, in ascending order.
     pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
-        (4..self.own.size() - 1).map(move |number| self.own.at(number))
+        (FIRST..last(self.own)).map(move |number| at(self.own, number))
     }
 
     pub fn check(self, address: Ipv4Addr) -> Result<(), Ec2Error> {
         let SubnetRange { own, .. } = self;
-        let number = address.to_bits().wrapping_sub(own.base.to_bits());
-        let rule = if !own.contains(address) {
+        let number = address.to_bits().wrapping_sub(own.network().to_bits());
+        let rule = if !own.contains(&address) {
             format!("it must be in the subnet's range, {own}.")
-        } else if !(4..own.size() - 1).contains(&number) {
+        } else if !(FIRST..last(own)).contains(&number) {
             format!("the first four addresses and the last address of the subnet {own} are reserved.")
         } else {
             return Ok(());
@@ -59,14 +80,24 @@ impl SubnetRange {
     }
 }
 
-pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
+/// Returns the address at the offset `number` from the range's first address.
+fn at(range: Ipv4Net, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(range.network().to_bits().wrapping_add(number))
+}
+
+/// Returns the offset of the range's last address.
+fn last(range: Ipv4Net) -> u32 {
+    range.hostmask().to_bits()
+}
+
+pub fn check_vpc_range(range: Ipv4Net) -> Result<(), Ec2Error> {
     let refused = |why: String| Err(Ec2Error::refused(ErrorCode::InvalidVpcRange, why, None));
-    if !PREFIX_LENGTHS.contains(&range.prefix_length) {
+    if !PREFIX_LENGTHS.contains(&range.prefix_len()) {
         return refused(format!(
             "The CIDR '{range}' is invalid: the prefix length of a VPC must be between 16 and 28."
         ));
     }
-    match RESERVED.iter().find(|reserved| reserved.overlaps(range)) {
+    match RESERVED.iter().find(|reserved| overlap(**reserved, range)) {
         Some(reserved) => refused(format!("The CIDR '{range}' is invalid: {reserved} is reserved.")),
         None => Ok(()),
     }
@@ -74,22 +105,19 @@ pub fn check_vpc_range(range: Ipv4Range) -> Result<(), Ec2Error> {
 
 /// Checks the range of a new subnet. `others` are the VPC's existing subnets.
 pub fn check_subnet_range(
-    range: Ipv4Range,
-    vpc: Ipv4Range,
-    others: impl IntoIterator<Item = Ipv4Range>,
+    range: Ipv4Net,
+    vpc: Ipv4Net,
+    others: impl IntoIterator<Item = Ipv4Net>,
 ) -> Result<(), Ec2Error> {
     let refused = |code, why: String| Err(Ec2Error::refused(code, why, None));
-    if !PREFIX_LENGTHS.contains(&range.prefix_length)
-        || range.prefix_length < vpc.prefix_length
-        || !vpc.contains(range.base)
-    {
+    if !PREFIX_LENGTHS.contains(&range.prefix_len()) || !vpc.contains(&range) {
         let why = format!(
             "The CIDR '{range}' is invalid: it must be within the VPC's range, {vpc}, and its prefix length must be at \
              most 28."
         );
         return refused(ErrorCode::InvalidSubnetRange, why);
     }
-    match others.into_iter().find(|other| other.overlaps(range)) {
+    match others.into_iter().find(|other| overlap(*other, range)) {
         Some(other) => {
             refused(ErrorCode::InvalidSubnetConflict, format!("The CIDR '{range}' conflicts with the subnet {other}."))
         }
@@ -101,8 +129,18 @@ pub fn check_subnet_range(
 mod tests {
     use super::*;
 
-    fn range(text: &str) -> Ipv4Range {
-        text.parse().unwrap()
+    fn range(text: &str) -> Ipv4Net {
+        parse_range(text).unwrap()
+    }
+
+    #[test]
+    fn range_is_parsed_and_truncated() {
+        assert_eq!(range("10.1.2.3/8").to_string(), "10.0.0.0/8");
+        assert!(range("0.0.0.0/0") == ANYWHERE && ANYWHERE.contains(&Ipv4Addr::BROADCAST));
+        assert_eq!(range("1.2.3.4").prefix_len(), 32);
+        for text in ["", "10.0.0.0/33", "10.0.0/8", "10.0.0.0/", "::/0"] {
+            assert!(parse_range(text).is_err(), "{text}");
+        }
     }
 
     #[test]

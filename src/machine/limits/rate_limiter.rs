@@ -1,9 +1,10 @@
 //! Rate limiters for a [`Rate`] and for a disk's rates. Callers pass the time and do the waiting.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::token_bucket::TokenBucket;
 use super::{DiskLimits, Rate};
+use crate::sync::lock;
 
 /// A twentieth of a second's peak may pass at once, so that a device thread that wakes up late can catch up.
 const AT_ONCE: u64 = 20;
@@ -102,7 +103,7 @@ impl SharedDiskLimiter {
     }
 
     pub fn lock(&self) -> Option<MutexGuard<'_, DiskLimiter>> {
-        self.0.as_ref().map(|limiter| limiter.lock().unwrap_or_else(PoisonError::into_inner))
+        self.0.as_ref().map(|limiter| lock(limiter))
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -16,6 +16,7 @@ use super::ports::{PortState, PortsMessage};
 use super::relay::{FROM_VMM, TO_VMM};
 use super::{MESSAGE_LIMIT, PORTS_AT_A_TIME, Taken, take, vsock};
 use crate::Forward;
+use machine::sync::lock;
 
 #[derive(Debug)]
 pub struct BrokerClient {
@@ -51,7 +52,7 @@ impl PortsClient {
     /// the VMM.
     pub fn request(&self) -> io::Result<Vec<(Forward, HostPort)>> {
         // Responses arrive in the order of requests, so one request is in flight at a time.
-        let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = lock(&self.0);
         send(&*channel, b"?", SendFlags::NOSIGNAL)?;
         let mut ports = Vec::new();
         loop {

@@ -214,3 +214,6 @@ impl Forwards {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

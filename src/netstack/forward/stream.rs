@@ -1,5 +1,6 @@
 //! A forwarded TCP connection.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,8 +14,10 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::stack::Stack;
 use machine::network::{Forward, NetstackConfig};
 
-/// Buffer size per direction in bytes.
-const BUFFER: usize = 64 << 10;
+/// Buffer size per direction in bytes: the largest window that needs no scaling. With a scaled window, smoltcp rounds the
+/// announced end of the window down, below an end that it announced before. It then cuts the last byte off a segment that
+/// used the earlier window, but accepts the segment's FIN.
+const BUFFER: usize = u16::MAX as usize;
 /// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(30);
@@ -33,6 +36,9 @@ pub struct ForwardedConnection {
     is_written: bool,
     /// The client has reset the connection, which ends it even if data for the guest is left.
     is_reset: bool,
+    /// The guest's last bytes, from when the guest has closed its sending side. smoltcp discards the bytes in a socket at
+    /// the end of TIME-WAIT, but the client may be slower.
+    rest: Option<VecDeque<u8>>,
 }
 
 impl ForwardedConnection {
@@ -63,6 +69,7 @@ impl ForwardedConnection {
             is_read: false,
             is_written: false,
             is_reset: false,
+            rest: None,
         };
         Ok((handle, connection))
     }
@@ -83,7 +90,8 @@ impl ForwardedConnection {
         if self.is_reset || !self.send_to_guest(socket) || !self.send_to_host(socket) {
             return false;
         }
-        !(self.is_read && self.is_written) && socket.state() != tcp::State::Closed
+        let has_rest = self.rest.as_ref().is_some_and(|rest| !rest.is_empty());
+        !(self.is_read && self.is_written) && (has_rest || socket.state() != tcp::State::Closed)
     }
 
     fn send_to_guest(&mut self, socket: &mut tcp::Socket) -> bool {
@@ -108,26 +116,46 @@ impl ForwardedConnection {
     }
 
     fn send_to_host(&mut self, socket: &mut tcp::Socket) -> bool {
-        while self.is_writable && socket.can_recv() {
-            let host = &mut self.host;
-            let outcome = socket.recv(|bytes| match host.write(bytes) {
+        while self.is_writable && self.rest.is_none() && socket.can_recv() {
+            let outcome = socket.recv(|bytes| match self.write(bytes) {
                 Ok(count) => (count, Ok(())),
                 Err(error) => (0, Err(error)),
             });
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.is_writable = false,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => return false,
+            if !matches!(outcome, Ok(Ok(()))) {
+                return false;
             }
         }
-        let is_connected =
-            !matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived | tcp::State::Closed);
-        if is_connected && !self.is_written && !socket.may_recv() && !socket.can_recv() {
-            self.is_written = true;
-            return self.host.shutdown(Shutdown::Write).is_ok();
+        if self.rest.is_none() && has_fin(socket) {
+            self.rest = Some(take_all(socket));
         }
-        true
+        self.send_rest().is_ok()
+    }
+
+    /// Sends the guest's last bytes, and then shuts the client's socket down.
+    fn send_rest(&mut self) -> io::Result<()> {
+        let Some(mut rest) = self.rest.take() else { return Ok(()) };
+        while self.is_writable && !rest.is_empty() {
+            let count = self.write(rest.as_slices().0)?;
+            rest.drain(..count);
+        }
+        if rest.is_empty() && !self.is_written {
+            self.is_written = true;
+            self.host.shutdown(Shutdown::Write)?;
+        }
+        self.rest = Some(rest);
+        Ok(())
+    }
+
+    /// Writes to the client's socket. Returns 0 if it is full.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.host.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.is_writable = false;
+                Ok(0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            outcome => outcome,
+        }
     }
 
     /// Ends the connection: in an orderly way if both sides have closed it, otherwise with a reset in both directions.
@@ -148,6 +176,19 @@ impl ForwardedConnection {
             }
         }
     }
+}
+
+/// Returns true if the guest has sent all of its data.
+fn has_fin(socket: &tcp::Socket) -> bool {
+    use tcp::State::{CloseWait, Closing, LastAck, TimeWait};
+    matches!(socket.state(), CloseWait | LastAck | Closing | TimeWait)
+}
+
+fn take_all(socket: &mut tcp::Socket) -> VecDeque<u8> {
+    let mut bytes = vec![0; socket.recv_queue()];
+    let count = socket.recv_slice(&mut bytes).unwrap_or(0);
+    bytes.truncate(count);
+    bytes.into()
 }
 
 impl AsFd for ForwardedConnection {

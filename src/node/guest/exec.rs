@@ -272,7 +272,7 @@ impl Sender<'_> {
 mod tests {
     use std::fs::File;
     use std::io::{PipeReader, Read, Write};
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::sync::{Mutex, MutexGuard};
 
     use rustix::process::{Signal, getpid, kill_process};
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -281,11 +281,12 @@ mod tests {
     use super::*;
     use crate::guest::terminal;
     use crate::guest::testing::{agent, shell};
+    use machine::sync::lock;
 
     /// Serializes the commands: a process can run only one at a time.
     fn turn() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
-        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&TURN)
     }
 
     fn null() -> File {

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, Once};
 
+use machine::sync::lock;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use wisp_agent::protocol::{TerminalRequest, WindowSize};
 
@@ -57,7 +58,7 @@ impl RawMode {
         let modes = tcgetattr(fd)?;
         let mut raw = modes.clone();
         raw.make_raw();
-        let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut saved = lock(&SAVED);
         if saved.is_some() {
             return Err(io::Error::other("a terminal is already in raw mode"));
         }

@@ -10,6 +10,7 @@ use super::facts::{
 };
 use super::fix::Fix;
 use crate::router::KilledRouter;
+use ec2::size::approximate_mib;
 use machine::network::ALLOW_LOW_PORTS;
 
 /// Below this much free memory, even a small guest may fail to start.
@@ -145,7 +146,7 @@ fn virtualization(environment: &HostEnvironment) -> Option<Finding> {
 
 fn memory(available_mib: u64) -> Finding {
     const NAME: &str = "Memory";
-    let found = format!("{} free", size(available_mib));
+    let found = format!("{} free", approximate_mib(available_mib));
     match available_mib {
         ..SCARCE_MEMORY_MIB => Finding::fail(NAME, found)
             .explained("Too little memory for a guest. Close other programs.")
@@ -190,7 +191,7 @@ fn home(home: Option<&HomeFacts>) -> Vec<Finding> {
 
 fn space(free_mib: u64) -> Finding {
     const NAME: &str = "Disk space";
-    let found = format!("{} free", size(free_mib));
+    let found = format!("{} free", approximate_mib(free_mib));
     let elsewhere = ("Use another directory", "export WISP_HOME=/path/with/more/space");
     match free_mib {
         ..SCARCE_SPACE_MIB => Finding::fail(NAME, found)
@@ -290,15 +291,6 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
     }
     Finding::warn(program, format!("not installed; optional, for {purpose}"))
         .fixed_by("Install it", format!("sudo apt install {package}"))
-}
-
-/// Formats a size in MiB or GiB, rounded down.
-fn size(mib: u64) -> String {
-    match (mib / 1024, mib % 1024 * 10 / 1024) {
-        (0, _) => format!("{mib} MiB"),
-        (gib, 0) => format!("{gib} GiB"),
-        (gib, tenth) => format!("{gib}.{tenth} GiB"),
-    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ use super::environment;
 use super::home::{lock_file, write_private};
 use super::probe::{self, NamespaceSetting};
 use super::vmm_process::keep_open;
-use machine::network::{Cidr, Filter, MacAddress};
+use machine::network::{Filter, MacAddress};
 use machine::unix_socket;
 pub use namespace_holder::namespace_of;
 pub use process::run;
@@ -54,7 +55,7 @@ const ANSWER_LIMIT: u64 = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
-    pub range: Cidr,
+    pub range: Ipv4Net,
     pub router: Ipv4Addr,
     /// Address of the VPC's name server. The uplink forwards its queries to the host's name server.
     pub dns: Ipv4Addr,
@@ -250,10 +251,7 @@ impl Router {
 
     fn spawn(&self, place: NamespaceSource) -> io::Result<()> {
         let socket = self.dir.join(SOCKET);
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        machine::fs::remove_if_exists(&socket)?;
         let listener = OwnedFd::from(unix_socket::bind(&socket)?);
         let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.join(LOG))?;
         let mut command = Command::new("/proc/self/exe");

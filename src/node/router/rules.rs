@@ -97,18 +97,16 @@ fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])
 }
 
 fn peers(rule: &FilterRule, field: &str) -> String {
-    if rule.peers.iter().any(|peer| peer.prefix_length == 0) {
+    if rule.peers.iter().any(|peer| peer.prefix_len() == 0) {
         return String::new();
     }
     // Leave out ranges inside other ranges: nftables rejects overlaps.
     let within = |one: usize| {
         let inner = rule.peers[one];
-        rule.peers.iter().enumerate().any(|(other, outer)| {
-            other != one
-                && outer.contains(inner.address)
-                && (outer.prefix_length < inner.prefix_length
-                    || outer.prefix_length == inner.prefix_length && other < one)
-        })
+        rule.peers
+            .iter()
+            .enumerate()
+            .any(|(other, outer)| other != one && outer.contains(&inner) && (*outer != inner || other < one))
     };
     let kept = (0..rule.peers.len()).filter(|index| !within(*index));
     let ranges: Vec<String> = kept.map(|index| rule.peers[index].to_string()).collect();
@@ -133,7 +131,7 @@ fn matches(protocol: FilterProtocol) -> String {
 mod tests {
     use super::super::Interface;
     use super::*;
-    use machine::network::{Cidr, Filter, MacAddress};
+    use machine::network::{Filter, MacAddress};
 
     fn interface(number: u8, ingress: Vec<FilterRule>) -> Interface {
         let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
@@ -156,7 +154,7 @@ mod tests {
     fn instances_with_the_same_rules_share_a_chain() {
         let ssh = FilterRule {
             protocol: FilterProtocol::Tcp { from: 22, to: 22 },
-            peers: vec![Cidr::host(Ipv4Addr::new(172, 31, 0, 9)), "172.31.0.0/24".parse().unwrap()],
+            peers: vec![Ipv4Addr::new(172, 31, 0, 9).into(), "172.31.0.0/24".parse().unwrap()],
         };
         let text =
             render_with(vec![interface(4, vec![ssh.clone()]), interface(5, vec![ssh]), interface(6, Vec::new())]);

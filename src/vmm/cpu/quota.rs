@@ -9,7 +9,7 @@
 //! throttled, because they become idle when throttled vCPUs submit no more requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::cpu_timer::CpuTimer;
@@ -17,6 +17,7 @@ use super::gate::Gate;
 use super::time::CpuTime;
 use super::vcpu::kick_signal;
 use machine::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
+use machine::sync::lock;
 
 /// Lock order: the account's lock is taken before those of [`CpuTime`].
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Quota {
 
     /// Settles the account up to now and returns it.
     fn settle(&self, cpu_time: &CpuTime) -> MutexGuard<'_, Account> {
-        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut account = lock(&self.account);
         let (now, used) = (Instant::now(), cpu_time.charged_ns());
         let elapsed = now.saturating_duration_since(account.settled);
         let spent = used.saturating_sub(account.used_ns);
@@ -106,7 +107,7 @@ impl Allowance<'_> {
         let began = Instant::now();
         gate.hold(Duration::from_nanos(wait), || quota.changes.load(Ordering::SeqCst) == changes);
         let held = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let mut account = quota.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut account = lock(&quota.account);
         account.throttled_ns = account.throttled_ns.saturating_add(held);
         false
     }

@@ -1,6 +1,6 @@
 //! CPU time that a machine's vCPU threads and device threads use on the host.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// CPU time of one thread, or of several threads that run one after the other.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl ThreadClock {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        machine::sync::lock(&self.0)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use machine::bounded_log::BoundedLog;
 use machine::timeline::{Mark, Timeline};
@@ -52,7 +52,7 @@ impl Console {
     }
 
     fn sinks(&self) -> std::sync::MutexGuard<'_, Sinks> {
-        self.0.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+        machine::sync::lock(&self.0.sinks)
     }
 }
 

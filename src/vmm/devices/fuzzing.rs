@@ -1,6 +1,6 @@
 //! Fuzzing entry points for the PC devices: port accesses of all widths, and console input.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arbitrary::Unstructured;
 use vmm_sys_util::eventfd::EventFd;
@@ -30,7 +30,7 @@ pub fn ports(data: &[u8]) {
         if what & 0x40 != 0 {
             let count = usize::from(input.arbitrary::<u8>()?).min(input.len());
             let typed = input.bytes(count)?;
-            let _ = serial.lock().unwrap_or_else(PoisonError::into_inner).input(typed);
+            let _ = machine::sync::lock(&serial).input(typed);
         } else if what & 1 == 0 {
             bus.read(address, &mut [0; 8][..width]);
         } else {

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::escape::{escape, escape_json, escape_line, escape_output};
 use cloud::CloudError;
 use ec2::Ec2Error;
+pub use ec2::size::approximate_bytes as bytes;
 use node::probe::{Fix, KvmAccessError};
 use node::shell;
 
@@ -320,21 +321,6 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
-/// Formats bytes in the largest suitable binary unit, rounded down: `512 B`, `1.5 KiB`, `23.1 GiB`.
-pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let exponent = bytes.ilog2() / 10;
-    let scaled = (u128::from(bytes) * 10) >> (10 * exponent);
-    let unit = UNITS[exponent as usize - 1];
-    match scaled % 10 {
-        0 => format!("{} {unit}", scaled / 10),
-        tenth => format!("{}.{tenth} {unit}", scaled / 10),
-    }
-}
-
 /// Formats a count with its noun: `1 volume`, `2 volumes`.
 pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
@@ -430,15 +416,5 @@ mod tests {
         assert_eq!(shown(3_600_000_000), "1 h");
         assert_eq!(shown(183_600_000_000), "2 d 3 h");
         assert!(duration(Duration::MAX).ends_with(" h"));
-    }
-
-    #[test]
-    fn bytes_use_largest_suitable_unit() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1024), "1 KiB");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(1024 * 1024 - 1), "1023.9 KiB");
-        assert_eq!(bytes(u64::MAX), "15.9 EiB");
     }
 }

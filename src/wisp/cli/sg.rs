@@ -9,7 +9,8 @@ use super::output::{self, Align, Cell, Output, Tone};
 use super::{open_cloud, print_warnings, shapes};
 use cloud::network::{RuleSpec, shown};
 use ec2::id::SecurityGroupRuleId;
-use ec2::network::{Ipv4Range, Traffic};
+use ec2::network::{ANYWHERE, Traffic, parse_range};
+use ipnet::Ipv4Net;
 use store::SecurityGroupRecord;
 
 /// Manage security groups (stateful firewall rules).
@@ -87,8 +88,8 @@ struct RuleArgs {
     #[arg(long, value_name = "PORT")]
     port: Option<String>,
     /// Address range; can be repeated [default: 0.0.0.0/0 unless --group is given].
-    #[arg(long = "cidr", value_name = "RANGE")]
-    ranges: Vec<Ipv4Range>,
+    #[arg(long = "cidr", value_name = "RANGE", value_parser = parse_range)]
+    ranges: Vec<Ipv4Net>,
     /// Security group to match as the source (inbound) or destination (outbound); can be repeated.
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
@@ -102,7 +103,7 @@ impl RuleArgs {
         );
         let traffic = Traffic::parse(self.protocol.as_deref(), self.port.as_deref())?;
         let everywhere = self.ranges.is_empty() && self.groups.is_empty();
-        let ranges = if everywhere { vec![Ipv4Range::ANYWHERE] } else { self.ranges.clone() };
+        let ranges = if everywhere { vec![ANYWHERE] } else { self.ranges.clone() };
         Ok(RuleSpec { egress: self.egress, traffic, ranges, groups: self.groups.clone() })
     }
 }

@@ -7,8 +7,9 @@ use clap::Subcommand;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, shapes};
 use cloud::network::SubnetSpec;
-use ec2::network::{Ipv4Range, Zone};
+use ec2::network::{Zone, parse_range};
 use ec2::tag::Tag;
+use ipnet::Ipv4Net;
 use store::SubnetRecord;
 
 /// Manage subnets of VPCs.
@@ -36,8 +37,8 @@ enum Command {
         #[arg(long)]
         vpc: Option<String>,
         /// Address range, such as 10.0.1.0/24; must be within the VPC's range.
-        #[arg(long, value_name = "RANGE")]
-        cidr: Ipv4Range,
+        #[arg(long, value_name = "RANGE", value_parser = parse_range)]
+        cidr: Ipv4Net,
         /// Availability zone: us-east-1a to us-east-1f.
         #[arg(long, value_name = "ZONE", default_value_t)]
         zone: Zone,

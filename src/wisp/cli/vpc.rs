@@ -6,8 +6,9 @@ use clap::Subcommand;
 
 use super::output::{self, Align, Cell, Output, Tone};
 use super::{args, launch, open_cloud, shapes};
-use ec2::network::Ipv4Range;
+use ec2::network::parse_range;
 use ec2::tag::Tag;
+use ipnet::Ipv4Net;
 use store::VpcRecord;
 
 /// Manage VPCs (isolated networks).
@@ -29,8 +30,8 @@ enum Command {
     /// Create a VPC. Then add subnets with `wisp subnet create`.
     Create {
         /// Address range, such as 10.0.0.0/16; the prefix length must be 16 to 28.
-        #[arg(long, value_name = "RANGE", required_unless_present = "default")]
-        cidr: Option<Ipv4Range>,
+        #[arg(long, value_name = "RANGE", required_unless_present = "default", value_parser = parse_range)]
+        cidr: Option<Ipv4Net>,
         /// Name tag.
         #[arg(long)]
         name: Option<String>,
@@ -96,8 +97,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                         true => output::next("launch --name first"),
                         false => {
                             let id = vpc.id.to_string();
-                            let (name, base) = (vpc.name().unwrap_or(&id), vpc.cidr.base);
-                            let length = vpc.cidr.prefix_length.max(24);
+                            let (name, base) = (vpc.name().unwrap_or(&id), vpc.cidr.network());
+                            let length = vpc.cidr.prefix_len().max(24);
                             output::next_command([
                                 "subnet",
                                 "create",
