@@ -14,6 +14,7 @@ pub mod queue;
 pub mod register;
 pub mod rng;
 pub mod vsock;
+mod wakeups;
 mod worker;
 
 use std::fmt;
