@@ -251,6 +251,27 @@ mod tests {
         }
     }
 
+    /// Checks membership bit by bit, and that only a range without bits after its prefix can be parsed.
+    fn check_cidr(base: u32, prefix_length: u8, address: u32) {
+        let bit = |value: u32, place: u8| value << place >> 31;
+        let cidr = Cidr { address: base.into(), prefix_length };
+        let is_inside = (0..prefix_length).all(|place| bit(base, place) == bit(address, place));
+        assert_eq!(cidr.contains(address.into()), is_inside, "{cidr} {}", Ipv4Addr::from_bits(address));
+        let is_first = (prefix_length..32).all(|place| bit(base, place) == 0);
+        assert_eq!(cidr.to_string().parse().ok(), is_first.then_some(cidr), "{cidr}");
+    }
+
+    #[test]
+    fn every_cidr_over_first_and_last_bits_matches_model() {
+        // Two bits at each end of an address, so that short and long prefixes split the values.
+        let values = (0..4_u32).flat_map(|high| (0..4).map(move |low| high << 30 | low));
+        for base in values.clone() {
+            for prefix_length in 0..=32 {
+                values.clone().for_each(|address| check_cidr(base, prefix_length, address));
+            }
+        }
+    }
+
     #[test]
     fn config_round_trips_through_json() {
         let peers = vec!["0.0.0.0/0".parse().unwrap()];

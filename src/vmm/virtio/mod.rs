@@ -11,6 +11,8 @@ mod iovec;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+#[cfg(test)]
+mod queue_checks;
 pub mod register;
 pub mod rng;
 pub mod vsock;
