@@ -82,13 +82,15 @@ fn vcpu(id: u64) -> Value {
         "sregs": sregs(),
         "xcrs": xcrs(),
         "xsave": xsave(),
-        "debug_registers": kvm_debugregs { db: [1, 2, 3, 4], dr6: 0xffff_0ff0, dr7: 0x400, flags: 5, ..Default::default() },
+        "debug_registers": kvm_debugregs {
+            db: [1, 2, 3, 4], dr6: 0xffff_0ff0, dr7: 0x400, flags: 5, ..Default::default()
+        },
         "local_apic": local_apic(id),
         "msrs": [
             kvm_msr_entry { index: 0x10, data: 0xabcd, ..Default::default() },
             kvm_msr_entry { index: 0xc000_0080, data: 0xd01, ..Default::default() },
         ],
-        "events": kvm_vcpu_events { sipi_vector: 0x9a, flags: 0xd, triple_fault: Default::default(), ..Default::default() },
+        "events": kvm_vcpu_events { sipi_vector: 0x9a, flags: 0xd, ..Default::default() },
     })
 }
 
