@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use common::instances::{SMALL, dir, exec, json, launch};
 use common::machines::{Machine, config};
+use common::wait::wait_for_text;
 use common::{DEADLINE, Outcome, Wisp};
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
 
@@ -199,11 +200,7 @@ fn unread_console_does_not_block_guest() {
     let idle = std::os::unix::net::UnixStream::connect(dir(&wisp, "talker").join("vmm/console.sock")).unwrap();
     exec(&wisp, "talker", "seq 10000 11999 > /dev/console; echo the-last-line > /dev/console");
     let log = dir(&wisp, "talker").join("vmm/console.log");
-    let deadline = Instant::now() + DEADLINE;
-    while !fs::read_to_string(&log).unwrap().contains("the-last-line") {
-        assert!(Instant::now() < deadline, "the console log lacks the last line");
-        std::thread::yield_now();
-    }
+    wait_for_text(&log, "the-last-line");
     let text = fs::read_to_string(&log).unwrap();
     assert!((10_000..12_000).all(|number| text.contains(&format!("{number}\r\n"))), "a line is missing");
     drop(idle);

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::instances::{exec, json, launch};
+use common::wait::{Changes, pids, wait_for_path};
 use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use machine::control::{ControlClient, ControlRequest, Message};
+use rustix::fs::inotify::WatchFlags;
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -75,9 +77,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     // If the command is killed, the VMM usually completes the save, and the next command completes the stop.
     let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !dir.join("vmm/hibernated/memory").exists() {
-        std::thread::yield_now();
-    }
+    wait_for_path(&dir.join("vmm/hibernated/memory"));
     stop.signal(libc::SIGKILL);
     stop.wait();
     let ended = wisp.run(&["ls"]).expect_code(0);
@@ -108,9 +108,7 @@ fn hibernated_instance_resumes_with_its_memory() {
     // A VMM that is killed during the save leaves a stopped instance.
     let vmm = vmm_pid(&dir);
     let stop = wisp.start(&["stop", "sleeper", "--hibernate"]);
-    while !dir.join("vmm/hibernated/memory").exists() {
-        std::thread::yield_now();
-    }
+    wait_for_path(&dir.join("vmm/hibernated/memory"));
     // SAFETY: the VMM is a process of this test.
     unsafe { libc::kill(vmm as i32, libc::SIGKILL) };
     let stderr = stop.wait().stderr;
@@ -131,14 +129,14 @@ fn restoring_vmm_pid(dir: &Path) -> u32 {
         let mut words = command.split(|byte| *byte == 0);
         words.clone().any(|word| word == path) && words.any(|word| word == b"--restore")
     };
-    let deadline = Instant::now() + common::DEADLINE;
+    // The VMM opens files of its directory when it starts.
+    let changes = Changes::new();
+    changes.add(dir, WatchFlags::OPEN | WatchFlags::CREATE | WatchFlags::MODIFY).unwrap();
     loop {
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        if let Some(pid) = pids.into_iter().find(is_it) {
+        if let Some(pid) = pids().map(|pid| pid as u32).find(is_it) {
             return pid;
         }
-        assert!(Instant::now() < deadline, "no restoring VMM was found");
+        assert!(changes.has_next(), "no restoring VMM was found");
     }
 }
 
@@ -149,12 +147,9 @@ fn kill_while_restoring(wisp: &Wisp, dir: &Path) -> u32 {
     wisp.run(&["stop", "sleeper", "--hibernate"]).expect_code(0);
     let mut recovered = 0;
     for delay in (0..).map(Duration::from_millis) {
-        let start = wisp.start(&["start", "sleeper"]);
+        let mut start = wisp.start(&["start", "sleeper"]);
         let vmm = restoring_vmm_pid(dir);
-        let began = Instant::now();
-        while began.elapsed() < delay {
-            std::hint::spin_loop();
-        }
+        start.has_ended_within(delay);
         // SAFETY: the VMM is a process of this test.
         unsafe { libc::kill(vmm as i32, libc::SIGKILL) };
         start.wait();

@@ -12,6 +12,7 @@ use ec2::state::InstanceState;
 use machine::control::{ControlClient, ControlRequest};
 use serde_json::Value;
 use store::{InstanceRecord, Store, StoreError};
+use test_support::Steps;
 
 fn instances(wisp: &Wisp) -> Vec<Value> {
     let listing = json(wisp, &["ls"]);
@@ -81,85 +82,114 @@ fn instance_life_cycle_matches_ec2() {
     let token = [&["--name", "web", "--client-token", "one", "--tag", "team=red"], &data[..]].concat();
     let id = launch(&wisp, &token).expect_code(0).text().trim().to_string();
 
-    assert_eq!(launch(&wisp, &token).expect_code(0).text().trim(), id);
-    let other = launch(&wisp, &["--name", "db", "--client-token", "one"]).expect_code(1);
-    assert!(other.stderr.contains("IdempotentParameterMismatch"), "{}", other.stderr);
+    let mut steps = Steps::new();
+    steps.run("a client token makes the launch idempotent", || {
+        assert_eq!(launch(&wisp, &token).expect_code(0).text().trim(), id);
+        let other = launch(&wisp, &["--name", "db", "--client-token", "one"]).expect_code(1);
+        assert!(other.stderr.contains("IdempotentParameterMismatch"), "{}", other.stderr);
+    });
 
-    let all = instances(&wisp);
-    assert_eq!(all.len(), 1);
-    assert_eq!(all[0]["InstanceId"], id.as_str());
-    assert_eq!(all[0]["State"]["Code"], 16);
-    assert_eq!(all[0]["Tags"][1]["Value"], "red");
+    steps.run("describe shows the instance", || {
+        let all = instances(&wisp);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0]["InstanceId"], id.as_str());
+        assert_eq!(all[0]["State"]["Code"], 16);
+        assert_eq!(all[0]["Tags"][1]["Value"], "red");
+    });
 
     // The host sends the seed only to privileged source ports, which the guest's kernel reserves for root.
-    let put = "cat > /run/seed && chmod 755 /run/seed";
-    wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
-    for (user, port, expected) in [
-        ("root", "1000", "read: a seed"),
-        ("root", "", "connect: ConnectionReset"),
-        ("nobody", "1000", "bind: PermissionDenied"),
-        ("nobody", "4000", "connect: ConnectionReset"),
-        ("nobody", "", "connect: ConnectionReset"),
-    ] {
-        let command =
-            [&["exec", "--user", user, "web", "--", "/run/seed"][..], &[port][..usize::from(!port.is_empty())]]
-                .concat();
-        assert_eq!(wisp.run(&command).expect_code(0).text().trim(), expected, "{user} {port}");
-    }
+    steps.run("only root's ports get the seed", || {
+        let put = "cat > /run/seed && chmod 755 /run/seed";
+        wisp.run_with_input(&["exec", "web", "--", "sh", "-c", put], &common::program("seed")).expect_code(0);
+        for (user, port, expected) in [
+            ("root", "1000", "read: a seed"),
+            ("root", "", "connect: ConnectionReset"),
+            ("nobody", "1000", "bind: PermissionDenied"),
+            ("nobody", "4000", "connect: ConnectionReset"),
+            ("nobody", "", "connect: ConnectionReset"),
+        ] {
+            let command =
+                [&["exec", "--user", user, "web", "--", "/run/seed"][..], &[port][..usize::from(!port.is_empty())]]
+                    .concat();
+            assert_eq!(wisp.run(&command).expect_code(0).text().trim(), expected, "{user} {port}");
+        }
+    });
 
-    let (sent, back) = (dir.path().join("sent"), dir.path().join("back"));
-    std::fs::write(&sent, common::noise(100_000)).unwrap();
-    wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
-    wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
-    assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
-    copy_sparse_file(&wisp, dir.path());
-    let ran = "until grep -q finished /var/lib/wisp/user-data.state; do sleep 0.1; done; cat /root/user-data";
-    assert_eq!(exec(&wisp, "web", ran), "ran");
-    let shown = wisp.run(&["show", "web", "--all"]).expect_code(0).text();
-    assert!(shown.contains("finished, exit code 0"), "{shown}");
-    let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
-    assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
+    steps.require("a file is copied both ways", || {
+        let (sent, back) = (dir.path().join("sent"), dir.path().join("back"));
+        std::fs::write(&sent, common::noise(100_000)).unwrap();
+        wisp.run(&["cp", sent.to_str().unwrap(), "web:/root/data"]).expect_code(0);
+        wisp.run(&["cp", "web:/root/data", back.to_str().unwrap()]).expect_code(0);
+        assert_eq!(std::fs::read(&back).unwrap(), common::noise(100_000));
+    });
+    steps.run("a sparse file is copied both ways", || copy_sparse_file(&wisp, dir.path()));
+    steps.run("user data runs once", || {
+        let ran = "until grep -q finished /var/lib/wisp/user-data.state; do sleep 0.1; done; cat /root/user-data";
+        assert_eq!(exec(&wisp, "web", ran), "ran");
+        let shown = wisp.run(&["show", "web", "--all"]).expect_code(0).text();
+        assert!(shown.contains("finished, exit code 0"), "{shown}");
+    });
+    steps.run("a running instance keeps its size", || {
+        let too_early = wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "192M"]).expect_code(1);
+        assert!(too_early.stderr.contains("IncorrectInstanceState"), "{}", too_early.stderr);
+    });
 
     // A stopped instance keeps its disk and accepts another size.
-    wisp.run(&["stop", "web"]).expect_code(0);
-    assert_eq!(state(&wisp, "web"), "stopped");
-    assert_eq!(reason(&wisp, "web"), "Client.UserInitiatedShutdown");
-    let unreachable = wisp.run(&["exec", "web", "--", "true"]).expect_code(125);
-    assert!(unreachable.stderr.contains("IncorrectInstanceState"), "{}", unreachable.stderr);
-    wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "256M"]).expect_code(0);
-    wisp.run(&["start", "web"]).expect_code(0);
-    let seen = exec(&wisp, "web", "sha256sum /root/data | cut -c1-64; nproc");
-    assert_eq!(seen, format!("{}\n2", common::sha256(&common::noise(100_000))));
+    steps.require("the instance stops", || wisp.run(&["stop", "web"]).expect_code(0));
+    steps.run("a stopped instance has a reason and runs no commands", || {
+        assert_eq!(state(&wisp, "web"), "stopped");
+        assert_eq!(reason(&wisp, "web"), "Client.UserInitiatedShutdown");
+        let unreachable = wisp.run(&["exec", "web", "--", "true"]).expect_code(125);
+        assert!(unreachable.stderr.contains("IncorrectInstanceState"), "{}", unreachable.stderr);
+    });
+    steps.require("a stopped instance accepts another size", || {
+        wisp.run(&["modify", "web", "--vcpus", "2", "--memory", "256M"]).expect_code(0);
+        wisp.run(&["start", "web"]).expect_code(0);
+    });
+    steps.run("stop keeps the root volume", || {
+        let seen = exec(&wisp, "web", "sha256sum /root/data | cut -c1-64; nproc");
+        assert_eq!(seen, format!("{}\n2", common::sha256(&common::noise(100_000))));
+    });
 
-    let boot = exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id");
-    wisp.run(&["reboot", "web"]).expect_code(0);
-    assert_ne!(exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id"), boot);
-    assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
-    assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
+    steps.run("reboot keeps the root volume and the ID", || {
+        let boot = exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id");
+        wisp.run(&["reboot", "web"]).expect_code(0);
+        assert_ne!(exec(&wisp, "web", "cat /proc/sys/kernel/random/boot_id"), boot);
+        assert_eq!(exec(&wisp, "web", "wc -c < /root/data"), "100000");
+        assert_eq!(instances(&wisp)[0]["InstanceId"], id.as_str());
+    });
 
-    // If the metadata service exposes tags, their keys must be valid in its paths.
-    refused(wisp.run(&["launch", "--metadata-options", "tags=enabled", "--tag", "a b=1"]), "not a valid tag key");
-    wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
-    wisp.run(&["tag", "web", "a.b=1"]).expect_code(0);
-    refused(wisp.run(&["tag", "web", "a/b=1"]), "InvalidParameterValue");
-    wisp.run(&["modify", "web", "--metadata-options", "tags=disabled"]).expect_code(0);
-    wisp.run(&["tag", "web", "a/b=1"]).expect_code(0);
-    refused(wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]), "'a/b' is not a valid tag key");
-    wisp.run(&["tag", "web", "--remove", "a/b"]).expect_code(0);
-    wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
+    // The keys of exposed tags must be valid in the metadata service's paths.
+    steps.run("exposed tags have keys that are valid in paths", || {
+        refused(wisp.run(&["launch", "--metadata-options", "tags=enabled", "--tag", "a b=1"]), "not a valid tag key");
+        wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
+        wisp.run(&["tag", "web", "a.b=1"]).expect_code(0);
+        refused(wisp.run(&["tag", "web", "a/b=1"]), "InvalidParameterValue");
+        wisp.run(&["modify", "web", "--metadata-options", "tags=disabled"]).expect_code(0);
+        wisp.run(&["tag", "web", "a/b=1"]).expect_code(0);
+        refused(wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]), "'a/b' is not a valid tag key");
+        wisp.run(&["tag", "web", "--remove", "a/b"]).expect_code(0);
+        wisp.run(&["modify", "web", "--metadata-options", "tags=enabled"]).expect_code(0);
+    });
 
-    wisp.run(&["modify", "web", "--termination-protection"]).expect_code(0);
-    let protected = wisp.run(&["terminate", "web"]).expect_code(1);
-    assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
-    wisp.run(&["modify", "web", "--no-termination-protection"]).expect_code(0);
-    wisp.run(&["terminate", "web"]).expect_code(0);
-    assert_eq!(state(&wisp, &id), "terminated");
-    assert!(wisp.instances().is_empty());
-    assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
+    steps.run("termination protection prevents termination", || {
+        wisp.run(&["modify", "web", "--termination-protection"]).expect_code(0);
+        let protected = wisp.run(&["terminate", "web"]).expect_code(1);
+        assert!(protected.stderr.contains("OperationNotPermitted"), "{}", protected.stderr);
+        wisp.run(&["modify", "web", "--no-termination-protection"]).expect_code(0);
+    });
+    steps.require("the instance is terminated", || wisp.run(&["terminate", "web"]).expect_code(0));
+    steps.run("terminate removes directories and volumes", || {
+        assert_eq!(state(&wisp, &id), "terminated");
+        assert!(wisp.instances().is_empty());
+        assert_eq!(files(&wisp, "volumes"), Vec::<String>::new());
+    });
 
-    let again = launch(&wisp, &token).expect_code(1);
-    assert!(again.stderr.contains("IdempotentInstanceTerminated"), "{}", again.stderr);
-    assert_eq!(instances(&wisp).len(), 1);
+    steps.run("a client token is not reused", || {
+        let again = launch(&wisp, &token).expect_code(1);
+        assert!(again.stderr.contains("IdempotentInstanceTerminated"), "{}", again.stderr);
+        assert_eq!(instances(&wisp).len(), 1);
+    });
 }
 
 #[test]

@@ -13,6 +13,7 @@ use machine::control::{ControlClient, ControlRequest, DiskRecord, Message, VmmSt
 use machine::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
 use machine::network::{MacAddress, MetadataConfig, NetstackConfig};
 use serde_json::json;
+use test_support::Steps;
 
 const SECOND: u64 = 1_000_000_000;
 /// The share of one CPU that the vCPU earns. Without a limit, the vCPU would get more, even on a busy host.
@@ -192,86 +193,101 @@ fn disk_and_network_rates_throttle_without_cpu_use() {
     fn moved(disk: &DiskRecord) -> u64 {
         disk.read_bytes + disk.written_bytes
     }
-    expect_within(
-        &mut machine,
-        DISK_BYTES,
-        BLOCK,
-        |status| moved(&status.disks[1]),
-        |machine| {
-            machine.shell(&format!("{}; {}", direct("vdb", 40), write("vdb", 20)));
-        },
-    );
-    expect_within(
-        &mut machine,
-        OPERATIONS,
-        1,
-        |status| status.disks[2].reads + status.disks[2].writes,
-        |machine| {
-            machine.shell(&format!("{}; {}", direct("vdc", 30), write("vdc", 20)));
-        },
-    );
-    machine.shell(&format!("{}; {}", direct("vdd", 200), write("vdd", 200)));
-    let disks = machine.status().disks;
-    assert!(disks[1].throttled_ns > 0 && disks[2].throttled_ns > 0, "{disks:?}");
-    assert_eq!((disks[0].throttled_ns, disks[3].throttled_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
+    let mut steps = Steps::new();
+    steps.run("the byte rate limits a disk", || {
+        expect_within(
+            &mut machine,
+            DISK_BYTES,
+            BLOCK,
+            |status| moved(&status.disks[1]),
+            |machine| {
+                machine.shell(&format!("{}; {}", direct("vdb", 40), write("vdb", 20)));
+            },
+        );
+    });
+    steps.run("the IOPS rate limits a disk", || {
+        expect_within(
+            &mut machine,
+            OPERATIONS,
+            1,
+            |status| status.disks[2].reads + status.disks[2].writes,
+            |machine| {
+                machine.shell(&format!("{}; {}", direct("vdc", 30), write("vdc", 20)));
+            },
+        );
+    });
+    steps.run("only limited disks are throttled", || {
+        machine.shell(&format!("{}; {}", direct("vdd", 200), write("vdd", 200)));
+        let disks = machine.status().disks;
+        assert!(disks[1].throttled_ns > 0 && disks[2].throttled_ns > 0, "{disks:?}");
+        assert_eq!((disks[0].throttled_ns, disks[3].throttled_ns, disks[3].reads >= 200), (0, 0, true), "{disks:?}");
+    });
 
     // A large operation counts once per 256 KiB.
-    expect_within(
-        &mut machine,
-        OPERATIONS,
-        4,
-        |status| (status.disks[2].read_bytes).div_ceil(256 << 10),
-        |machine| {
-            machine.shell("dd if=/dev/vdc of=/dev/null bs=512k count=16 iflag=direct 2>/dev/null");
-        },
-    );
+    steps.run("a large operation counts once per 256 KiB", || {
+        expect_within(
+            &mut machine,
+            OPERATIONS,
+            4,
+            |status| (status.disks[2].read_bytes).div_ceil(256 << 10),
+            |machine| {
+                machine.shell("dd if=/dev/vdc of=/dev/null bs=512k count=16 iflag=direct 2>/dev/null");
+            },
+        );
+    });
 
     let frame = u64::from(MTU) + 14;
     let net = |status: &VmmStatus| status.net.unwrap();
-    expect_within(
-        &mut machine,
-        NET_BYTES,
-        frame,
-        |status| status.net.unwrap().received_bytes,
-        |machine| {
-            let got = machine.shell("wget -q -O - http://169.254.169.254/latest/user-data | wc -c");
-            assert_eq!(got.trim(), USER_DATA_BYTES.to_string());
-        },
-    );
-    assert!(
-        net(&machine.status()).received_bytes as usize > USER_DATA_BYTES && net(&machine.status()).throttled_ns > 0
-    );
-    expect_within(
-        &mut machine,
-        NET_BYTES,
-        frame,
-        |status| status.net.unwrap().sent_bytes,
-        |machine| {
-            // No host answers. The device sends throttled packets later.
-            machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
-            let deadline = Instant::now() + DEADLINE;
-            while machine.status().net.unwrap().sent_bytes < 100_000 {
-                assert!(Instant::now() < deadline, "throttled packets do not arrive");
-            }
-        },
-    );
+    steps.run("received data is limited", || {
+        expect_within(
+            &mut machine,
+            NET_BYTES,
+            frame,
+            |status| status.net.unwrap().received_bytes,
+            |machine| {
+                let got = machine.shell("wget -q -O - http://169.254.169.254/latest/user-data | wc -c");
+                assert_eq!(got.trim(), USER_DATA_BYTES.to_string());
+            },
+        );
+        assert!(
+            net(&machine.status()).received_bytes as usize > USER_DATA_BYTES && net(&machine.status()).throttled_ns > 0
+        );
+    });
+    steps.run("sent data is limited", || {
+        expect_within(
+            &mut machine,
+            NET_BYTES,
+            frame,
+            |status| status.net.unwrap().sent_bytes,
+            |machine| {
+                // No host answers. The device sends throttled packets later.
+                machine.shell("ping -q -c 100 -i 0.02 -s 1400 -W 1 -w 120 172.31.0.77 > /dev/null || true");
+                let deadline = Instant::now() + DEADLINE;
+                while machine.status().net.unwrap().sent_bytes < 100_000 {
+                    assert!(Instant::now() < deadline, "throttled packets do not arrive");
+                }
+            },
+        );
+    });
 
     // A throttled thread sleeps: in several seconds it uses almost no CPU time.
-    machine.shell(&format!("({}) > /dev/null 2>&1 &", direct("vdb", 200)));
-    machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
-    let pid = machine.status().sandbox.pid;
-    let threads = ["block1", "net"].map(|name| (name, thread_cpu_time(pid, name)));
-    let held = |status: &VmmStatus| [status.disks[1].throttled_ns, status.net.unwrap().throttled_ns];
-    let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
-    let least = Duration::from_secs(3);
-    while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
-        assert!(Instant::now() < deadline, "nothing is throttled");
-    }
-    for (name, before) in threads {
-        let had = thread_cpu_time(pid, name) - before;
-        println!("{name} used {had:?} of CPU time while throttled for {least:?} or more");
-        assert!(had < least / 4, "{name} used {had:?} of CPU time");
-    }
+    steps.run("a throttled thread sleeps", || {
+        machine.shell(&format!("({}) > /dev/null 2>&1 &", direct("vdb", 200)));
+        machine.shell("wget -q -O - http://169.254.169.254/latest/user-data > /dev/null 2>&1 &");
+        let pid = machine.status().sandbox.pid;
+        let threads = ["block1", "net"].map(|name| (name, thread_cpu_time(pid, name)));
+        let held = |status: &VmmStatus| [status.disks[1].throttled_ns, status.net.unwrap().throttled_ns];
+        let (before, deadline) = (held(&machine.status()), Instant::now() + DEADLINE);
+        let least = Duration::from_secs(3);
+        while held(&machine.status()).iter().zip(before).any(|(now, before)| now - before < least.as_nanos() as u64) {
+            assert!(Instant::now() < deadline, "nothing is throttled");
+        }
+        for (name, before) in threads {
+            let had = thread_cpu_time(pid, name) - before;
+            println!("{name} used {had:?} of CPU time while throttled for {least:?} or more");
+            assert!(had < least / 4, "{name} used {had:?} of CPU time");
+        }
+    });
 }
 
 fn ask(dir: &std::path::Path, request: &ControlRequest) -> Message {

@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use common::instances::{dir, exec, json, launch};
 use common::namespace::{WORLD, is_inside};
+use common::wait::{await_end_of, pids};
 use common::{DEADLINE, Wisp};
 use disk::sparse::hex;
 use machine::control::{ControlClient, ControlRequest, Message};
 use machine::sandbox_record::SandboxLayer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use test_support::Steps;
 
 /// The size of the upload in bytes. It is small, because the guest's nc is slow: it sends small pieces.
 const UPLOAD: usize = 256 << 10;
@@ -66,91 +68,124 @@ fn guest_network_works_outbound_and_inbound() {
     let server = TcpListener::bind((WORLD, 0)).unwrap();
     let world = server.local_addr().unwrap();
     let sent = content.clone();
-    let serving = std::thread::spawn(move || {
-        serve(&server, &sent);
-        let (mut stream, _) = server.accept().unwrap();
-        let mut received = Vec::new();
-        stream.read_to_end(&mut received).unwrap();
-        received
+    let mut steps = Steps::new();
+    steps.require("the guest downloads and uploads", || {
+        let serving = std::thread::spawn(move || {
+            serve(&server, &sent);
+            let (mut stream, _) = server.accept().unwrap();
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).unwrap();
+            received
+        });
+        let sum = exec(&wisp, "web", &format!("wget -q -O /tmp/content http://{world}/; sha256sum < /tmp/content"));
+        assert_eq!(sum.split(' ').next(), Some(hex(&Sha256::digest(&content)).as_str()));
+        exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
+        assert!(serving.join().unwrap() == content[..UPLOAD], "the guest's upload was corrupted");
     });
-    let sum = exec(&wisp, "web", &format!("wget -q -O /tmp/content http://{world}/; sha256sum < /tmp/content"));
-    assert_eq!(sum.split(' ').next(), Some(hex(&Sha256::digest(&content)).as_str()));
-    exec(&wisp, "web", &format!("head -c {UPLOAD} /tmp/content | nc {WORLD} {}", world.port()));
-    assert!(serving.join().unwrap() == content[..UPLOAD], "the guest's upload was corrupted");
 
-    exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
-    let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
-    let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
-    assert!(answer[body..] == content, "received {} bytes", answer.len() - body);
+    steps.require("a published port reaches the guest", || {
+        exec(&wisp, "web", "mkdir -p /www; cp /tmp/content /www; httpd -h /www");
+        let answer = ask(([127, 0, 0, 1], port), b"GET /content HTTP/1.0\r\n\r\n");
+        let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        assert!(answer[body..] == content, "received {} bytes", answer.len() - body);
+    });
 
     let shown = instance(&wisp, "web");
     let public: std::net::Ipv4Addr = shown["PublicIpAddress"].as_str().unwrap().parse().unwrap();
     assert!(public.octets()[..2] == [127, 18], "{public}");
-    let outcome = wisp.run(&["ssh", "web", "-i", key.to_str().unwrap(), "--", "hostname; exit 7"]).expect_code(7);
-    assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
-    assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
+    steps.run("SSH runs a command and returns its exit code", || {
+        let outcome = wisp.run(&["ssh", "web", "-i", key.to_str().unwrap(), "--", "hostname; exit 7"]).expect_code(7);
+        assert_eq!(outcome.text().trim(), &shown["InstanceId"].as_str().unwrap()[..10]);
+        assert!(!outcome.stderr.contains("agent"), "{}", outcome.stderr);
+    });
 
     // Changes of a security group take effect at once, inbound and outbound.
-    let at_public = || TcpStream::connect((public, 80));
-    assert!(at_public().is_err());
-    wisp.run(&["sg", "authorize", "shell", "--port", "80"]).expect_code(0);
-    let answer = ask((public, 80), b"GET /nothing HTTP/1.0\r\n\r\n");
-    assert!(answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
-    wisp.run(&["sg", "revoke", "shell", "--port", "80"]).expect_code(0);
-    assert!(at_public().is_err());
-    wisp.run(&["sg", "revoke", "shell", "--egress", "--protocol", "all"]).expect_code(0);
-    let script = format!("(wget -q -O - http://{world}/ & sleep 2; kill $!) 2>&1; true");
-    assert_eq!(exec(&wisp, "web", &script), "");
+    steps.run("inbound rules take effect at once", || {
+        let at_public = || TcpStream::connect((public, 80));
+        assert!(at_public().is_err());
+        wisp.run(&["sg", "authorize", "shell", "--port", "80"]).expect_code(0);
+        let answer = ask((public, 80), b"GET /nothing HTTP/1.0\r\n\r\n");
+        assert!(answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
+        wisp.run(&["sg", "revoke", "shell", "--port", "80"]).expect_code(0);
+        assert!(at_public().is_err());
+    });
+    steps.run("a revoked egress rule blocks outbound traffic", || {
+        wisp.run(&["sg", "revoke", "shell", "--egress", "--protocol", "all"]).expect_code(0);
+        let script = format!("(wget -q -O - http://{world}/ & sleep 2; kill $!) 2>&1; true");
+        assert_eq!(exec(&wisp, "web", &script), "");
+    });
     wisp.run(&["sg", "authorize", "shell", "--egress", "--protocol", "all"]).expect_code(0);
 
     let private = shown["PrivateIpAddress"].as_str().unwrap();
-    let metadata = exec(
-        &wisp,
-        "web",
-        &format!("for path in local-ipv4 instance-id tags/instance/stage; do {METADATA}/$path; echo; done"),
-    );
-    let expected = [private, shown["InstanceId"].as_str().unwrap(), "test"];
-    assert_eq!(metadata.lines().collect::<Vec<_>>(), expected);
-    wisp.run(&["tag", "web", "stage=live"]).expect_code(0);
-    assert_eq!(exec(&wisp, "web", &format!("{METADATA}/tags/instance/stage")), "live");
-    wisp.run(&["modify", "web", "--imds", "required"]).expect_code(0);
-    let refused = exec(&wisp, "web", &format!("{METADATA}/ 2>&1 || true"));
-    assert!(refused.contains("401"), "{refused}");
-    let script =
+    steps.run("metadata has the address, ID and tag", || {
+        let metadata = exec(
+            &wisp,
+            "web",
+            &format!("for path in local-ipv4 instance-id tags/instance/stage; do {METADATA}/$path; echo; done"),
+        );
+        let expected = [private, shown["InstanceId"].as_str().unwrap(), "test"];
+        assert_eq!(metadata.lines().collect::<Vec<_>>(), expected);
+    });
+    steps.run("metadata follows a changed tag", || {
+        wisp.run(&["tag", "web", "stage=live"]).expect_code(0);
+        assert_eq!(exec(&wisp, "web", &format!("{METADATA}/tags/instance/stage")), "live");
+    });
+    steps.run("required tokens are enforced", || {
+        wisp.run(&["modify", "web", "--imds", "required"]).expect_code(0);
+        let refused = exec(&wisp, "web", &format!("{METADATA}/ 2>&1 || true"));
+        assert!(refused.contains("401"), "{refused}");
+        let script =
         "token=$(printf 'PUT /latest/api/token HTTP/1.0\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n' |
              nc 169.254.169.254 80 | tail -n 1)
          wget -q -O - --header \"X-aws-ec2-metadata-token: $token\" http://169.254.169.254/latest/meta-data/local-ipv4";
-    assert_eq!(exec(&wisp, "web", script), private);
+        assert_eq!(exec(&wisp, "web", script), private);
+    });
 
-    let script =
-        "printf '#!/bin/sh\\nenv\\n' > /tmp/dhcp; chmod +x /tmp/dhcp; udhcpc -f -q -n -i eth0 -s /tmp/dhcp 2>&1";
-    let lease = exec(&wisp, "web", script);
-    for line in
-        [format!("ip={private}"), "subnet=255.255.240.0".into(), "router=172.31.0.1".into(), "dns=172.31.0.2".into()]
-    {
-        assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
-    }
+    steps.run("DHCP offers the instance's address", || {
+        let script =
+            "printf '#!/bin/sh\\nenv\\n' > /tmp/dhcp; chmod +x /tmp/dhcp; udhcpc -f -q -n -i eth0 -s /tmp/dhcp 2>&1";
+        let lease = exec(&wisp, "web", script);
+        for line in [
+            format!("ip={private}"),
+            "subnet=255.255.240.0".into(),
+            "router=172.31.0.1".into(),
+            "dns=172.31.0.2".into(),
+        ] {
+            assert!(lease.lines().any(|known| known == line), "no {line} in {lease}");
+        }
+    });
 
     // The VMM cannot access the host's network, although its ports are published there.
-    in_own_network_namespace(&wisp, "web");
+    steps.run("the VMM has its own network namespace", || in_own_network_namespace(&wisp, "web"));
 
     // A reboot keeps the network, and a stop keeps the address.
-    wisp.run(&["reboot", "web"]).expect_code(0);
-    in_own_network_namespace(&wisp, "web");
-    exec(&wisp, "web", "mkdir -p /www; echo again > /www/page; httpd -h /www");
-    assert!(ask(([127, 0, 0, 1], port), b"GET /page HTTP/1.0\r\n\r\n").ends_with(b"again\n"));
-    let answered = reach(&world_server(), &wisp, "web");
-    assert_eq!(answered, "hello");
+    steps.require("the instance reboots", || wisp.run(&["reboot", "web"]).expect_code(0));
+    steps.run("reboot keeps the network", || {
+        in_own_network_namespace(&wisp, "web");
+        exec(&wisp, "web", "mkdir -p /www; echo again > /www/page; httpd -h /www");
+        assert!(ask(([127, 0, 0, 1], port), b"GET /page HTTP/1.0\r\n\r\n").ends_with(b"again\n"));
+        let answered = reach(&world_server(), &wisp, "web");
+        assert_eq!(answered, "hello");
+    });
     wisp.run(&["stop", "web"]).expect_code(0);
-    let stopped = instance(&wisp, "web");
-    assert_eq!((&stopped["PrivateIpAddress"], &stopped["PublicIpAddress"]), (&shown["PrivateIpAddress"], &Value::Null));
-    TcpStream::connect((public, 22)).unwrap_err();
-    wisp.run(&["start", "web"]).expect_code(0);
-    assert_eq!(reach(&world_server(), &wisp, "web"), "hello");
-    wisp.run(&["terminate", "web"]).expect_code(0);
-    assert!(wisp.instances().is_empty());
-    TcpListener::bind(("127.0.0.1", port)).unwrap();
-    assert_no_passt();
+    steps.run("stop keeps the private address only", || {
+        let stopped = instance(&wisp, "web");
+        assert_eq!(
+            (&stopped["PrivateIpAddress"], &stopped["PublicIpAddress"]),
+            (&shown["PrivateIpAddress"], &Value::Null)
+        );
+        TcpStream::connect((public, 22)).unwrap_err();
+    });
+    steps.run("start restores the network", || {
+        wisp.run(&["start", "web"]).expect_code(0);
+        assert_eq!(reach(&world_server(), &wisp, "web"), "hello");
+    });
+    steps.run("terminate releases the port and the backend", || {
+        wisp.run(&["terminate", "web"]).expect_code(0);
+        assert!(wisp.instances().is_empty());
+        TcpListener::bind(("127.0.0.1", port)).unwrap();
+        assert_no_passt();
+    });
 }
 
 fn in_own_network_namespace(wisp: &Wisp, name: &str) {
@@ -196,11 +231,7 @@ fn assert_no_passt() {
         let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
         name.starts_with("passt") && std::fs::read_link(dir.join("ns/net")).is_ok_and(|other| other == namespace)
     };
-    let deadline = Instant::now() + DEADLINE;
-    while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| is_ours(&entry.path())) {
-        assert!(Instant::now() < deadline, "a passt is left");
-        std::thread::yield_now();
-    }
+    await_end_of("passt", || pids().filter(|pid| is_ours(&Path::new("/proc").join(pid.to_string()))).collect());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use common::{DEADLINE, Wisp, instances, vmm_pid, wait_until_unlocked};
 use machine::usage::{FILE, Reading, SampleTime, read};
 use serde_json::Value;
+use test_support::Steps;
 
 const MIB: f64 = 1_048_576.0;
 /// User code, which runs natively even under software KVM.
@@ -35,9 +36,12 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     instances::launch(&wisp, &["--name", "a", "--network", "none"]).expect_code(0);
     let dir = wisp.instances().remove(0);
     let own = dir.join("vmm");
-    let early = instances::json(&wisp, &["recommend", "a"]);
-    assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
-    assert!(early["errors"][0]["message"].as_str().unwrap().contains("the minimum is 5 min"), "{early}");
+    let mut steps = Steps::new();
+    steps.run("a recommendation needs enough data", || {
+        let early = instances::json(&wisp, &["recommend", "a"]);
+        assert_eq!(early["errors"][0]["code"], "InsufficientData", "{early}");
+        assert!(early["errors"][0]["message"].as_str().unwrap().contains("the minimum is 5 min"), "{early}");
+    });
 
     // The guest writes, then is busy until its VMM takes a reading.
     instances::exec(&wisp, "a", "dd if=/dev/zero of=/root/file bs=1M count=8 conv=fsync 2>/dev/null");
@@ -47,9 +51,11 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
         instances::exec(&wisp, "a", BUSY);
     }
     let last = read(&own).unwrap().pop().unwrap();
-    // The VMM takes a reading at its start, when the guest is ready, and after each five seconds of vCPU time.
-    let readings = read(&own).unwrap().len() as u64;
-    assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
+    steps.run("readings are taken in proportion to CPU time", || {
+        // The VMM takes a reading at its start, when the guest is ready, and after each five seconds of vCPU time.
+        let readings = read(&own).unwrap().len() as u64;
+        assert!(readings <= 3 + last.cpu_ns / 4_000_000_000, "{readings} readings of {last:?}");
+    });
 
     // Readings survive a kill of the VMM, although no command has read them.
     let pid = i32::try_from(vmm_pid(&dir)).unwrap();
@@ -60,16 +66,24 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     let ran = began.elapsed().as_secs_f64();
     println!("{:#?}", points.last());
     let used = cpu_seconds(&points);
-    assert!((used - last.cpu_ns as f64 / 1e9).abs() < 0.01, "{used} s of {last:?}");
-    assert!((3.0..=ran).contains(&used) && sum(&points, "Period") <= ran, "{used} s in {ran} s");
-    let written = sum(&points, "EBSWriteBytes");
-    assert!((8.0 * MIB..=24.0 * MIB).contains(&written), "{written} bytes");
-    assert!(sum(&points, "EBSWriteOps") >= 8.0);
-    let touched = points.last().unwrap()["MemoryTouchedBytes"].as_f64().unwrap();
-    assert!((8.0 * MIB..=200.0 * MIB).contains(&touched), "{touched} bytes");
-    // Some of a T2's 30 launch credits are spent.
-    let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
-    assert!((25.0..30.0).contains(&credits), "{credits} credits");
+    steps.run("CPU time survives a kill of the VMM", || {
+        assert!((used - last.cpu_ns as f64 / 1e9).abs() < 0.01, "{used} s of {last:?}");
+        assert!((3.0..=ran).contains(&used) && sum(&points, "Period") <= ran, "{used} s in {ran} s");
+    });
+    steps.run("disk writes survive a kill of the VMM", || {
+        let written = sum(&points, "EBSWriteBytes");
+        assert!((8.0 * MIB..=24.0 * MIB).contains(&written), "{written} bytes");
+        assert!(sum(&points, "EBSWriteOps") >= 8.0);
+    });
+    steps.run("touched memory survives a kill of the VMM", || {
+        let touched = points.last().unwrap()["MemoryTouchedBytes"].as_f64().unwrap();
+        assert!((8.0 * MIB..=200.0 * MIB).contains(&touched), "{touched} bytes");
+    });
+    steps.run("a T2's launch credits are spent", || {
+        // Some of a T2's 30 launch credits are spent.
+        let credits = points.last().unwrap()["CPUCreditBalance"].as_f64().unwrap();
+        assert!((25.0..30.0).contains(&credits), "{credits} credits");
+    });
 
     // A VMM that starts with a full usage file makes room in it, despite its sandbox.
     let mut text = String::new();
@@ -84,9 +98,11 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
     // Once the VMM responds, it has taken its first reading. The guest is still booting.
     let again = instances::json(&wisp, &["show", "a"]);
     assert_eq!(again["Reservations"][0]["Instances"][0]["State"]["Name"], "running");
-    assert!(read(&own).unwrap().len() < 1100);
+    steps.run("a full usage file makes room", || assert!(read(&own).unwrap().len() < 1100));
     let again = datapoints(&wisp);
-    assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
+    steps.run("a restarted VMM adds to the usage", || {
+        assert!(cpu_seconds(&again) > used && cpu_seconds(&again) < used + began.elapsed().as_secs_f64() - ran);
+    });
 
     let recommendation = |state: &str| {
         let judged = instances::json(&wisp, &["recommend", "--least", "1"])["instanceRecommendations"][0].clone();
@@ -99,21 +115,27 @@ fn usage_survives_kills_and_stops_and_drives_recommendations() {
         assert_eq!((&judged["confidence"], &judged["instanceName"]), (&"low".into(), &"a".into()), "{state}");
         judged
     };
-    recommendation("running");
+    steps.run("a running instance gets a recommendation", || drop(recommendation("running")));
     wisp.run(&["stop", "--force", "a"]).expect_code(0);
-    let judged = recommendation("stopped");
-    // The instance was nearly always busier than its type's baseline of 10%.
-    assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
-    let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
-    let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);
-    assert!(shown.text().contains("Under-provisioned") && shown.text().contains(first), "{}", shown.text());
-    assert!(shown.stderr.contains(&format!("wisp modify a --type {first}; wisp start a")), "{}", shown.stderr);
-    let stopped = datapoints(&wisp);
-    assert!(cpu_seconds(&stopped) >= cpu_seconds(&again));
+    let judged = steps.require("a stopped instance gets a recommendation", || recommendation("stopped"));
+    steps.run("a busy instance is under-provisioned", || {
+        // The instance was nearly always busier than its type's baseline of 10%.
+        assert_eq!(judged["finding"], "UNDER_PROVISIONED", "{judged}");
+        let first = judged["recommendationOptions"][0]["instanceType"].as_str().unwrap();
+        let shown = wisp.run(&["recommend", "a", "--least", "1"]).expect_code(0);
+        assert!(shown.text().contains("Under-provisioned") && shown.text().contains(first), "{}", shown.text());
+        assert!(shown.stderr.contains(&format!("wisp modify a --type {first}; wisp start a")), "{}", shown.stderr);
+    });
+    steps.run("a stop keeps the usage", || {
+        let stopped = datapoints(&wisp);
+        assert!(cpu_seconds(&stopped) >= cpu_seconds(&again));
+    });
 
     wisp.run(&["terminate", "a"]).expect_code(0);
-    let id = dir.file_name().unwrap().to_str().unwrap();
-    let history = instances::json(&wisp, &["top", id, "--history"]);
-    assert_eq!(history["Datapoints"], Value::Array(vec![]));
-    assert_eq!(wisp.run(&["recommend"]).expect_code(0).text(), "");
+    steps.run("termination removes the usage", || {
+        let id = dir.file_name().unwrap().to_str().unwrap();
+        let history = instances::json(&wisp, &["top", id, "--history"]);
+        assert_eq!(history["Datapoints"], Value::Array(vec![]));
+        assert_eq!(wisp.run(&["recommend"]).expect_code(0).text(), "");
+    });
 }

@@ -20,6 +20,7 @@ use rustix::thread::CapabilitySet;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+use test_support::Steps;
 use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::namespaces::{self, Side};
@@ -422,32 +423,39 @@ fn running_vmm_has_minimal_files_and_privileges() {
     control.send(&ControlRequest::Status).unwrap();
     let Message::Status(status) = control.receive(Some(common::DEADLINE)).unwrap() else { panic!("no status") };
     let sandbox = status.sandbox;
-    assert_eq!(sandbox.missing, [] as [String; 0]);
-    for layer in [
-        SandboxLayer::Seccomp,
-        SandboxLayer::Namespaces,
-        SandboxLayer::NetworkNamespace,
-        SandboxLayer::Files,
-        SandboxLayer::Landlock,
-    ] {
-        assert!(sandbox.layers.contains(&layer), "{sandbox:?}");
-    }
-    assert_ne!(sandbox.pid, status.pid);
+    let mut steps = Steps::new();
+    steps.run("all layers are active", || {
+        assert_eq!(sandbox.missing, [] as [String; 0]);
+        for layer in [
+            SandboxLayer::Seccomp,
+            SandboxLayer::Namespaces,
+            SandboxLayer::NetworkNamespace,
+            SandboxLayer::Files,
+            SandboxLayer::Landlock,
+        ] {
+            assert!(sandbox.layers.contains(&layer), "{sandbox:?}");
+        }
+        assert_ne!(sandbox.pid, status.pid);
+    });
 
-    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", "0000000000000000")] {
-        let threads = thread_status(sandbox.pid, field);
-        assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
-    }
-    // This process has more environment variables (such as cargo's), but the VMM must have only the allow-listed ones.
-    for pid in [status.pid, sandbox.pid] {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
-        let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
-        let names: Vec<String> =
-            names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
-        let is_kept = |name: &String| node::environment::KEPT.contains(&name.as_str());
-        assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
-    }
-    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+    steps.run("no thread has a privilege", || {
+        for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", "0000000000000000")] {
+            let threads = thread_status(sandbox.pid, field);
+            assert!(threads.len() >= 5 && threads.iter().all(|thread| thread == value), "{field}: {threads:?}");
+        }
+    });
+    steps.run("the environment has only allow-listed variables", || {
+        // This process has more environment variables, such as cargo's.
+        for pid in [status.pid, sandbox.pid] {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+            let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
+            let names: Vec<String> =
+                names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
+            let is_kept = |name: &String| node::environment::KEPT.contains(&name.as_str());
+            assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
+        }
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+    });
 
     let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
     let known = |target: &PathBuf| {
@@ -457,38 +465,50 @@ fn running_vmm_has_minimal_files_and_privileges() {
         let is_file = target.starts_with(wisp.home()) && !text.contains("vmm.log");
         anonymous.iter().chain(&others).any(|kind| text.starts_with(kind)) || is_file
     };
-    // The disk is open, but its path does not exist in the sandbox: it cannot be reopened for writing.
-    let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid));
-    let image = wisp.bundle().join("root.ext4");
-    assert!(image.exists() && root.join(dir.strip_prefix("/").unwrap()).exists());
-    assert!(!root.join(image.strip_prefix("/").unwrap()).exists());
+    steps.run("the VMM's disk cannot be reopened by its path", || {
+        // The disk is open, but its path does not exist in the sandbox.
+        let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid));
+        let image = wisp.bundle().join("root.ext4");
+        assert!(image.exists() && root.join(dir.strip_prefix("/").unwrap()).exists());
+        assert!(!root.join(image.strip_prefix("/").unwrap()).exists());
+    });
     let targets: Vec<_> = descriptors.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
-    targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
-    // The disk has an io_uring, unless the log says that the disk handles one request at a time.
-    let rings = targets.iter().filter(|target| target.to_string_lossy() == "anon_inode:[io_uring]").count();
-    let log = fs::read_to_string(dir.join("vmm.log")).unwrap();
-    assert_eq!(rings, usize::from(!log.contains("one request at a time")), "{log}");
-    let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.pid)).unwrap();
-    assert!(
-        limits.lines().any(|line| line.split_whitespace().take(5).eq(["Max", "core", "file", "size", "0"])),
-        "{limits}"
-    );
+    steps.run("only known files are open", || {
+        targets.iter().for_each(|target| assert!(known(target), "{}", target.display()));
+    });
+    steps.run("the disk has an io_uring", || {
+        // The disk has an io_uring, unless the log says that the disk handles one request at a time.
+        let rings = targets.iter().filter(|target| target.to_string_lossy() == "anon_inode:[io_uring]").count();
+        let log = fs::read_to_string(dir.join("vmm.log")).unwrap();
+        assert_eq!(rings, usize::from(!log.contains("one request at a time")), "{log}");
+    });
+    steps.run("core dumps are disabled", || {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.pid)).unwrap();
+        assert!(
+            limits.lines().any(|line| line.split_whitespace().take(5).eq(["Max", "core", "file", "size", "0"])),
+            "{limits}"
+        );
+    });
 
-    let mode = |path: &Path| std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap()) & 0o777;
-    for private in [wisp.home(), &wisp.home().join("runs"), &dir] {
-        assert_eq!(mode(private), 0o700, "{}", private.display());
-    }
-    for file in [dir.clone(), dir.join("vmm")].iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
-        let file = file.unwrap().path();
-        assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
-    }
+    steps.run("files and directories are private", || {
+        let mode = |path: &Path| std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap()) & 0o777;
+        for private in [wisp.home(), &wisp.home().join("runs"), &dir] {
+            assert_eq!(mode(private), 0o700, "{}", private.display());
+        }
+        for file in [dir.clone(), dir.join("vmm")].iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
+            let file = file.unwrap().path();
+            assert_eq!(mode(&file) & 0o077, 0, "{}: {:o}", file.display(), mode(&file));
+        }
+    });
     // In the instance's directory, the VMM sees only its own directory and files that it must read.
-    let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(dir.strip_prefix("/").unwrap());
-    assert!(seen.join("vmm/console.log").exists());
-    let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(dir.join("config.json").exists() && dir.join("lock").exists());
-    assert!(seen.iter().all(|name| ["vmm", "link.json", "seed"].contains(&name.to_str().unwrap())), "{seen:?}");
-    assert_other_user_has_no_access(&wisp, &dir);
+    steps.run("the VMM sees only its own directory", || {
+        let seen = PathBuf::from(format!("/proc/{}/root", sandbox.pid)).join(dir.strip_prefix("/").unwrap());
+        assert!(seen.join("vmm/console.log").exists());
+        let seen: Vec<_> = fs::read_dir(seen).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(dir.join("config.json").exists() && dir.join("lock").exists());
+        assert!(seen.iter().all(|name| ["vmm", "link.json", "seed"].contains(&name.to_str().unwrap())), "{seen:?}");
+    });
+    steps.run("another user has no access", || assert_other_user_has_no_access(&wisp, &dir));
     running.wait().expect_code(0);
 }
 

@@ -8,12 +8,12 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use common::instances::{SMALL, exec, finding, json, launch};
 use common::namespace::{self, WORLD};
 use common::user::{OpenDevices, User};
-use common::{DEADLINE, Outcome, Wisp};
+use common::wait::await_end_of;
+use common::{Outcome, Wisp};
 use serde_json::Value;
 
 const TEST: &str = "unprivileged_user_runs_all_features_and_leaves_nothing";
@@ -158,11 +158,9 @@ fn without_namespaces(wisp: &Wisp) {
 }
 
 fn assert_nothing_is_left(wisp: &Wisp) {
-    let deadline = Instant::now() + DEADLINE;
     let user = wisp.user();
-    while !user.processes().is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", user.processes());
-    }
+    let pids = || user.processes().iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+    await_end_of("a process of the user", pids);
     let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
     let links = String::from_utf8(links.stdout).unwrap();
     assert_eq!(links.lines().count(), 3, "expected only the host's own links: {links}");

@@ -27,6 +27,7 @@ mod resume_message;
 pub mod sandbox;
 mod signals;
 pub mod snapshot;
+mod sync;
 mod usage_recorder;
 pub mod virtio;
 mod wiring;

@@ -8,6 +8,7 @@ pub mod namespace;
 pub mod slots;
 mod template;
 pub mod user;
+pub mod wait;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,6 +17,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+pub use wait::wait_until_gone;
 
 /// Longer than any step of a test takes under software KVM while two other guests are running.
 pub const DEADLINE: Duration = Duration::from_secs(300);
@@ -301,17 +304,6 @@ pub fn vmm_pid(dir: &Path) -> u32 {
     }
 }
 
-/// Waits until a process has ended (or is a zombie).
-pub fn wait_until_gone(pid: u32) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    let timeout = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).unwrap();
-    assert_eq!(ended, 1, "process {pid:?} is still running");
-}
-
 /// Waits until a machine's lock is released, that is, until both its supervisor and its VMM have ended.
 pub fn wait_until_unlocked(dir: &Path) {
     drop(node::home::lock_file(&dir.join("lock")).unwrap());
@@ -320,31 +312,14 @@ pub fn wait_until_unlocked(dir: &Path) {
 /// Waits for `text` in a VMM's log, which the supervisor writes with a delay because it comes through a pipe.
 #[track_caller]
 pub fn wait_for_log(dir: &Path, text: &str) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::fs::inotify;
-    let path = dir.join("vmm.log");
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
-    inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY).unwrap();
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let log = fs::read_to_string(&path).unwrap();
-        if log.contains(text) {
-            return;
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "{text:?} is not in the log: {log}");
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let _ = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&left));
-        while rustix::io::read(&watch, &mut [0; 4096]).is_ok() {}
-    }
+    wait::wait_for_text(&dir.join("vmm.log"), text);
 }
 
 /// Returns the VMM and supervisor processes of instances, with their instance IDs.
 pub fn vmm_processes(home: &Path) -> Vec<(i32, ec2::InstanceId)> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+    for pid in wait::pids() {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&str> =
             line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
         let ["wisp", "vmm", dir, ..] = words[..] else { continue };
@@ -360,14 +335,12 @@ pub fn vmm_processes(home: &Path) -> Vec<(i32, ec2::InstanceId)> {
 
 /// Returns the processes whose command lines contain these consecutive words.
 pub fn processes(words: &[&str]) -> Vec<i32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let is_one = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         line.windows(words.len()).any(|some| some.iter().zip(words).all(|(word, wanted)| *word == wanted.as_bytes()))
     };
-    pids.filter(is_one).collect()
+    wait::pids().filter(is_one).collect()
 }
 
 pub fn kill_router(dir: &str) -> i32 {
@@ -381,15 +354,9 @@ pub fn kill_router(dir: &str) -> i32 {
 /// Waits until no process (such as a VMM, a router or passt) has the data directory in its command line.
 pub fn await_no_processes_of(wisp: &Wisp) {
     let home = wisp.home().to_str().unwrap();
-    let command_line = |dir: &Path| fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
-    let left = || {
-        let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| command_line(&entry.path()));
-        all.filter(|line| line.contains(home)).collect::<Vec<_>>()
-    };
-    let deadline = Instant::now() + DEADLINE;
-    while !left().is_empty() {
-        assert!(Instant::now() < deadline, "still running: {:?}", left());
-    }
+    // A zombie has no command line.
+    let is_left = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(home));
+    wait::await_end_of("a process of the data directory", || wait::pids().filter(is_left).collect());
 }
 
 /// Waits until no command is creating a template in the background.

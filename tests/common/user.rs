@@ -10,6 +10,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::DEADLINE;
+use super::wait::has_ended_before;
 
 /// An environment variable that describes the user to the test process inside the namespace.
 const NAME: &str = "WISP_TEST_USER";
@@ -90,6 +91,7 @@ impl Drop for User {
         while !self.processes().is_empty() && Instant::now() < deadline {
             for (pid, _) in self.processes() {
                 let _ = kill_process(pid, Signal::KILL);
+                has_ended_before(pid.as_raw_nonzero().get(), deadline);
             }
         }
         // userdel also reports harmless problems, such as a missing home directory.

@@ -1,4 +1,9 @@
-//! Skips tests on hosts that lack a capability, and fails them where `WISP_TEST_REQUIRE` lists it.
+//! Support for tests. [`skip_without`] skips tests on hosts that lack a capability, and fails them where
+//! `WISP_TEST_REQUIRE` lists it. [`Steps`] reports all failures of a long scenario.
+
+mod steps;
+
+pub use steps::Steps;
 
 /// A capability of the host that some tests need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

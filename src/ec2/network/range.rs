@@ -156,6 +156,69 @@ mod tests {
         }
     }
 
+    /// A universe of 32 addresses that contains the ranges of the checks.
+    const UNIVERSE: std::ops::Range<u32> = 0x0a00_0020..0x0a00_0040;
+
+    fn members(range: Ipv4Range) -> Vec<u32> {
+        UNIVERSE.filter(|address| range.contains(Ipv4Addr::from_bits(*address))).collect()
+    }
+
+    fn range_of(base: u32, prefix_length: u8) -> Ipv4Range {
+        range(&format!("{}/{prefix_length}", Ipv4Addr::from_bits(base)))
+    }
+
+    /// Checks that a range has the aligned block of addresses around `base`.
+    fn check_range(base: u32, prefix_length: u8) {
+        let size = 1 << (32 - prefix_length);
+        let first = base / size * size;
+        let range = range_of(base, prefix_length);
+        assert_eq!(range.base.to_bits(), first, "{range}");
+        assert_eq!(members(range), (first..first + size).collect::<Vec<_>>(), "{range}");
+        assert_eq!(range.size(), size);
+        assert_eq!(range.at(size - 1).to_bits(), first + size - 1);
+    }
+
+    fn check_overlap(one: Ipv4Range, other: Ipv4Range) {
+        let others = members(other);
+        let shared = members(one).iter().any(|address| others.contains(address));
+        assert_eq!(one.overlaps(other), shared, "{one} and {other}");
+    }
+
+    /// Checks that a subnet gives out its addresses except the first four and the last.
+    fn check_subnet(own: Ipv4Range) {
+        let subnet = SubnetRange { own, vpc: own };
+        let all = members(own);
+        let expected: Vec<Ipv4Addr> = all[4..all.len() - 1].iter().map(|bits| Ipv4Addr::from_bits(*bits)).collect();
+        assert_eq!(subnet.addresses().collect::<Vec<_>>(), expected, "{own}");
+        for address in (UNIVERSE.start - 8..UNIVERSE.end + 8).chain([0, u32::MAX]).map(Ipv4Addr::from_bits) {
+            assert_eq!(subnet.check(address).is_ok(), expected.contains(&address), "{address} in {own}");
+        }
+    }
+
+    #[test]
+    fn every_small_range_matches_model() {
+        for base in UNIVERSE {
+            (27..=32).for_each(|prefix_length| check_range(base, prefix_length));
+        }
+    }
+
+    #[test]
+    fn every_two_small_ranges_overlap_as_in_model() {
+        let all: Vec<_> =
+            UNIVERSE.flat_map(|base| (27..=32).map(move |prefix_length| range_of(base, prefix_length))).collect();
+        for one in &all {
+            all.iter().for_each(|other| check_overlap(*one, *other));
+        }
+    }
+
+    #[test]
+    fn every_small_subnet_matches_model() {
+        for base in UNIVERSE.step_by(16) {
+            check_subnet(range_of(base, 27));
+            check_subnet(range_of(base, 28));
+        }
+    }
+
     #[test]
     fn subnet_has_own_router_and_name_server_of_vpc() {
         let subnet = SubnetRange::default_in(Zone::F);

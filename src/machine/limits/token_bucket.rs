@@ -26,7 +26,8 @@ impl TokenBucket {
     fn fill(&mut self, now_ns: u64) {
         let elapsed = now_ns.saturating_sub(self.at_ns);
         self.at_ns = self.at_ns.max(now_ns);
-        self.tokens = (self.tokens + i128::from(elapsed) * i128::from(self.per_second)).min(self.capacity);
+        let earned = i128::from(elapsed).saturating_mul(i128::from(self.per_second));
+        self.tokens = self.tokens.saturating_add(earned).min(self.capacity);
     }
 
     /// Returns the nanoseconds until a request may pass; 0 if one may pass now.
@@ -83,6 +84,85 @@ mod tests {
         bucket.take(10, 5 * SECOND);
         assert_eq!(bucket.tokens(4 * SECOND), 0);
         assert_eq!(bucket.tokens(5 * SECOND), 0);
+    }
+
+    /// A bucket that counts quarters of a token and fills nanosecond by nanosecond.
+    struct Model {
+        quarters_per_ns: i64,
+        capacity: i64,
+        level: i64,
+        at_ns: u64,
+    }
+
+    impl Model {
+        fn pass(&mut self, now_ns: u64) {
+            while self.at_ns < now_ns {
+                self.level = (self.level + self.quarters_per_ns).min(self.capacity);
+                self.at_ns += 1;
+            }
+        }
+
+        fn wait_ns(&self) -> u64 {
+            (0..).find(|wait| self.level + *wait as i64 * self.quarters_per_ns > 0).unwrap()
+        }
+    }
+
+    /// Checks a bucket with `quarters_per_ns` quarters of a token a nanosecond. Each request has a time and an amount.
+    fn check_bucket(quarters_per_ns: u64, capacity: u64, start_ns: u64, requests: &[(u64, u64)]) {
+        let mut bucket = TokenBucket::full(quarters_per_ns * SECOND / 4, capacity, start_ns);
+        let full = 4 * capacity.max(1) as i64;
+        let mut model = Model { quarters_per_ns: quarters_per_ns as i64, capacity: full, level: full, at_ns: start_ns };
+        for (now_ns, amount) in requests {
+            model.pass(*now_ns);
+            assert_eq!(
+                bucket.wait_ns(*now_ns),
+                model.wait_ns(),
+                "{quarters_per_ns}/4 per ns, capacity {capacity}, {requests:?}"
+            );
+            assert_eq!(
+                bucket.tokens(*now_ns),
+                (model.level.max(0) / 4) as u64,
+                "{quarters_per_ns}/4 per ns, capacity {capacity}, {requests:?}"
+            );
+            bucket.take(*amount, *now_ns);
+            model.level -= 4 * *amount as i64;
+            assert_eq!(
+                bucket.wait_ns(*now_ns),
+                model.wait_ns(),
+                "{quarters_per_ns}/4 per ns, capacity {capacity}, {requests:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_three_requests_to_small_buckets_match_model() {
+        const START: u64 = 2;
+        // The times are in any order, also before the start: the clock may go backwards.
+        let requests: Vec<(u64, u64)> = (0..8).flat_map(|time| (0..4).map(move |amount| (time, amount))).collect();
+        for (rate, capacity) in [(1, 0), (1, 1), (1, 3), (2, 2), (3, 1), (9, 2)] {
+            for first in &requests {
+                for second in &requests {
+                    requests.iter().for_each(|third| check_bucket(rate, capacity, START, &[*first, *second, *third]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_values_do_not_overflow() {
+        let extremes = [0, 1, u64::MAX - 1, u64::MAX];
+        for rate in extremes {
+            for capacity in extremes {
+                for amount in extremes {
+                    let mut bucket = TokenBucket::full(rate, capacity, 0);
+                    for now in extremes {
+                        bucket.take(amount, now);
+                        assert!(bucket.tokens(now) <= capacity.max(1));
+                        assert!(bucket.tokens(now) == 0 || bucket.wait_ns(now) == 0);
+                    }
+                }
+            }
+        }
     }
 
     proptest! {

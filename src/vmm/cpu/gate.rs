@@ -3,11 +3,12 @@
 //! A vCPU thread checks the gate before it enters the guest. `pause` closes the gate, kicks the vCPUs and waits until
 //! all of them are at the gate. From then on, no guest code runs until the gate opens.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::state::{StateError, VcpuState};
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub struct Gate {

@@ -224,6 +224,35 @@ mod tests {
         assert_eq!(ranges(4096).unwrap(), expected);
     }
 
+    /// Checks that the ranges contain each MiB of memory at its address, in order and outside the gap.
+    fn check_ranges(memory_mib: u64) {
+        let address = |mib: u64| if mib < 3 << 10 { mib * MIB } else { mib * MIB + (1 << 30) };
+        let expected: Vec<u64> = (0..memory_mib).map(address).collect();
+        let ranges = ranges(memory_mib).unwrap();
+        let of_range = |(start, length): &(GuestAddress, usize)| (start.0..start.0 + *length as u64).step_by(1 << 20);
+        assert_eq!(ranges.iter().flat_map(of_range).collect::<Vec<_>>(), expected, "{memory_mib} MiB");
+        let bytes: u64 = ranges.iter().map(|(_, length)| *length as u64).sum();
+        assert_eq!(bytes, memory_mib * MIB);
+        assert_eq!(ranges.len(), if memory_mib <= 3 << 10 { 1 } else { 2 }, "{memory_mib} MiB");
+    }
+
+    #[test]
+    fn every_size_around_the_gap_matches_model() {
+        (0..=64).chain(3008..=3136).chain(4032..=4160).for_each(check_ranges);
+    }
+
+    #[test]
+    fn size_limit_is_exact() {
+        let limit = 1 << 26;
+        for memory_mib in [limit - 2, limit - 1] {
+            let sum: u64 = ranges(memory_mib).unwrap().iter().map(|(_, length)| *length as u64).sum();
+            assert_eq!(sum, memory_mib * MIB);
+        }
+        for memory_mib in [limit, limit + 1, 1 << 43, 1 << 44, (1 << 44) + 1, u64::MAX - 1] {
+            assert!(matches!(ranges(memory_mib), Err(MemoryError::TooLarge(refused)) if refused == memory_mib));
+        }
+    }
+
     #[test]
     fn impossible_size_is_refused() {
         assert!(matches!(ranges(u64::MAX), Err(MemoryError::TooLarge(u64::MAX))));

@@ -1,19 +1,12 @@
 //! Fuzzing entry points for the state file of a snapshot: no input may crash the process, even with a valid digest.
 
-use sha2::{Digest, Sha256};
-
-use super::{MAGIC, VERSION, parse};
+use super::{VERSION, parse, with_header};
 use crate::virtio;
 
 /// Parses a state file. If the first byte is odd, the remaining bytes are parsed after a valid header.
 pub fn state(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
-    let content = if first & 1 == 0 {
-        rest.to_vec()
-    } else {
-        let length = (rest.len() as u64).to_le_bytes();
-        [&MAGIC[..], &VERSION.to_le_bytes(), &length, &Sha256::digest(rest), rest].concat()
-    };
+    let content = if first & 1 == 0 { rest.to_vec() } else { with_header(VERSION, rest) };
     if let Ok(state) = parse(&content) {
         state.virtio.iter().for_each(virtio::fuzzing::restore);
     }

@@ -7,6 +7,8 @@
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+#[cfg(test)]
+mod golden;
 pub mod memory;
 pub mod origin;
 pub mod processor;
@@ -107,12 +109,7 @@ impl MachineState {
         let path = dir.join(STATE);
         let failed = SnapshotError::file(&path, "write");
         let payload = postcard::to_allocvec(&self).map_err(|error| failed(io::Error::other(error)))?;
-        let mut content = Vec::with_capacity(HEADER + payload.len());
-        content.extend(MAGIC);
-        content.extend(VERSION.to_le_bytes());
-        content.extend((payload.len() as u64).to_le_bytes());
-        content.extend(Sha256::digest(&payload));
-        content.extend(payload);
+        let content = with_header(VERSION, &payload);
         let unfinished = dir.join(format!("{STATE}.new"));
         let write = || {
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
@@ -202,6 +199,11 @@ fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
+fn with_header(version: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    [&MAGIC[..], &version.to_le_bytes(), &length, &Sha256::digest(payload), payload].concat()
+}
+
 fn parse(content: &[u8]) -> Result<MachineState, String> {
     let Some((header, payload)) = content.split_at_checked(HEADER) else {
         return Err(format!("it is truncated to {} bytes", content.len()));
@@ -234,18 +236,13 @@ pub fn counter() -> u64 {
 mod tests {
     use super::*;
 
-    fn content(version: u32, payload: &[u8]) -> Vec<u8> {
-        let length = (payload.len() as u64).to_le_bytes();
-        [&MAGIC[..], &version.to_le_bytes(), &length, &Sha256::digest(payload), payload].concat()
-    }
-
     fn refused(content: &[u8]) -> String {
         parse(content).unwrap_err()
     }
 
     #[test]
     fn damaged_or_foreign_state_is_refused_with_reason() {
-        let whole = content(VERSION, b"a state");
+        let whole = with_header(VERSION, b"a state");
         for length in 0..HEADER {
             assert_eq!(refused(&whole[..length]), format!("it is truncated to {length} bytes"));
         }
@@ -256,9 +253,9 @@ mod tests {
         altered[0] ^= 1;
         assert_eq!(refused(&altered), "it has the wrong magic number");
         assert_eq!(
-            refused(&content(VERSION - 1, b"")),
+            refused(&with_header(VERSION - 1, b"")),
             "a different version of wisp saved it (its format version is 2, this wisp reads 3)"
         );
-        assert!(!refused(&content(VERSION, b"")).is_empty(), "a state is never empty");
+        assert!(!refused(&with_header(VERSION, b"")).is_empty(), "a state is never empty");
     }
 }

@@ -11,9 +11,12 @@ mod iovec;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+#[cfg(test)]
+mod queue_checks;
 pub mod register;
 pub mod rng;
 pub mod vsock;
+mod wakeups;
 mod worker;
 
 use std::fmt;

@@ -23,6 +23,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, QueueError, Virtqueue};
+use super::wakeups;
 use super::worker::{self, Serve, Wakeups, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 use crate::sandbox::calls::ThreadKind;
@@ -215,7 +216,7 @@ impl BlockService {
             let wait = self.serve(shared_disk, batch)?;
             // A zero wait means that there is more work. Only a longer one is throttling.
             let began = wait.filter(|wait| !wait.is_zero()).map(|_| Instant::now());
-            let is_running = self.wakeups.wait(worker::timeout_ms(wait), |_, _| {});
+            let is_running = self.wakeups.wait(wakeups::timeout_ms(wait), |_, _| {});
             if let (Some(began), Some(label)) = (began, shared_disk.label()) {
                 label.counters.throttled(began.elapsed());
             }

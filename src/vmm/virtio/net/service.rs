@@ -18,7 +18,8 @@ use crate::sandbox::calls::ThreadKind;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::{self, Chain, QueueError, Virtqueue};
-use crate::virtio::worker::{Serve, Wakeups, timeout_ms};
+use crate::virtio::wakeups::{Wakeups, timeout_ms};
+use crate::virtio::worker::Serve;
 use crate::virtio::{Activation, QueueState};
 use netstack::{HEAD_LENGTH, Route};
 
