@@ -27,6 +27,7 @@ pub mod resolve;
 pub mod run;
 pub mod run_spec;
 mod seed;
+pub mod shapes;
 pub mod snapshot;
 pub mod ssh;
 pub mod tags;
