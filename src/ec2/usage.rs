@@ -34,8 +34,8 @@ pub struct Datapoint {
     /// CPU time of all vCPUs.
     pub cpu_ns: u64,
     /// Time for which vCPUs were throttled, summed over the vCPUs.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub cpu_held_ns: u64,
+    #[serde(rename = "cpu_held_ns", default, skip_serializing_if = "is_default")]
+    pub cpu_throttled_ns: u64,
     /// Maximum of guest memory touched.
     pub touched_bytes: u64,
     /// Sum over all EBS volumes.
@@ -120,7 +120,7 @@ impl Datapoint {
         self.end_ms = next.end_ms;
         self.period_ms = self.period_ms.saturating_add(next.period_ms);
         self.cpu_ns = self.cpu_ns.saturating_add(next.cpu_ns);
-        self.cpu_held_ns = self.cpu_held_ns.saturating_add(next.cpu_held_ns);
+        self.cpu_throttled_ns = self.cpu_throttled_ns.saturating_add(next.cpu_throttled_ns);
         self.touched_bytes = self.touched_bytes.max(next.touched_bytes);
         self.ebs.add(&next.ebs);
         self.instance_store.add(&next.instance_store);
