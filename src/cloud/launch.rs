@@ -42,7 +42,7 @@ pub(super) const TOKEN_LIFETIME: u64 = 24 * 3600;
 const TOKEN_LENGTH: usize = 64;
 /// Maximum time that the next launch waits for a restored guest's agent.
 const TURN: Duration = Duration::from_secs(10);
-pub(crate) const ROOT_VOLUME_TYPE: &str = "gp3";
+const ROOT_VOLUME_TYPE: &str = "gp3";
 
 #[derive(Debug, Clone)]
 pub struct LaunchSpec {

@@ -1,10 +1,11 @@
 use super::GIB;
 use crate::image::Image as Bundle;
-use crate::launch::{ROOT_DEVICE, ROOT_VOLUME_TYPE};
+use crate::launch::ROOT_DEVICE;
 use ec2::api::image::{BlockDeviceMapping, EbsBlockDevice, Image};
 use ec2::api::{
     ACCOUNT_ID, BOOT_MODE, HYPERVISOR, PLATFORM_DETAILS, Tag, Timestamp, USAGE_OPERATION, VIRTUALIZATION_TYPE,
 };
+use ec2::volume::VolumeType;
 use store::{ImageRecord, Visibility};
 
 /// The root file system of an image, from which launches create root volumes.
@@ -59,7 +60,7 @@ fn root_mapping(record: &ImageRecord, root: &RootVolume) -> BlockDeviceMapping {
             encrypted: false,
             snapshot_id: record.id.with_prefix("snap"),
             volume_size: root.bytes.div_ceil(GIB),
-            volume_type: ROOT_VOLUME_TYPE,
+            volume_type: VolumeType::default().as_str(),
         },
     }
 }

@@ -1,8 +1,7 @@
 use super::GIB;
-use crate::volume::figures_of;
 use ec2::api::volume::{Volume, VolumeAttachment};
 use ec2::api::{Tag, Timestamp};
-use ec2::volume::{Role, VolumeSpec};
+use ec2::volume::{Role, VolumeSize, VolumeSpec};
 use store::{AttachmentRecord, VolumeRecord};
 
 pub fn volume(record: &VolumeRecord) -> Volume {
@@ -36,17 +35,13 @@ fn attachment_of(record: &VolumeRecord, attachment: &AttachmentRecord) -> Volume
 
 /// Returns the volume's IOPS and throughput. The record of a root volume has none: they are the type's defaults.
 fn performance(record: &VolumeRecord) -> (Option<u32>, Option<u32>) {
-    let defaults = figures_of(record).ok().and_then(|known| {
-        let size = Some(known.size);
-        VolumeSpec { size, volume_type: known.volume_type, iops: known.iops, throughput: known.throughput }
-            .figures(None, Role::Data)
-            .ok()
+    let (iops, throughput) = (record.iops, record.throughput);
+    let spec = record.volume_type.parse().ok().map(|volume_type| {
+        let size = VolumeSize::that_holds(record.size);
+        VolumeSpec { size, volume_type, iops, throughput }
     });
-    let of_type = |value: Option<u32>, default: Option<Option<u32>>| value.or(default.flatten());
-    (
-        of_type(record.iops, defaults.map(|figures| figures.iops)),
-        of_type(record.throughput, defaults.map(|figures| figures.throughput)),
-    )
+    let figures = spec.and_then(|spec| spec.figures(None, Role::Data).ok());
+    figures.map_or((iops, throughput), |figures| (figures.iops, figures.throughput))
 }
 
 #[cfg(test)]
