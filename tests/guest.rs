@@ -132,15 +132,15 @@ fn run_of_bundle_directory_records_timeline() {
     wisp.run(&["run", bundle.to_str().unwrap(), "--", "true"]).expect_code(0);
     let outcome = wisp.run(&["timeline", "--output", "json"]).expect_code(0);
     let timeline: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
-    let marks = timeline["timeline"]["marks"].as_array().unwrap();
-    let reached: Vec<&str> = marks.iter().map(|mark| mark["mark"].as_str().unwrap()).collect();
+    let marks = timeline["Marks"].as_array().unwrap();
+    let reached: Vec<&str> = marks.iter().map(|mark| mark["Mark"].as_str().unwrap()).collect();
     for mark in ["process-start", "memory-ready", "kernel-loaded", "first-instruction", "init-started", "agent-ready"] {
         assert!(reached.contains(&mark), "{mark} is not among {reached:?}");
     }
     let at: Vec<u64> = ["process-start", "kernel-loaded", "first-instruction", "init-started", "agent-ready"]
         .iter()
-        .map(|name| marks.iter().find(|mark| mark["mark"] == *name).unwrap()["at_ns"].as_u64().unwrap())
+        .map(|name| marks.iter().find(|mark| mark["Mark"] == *name).unwrap()["AtNs"].as_u64().unwrap())
         .collect();
     assert!(at.is_sorted(), "{at:?}");
-    assert!(timeline["exits"].as_array().unwrap().iter().any(|exit| exit["count"].as_u64() > Some(0)));
+    assert!(timeline["Exits"].as_array().unwrap().iter().any(|exit| exit["Count"].as_u64() > Some(0)));
 }

@@ -356,7 +356,7 @@ fn instance_type_and_volume_limits_are_shown_and_modified() {
     wisp.run(&[&launch[..], &["--name", "a", "--volume", "size=1,type=gp2"]].concat()).expect_code(0);
     let shown = instances::json(&wisp, &["show", "a"]);
     let (instance, limits) = (&shown["Reservations"][0]["Instances"][0], &shown["Limits"]);
-    assert_eq!(instance["CreditSpecification"]["CpuCredits"], "unlimited");
+    assert_eq!(shown["InstanceCreditSpecifications"][0]["CpuCredits"], "unlimited");
     assert!(limits["CPUCreditBalance"].is_number() && limits["CPUSurplusCreditBalance"].is_number(), "{limits}");
     assert_eq!(limits["Network"]["BytesPerSecond"]["Baseline"], 4_000_000);
     assert!(limits["Ebs"]["Iops"]["Peak"].as_u64() > limits["Ebs"]["Iops"]["Baseline"].as_u64(), "{limits}");
@@ -370,7 +370,7 @@ fn instance_type_and_volume_limits_are_shown_and_modified() {
     let volume = instance["BlockDeviceMappings"][1]["Ebs"]["VolumeId"].as_str().unwrap();
     wisp.run(&["volume", "modify", volume, "--type", "gp3"]).expect_code(0);
     let shown = instances::json(&wisp, &["show", "a"]);
-    assert_eq!(shown["Reservations"][0]["Instances"][0]["CreditSpecification"]["CpuCredits"], "standard");
+    assert_eq!(shown["InstanceCreditSpecifications"][0]["CpuCredits"], "standard");
     assert_eq!(shown["Limits"]["CPUSurplusCreditBalance"], 0.0);
     assert_eq!(shown["Limits"]["Volumes"][1]["Iops"], json!({"Baseline": 3000, "Peak": 3000}));
 

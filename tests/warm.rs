@@ -9,11 +9,7 @@ use common::instances::{exec, json, launch};
 use serde_json::Value;
 
 fn is_warm(wisp: &Wisp, instance: &str) -> bool {
-    has_restored(&json(wisp, &["timeline", instance]))
-}
-
-fn has_restored(timeline: &Value) -> bool {
-    timeline["timeline"]["marks"].as_array().unwrap().iter().any(|mark| mark["mark"] == "state-restored")
+    json(wisp, &["timeline", instance])["Restored"] == true
 }
 
 #[test]
@@ -56,7 +52,7 @@ fn warm_launch_creates_independent_instances() {
 
     let outcome = wisp.run(&[&["run"], &size[..], &["--", "hostname"]].concat()).expect_code(0);
     assert!(outcome.text().starts_with("i-"), "{}", outcome.text());
-    assert!(has_restored(&json(&wisp, &["timeline"])));
+    assert_eq!(json(&wisp, &["timeline"])["Restored"], true);
 
     // If the template is damaged, the next launch cold-boots, and a background process creates a new template.
     let warm = wisp.home().join("warm");

@@ -43,14 +43,14 @@ def bench(args):
 def wisp_boot(env):
     wisp(env, "run", "--", "true")
     report = json.loads(wisp(env, "timeline", "--output", "json"))
-    marks = {mark["mark"]: mark["at_ns"] for mark in report["timeline"]["marks"]}
+    marks = {mark["Mark"]: mark["AtNs"] for mark in report["Marks"]}
     since = lambda name: (marks[name] - marks["process-start"]) / 1e6
     return {
         "wisp: process start to first instruction, ms": since("first-instruction"),
         "wisp: process start to init, ms": since("init-started"),
         "wisp: process start to agent ready, ms": since("agent-ready"),
-        "wisp: VMM memory beyond the guest's, MiB": report["vmm_resident_bytes"] / 2**20,
-        "wisp: VM exits, total": sum(exit["count"] for exit in report["exits"]),
+        "wisp: VMM memory beyond the guest's, MiB": report["VmmBytes"] / 2**20,
+        "wisp: VM exits, total": sum(exit["Count"] for exit in report["Exits"]),
     }
 
 

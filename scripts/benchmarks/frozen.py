@@ -20,8 +20,8 @@ def frozen(env, size):
     """Measures a warm launch, a snapshot and restores, in milliseconds."""
     timed = lambda *args: (began := time.monotonic(), wisp(env, *args), (time.monotonic() - began) * 1e3)[1:]
     marks = lambda id: {
-        mark["mark"]: mark["at_ns"]
-        for mark in json.loads(wisp(env, "timeline", id, "--output", "json"))["timeline"]["marks"]
+        mark["Mark"]: mark["AtNs"]
+        for mark in json.loads(wisp(env, "timeline", id, "--output", "json"))["Marks"]
     }
     output, warm = timed("launch", *size, "--hibernation")
     id = output.decode().strip()
@@ -70,7 +70,7 @@ def launches(env, count):
 
 def private_mib(env, id):
     """Returns the private memory of a VMM, including guest memory."""
-    pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["pid"]
+    pid = json.loads(wisp(env, "timeline", id, "--output", "json"))["Pid"]
     text = open(f"/proc/{pid}/smaps_rollup").read()
     return sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", text)) / 1024
 

@@ -31,6 +31,7 @@ pub mod resolve;
 pub mod run;
 mod seed;
 pub mod settings;
+pub mod shapes;
 pub mod snapshot;
 pub mod ssh;
 mod start;
@@ -188,11 +189,6 @@ pub fn utc(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%d %H:%M:%S GMT")
 }
 
-/// Formats a time as in EC2's API: `2026-11-23T08:40:00.000Z`.
-pub fn timestamp(seconds: u64) -> String {
-    render_time(seconds, "%Y-%m-%dT%H:%M:%S.000Z")
-}
-
 /// Formats a time as in EC2's API, without fractions: `2026-11-23T08:40:00Z`.
 fn timestamp_seconds(seconds: u64) -> String {
     render_time(seconds, "%Y-%m-%dT%H:%M:%SZ")
@@ -211,6 +207,6 @@ mod tests {
     fn times_use_ec2_formats() {
         assert_eq!(utc(0), "1970-01-01 00:00:00 GMT");
         assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 GMT");
-        assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00.000Z");
+        assert_eq!(timestamp_seconds(951_782_400), "2000-02-29T00:00:00Z");
     }
 }

@@ -138,7 +138,7 @@ fn difference(before: Option<&Reading>, after: &Reading) -> Datapoint {
         period_ms: after.moment.up_ms.saturating_sub(before.moment.up_ms),
         booting: !before.is_up,
         cpu_ns: after.cpu_ns.saturating_sub(before.cpu_ns),
-        cpu_held_ns: throttled_ns(after).saturating_sub(throttled_ns(before)),
+        cpu_throttled_ns: throttled_ns(after).saturating_sub(throttled_ns(before)),
         touched_bytes: after.resident_bytes,
         network: network(before.net.unwrap_or_default(), after.net.unwrap_or_default()),
         credits: after.cpu_budget.as_ref().map(credits),

@@ -91,6 +91,12 @@ impl<K: ResourceKind> Id<K> {
         self.to_string().starts_with(prefix)
     }
 
+    /// Returns the identifier with another prefix and the same digits. It identifies a resource that this one has exactly
+    /// once, such as the network interface of an instance.
+    pub fn with_prefix(self, prefix: &str) -> String {
+        format!("{prefix}-{:0DIGITS$x}", self.number)
+    }
+
     /// Finds the only identifier in `known` that starts with `reference`.
     pub fn find(reference: &str, known: impl IntoIterator<Item = Self>) -> Result<Self, Ec2Error> {
         if !Self::looks_like(reference) {
@@ -171,7 +177,7 @@ impl<K: ResourceKind> From<Id<K>> for String {
 
 impl<K: ResourceKind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}-{:0DIGITS$x}", K::PREFIX, self.number))
+        f.pad(&self.with_prefix(K::PREFIX))
     }
 }
 
@@ -194,7 +200,9 @@ mod tests {
     fn from_random_uses_17_digits() {
         let bytes = [0xf1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0x01];
         assert_eq!(InstanceId::from_random(bytes).to_string(), "i-123456789abcdef01");
-        assert_eq!(ImageId::from_random([0; RANDOM_BYTES]).to_string(), "ami-00000000000000000");
+        let zero = ImageId::from_random([0; RANDOM_BYTES]);
+        assert_eq!(zero.to_string(), "ami-00000000000000000");
+        assert_eq!(zero.with_prefix("snap"), "snap-00000000000000000");
     }
 
     #[test]

@@ -193,6 +193,12 @@ impl InstanceType {
         }
     }
 
+    /// Returns true for the types of EC2's free tier (EC2 User Guide, "Track your Free Tier usage for Amazon EC2", for
+    /// accounts that were created since July 15, 2025).
+    pub fn is_in_free_tier(&self) -> bool {
+        matches!(self.name, "t3.micro" | "t3.small" | "t4g.micro" | "t4g.small")
+    }
+
     /// Returns the hypervisor that the type has in EC2, or none for bare metal.
     pub fn ec2_hypervisor(&self) -> Option<&'static str> {
         match self.family() {

@@ -1,13 +1,13 @@
-//! EC2's rules as pure code: names, sizes, identifiers, capacity and error codes.
+//! EC2's rules and shapes as pure code: names, sizes, identifiers, capacity, error codes and responses.
 //!
 //! Nothing here does I/O, uses KVM or reads a clock, and the crate depends on no other crate of Wisp. The caller passes
 //! in the host's capacity, and the random bytes for identifiers.
 
+pub mod api;
 pub mod block_device;
 pub mod capacity;
 pub mod catalog;
 pub mod credits;
-pub mod describe;
 pub mod error;
 mod error_code;
 #[cfg(any(test, feature = "fuzzing"))]

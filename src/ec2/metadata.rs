@@ -80,13 +80,13 @@ impl MetadataOptions {
 #[serde(default)]
 pub struct MetadataChange {
     #[serde(skip_serializing_if = "Option::is_none")]
-    endpoint: Option<bool>,
+    pub(crate) endpoint: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_required: Option<bool>,
+    pub(crate) tokens_required: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hop_limit: Option<u8>,
+    pub(crate) hop_limit: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tags: Option<bool>,
+    pub(crate) tags: Option<bool>,
 }
 
 impl MetadataChange {

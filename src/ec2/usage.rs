@@ -33,9 +33,9 @@ pub struct Datapoint {
     pub booting: bool,
     /// CPU time of all vCPUs.
     pub cpu_ns: u64,
-    /// Time for which vCPUs were throttled, summed over the vCPUs.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub cpu_held_ns: u64,
+    /// Time for which vCPUs were throttled, summed over the vCPUs. Stored datapoints have it under its earlier name.
+    #[serde(rename = "cpu_held_ns", default, skip_serializing_if = "is_default")]
+    pub cpu_throttled_ns: u64,
     /// Maximum of guest memory touched.
     pub touched_bytes: u64,
     /// Sum over all EBS volumes.
@@ -120,7 +120,7 @@ impl Datapoint {
         self.end_ms = next.end_ms;
         self.period_ms = self.period_ms.saturating_add(next.period_ms);
         self.cpu_ns = self.cpu_ns.saturating_add(next.cpu_ns);
-        self.cpu_held_ns = self.cpu_held_ns.saturating_add(next.cpu_held_ns);
+        self.cpu_throttled_ns = self.cpu_throttled_ns.saturating_add(next.cpu_throttled_ns);
         self.touched_bytes = self.touched_bytes.max(next.touched_bytes);
         self.ebs.add(&next.ebs);
         self.instance_store.add(&next.instance_store);
@@ -218,6 +218,14 @@ mod tests {
         let text = serde_json::to_string(&point(7, 1, 1)).unwrap();
         assert!(!text.contains("network") && !text.contains("number"), "{text}");
         assert_eq!(serde_json::from_str::<Datapoint>(&text).unwrap(), Datapoint { number: 0, ..point(7, 1, 1) });
+    }
+
+    #[test]
+    fn stored_throttled_time_has_its_earlier_name() {
+        let throttled = Datapoint { number: 0, cpu_throttled_ns: 5, ..point(7, 1, 1) };
+        let text = serde_json::to_string(&throttled).unwrap();
+        assert!(text.contains("\"cpu_held_ns\":5"), "{text}");
+        assert_eq!(serde_json::from_str::<Datapoint>(&text).unwrap(), throttled);
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use machine::limits::{DiskLimits, Rate};
 /// A figure of at least this share of a rate is bounded by the rate.
 const NEAR: f64 = 0.9;
 /// A guest that is throttled for more than this share of the time is bounded by the limiter.
-const HELD: f64 = 0.05;
+const THROTTLED: f64 = 0.05;
 /// A vCPU that gets less than this share of a CPU is assumed to compete with other work.
 const WHOLE: f64 = 0.8;
 /// Maximum ratio of the largest to the smallest figure if the host's CPUs are otherwise idle.
@@ -41,8 +41,8 @@ pub struct Observed {
     /// also ran.
     pub cpu_share: f64,
     pub cpu_throttled: f64,
-    pub disk_held: f64,
-    pub net_held: f64,
+    pub disk_throttled: f64,
+    pub net_throttled: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,14 +80,14 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     let seen = Observed {
         cpu_share: median_of(|sample| sample.observed.cpu_share),
         cpu_throttled: median_of(|sample| sample.observed.cpu_throttled),
-        disk_held: median_of(|sample| sample.observed.disk_held),
-        net_held: median_of(|sample| sample.observed.net_held),
+        disk_throttled: median_of(|sample| sample.observed.disk_throttled),
+        net_throttled: median_of(|sample| sample.observed.net_throttled),
     };
-    if seen.cpu_throttled > HELD {
+    if seen.cpu_throttled > THROTTLED {
         let baseline = of.credits.map_or(100.0, |credits| credits.baseline_percent);
-        let held = seen.cpu_throttled * 100.0;
+        let throttled = seen.cpu_throttled * 100.0;
         return type_bound(format!(
-            "CPU credits are used up: {baseline}% of each vCPU (throttled {held:.0}% of the time)"
+            "CPU credits are used up: {baseline}% of each vCPU (throttled {throttled:.0}% of the time)"
         ));
     }
     match measure.about {
@@ -99,8 +99,8 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
             type_bound(format!("{}, each as fast as one of this host's CPUs", plural(vcpus, "vCPU")))
         }),
         About::Memory => cpu(&seen, 1, host).unwrap_or_else(|| memory(median_of(|sample| sample.bytes as f64), host)),
-        About::DiskBytes | About::DiskOperations => disk(measure, figure, seen.disk_held, limits, host),
-        About::Network => network(figure, seen.net_held, limits, host),
+        About::DiskBytes | About::DiskOperations => disk(measure, figure, seen.disk_throttled, limits, host),
+        About::Network => network(figure, seen.net_throttled, limits, host),
         About::NetworkLatency => host_bound(&format!("the type does not limit latency{}", emulation(host))),
         About::Start if host.software_kvm => host_bound("guest kernels are emulated (software KVM)"),
         About::Start => host_bound("no limit of the type was reached"),
@@ -144,7 +144,7 @@ struct Candidate {
     always: f64,
 }
 
-fn disk(measure: &Measure, figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
+fn disk(measure: &Measure, figure: f64, throttled: f64, limits: &Limits, host: &HostFacts) -> Bound {
     let bytes = measure.about == About::DiskBytes;
     let unit = if bytes { "MiB/s" } else { "IOPS" };
     let candidate = |whose, limits: Option<DiskLimits>| {
@@ -154,7 +154,7 @@ fn disk(measure: &Measure, figure: f64, held: f64, limits: &Limits, host: &HostF
         Some(Candidate { whose, text: format!("{} {unit}", number(most)), most, always })
     };
     let candidates = [candidate("root volume", limits.volume), candidate("EBS path", limits.path)];
-    rated(candidates, figure, held, unit).unwrap_or_else(|(lowest, percent)| match lowest {
+    rated(candidates, figure, throttled, unit).unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { whose, text, .. }) => {
             host_bound(&format!("reached {percent:.0}% of the {whose}'s limit of {text}{}", emulation(host)))
         }
@@ -162,13 +162,13 @@ fn disk(measure: &Measure, figure: f64, held: f64, limits: &Limits, host: &HostF
     })
 }
 
-fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
+fn network(figure: f64, throttled: f64, limits: &Limits, host: &HostFacts) -> Bound {
     let candidate = limits.network.map(|rate| {
         let mbits = |bytes: u64| bytes as f64 / 125_000.0;
         let (most, always) = (mbits(rate.peak), mbits(rate.baseline));
         Candidate { whose: "network", text: format!("{} Mbit/s", number(most)), most, always }
     });
-    rated([candidate, None], figure, held, "Mbit/s").unwrap_or_else(|(lowest, percent)| match lowest {
+    rated([candidate, None], figure, throttled, "Mbit/s").unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { text, .. }) => {
             let percent = if percent < 1.0 { "less than 1".into() } else { format!("{percent:.0}") };
             host_bound(&format!("reached {percent}% of the type's {text}{}", emulation(host)))
@@ -181,12 +181,12 @@ fn network(figure: f64, held: f64, limits: &Limits, host: &HostFacts) -> Bound {
 fn rated(
     candidates: [Option<Candidate>; 2],
     figure: f64,
-    held: f64,
+    throttled: f64,
     unit: &str,
 ) -> Result<Bound, (Option<Candidate>, f64)> {
     let lowest = candidates.into_iter().flatten().min_by(|one, other| one.most.total_cmp(&other.most));
     let Some(lowest) = lowest else { return Err((None, 0.0)) };
-    if held <= HELD && figure < NEAR * lowest.most {
+    if throttled <= THROTTLED && figure < NEAR * lowest.most {
         let percent = figure / lowest.most * 100.0;
         return Err((Some(lowest), percent));
     }
@@ -196,11 +196,11 @@ fn rated(
 }
 
 fn command(seen: &Observed, of: &InstanceType, host: &HostFacts) -> Bound {
-    if seen.disk_held > HELD {
-        return type_bound(format!("volumes (throttled {:.0}% of the time)", seen.disk_held * 100.0));
+    if seen.disk_throttled > THROTTLED {
+        return type_bound(format!("volumes (throttled {:.0}% of the time)", seen.disk_throttled * 100.0));
     }
-    if seen.net_held > HELD {
-        return type_bound(format!("network (throttled {:.0}% of the time)", seen.net_held * 100.0));
+    if seen.net_throttled > THROTTLED {
+        return type_bound(format!("network (throttled {:.0}% of the time)", seen.net_throttled * 100.0));
     }
     let busy = seen.cpu_share * 100.0;
     if seen.cpu_share >= WHOLE && of.vcpus <= host.cpus {
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
     use ec2::catalog;
 
-    const IDLE: Observed = Observed { cpu_share: 1.0, cpu_throttled: 0.0, disk_held: 0.0, net_held: 0.0 };
+    const IDLE: Observed = Observed { cpu_share: 1.0, cpu_throttled: 0.0, disk_throttled: 0.0, net_throttled: 0.0 };
 
     fn host() -> HostFacts {
         HostFacts { cpu: "a processor".into(), cpus: 2, software_kvm: false, cache: None }
@@ -268,9 +268,9 @@ mod tests {
 
     #[test]
     fn spent_credits_are_type_bound_for_every_measure() {
-        let held = Observed { cpu_throttled: 0.8, ..IDLE };
+        let throttled = Observed { cpu_throttled: 0.8, ..IDLE };
         for name in ["integer-one", "disk-read-1", "command"] {
-            is(verdict(name, "t3.micro", 1.0, held), By::Type, "10% of each vCPU");
+            is(verdict(name, "t3.micro", 1.0, throttled), By::Type, "10% of each vCPU");
         }
     }
 
@@ -301,8 +301,8 @@ mod tests {
             "EBS path is limited to 100 MiB/s during a burst, 10",
         );
         is(verdict("disk-read-32", "t3.micro", 50.0, IDLE), By::Host, "50% of the EBS path's limit of 100 MiB/s");
-        let held = Observed { disk_held: 0.5, ..IDLE };
-        is(verdict("disk-read-32", "t3.micro", 50.0, held), By::Type, "EBS path");
+        let throttled = Observed { disk_throttled: 0.5, ..IDLE };
+        is(verdict("disk-read-32", "t3.micro", 50.0, throttled), By::Type, "EBS path");
         is(verdict("network-throughput", "t3.micro", 4900.0, IDLE), By::Type, "5000 Mbit/s during");
         is(verdict("network-throughput", "t3.micro", 5.0, IDLE), By::Host, "less than 1% of the type's 5000");
     }
@@ -321,7 +321,7 @@ mod tests {
     fn command_is_bound_by_throttled_resource() {
         is(verdict("command", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs: 100% busy");
         is(verdict("command", "m5.large", 1.0, Observed { cpu_share: 0.4, ..IDLE }), By::Host, "no limit");
-        is(verdict("command", "m5.large", 1.0, Observed { net_held: 0.4, ..IDLE }), By::Type, "network");
-        is(verdict("command", "m5.large", 1.0, Observed { disk_held: 0.4, ..IDLE }), By::Type, "volumes");
+        is(verdict("command", "m5.large", 1.0, Observed { net_throttled: 0.4, ..IDLE }), By::Type, "network");
+        is(verdict("command", "m5.large", 1.0, Observed { disk_throttled: 0.4, ..IDLE }), By::Type, "volumes");
     }
 }

@@ -263,13 +263,13 @@ fn done(captured: &Captured) -> Result<Done, String> {
 /// Computes observations from two statuses, `took` apart. `usable` is the CPU time available to the workload's threads.
 fn observe(before: &VmmStatus, after: &VmmStatus, took: Duration, usable: Duration, vcpus: u32) -> Observed {
     let part = |ns: u64, of: Duration| ns as f64 / of.as_nanos().max(1) as f64;
-    let (held_before, held) = (throttled_time(before), throttled_time(after));
+    let (throttled_before, throttled) = (throttled_time(before), throttled_time(after));
     let since = |before: u64, after: u64| after.saturating_sub(before);
     Observed {
         cpu_share: part(since(before.cpu_time_ns, after.cpu_time_ns), usable),
-        cpu_throttled: part(since(held_before.cpus_ns, held.cpus_ns), took * vcpus),
-        disk_held: part(since(held_before.disks_ns, held.disks_ns), took),
-        net_held: part(since(held_before.network_ns, held.network_ns), took),
+        cpu_throttled: part(since(throttled_before.cpus_ns, throttled.cpus_ns), took * vcpus),
+        disk_throttled: part(since(throttled_before.disks_ns, throttled.disks_ns), took),
+        net_throttled: part(since(throttled_before.network_ns, throttled.network_ns), took),
     }
 }
 
@@ -309,6 +309,6 @@ mod tests {
         let after = VmmStatus { cpu_time_ns: 1_800, disks: disk(600), ..VmmStatus::default() };
         let took = Duration::from_nanos(1_000);
         let observed = observe(&before, &after, took, took * 2, 2);
-        assert_eq!(observed, Observed { cpu_share: 0.4, cpu_throttled: 0.0, disk_held: 0.5, net_held: 0.0 });
+        assert_eq!(observed, Observed { cpu_share: 0.4, cpu_throttled: 0.0, disk_throttled: 0.5, net_throttled: 0.0 });
     }
 }

@@ -159,11 +159,11 @@ mod tests {
     /// A universe of 32 addresses that contains the ranges of the checks.
     const UNIVERSE: std::ops::Range<u32> = 0x0a00_0020..0x0a00_0040;
 
-    fn members(range: Ipv4Range) -> Vec<u32> {
-        UNIVERSE.filter(|address| range.contains(Ipv4Addr::from_bits(*address))).collect()
+    fn members(range: Ipv4Net) -> Vec<u32> {
+        UNIVERSE.filter(|address| range.contains(&Ipv4Addr::from_bits(*address))).collect()
     }
 
-    fn range_of(base: u32, prefix_length: u8) -> Ipv4Range {
+    fn range_of(base: u32, prefix_length: u8) -> Ipv4Net {
         range(&format!("{}/{prefix_length}", Ipv4Addr::from_bits(base)))
     }
 
@@ -171,21 +171,11 @@ mod tests {
     fn check_range(base: u32, prefix_length: u8) {
         let size = 1 << (32 - prefix_length);
         let first = base / size * size;
-        let range = range_of(base, prefix_length);
-        assert_eq!(range.base.to_bits(), first, "{range}");
-        assert_eq!(members(range), (first..first + size).collect::<Vec<_>>(), "{range}");
-        assert_eq!(range.size(), size);
-        assert_eq!(range.at(size - 1).to_bits(), first + size - 1);
-    }
-
-    fn check_overlap(one: Ipv4Range, other: Ipv4Range) {
-        let others = members(other);
-        let shared = members(one).iter().any(|address| others.contains(address));
-        assert_eq!(one.overlaps(other), shared, "{one} and {other}");
+        assert_eq!(members(range_of(base, prefix_length)), (first..first + size).collect::<Vec<_>>());
     }
 
     /// Checks that a subnet gives out its addresses except the first four and the last.
-    fn check_subnet(own: Ipv4Range) {
+    fn check_subnet(own: Ipv4Net) {
         let subnet = SubnetRange { own, vpc: own };
         let all = members(own);
         let expected: Vec<Ipv4Addr> = all[4..all.len() - 1].iter().map(|bits| Ipv4Addr::from_bits(*bits)).collect();
@@ -199,15 +189,6 @@ mod tests {
     fn every_small_range_matches_model() {
         for base in UNIVERSE {
             (27..=32).for_each(|prefix_length| check_range(base, prefix_length));
-        }
-    }
-
-    #[test]
-    fn every_two_small_ranges_overlap_as_in_model() {
-        let all: Vec<_> =
-            UNIVERSE.flat_map(|base| (27..=32).map(move |prefix_length| range_of(base, prefix_length))).collect();
-        for one in &all {
-            all.iter().for_each(|other| check_overlap(*one, *other));
         }
     }
 

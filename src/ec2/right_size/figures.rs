@@ -33,11 +33,11 @@ pub struct Figures {
     /// EBS operations per second.
     pub ebs_operations: Statistic,
     /// Throttled seconds per second, summed over the EBS volumes.
-    pub ebs_held: f64,
+    pub ebs_throttled: f64,
     /// Network bytes per second, in the busier direction.
     pub network: Statistic,
     /// Throttled seconds per second, for the network.
-    pub network_held: f64,
+    pub network_throttled: f64,
 }
 
 impl Figures {
@@ -54,16 +54,16 @@ impl Figures {
             cpu: statistic(used),
             cpu_wanted: statistic(|point| {
                 let most = point.seconds() * f64::from(point.vcpus);
-                (used(point) + point.cpu_held_ns as f64 / 1e9).min(most)
+                (used(point) + point.cpu_throttled_ns as f64 / 1e9).min(most)
             }),
-            cpu_throttled: share(|point| point.cpu_held_ns as f64 / 1e9)
+            cpu_throttled: share(|point| point.cpu_throttled_ns as f64 / 1e9)
                 / points.last().map_or(1.0, |point| vcpus(point)),
             touched_bytes: points.iter().map(|point| point.touched_bytes).max().unwrap_or(0),
             ebs_bytes: statistic(|point| point.ebs.read_bytes.saturating_add(point.ebs.written_bytes) as f64),
             ebs_operations: statistic(|point| point.ebs.reads.saturating_add(point.ebs.writes) as f64),
-            ebs_held: share(|point| point.ebs.throttled_ns as f64 / 1e9),
+            ebs_throttled: share(|point| point.ebs.throttled_ns as f64 / 1e9),
             network: statistic(|point| point.network.received_bytes.max(point.network.sent_bytes) as f64),
-            network_held: share(|point| point.network.throttled_ns as f64 / 1e9),
+            network_throttled: share(|point| point.network.throttled_ns as f64 / 1e9),
         }
     }
 }

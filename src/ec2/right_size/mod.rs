@@ -18,7 +18,7 @@ const HEADROOM: f64 = 0.8;
 /// Load above which an instance is under-provisioned.
 const TIGHT: f64 = 0.9;
 /// Throttled share of the time above which the network is under-provisioned.
-const HELD: f64 = 0.01;
+const THROTTLED: f64 = 0.01;
 /// Maximum number of recommended types.
 const OPTIONS: usize = 3;
 /// Confidence thresholds in seconds: low up to the first, high from the second. Compute Optimizer requires 30 hours.
@@ -214,12 +214,12 @@ impl Capacity {
     /// Returns a reason for each resource that is too small. Memory is not checked: what a guest has touched may be
     /// page cache.
     fn shortages(&self, figures: &Figures) -> Vec<Reason> {
-        let network_is_held = self.network.is_some() && figures.network_held > HELD;
+        let network_is_throttled = self.network.is_some() && figures.network_throttled > THROTTLED;
         [
             (self.cpu_load(figures) > TIGHT, Reason::CpuUnder),
             (self.ebs_bytes_load(figures) > TIGHT, Reason::EbsThroughputUnder),
             (self.ebs_operations_load(figures) > TIGHT, Reason::EbsIopsUnder),
-            (self.network_load(figures) > TIGHT || network_is_held, Reason::NetworkUnder),
+            (self.network_load(figures) > TIGHT || network_is_throttled, Reason::NetworkUnder),
         ]
         .into_iter()
         .filter_map(|(is_short, reason)| is_short.then_some(reason))
@@ -253,9 +253,9 @@ fn options(
     let current = Capacity::of_instance(subject);
     // The instance's own memory is the upper bound: a guest that touched all of it may not need all of it.
     let memory_bytes = (figures.touched_bytes as f64 / HEADROOM).min(current.memory_bytes);
-    let network_is_held = subject.is_limited && figures.network_held > HELD;
+    let network_is_throttled = subject.is_limited && figures.network_throttled > THROTTLED;
     let is_fast_enough = |other: &InstanceType| {
-        !network_is_held || other.network_speed().baseline > subject.instance_type.network_speed().baseline
+        !network_is_throttled || other.network_speed().baseline > subject.instance_type.network_speed().baseline
     };
     let family = subject.instance_type.family();
     let mut all: Vec<&InstanceType> = catalog::all()
@@ -395,11 +395,11 @@ mod tests {
     #[test]
     fn throttled_cpu_time_counts_as_demand() {
         let subject = subject("t2.micro");
-        let held = |throttled_ns| Datapoint { cpu_held_ns: throttled_ns, ..minute(&subject, 8, 700) };
-        assert_eq!(judged(&subject, &vec![held(0); 100]).0, Finding::Optimized);
-        let (finding, _, options) = judged(&subject, &vec![held(50_000_000_000); 100]);
+        let throttled = |throttled_ns| Datapoint { cpu_throttled_ns: throttled_ns, ..minute(&subject, 8, 700) };
+        assert_eq!(judged(&subject, &vec![throttled(0); 100]).0, Finding::Optimized);
+        let (finding, _, options) = judged(&subject, &vec![throttled(50_000_000_000); 100]);
         assert_eq!(finding, Finding::Underprovisioned);
-        let judgment = judge(&subject, &vec![held(50_000_000_000); 100], LEAST).unwrap();
+        let judgment = judge(&subject, &vec![throttled(50_000_000_000); 100], LEAST).unwrap();
         assert!((judgment.figures.cpu_throttled - 50.0 / 60.0).abs() < 1e-9);
         assert!(options.iter().all(|name| catalog::find(name).unwrap().vcpus >= 2), "{options:?}");
     }
@@ -476,10 +476,10 @@ mod tests {
             let subject = Subject { is_limited, ..subject(known.name) };
             let series: Vec<Datapoint> = points
                 .iter()
-                .map(|(period_ms, percent, held, memory, bytes)| Datapoint {
+                .map(|(period_ms, percent, throttled, memory, bytes)| Datapoint {
                     period_ms: *period_ms,
                     cpu_ns: period_ms * 10_000 * percent * u64::from(subject.vcpus),
-                    cpu_held_ns: period_ms * 10_000 * held,
+                    cpu_throttled_ns: period_ms * 10_000 * throttled,
                     touched_bytes: subject.memory_mib * MIB / 100 * memory,
                     ebs: DiskUse { read_bytes: bytes / 8, reads: bytes >> 14, ..DiskUse::default() },
                     network: NetworkUse { sent_bytes: bytes / 9, ..NetworkUse::default() },
@@ -492,7 +492,7 @@ mod tests {
                 prop_assert!(option.launchable().is_ok());
                 prop_assert_eq!(is_smaller(option, &subject), judgment.finding == Finding::Overprovisioned);
                 let capacity = Capacity::of_type(option);
-                let shortages = capacity.shortages(&Figures { network_held: 0.0, ..judgment.figures });
+                let shortages = capacity.shortages(&Figures { network_throttled: 0.0, ..judgment.figures });
                 prop_assert_eq!(shortages, vec![]);
                 prop_assert!(capacity.vcpus >= judgment.figures.cpu_wanted.p99);
             }

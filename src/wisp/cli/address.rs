@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{args, launch, open_cloud, print_warnings, shapes};
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use super::{args, launch, open_cloud, print_warnings};
+use cloud::shapes;
 use ec2::tag::Tag;
 use store::AddressRecord;
 
@@ -64,65 +67,53 @@ enum Command {
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let (record, next) = match args.command {
-        Command::Ls => {
-            list(&cloud.addresses().list()?, output)?;
-            return Ok(ExitCode::SUCCESS);
-        }
+    match args.command {
+        Command::Ls => list(&cloud.addresses().list()?, output)?,
         Command::Allocate { name, tags } => {
             let record = cloud.addresses().allocate(launch::tags(tags, name.as_deref())?)?;
-            let next = format!("address associate {} INSTANCE", record.public_ip);
-            (record, next)
+            let address = record.public_ip.to_string();
+            resource::show(&record, &summary(&record), &["address", "associate", &address, "INSTANCE"], output)?;
         }
         Command::Associate { address, instance, no_reassociation } => {
             let record = cloud.addresses().associate(&address, &instance, !no_reassociation)?;
-            (record, format!("show {instance}"))
+            resource::show(&record, &summary(&record), &["show", &instance], output)?;
         }
         Command::Disassociate { address } => {
             let record = cloud.addresses().disassociate(&address)?;
-            let next = format!("address release {}", record.public_ip);
-            (record, next)
+            resource::show(&record, &summary(&record), &["address", "release", &record.public_ip.to_string()], output)?;
         }
-        Command::Release { address } => {
-            let record = cloud.addresses().release(&address)?;
-            if output == Output::Table {
-                output::print(&format!("{}  {}  released", record.public_ip, record.id))?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-    };
-    print_warnings(&cloud);
-    match output {
-        Output::Json => output::print_json(&shapes::address(&record))?,
-        Output::Table => {
-            let holder = record.instance().map(|instance| format!("  {instance}")).unwrap_or_default();
-            output::print(&format!("{}  {}{holder}", record.public_ip, record.id))?;
-            output::next(&next);
-        }
+        Command::Release { address } => resource::remove(&[address], "released", output, |address| {
+            cloud.addresses().release(address).map(|record| format!("{}  {}", record.public_ip, record.id))
+        })?,
     }
+    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
 fn list(addresses: &[AddressRecord], output: Output) -> anyhow::Result<()> {
-    if output == Output::Json {
-        let shapes: Vec<_> = addresses.iter().map(shapes::address).collect();
-        return output::print_json(&serde_json::json!({"Addresses": shapes}));
-    }
-    if addresses.is_empty() {
+    if addresses.is_empty() && output == Output::Table {
         output::print("No elastic addresses.")?;
         output::next("address allocate");
         return Ok(());
     }
-    let columns =
-        [("Name", Align::Left), ("Address", Align::Left), ("Allocation", Align::Left), ("Instance", Align::Left)];
-    let row = |record: &AddressRecord| {
-        let holder = record.instance().map_or("-".to_string(), |instance| instance.to_string());
-        vec![
-            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(record.public_ip.to_string()),
-            Cell::from(record.id.to_string()),
-            Cell::from(holder),
-        ]
-    };
-    Ok(output::print_table(&columns, addresses.iter().map(row))?)
+    resource::list(addresses, output)
+}
+
+fn summary(address: &AddressRecord) -> String {
+    let holder = address.instance().map(|instance| format!("  {instance}")).unwrap_or_default();
+    format!("{}  {}{holder}", address.public_ip, address.id)
+}
+
+impl Resource for AddressRecord {
+    const LIST: &'static str = "Addresses";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |address| Cell::new(address.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Address", |address| address.public_ip.to_string().into()),
+        Column::left("Allocation", |address| address.id.to_string().into()),
+        Column::left("Instance", |address| address.instance().map_or("-".into(), |id| id.to_string().into())),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::address(self)
+    }
 }

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::json;
 
 use super::escape::ConsoleFilter;
 use super::output::{self, Output};
 use super::{args, open_cloud, serial};
-use cloud::timestamp;
+use ec2::api::Timestamp;
+use ec2::api::console::GetConsoleOutputResult;
 use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET};
 use machine::untrusted;
 
@@ -85,11 +85,11 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let bytes = dir.console_output(LIMIT)?;
     let mut printer = Printer::new(io::stdout(), io::stdout().is_terminal(), args.raw);
     match output {
-        Output::Json => output::print_json(&json!({
-            "InstanceId": record.id,
-            "Output": String::from_utf8_lossy(&bytes),
-            "Timestamp": timestamp(record.launch_time),
-        }))?,
+        Output::Json => output::print_json(&GetConsoleOutputResult {
+            instance_id: record.id,
+            output: String::from_utf8_lossy(&bytes).into_owned(),
+            timestamp: Timestamp::from_seconds(record.launch_time),
+        })?,
         Output::Table => printer.print(&bytes).context("cannot write to standard output")?,
     }
     if args.follow && record.state.has_machine() {

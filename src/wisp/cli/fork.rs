@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::args::{self, WaitArgs};
 use super::output::{self, Output};
-use super::{open_cloud, shapes, wait};
+use super::{open_cloud, wait};
 use cloud::fork::{ForkSpec, Forked};
-use store::InstanceRecord;
+use cloud::shapes;
 
 /// Fork a running instance with its memory and disks.
 ///
@@ -44,9 +44,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let instance = cloud.instance(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
     let Forked { instances, machines, paused } = cloud.fork(&spec)?;
-    let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
-        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.security_groups().names()?))?,
+        Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use super::limits::{CreditMetrics, in_seconds};
 use super::output::{self, Align, Cell, Output, Tone};
-use cloud::{Cloud, timestamp, utc};
+use cloud::{Cloud, utc};
+use ec2::InstanceId;
+use ec2::api::Timestamp;
 use ec2::credits::in_credits;
 use ec2::usage::Datapoint;
 use store::InstanceRecord;
@@ -16,8 +19,8 @@ pub fn print(cloud: &Cloud, record: &InstanceRecord, hours: u32, output: Output)
     let newest = points.last().map_or(0, |point| point.end_ms);
     points.retain(|point| point.end_ms.saturating_add(u64::from(hours) * 3_600_000) >= newest);
     if output == Output::Json {
-        let datapoints: Vec<Value> = points.iter().map(shape).collect();
-        return output::print_json(&json!({"InstanceId": record.id, "Name": record.name(), "Datapoints": datapoints}));
+        let datapoints = points.iter().map(shape).collect();
+        return output::print_json(&History { instance_id: record.id, name: record.name(), datapoints });
     }
     if points.is_empty() {
         output::say(&format!("No usage has been recorded for {} yet.", record.id));
@@ -56,41 +59,146 @@ fn row(point: &Datapoint) -> Vec<Cell> {
     ]
 }
 
-/// Formats a datapoint, with CloudWatch's names where they exist. Values are sums over the period, except percentages,
-/// memory and balances.
-fn shape(point: &Datapoint) -> Value {
+/// The output of `--output json`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct History<'a> {
+    instance_id: InstanceId,
+    name: Option<&'a str>,
+    datapoints: Vec<DatapointShape<'a>>,
+}
+
+/// A datapoint, with CloudWatch's names where they exist. Values are sums over the period, except percentages, memory
+/// and balances.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DatapointShape<'a> {
+    timestamp: Timestamp,
+    period: f64,
+    booting: bool,
+    instance_type: &'a str,
+    #[serde(rename = "VCpus")]
+    vcpus: u32,
+    #[serde(rename = "CPUUtilization")]
+    cpu_percent: f64,
+    cpu_throttled_seconds: f64,
+    memory_touched_bytes: u64,
+    memory_touched_percent: f64,
+    #[serde(flatten)]
+    ebs: EbsMetrics,
+    #[serde(flatten)]
+    instance_store: InstanceStoreMetrics,
+    #[serde(flatten)]
+    network: NetworkMetrics,
+    #[serde(rename = "CPUCreditUsage", skip_serializing_if = "Option::is_none")]
+    credit_usage: Option<f64>,
+    #[serde(flatten)]
+    credits: Option<CreditMetrics>,
+}
+
+#[derive(Serialize)]
+struct EbsMetrics {
+    #[serde(rename = "EBSReadBytes")]
+    read_bytes: u64,
+    #[serde(rename = "EBSWriteBytes")]
+    written_bytes: u64,
+    #[serde(rename = "EBSReadOps")]
+    reads: u64,
+    #[serde(rename = "EBSWriteOps")]
+    writes: u64,
+    #[serde(rename = "EbsThrottledSeconds")]
+    throttled_seconds: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct InstanceStoreMetrics {
+    disk_read_bytes: u64,
+    disk_write_bytes: u64,
+    disk_read_ops: u64,
+    disk_write_ops: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkMetrics {
+    network_in: u64,
+    network_out: u64,
+    network_packets_in: u64,
+    network_packets_out: u64,
+    network_throttled_seconds: f64,
+}
+
+fn shape(point: &Datapoint) -> DatapointShape<'_> {
     let Datapoint { ebs, instance_store, network, .. } = point;
     let memory_bytes = (point.memory_mib << 20).max(1) as f64;
-    let mut value = json!({
-        "Timestamp": timestamp(point.start_ms() / 1000),
-        "Period": point.seconds(),
-        "Booting": point.booting,
-        "InstanceType": point.instance_type,
-        "VCpus": point.vcpus,
-        "CPUUtilization": point.cpu_percent(),
-        "CpuThrottledSeconds": point.cpu_held_ns as f64 / 1e9,
-        "MemoryTouchedBytes": point.touched_bytes,
-        "MemoryTouchedPercent": point.touched_bytes as f64 * 100.0 / memory_bytes,
-        "EBSReadBytes": ebs.read_bytes,
-        "EBSWriteBytes": ebs.written_bytes,
-        "EBSReadOps": ebs.reads,
-        "EBSWriteOps": ebs.writes,
-        "EbsHeldSeconds": ebs.throttled_ns as f64 / 1e9,
-        "DiskReadBytes": instance_store.read_bytes,
-        "DiskWriteBytes": instance_store.written_bytes,
-        "DiskReadOps": instance_store.reads,
-        "DiskWriteOps": instance_store.writes,
-        "NetworkIn": network.received_bytes,
-        "NetworkOut": network.sent_bytes,
-        "NetworkPacketsIn": network.received_packets,
-        "NetworkPacketsOut": network.sent_packets,
-        "NetworkHeldSeconds": network.throttled_ns as f64 / 1e9,
-    });
-    if let Some(credits) = point.credits {
-        value["CPUCreditUsage"] = json!(in_credits(point.cpu_ns));
-        value["CPUCreditBalance"] = json!(credits.credits());
-        value["CPUSurplusCreditBalance"] = json!(in_credits(credits.surplus_ns));
-        value["CPUSurplusCreditsCharged"] = json!(in_credits(credits.charged_ns));
+    DatapointShape {
+        timestamp: Timestamp::from_seconds(point.start_ms() / 1000),
+        period: point.seconds(),
+        booting: point.booting,
+        instance_type: &point.instance_type,
+        vcpus: point.vcpus,
+        cpu_percent: point.cpu_percent(),
+        cpu_throttled_seconds: in_seconds(point.cpu_throttled_ns),
+        memory_touched_bytes: point.touched_bytes,
+        memory_touched_percent: point.touched_bytes as f64 * 100.0 / memory_bytes,
+        ebs: EbsMetrics {
+            read_bytes: ebs.read_bytes,
+            written_bytes: ebs.written_bytes,
+            reads: ebs.reads,
+            writes: ebs.writes,
+            throttled_seconds: in_seconds(ebs.throttled_ns),
+        },
+        instance_store: InstanceStoreMetrics {
+            disk_read_bytes: instance_store.read_bytes,
+            disk_write_bytes: instance_store.written_bytes,
+            disk_read_ops: instance_store.reads,
+            disk_write_ops: instance_store.writes,
+        },
+        network: NetworkMetrics {
+            network_in: network.received_bytes,
+            network_out: network.sent_bytes,
+            network_packets_in: network.received_packets,
+            network_packets_out: network.sent_packets,
+            network_throttled_seconds: in_seconds(network.throttled_ns),
+        },
+        credit_usage: point.credits.map(|_| in_credits(point.cpu_ns)),
+        credits: point.credits.as_ref().map(CreditMetrics::from),
     }
-    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ec2::credits::CreditBalance;
+    use ec2::usage::{DiskUse, NetworkUse};
+
+    #[test]
+    fn datapoint_has_cloudwatch_names_and_throttled_times() {
+        let point = Datapoint {
+            end_ms: 60_000,
+            period_ms: 60_000,
+            vcpus: 1,
+            memory_mib: 1,
+            touched_bytes: 1 << 19,
+            cpu_throttled_ns: 500_000_000,
+            ebs: DiskUse { throttled_ns: 1_500_000_000, ..DiskUse::default() },
+            network: NetworkUse { throttled_ns: 2_500_000_000, ..NetworkUse::default() },
+            ..Datapoint::default()
+        };
+        let value = serde_json::to_value(shape(&point)).unwrap();
+        assert_eq!(
+            (&value["Timestamp"], &value["MemoryTouchedPercent"]),
+            (&"1970-01-01T00:00:00.000Z".into(), &50.0.into())
+        );
+        for (name, seconds) in
+            [("CpuThrottledSeconds", 0.5), ("EbsThrottledSeconds", 1.5), ("NetworkThrottledSeconds", 2.5)]
+        {
+            assert_eq!(value[name], seconds, "{name}");
+        }
+        assert_eq!(value.get("CPUCreditUsage"), None);
+        let burstable = Datapoint { credits: Some(CreditBalance::default()), ..point };
+        let value = serde_json::to_value(shape(&burstable)).unwrap();
+        assert_eq!((&value["CPUCreditUsage"], &value["CPUCreditBalance"]), (&0.0.into(), &0.0.into()));
+    }
 }

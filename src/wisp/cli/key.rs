@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{open_cloud, shapes};
-use cloud::utc;
+use super::open_cloud;
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use cloud::{shapes, utc};
 use ec2::key::{KeyFormat, KeyName, KeyType};
 use store::KeyPairRecord;
 
@@ -68,60 +70,43 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Create { name, key_type, format, file } => {
             let path = file.unwrap_or_else(|| PathBuf::from(format!("{}.pem", name.as_str())));
             let record = cloud.key_pairs().create(&name, key_type, format, &path)?;
-            match output {
-                Output::Json => output::print_json(&shapes::key_pair(&record))?,
-                Output::Table => {
-                    output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
-                    output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
-                    output::next_command(["launch", "--key", &record.name]);
-                }
+            resource::show(&record, &summary(&record), &[], output)?;
+            if output == Output::Table {
+                output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
+                output::next_command(["launch", "--key", &record.name]);
             }
         }
         Command::Import { name, file } => {
             let record = cloud.key_pairs().import(&name, &read(&file)?)?;
-            match output {
-                Output::Json => output::print_json(&shapes::key_pair(&record))?,
-                Output::Table => {
-                    output::print(&format!("{}  {}  {}", record.id, record.key_type, record.fingerprint))?;
-                    output::next_command(["launch", "--key", &record.name]);
-                }
-            }
+            resource::show(&record, &summary(&record), &["launch", "--key", &record.name], output)?;
         }
-        Command::Ls => {
-            let pairs = cloud.key_pairs().list()?;
-            if output == Output::Json {
-                let shapes: Vec<_> = pairs.iter().map(shapes::key_pair).collect();
-                output::print_json(&serde_json::json!({"KeyPairs": shapes}))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            let columns = [
-                ("Name", Align::Left),
-                ("Key pair", Align::Left),
-                ("Type", Align::Left),
-                ("Fingerprint", Align::Left),
-                ("Created", Align::Left),
-            ];
-            let row = |record: &KeyPairRecord| {
-                vec![
-                    Cell::new(record.name.clone(), Tone::Strong),
-                    Cell::from(record.id.to_string()),
-                    Cell::from(record.key_type.clone()),
-                    Cell::from(record.fingerprint.clone()),
-                    Cell::new(utc(record.created), Tone::Quiet),
-                ]
-            };
-            output::print_table(&columns, pairs.iter().map(row))?;
-        }
+        Command::Ls => resource::list(&cloud.key_pairs().list()?, output)?,
         Command::Rm { names } => {
-            for name in names {
-                let record = cloud.key_pairs().delete(&name)?;
-                if output == Output::Table {
-                    output::print(&format!("{}  deleted", record.name))?;
-                }
-            }
+            resource::remove(&names, "deleted", output, |name| {
+                cloud.key_pairs().delete(name).map(|record| record.name)
+            })?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn summary(pair: &KeyPairRecord) -> String {
+    format!("{}  {}  {}", pair.id, pair.key_type, pair.fingerprint)
+}
+
+impl Resource for KeyPairRecord {
+    const LIST: &'static str = "KeyPairs";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |pair| Cell::new(pair.name.clone(), Tone::Strong)),
+        Column::left("Key pair", |pair| pair.id.to_string().into()),
+        Column::left("Type", |pair| pair.key_type.clone().into()),
+        Column::left("Fingerprint", |pair| pair.fingerprint.clone().into()),
+        Column::left("Created", |pair| Cell::new(utc(pair.created), Tone::Quiet)),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::key_pair(self)
+    }
 }
 
 /// Reads a file, or standard input for `-`.

@@ -8,16 +8,16 @@ use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE, WaitArgs};
 use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, print_warnings, shapes, template, wait};
+use super::{open_cloud, print_warnings, template, wait};
 use cloud::launch::{LaunchSpec, Launched};
 use cloud::network::NetworkSpec;
+use cloud::shapes;
 use ec2::credits::CreditMode;
 use ec2::state::{InstanceState, ShutdownBehavior};
 use ec2::tag::{Tag, with_tags};
 use ec2::user_data::UserData;
 use ec2::volume::VolumeOption;
 use ec2::{Ec2Error, catalog};
-use store::InstanceRecord;
 
 /// The default instance type, which is in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";
@@ -176,9 +176,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     };
     let Launched { instances, machines, wants_warm } = cloud.launch(&spec)?;
     print_warnings(&cloud);
-    let all: Vec<&InstanceRecord> = instances.iter().collect();
     match output {
-        Output::Json => output::print_json(&shapes::reservation(&all, &cloud.security_groups().names()?))?,
+        Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
             output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
         }

@@ -1,6 +1,6 @@
 //! Limits and balances of an instance for `wisp show` and `wisp top`.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output;
 use cloud::limits::{ThrottledTime, credit_rules, credits_of, mode_of, throttled_time};
@@ -8,11 +8,6 @@ use ec2::credits::{CreditBalance, in_credits};
 use machine::control::{DiskRecord, VmmStatus};
 use machine::limits::{DiskLimits, Rate};
 use store::InstanceRecord;
-
-/// Returns EC2's `CreditSpecification`, or `None` if the instance has no CPU credits.
-pub fn credit_specification(record: &InstanceRecord) -> Option<Value> {
-    credit_rules(record).map(|rules| json!({"CpuCredits": mode_of(record, &rules).as_str()}))
-}
 
 /// Returns the credit balance of the running VMM or, if the instance is stopped, the balance saved at the stop.
 fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
@@ -66,10 +61,13 @@ pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'stat
     for DiskRecord { id, limits, burst_percent, throttled_ns, .. } in &status.disks {
         let Some(limits) = limits else { continue };
         let saved = burst_percent.filter(|_| bursts(limits)).map(|percent| format!("; burst balance {percent}%"));
-        let held = seconds(*throttled_ns);
+        let throttled = seconds(*throttled_ns);
         // The guest's serial number of a volume is its ID without the hyphen (EC2 User Guide, NVMe EBS volumes).
         let id = id.strip_prefix("vol").map_or_else(|| id.clone(), |digits| format!("vol-{digits}"));
-        lines.push(("Disk", format!("{id}: {}{}; throttled for {held}", disk_text(limits), saved.unwrap_or_default())));
+        lines.push((
+            "Disk",
+            format!("{id}: {}{}; throttled for {throttled}", disk_text(limits), saved.unwrap_or_default()),
+        ));
     }
     if let (Some(limits), Some(net)) = (&status.net_limits, &status.net) {
         let text = rate_text(&limits.bytes, |bytes| format!("{}/s", output::bytes(bytes)));
@@ -96,40 +94,133 @@ fn disk_text(limits: &DiskLimits) -> String {
     operations.chain(bytes).collect::<Vec<_>>().join("; ")
 }
 
-/// Formats the limits as JSON, with EC2's and CloudWatch's names where they exist.
-pub fn shape(record: &InstanceRecord, status: Option<&VmmStatus>) -> Value {
-    let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
-    let disk_limits = |limits: &DiskLimits| {
-        json!({
-            "BytesPerSecond": limits.bytes.as_ref().map(rate),
-            "Iops": limits.operations.as_ref().map(rate),
-        })
-    };
-    let mut value = json!({"Limited": !record.no_limits});
-    if let Some(credits) = credits(record, status) {
-        value["CPUCreditBalance"] = json!(credits.credits());
-        value["CPUSurplusCreditBalance"] = json!(in_credits(credits.surplus_ns));
-        value["CPUSurplusCreditsCharged"] = json!(in_credits(credits.charged_ns));
+/// An instance's limits and balances as JSON, with EC2's and CloudWatch's names where they exist.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct LimitsShape<'a> {
+    limited: bool,
+    #[serde(flatten)]
+    balance: Option<CreditMetrics>,
+    #[serde(flatten)]
+    running: Option<RunningShape<'a>>,
+}
+
+/// CloudWatch's metrics of a credit balance.
+#[derive(Serialize)]
+pub struct CreditMetrics {
+    #[serde(rename = "CPUCreditBalance")]
+    credits: f64,
+    #[serde(rename = "CPUSurplusCreditBalance")]
+    surplus: f64,
+    #[serde(rename = "CPUSurplusCreditsCharged")]
+    charged: f64,
+}
+
+/// The limits that the VMM of a running instance enforces.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RunningShape<'a> {
+    #[serde(rename = "CPUCreditUsage", skip_serializing_if = "Option::is_none")]
+    credit_usage: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_throttled_seconds: Option<f64>,
+    ebs: Option<DiskLimitsShape>,
+    volumes: Vec<VolumeShape<'a>>,
+    network: NetworkShape,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct VolumeShape<'a> {
+    id: &'a str,
+    #[serde(flatten)]
+    limits: Option<DiskLimitsShape>,
+    burst_balance: Option<u64>,
+    throttled_seconds: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkShape {
+    bytes_per_second: Option<RateShape>,
+    throttled_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DiskLimitsShape {
+    bytes_per_second: Option<RateShape>,
+    iops: Option<RateShape>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RateShape {
+    baseline: u64,
+    peak: u64,
+}
+
+impl From<&Rate> for RateShape {
+    fn from(rate: &Rate) -> Self {
+        RateShape { baseline: rate.baseline, peak: rate.peak }
     }
-    let Some(status) = status else { return value };
-    if let Some(now) = &status.cpu_budget {
-        value["CPUCreditUsage"] = json!(in_credits(now.used_ns));
-        value["CpuThrottledSeconds"] = json!(now.throttled_ns as f64 / 1e9);
+}
+
+impl From<&DiskLimits> for DiskLimitsShape {
+    fn from(limits: &DiskLimits) -> Self {
+        DiskLimitsShape {
+            bytes_per_second: limits.bytes.as_ref().map(RateShape::from),
+            iops: limits.operations.as_ref().map(RateShape::from),
+        }
     }
-    value["Ebs"] = json!(status.disk_limits.as_ref().map(disk_limits));
-    let disk = |disk: &DiskRecord| {
-        let mut value = disk.limits.as_ref().map_or(json!({}), disk_limits);
-        value["Id"] = json!(disk.id);
-        value["BurstBalance"] = json!(disk.burst_percent);
-        value["ThrottledSeconds"] = json!(disk.throttled_ns as f64 / 1e9);
-        value
-    };
-    value["Volumes"] = status.disks.iter().map(disk).collect();
-    value["Network"] = json!({
-        "BytesPerSecond": status.net_limits.as_ref().map(|limits| rate(&limits.bytes)),
-        "ThrottledSeconds": status.net.as_ref().map(|net| net.throttled_ns as f64 / 1e9),
-    });
-    value
+}
+
+impl<'a> From<&'a DiskRecord> for VolumeShape<'a> {
+    fn from(disk: &'a DiskRecord) -> Self {
+        VolumeShape {
+            id: &disk.id,
+            limits: disk.limits.as_ref().map(DiskLimitsShape::from),
+            burst_balance: disk.burst_percent,
+            throttled_seconds: in_seconds(disk.throttled_ns),
+        }
+    }
+}
+
+impl From<&CreditBalance> for CreditMetrics {
+    fn from(balance: &CreditBalance) -> Self {
+        CreditMetrics {
+            credits: balance.credits(),
+            surplus: in_credits(balance.surplus_ns),
+            charged: in_credits(balance.charged_ns),
+        }
+    }
+}
+
+pub fn shape<'a>(record: &InstanceRecord, status: Option<&'a VmmStatus>) -> LimitsShape<'a> {
+    LimitsShape {
+        limited: !record.no_limits,
+        balance: credits(record, status).as_ref().map(CreditMetrics::from),
+        running: status.map(running_shape),
+    }
+}
+
+fn running_shape(status: &VmmStatus) -> RunningShape<'_> {
+    let budget = status.cpu_budget.as_ref();
+    RunningShape {
+        credit_usage: budget.map(|now| in_credits(now.used_ns)),
+        cpu_throttled_seconds: budget.map(|now| in_seconds(now.throttled_ns)),
+        ebs: status.disk_limits.as_ref().map(DiskLimitsShape::from),
+        volumes: status.disks.iter().map(VolumeShape::from).collect(),
+        network: NetworkShape {
+            bytes_per_second: status.net_limits.as_ref().map(|limits| RateShape::from(&limits.bytes)),
+            throttled_seconds: status.net.as_ref().map(|net| in_seconds(net.throttled_ns)),
+        },
+    }
+}
+
+/// Converts nanoseconds to seconds for JSON.
+pub fn in_seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
 }
 
 #[cfg(test)]

@@ -3,9 +3,13 @@
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
+use super::open_cloud;
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
-use super::{open_cloud, shapes};
 use cloud::Cloud;
+use cloud::shapes::{self, GroupNames};
+use ec2::api::instance::{InstanceCreditSpecification, Reservation};
 use ec2::size::approximate_mib;
 use ec2::state::{InstanceState, StateReason};
 use ec2::tag::Tag;
@@ -54,7 +58,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
             && args.tags.iter().all(|tag| record.tags.get(tag.key()).is_some_and(|value| value == tag.value()))
     });
     if output == Output::Json {
-        output::print_json(&shapes::reservations(&instances, &cloud.security_groups().names()?))?;
+        output::print_json(&InstanceListing::new(&instances, &cloud.security_groups().names()?))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.quiet {
@@ -69,6 +73,23 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     output::print(&render(&cloud, &instances, Screen::stdout()))?;
     suggest_next(&instances);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The responses of `DescribeInstances` and `DescribeInstanceCreditSpecifications`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct InstanceListing {
+    reservations: Vec<Reservation>,
+    instance_credit_specifications: Vec<InstanceCreditSpecification>,
+}
+
+impl InstanceListing {
+    pub fn new(instances: &[InstanceRecord], groups: &GroupNames) -> Self {
+        InstanceListing {
+            reservations: shapes::reservations(instances, groups),
+            instance_credit_specifications: shapes::credit_specifications(instances),
+        }
+    }
 }
 
 fn suggest_next(instances: &[InstanceRecord]) {

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use serde_json::{Map, Value};
-
 use super::args::MetadataArgs;
 use super::open_cloud;
 use super::output::{self, Output};
+use ec2::api::metadata::InstanceMetadataDefaultsResponse;
 use ec2::metadata::MetadataChange;
 
 /// Show or set the default metadata options of new instances.
@@ -35,15 +34,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if args.reset || change.is_some() {
         cloud.settings().set_metadata_defaults(now)?;
     }
-    let named = now.named();
     match output {
         Output::Json => {
-            let level: Map<String, Value> =
-                named.into_iter().map(|(name, value)| (name.to_string(), json_value(name, value))).collect();
-            output::print_json(&serde_json::json!({ "AccountLevel": level }))?;
+            output::print_json(&output::member("AccountLevel", InstanceMetadataDefaultsResponse::from(now)))?;
         }
         Output::Table => {
-            let lines: String = named.iter().map(|(name, value)| format!("{name:<25} {value}\n")).collect();
+            let lines: String = now.named().iter().map(|(name, value)| format!("{name:<25} {value}\n")).collect();
             output::print(if lines.is_empty() {
                 "No defaults are set. The image's settings apply.\n"
             } else {
@@ -52,12 +48,4 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Converts a value to JSON. As in EC2's API, the hop limit is a number and the other values are strings.
-fn json_value(name: &str, value: String) -> Value {
-    match value.parse::<u64>() {
-        Ok(number) if name == "HttpPutResponseHopLimit" => number.into(),
-        _ => value.into(),
-    }
 }

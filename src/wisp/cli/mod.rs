@@ -26,11 +26,11 @@ mod modify;
 mod network;
 mod reboot;
 mod recommend;
+mod resource;
 mod router;
 mod run;
 mod serial;
 mod sg;
-mod shapes;
 mod show;
 mod size;
 mod snapshot;
@@ -58,6 +58,7 @@ use self::output::Output;
 use ::machine::timeline::monotonic_ns;
 use cloud::Cloud;
 use cloud::lifecycle::StateChange;
+use cloud::shapes;
 
 /// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]
@@ -240,7 +241,9 @@ fn print_warnings(cloud: &Cloud) {
 /// Prints state changes of instances. `list` is the name of the list in JSON output.
 fn print_changes(list: &str, changes: &[StateChange], output: Output) -> anyhow::Result<()> {
     match output {
-        Output::Json => output::print_json(&shapes::state_changes(list, changes))?,
+        Output::Json => {
+            output::print_json(&output::member(list, changes.iter().map(shapes::state_change).collect::<Vec<_>>()))?
+        }
         Output::Table => {
             let line =
                 |change: &StateChange| format!("{}  {} → {}\n", change.instance, change.previous, change.current);

@@ -5,6 +5,7 @@
 //!
 //! Control characters in names, paths and messages are [escaped](super::escape), even in pipes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -218,6 +219,11 @@ fn print_raw(text: &str) -> io::Result<()> {
 /// Prints results as JSON.
 pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
+}
+
+/// Returns a JSON object with one member.
+pub fn member(name: &str, value: impl Serialize) -> impl Serialize {
+    BTreeMap::from([(name, value)])
 }
 
 /// Suggests the next useful command, given as words without `wisp`.

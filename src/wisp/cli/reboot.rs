@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::args::{self, WaitArgs};
 use super::output::{self, Output};
 use super::{open_cloud, wait};
@@ -21,6 +23,10 @@ pub struct Args {
     wait: WaitArgs,
 }
 
+/// The response of EC2's `RebootInstances`.
+#[derive(Serialize)]
+struct Empty {}
+
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let records = cloud.instances(&args.instances)?;
@@ -32,8 +38,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         wait::until_ready(&records, machines, timeout)?;
     }
     match output {
-        // The response of EC2's RebootInstances is empty.
-        Output::Json => output::print_json(&serde_json::json!({}))?,
+        Output::Json => output::print_json(&Empty {})?,
         Output::Table => {
             output::print(&records.iter().map(|record| format!("{}  rebooted\n", record.id)).collect::<String>())?;
             output::next_command(["exec", &args.instances[0], "--", "uptime"]);

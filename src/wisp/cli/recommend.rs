@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{args, open_cloud};
-use cloud::{timestamp, utc};
+use cloud::utc;
+use ec2::api::Timestamp;
 use ec2::right_size::{Confidence, Figures, Finding, Judgment, Statistic, TooLittle};
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
-use ec2::{InstanceType, catalog};
+use ec2::{InstanceId, InstanceType, catalog};
 use node::shell;
 use store::InstanceRecord;
 
@@ -50,7 +51,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     let all: Vec<(&InstanceRecord, Verdict)> = records.iter().zip(verdicts).collect();
     if output == Output::Json {
-        output::print_json(&shape(&all, args.least))?;
+        output::print_json(&response(&all, args.least))?;
         return Ok(ExitCode::SUCCESS);
     }
     if all.is_empty() {
@@ -171,9 +172,9 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
     let baseline = baseline.map(|baseline| format!("; baseline {baseline}%")).unwrap_or_default();
     let mut lines = vec![("CPU", format!("{}{baseline}", shares(&figures.cpu, vcpus)))];
     if figures.cpu_throttled > 0.0 {
-        let held = percent(figures.cpu_throttled);
+        let throttled = percent(figures.cpu_throttled);
         let wanted = shares(&figures.cpu_wanted, vcpus);
-        lines.push(("", format!("throttled {held} of the time because credits ran out; demand: {wanted}")));
+        lines.push(("", format!("throttled {throttled} of the time because credits ran out; demand: {wanted}")));
     }
     let memory_bytes = record.memory_mib << 20;
     let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
@@ -187,14 +188,14 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
     lines.push(("Volumes", format!("{}{limit}", rates(&figures.ebs_bytes, per_second))));
     let limit = of(ebs.map(|ebs| format!("{} IOPS", ebs.operations.baseline)));
     lines.push(("", format!("{}{limit}", rates(&figures.ebs_operations, |count| format!("{count} IOPS")))));
-    if figures.ebs_held > 0.0 {
-        let held = percent(figures.ebs_held);
-        lines.push(("", format!("throttled {held} of the time by limits of the type or the volumes (added up)")));
+    if figures.ebs_throttled > 0.0 {
+        let throttled = percent(figures.ebs_throttled);
+        lines.push(("", format!("throttled {throttled} of the time by limits of the type or the volumes (added up)")));
     }
     let limit = of(known.map(|known| per_second(known.network_speed().baseline)));
     lines.push(("Network", format!("{}{limit}", rates(&figures.network, per_second))));
-    if figures.network_held > 0.0 {
-        lines.push(("", format!("throttled {} of the time", percent(figures.network_held))));
+    if figures.network_throttled > 0.0 {
+        lines.push(("", format!("throttled {} of the time", percent(figures.network_throttled))));
     }
     lines
 }
@@ -249,19 +250,102 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
     Ok(output::print_table(&columns, rows)?)
 }
 
-/// Returns the response of Compute Optimizer's `GetEC2InstanceRecommendations`.
-fn shape(all: &[(&InstanceRecord, Verdict)], least: u32) -> Value {
-    let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
-    let errors = all.iter().filter_map(|(record, verdict)| {
-        let error = verdict.as_ref().err()?;
-        let message = too_little(*error, least);
-        Some(json!({"identifier": record.id, "code": "InsufficientData", "message": message}))
-    });
-    json!({"instanceRecommendations": judged.collect::<Vec<_>>(), "errors": errors.collect::<Vec<_>>()})
+/// The response of Compute Optimizer's `GetEC2InstanceRecommendations`, with the observed time, memory and throttled
+/// shares as additions.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    instance_recommendations: Vec<InstanceRecommendation<'a>>,
+    errors: Vec<GetRecommendationError>,
 }
 
-fn recommendation(record: &InstanceRecord, judgment: &Judgment) -> Value {
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GetRecommendationError {
+    identifier: InstanceId,
+    code: &'static str,
+    message: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InstanceRecommendation<'a> {
+    instance_id: InstanceId,
+    instance_name: Option<&'a str>,
+    current_instance_type: &'a str,
+    finding: &'static str,
+    finding_reason_codes: Vec<&'static str>,
+    confidence: &'static str,
+    observed_seconds: f64,
+    observed_since: Timestamp,
+    look_back_period_in_days: u32,
+    utilization_metrics: Vec<UtilizationMetric>,
+    touched_memory_bytes: u64,
+    throttled_shares: ThrottledShares,
+    recommendation_options: Vec<RecommendationOption>,
+}
+
+#[derive(Serialize)]
+struct UtilizationMetric {
+    name: &'static str,
+    statistic: &'static str,
+    value: f64,
+}
+
+/// Shares of the observed time.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ThrottledShares {
+    cpu: f64,
+    ebs: f64,
+    network: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RecommendationOption {
+    rank: usize,
+    instance_type: &'static str,
+    #[serde(rename = "vCpus")]
+    vcpus: u32,
+    #[serde(rename = "memoryMiB")]
+    memory_mib: u64,
+    projected_utilization_metrics: [UtilizationMetric; 1],
+}
+
+fn response<'a>(all: &'a [(&'a InstanceRecord, Verdict)], least: u32) -> Response<'a> {
+    let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
+    let errors = all.iter().filter_map(|(record, verdict)| {
+        let message = too_little(*verdict.as_ref().err()?, least);
+        Some(GetRecommendationError { identifier: record.id, code: "InsufficientData", message })
+    });
+    Response { instance_recommendations: judged.collect(), errors: errors.collect() }
+}
+
+fn recommendation<'a>(record: &'a InstanceRecord, judgment: &Judgment) -> InstanceRecommendation<'a> {
     let Judgment { finding, reasons, options, confidence, figures } = judgment;
+    InstanceRecommendation {
+        instance_id: record.id,
+        instance_name: record.name(),
+        current_instance_type: &record.instance_type,
+        finding: finding.as_str(),
+        finding_reason_codes: reasons.iter().map(|reason| reason.as_str()).collect(),
+        confidence: confidence.as_str(),
+        observed_seconds: figures.observed,
+        observed_since: Timestamp::from_seconds(figures.since_ms / 1000),
+        look_back_period_in_days: 14,
+        utilization_metrics: utilization(record, figures),
+        touched_memory_bytes: figures.touched_bytes,
+        throttled_shares: ThrottledShares {
+            cpu: figures.cpu_throttled,
+            ebs: figures.ebs_throttled,
+            network: figures.network_throttled,
+        },
+        recommendation_options: (1..).zip(options).map(|(rank, option)| option_shape(rank, option, figures)).collect(),
+    }
+}
+
+fn utilization(record: &InstanceRecord, figures: &Figures) -> Vec<UtilizationMetric> {
     let vcpus = f64::from(record.vcpus);
     let metrics = [
         ("Cpu", figures.cpu, 100.0 / vcpus),
@@ -270,38 +354,24 @@ fn recommendation(record: &InstanceRecord, judgment: &Judgment) -> Value {
         ("EbsOperationsPerSecond", figures.ebs_operations, 1.0),
         ("NetworkBytesPerSecond", figures.network, 1.0),
     ];
-    let mut utilization: Vec<Value> = metrics
-        .into_iter()
-        .flat_map(|(name, Statistic { average, p99, maximum }, scale)| {
-            let statistics = [("Average", average), ("P99", p99), ("Maximum", maximum)];
-            statistics.map(|(statistic, value)| json!({"name": name, "statistic": statistic, "value": value * scale}))
-        })
-        .collect();
     let touched = figures.touched_bytes as f64 * 100.0 / (record.memory_mib << 20).max(1) as f64;
-    utilization.push(json!({"name": "Memory", "statistic": "Maximum", "value": touched}));
-    let option = |(rank, option): (usize, &&'static InstanceType)| {
-        let cpu = figures.cpu_wanted.p99 * 100.0 / f64::from(option.vcpus);
-        json!({
-            "rank": rank + 1,
-            "instanceType": option.name,
-            "vCpus": option.vcpus,
-            "memoryMiB": option.memory_mib,
-            "projectedUtilizationMetrics": [{"name": "Cpu", "statistic": "P99", "value": cpu}],
+    let metrics = metrics.into_iter().flat_map(|(name, Statistic { average, p99, maximum }, scale)| {
+        [("Average", average), ("P99", p99), ("Maximum", maximum)].map(|(statistic, value)| UtilizationMetric {
+            name,
+            statistic,
+            value: value * scale,
         })
-    };
-    json!({
-        "instanceId": record.id,
-        "instanceName": record.name(),
-        "currentInstanceType": record.instance_type,
-        "finding": finding.as_str(),
-        "findingReasonCodes": reasons.iter().map(|reason| reason.as_str()).collect::<Vec<_>>(),
-        "confidence": confidence.as_str(),
-        "observedSeconds": figures.observed,
-        "observedSince": timestamp(figures.since_ms / 1000),
-        "lookBackPeriodInDays": 14,
-        "utilizationMetrics": utilization,
-        "touchedMemoryBytes": figures.touched_bytes,
-        "heldShares": {"Cpu": figures.cpu_throttled, "Ebs": figures.ebs_held, "Network": figures.network_held},
-        "recommendationOptions": options.iter().enumerate().map(option).collect::<Vec<_>>(),
-    })
+    });
+    metrics.chain([UtilizationMetric { name: "Memory", statistic: "Maximum", value: touched }]).collect()
+}
+
+fn option_shape(rank: usize, option: &InstanceType, figures: &Figures) -> RecommendationOption {
+    let cpu = figures.cpu_wanted.p99 * 100.0 / f64::from(option.vcpus);
+    RecommendationOption {
+        rank,
+        instance_type: option.name,
+        vcpus: option.vcpus,
+        memory_mib: option.memory_mib,
+        projected_utilization_metrics: [UtilizationMetric { name: "Cpu", statistic: "P99", value: cpu }],
+    }
 }

@@ -3,11 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
 use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
-use super::{open_cloud, print_warnings, shapes};
+use super::resource::{self, Column, Resource};
+use super::{open_cloud, print_warnings};
 use cloud::network::{RuleSpec, shown};
+use cloud::shapes;
+use ec2::api::security_group::{SecurityGroup, SecurityGroupRule};
 use ec2::id::SecurityGroupRuleId;
 use ec2::network::{ANYWHERE, Traffic, parse_range};
 use ipnet::Ipv4Net;
@@ -110,74 +114,36 @@ impl RuleArgs {
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let changed = match args.command {
+    match args.command {
         Command::Ls { vpc } => {
-            let groups = cloud.security_groups().list(vpc.as_deref())?;
-            list(&groups, output)?;
-            return Ok(ExitCode::SUCCESS);
+            resource::list(&cloud.security_groups().list(vpc.as_deref())?, output)?;
         }
-        Command::Show { group } => cloud.security_groups().find(&group)?,
-        Command::Rm { group } => {
-            let record = cloud.security_groups().delete(&group)?;
-            if output == Output::Table {
-                output::print(&format!("{}  deleted", record.id))?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
+        Command::Show { group } => show(&cloud.security_groups().find(&group)?, output)?,
+        Command::Rm { group } => resource::remove(&[group], "deleted", output, |group| {
+            cloud.security_groups().delete(group).map(|record| record.id)
+        })?,
         Command::Create { name, description, vpc } => {
             let record = cloud.security_groups().create(&name, &description, vpc.as_deref())?;
-            if output == Output::Table {
-                output::print(&record.id.to_string())?;
-                let group = if vpc.is_some() { record.id.to_string() } else { name };
-                output::next_command(["sg", "authorize", &group, "--port", "80"]);
-                return Ok(ExitCode::SUCCESS);
-            }
-            record
+            let id = record.id.to_string();
+            let group = if vpc.is_some() { &id } else { &name };
+            resource::show(&record, &id, &["sg", "authorize", group, "--port", "80"], output)?;
         }
-        Command::Authorize(rule) => cloud.security_groups().authorize(&rule.group, &rule.spec()?)?,
-        Command::Revoke { rule, id: Some(id) } => cloud.security_groups().revoke_by_id(&rule.group, id)?,
-        Command::Revoke { rule, id: None } => cloud.security_groups().revoke(&rule.group, &rule.spec()?)?,
-    };
-    print_warnings(&cloud);
-    match output {
-        Output::Json => output::print_json(&serde_json::json!({"SecurityGroups": [shapes::security_group(&changed)]}))?,
-        Output::Table => show(&changed)?,
+        Command::Authorize(rule) => show(&cloud.security_groups().authorize(&rule.group, &rule.spec()?)?, output)?,
+        Command::Revoke { rule, id: Some(id) } => {
+            show(&cloud.security_groups().revoke_by_id(&rule.group, id)?, output)?
+        }
+        Command::Revoke { rule, id: None } => {
+            show(&cloud.security_groups().revoke(&rule.group, &rule.spec()?)?, output)?
+        }
     }
+    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(groups: &[SecurityGroupRecord], output: Output) -> anyhow::Result<()> {
+fn show(group: &SecurityGroupRecord, output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
-        let shapes: Vec<_> = groups.iter().map(shapes::security_group).collect();
-        return output::print_json(&serde_json::json!({"SecurityGroups": shapes}));
+        return output::print_json(&group.response());
     }
-    let columns = [
-        ("Name", Align::Left),
-        ("Group", Align::Left),
-        ("VPC", Align::Left),
-        ("Ingress", Align::Left),
-        ("Egress", Align::Left),
-        ("Description", Align::Left),
-    ];
-    let row = |group: &SecurityGroupRecord| {
-        let rules = |egress| {
-            let of_way = group.rules.iter().filter(|rule| rule.egress == egress);
-            let words: Vec<String> = of_way.map(|rule| rule.traffic.to_string()).collect();
-            if words.is_empty() { "-".to_string() } else { words.join(", ") }
-        };
-        vec![
-            Cell::new(group.name.clone(), Tone::Strong),
-            Cell::from(group.id.to_string()),
-            Cell::new(group.vpc_id.to_string(), Tone::Quiet),
-            Cell::from(rules(false)),
-            Cell::from(rules(true)),
-            Cell::new(group.description.clone(), Tone::Quiet),
-        ]
-    };
-    Ok(output::print_table(&columns, groups.iter().map(row))?)
-}
-
-fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
     let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Traffic", Align::Left), ("Peer", Align::Left)];
     let row = |rule: &ec2::network::Rule| {
         vec![
@@ -189,4 +155,45 @@ fn show(group: &SecurityGroupRecord) -> anyhow::Result<()> {
     };
     output::print(&format!("{}  {}  {}", group.id, escape_line(&group.name), escape_line(&group.description)))?;
     Ok(output::print_table(&columns, group.rules.iter().map(row))?)
+}
+
+/// The responses of `DescribeSecurityGroups` and `DescribeSecurityGroupRules`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct GroupsAndRules {
+    security_groups: Vec<SecurityGroup>,
+    security_group_rules: Vec<SecurityGroupRule>,
+}
+
+fn traffic_cell(group: &SecurityGroupRecord, egress: bool) -> Cell {
+    let rules = group.rules.iter().filter(|rule| rule.egress == egress);
+    let words: Vec<String> = rules.map(|rule| rule.traffic.to_string()).collect();
+    if words.is_empty() { "-".into() } else { words.join(", ").into() }
+}
+
+impl Resource for SecurityGroupRecord {
+    const LIST: &'static str = "SecurityGroups";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |group| Cell::new(group.name.clone(), Tone::Strong)),
+        Column::left("Group", |group| group.id.to_string().into()),
+        Column::left("VPC", |group| Cell::new(group.vpc_id.to_string(), Tone::Quiet)),
+        Column::left("Ingress", |group| traffic_cell(group, false)),
+        Column::left("Egress", |group| traffic_cell(group, true)),
+        Column::left("Description", |group| Cell::new(group.description.clone(), Tone::Quiet)),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::security_group(self)
+    }
+
+    fn response(&self) -> impl Serialize {
+        Self::list_response(std::slice::from_ref(self))
+    }
+
+    fn list_response(groups: &[Self]) -> impl Serialize {
+        GroupsAndRules {
+            security_groups: groups.iter().map(shapes::security_group).collect(),
+            security_group_rules: groups.iter().flat_map(shapes::security_group_rules).collect(),
+        }
+    }
 }

@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::escape::escape_line;
-use super::ls::{check_cell, state_cell, status};
+use super::limits::LimitsShape;
+use super::ls::{InstanceListing, check_cell, state_cell, status};
 use super::output::{self, Output, Screen, Tone};
-use super::shapes::{self, GroupNames};
 use super::{args, limits, open_cloud};
+use cloud::shapes::GroupNames;
 use cloud::{Cloud, utc};
 use ec2::metadata::MetadataChange;
 use ec2::network::NetworkMode;
@@ -40,10 +43,11 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let record = cloud.instance(&args.instance)?;
     if output == Output::Json {
-        let mut value = shapes::reservations(std::slice::from_ref(&record), &cloud.security_groups().names()?);
         let status = status(&cloud, &record).and_then(Result::ok);
-        value["Limits"] = limits::shape(&record, status.as_ref());
-        output::print_json(&value)?;
+        output::print_json(&ShownInstance {
+            listing: InstanceListing::new(std::slice::from_ref(&record), &cloud.security_groups().names()?),
+            limits: limits::shape(&record, status.as_ref()),
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
     let facts = Facts {
@@ -60,6 +64,15 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         _ => output::next("ls"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The output of `--output json`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownInstance<'a> {
+    #[serde(flatten)]
+    listing: InstanceListing,
+    limits: LimitsShape<'a>,
 }
 
 /// Describes the state of the user data. The agent of a running guest reports it, unless cloud-init handles user data.

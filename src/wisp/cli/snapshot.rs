@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{args, launch, open_cloud, print_warnings, shapes};
-use cloud::utc;
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use super::{args, launch, open_cloud, print_warnings};
+use cloud::{shapes, utc};
 use store::SnapshotRecord;
 
 /// Manage snapshots of volumes.
@@ -55,54 +57,37 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let volume = cloud.volumes().find(&volume)?;
             let tags = launch::tags(Vec::new(), name.as_deref())?;
             let record = cloud.snapshots().create(volume.id, &description, tags)?;
-            match output {
-                Output::Json => output::print_json(&shapes::snapshot(&record))?,
-                Output::Table => {
-                    output::print(&format!("{}  {}", record.id, record.state.as_str()))?;
-                    let id = record.id.to_string();
-                    output::next_command(["volume", "create", "--snapshot", name.as_deref().unwrap_or(&id)]);
-                }
-            }
+            let (id, state) = (record.id.to_string(), record.state.as_str());
+            resource::show(
+                &record,
+                &format!("{id}  {state}"),
+                &["volume", "create", "--snapshot", name.as_deref().unwrap_or(&id)],
+                output,
+            )?;
         }
-        Command::Ls => {
-            let snapshots = cloud.snapshots().list()?;
-            if output == Output::Json {
-                let shapes: Vec<_> = snapshots.iter().map(shapes::snapshot).collect();
-                output::print_json(&serde_json::json!({"Snapshots": shapes}))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            let columns = [
-                ("Name", Align::Left),
-                ("Snapshot", Align::Left),
-                ("State", Align::Left),
-                ("Size", Align::Right),
-                ("Volume", Align::Left),
-                ("Created", Align::Left),
-                ("Description", Align::Left),
-            ];
-            let row = |record: &SnapshotRecord| {
-                vec![
-                    Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-                    Cell::from(record.id.to_string()),
-                    Cell::from(record.state.as_str()),
-                    Cell::from(output::bytes(record.size)),
-                    Cell::from(record.volume_id.to_string()),
-                    Cell::new(utc(record.started), Tone::Quiet),
-                    Cell::from(record.description.clone()),
-                ]
-            };
-            output::print_table(&columns, snapshots.iter().map(row))?;
-        }
-        Command::Rm { snapshots } => {
-            for snapshot in snapshots {
-                let record = cloud.snapshots().find(&snapshot)?;
-                cloud.snapshots().delete(record.id)?;
-                if output == Output::Table {
-                    output::print(&format!("{}  deleted", record.id))?;
-                }
-            }
-        }
+        Command::Ls => resource::list(&cloud.snapshots().list()?, output)?,
+        Command::Rm { snapshots } => resource::remove(&snapshots, "deleted", output, |snapshot| {
+            let id = cloud.snapshots().find(snapshot)?.id;
+            cloud.snapshots().delete(id).map(|_| id)
+        })?,
     }
     print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
+}
+
+impl Resource for SnapshotRecord {
+    const LIST: &'static str = "Snapshots";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |snapshot| Cell::new(snapshot.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Snapshot", |snapshot| snapshot.id.to_string().into()),
+        Column::left("State", |snapshot| snapshot.state.as_str().into()),
+        Column::right("Size", |snapshot| output::bytes(snapshot.size).into()),
+        Column::left("Volume", |snapshot| snapshot.volume_id.to_string().into()),
+        Column::left("Created", |snapshot| Cell::new(utc(snapshot.started), Tone::Quiet)),
+        Column::left("Description", |snapshot| snapshot.description.clone().into()),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::snapshot(self)
+    }
 }

@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{args, launch, open_cloud, shapes};
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use super::{args, launch, open_cloud};
 use cloud::network::SubnetSpec;
+use cloud::{Cloud, shapes};
 use ec2::network::{Zone, parse_range};
 use ec2::tag::Tag;
 use ipnet::Ipv4Net;
@@ -74,63 +77,65 @@ enum Command {
 
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let (subnet, is_new) = match args.command {
+    match args.command {
         Command::Ls => {
             let subnets = cloud.subnets().list()?;
             let free = cloud.subnets().free_addresses(&subnets)?;
-            list(&subnets, &free, output)?;
-            return Ok(ExitCode::SUCCESS);
+            let listed = |(record, free)| ListedSubnet { record, free };
+            resource::list(&subnets.into_iter().zip(free).map(listed).collect::<Vec<_>>(), output)?;
         }
         Command::Rm { subnet } => {
-            let subnet = cloud.subnets().delete(&subnet)?;
-            if output == Output::Table {
-                output::print(&format!("{}  deleted", subnet.id))?;
-            }
-            return Ok(ExitCode::SUCCESS);
+            resource::remove(&[subnet], "deleted", output, |subnet| {
+                cloud.subnets().delete(subnet).map(|record| record.id)
+            })?;
         }
         Command::Create { vpc, cidr, zone, map_public_ip, name, tags } => {
             let tags = launch::tags(tags, name.as_deref())?;
-            (cloud.subnets().create(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?, true)
+            let subnet = cloud.subnets().create(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?;
+            show(&cloud, subnet, "", output)?;
         }
         Command::Modify { subnet, map_public_ip, no_map_public_ip: _ } => {
-            (cloud.subnets().map_public_ip(&subnet, map_public_ip)?, false)
+            let subnet = cloud.subnets().map_public_ip(&subnet, map_public_ip)?;
+            show(&cloud, subnet, "  modified", output)?;
         }
-    };
-    if output == Output::Json {
-        let free = cloud.subnets().free_addresses(std::slice::from_ref(&subnet))?;
-        output::print_json(&serde_json::json!({"Subnet": shapes::subnet(&subnet, free[0])}))?;
-        return Ok(ExitCode::SUCCESS);
     }
-    let id = subnet.id.to_string();
-    output::print(&if is_new { id.clone() } else { format!("{id}  modified") })?;
-    output::next_command(["launch", "--subnet", subnet.name().unwrap_or(&id)]);
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(subnets: &[SubnetRecord], free: &[usize], output: Output) -> anyhow::Result<()> {
-    if output == Output::Json {
-        let shapes: Vec<_> = subnets.iter().zip(free).map(|(subnet, free)| shapes::subnet(subnet, *free)).collect();
-        return output::print_json(&serde_json::json!({"Subnets": shapes}));
-    }
-    let columns = [
-        ("Name", Align::Left),
-        ("Subnet", Align::Left),
-        ("VPC", Align::Left),
-        ("CIDR", Align::Left),
-        ("Free addresses", Align::Right),
-        ("Zone", Align::Left),
-        ("Public addresses", Align::Left),
+/// A subnet with the number of its unused addresses.
+struct ListedSubnet {
+    record: SubnetRecord,
+    free: usize,
+}
+
+fn show(cloud: &Cloud, record: SubnetRecord, change: &str, output: Output) -> anyhow::Result<()> {
+    let free = cloud.subnets().free_addresses(std::slice::from_ref(&record))?[0];
+    let (id, subnet) = (record.id.to_string(), ListedSubnet { record, free });
+    resource::show(
+        &subnet,
+        &format!("{id}{change}"),
+        &["launch", "--subnet", subnet.record.name().unwrap_or(&id)],
+        output,
+    )
+}
+
+impl Resource for ListedSubnet {
+    const LIST: &'static str = "Subnets";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |subnet| Cell::new(subnet.record.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Subnet", |subnet| subnet.record.id.to_string().into()),
+        Column::left("VPC", |subnet| subnet.record.vpc_id.to_string().into()),
+        Column::left("CIDR", |subnet| subnet.record.cidr.to_string().into()),
+        Column::right("Free addresses", |subnet| subnet.free.to_string().into()),
+        Column::left("Zone", |subnet| subnet.record.zone.to_string().into()),
+        Column::left("Public addresses", |subnet| if subnet.record.map_public_ip { "yes" } else { "no" }.into()),
     ];
-    let row = |(subnet, free): (&SubnetRecord, &usize)| {
-        vec![
-            Cell::new(subnet.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(subnet.id.to_string()),
-            Cell::from(subnet.vpc_id.to_string()),
-            Cell::from(subnet.cidr.to_string()),
-            Cell::from(free.to_string()),
-            Cell::from(subnet.zone.to_string()),
-            Cell::from(if subnet.map_public_ip { "yes" } else { "no" }),
-        ]
-    };
-    Ok(output::print_table(&columns, subnets.iter().zip(free).map(row))?)
+
+    fn shape(&self) -> impl Serialize {
+        shapes::subnet(&self.record, self.free)
+    }
+
+    fn response(&self) -> impl Serialize {
+        output::member("Subnet", self.shape())
+    }
 }

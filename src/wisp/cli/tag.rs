@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use super::escape::escape_line;
+use super::open_cloud;
 use super::output::{self, Output};
-use super::{open_cloud, shapes};
+use ec2::api;
 use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
@@ -36,7 +37,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let resource = cloud.tags().find(&args.resource)?;
     let tags = cloud.tags().change(resource, &args.set, &args.remove)?;
     match output {
-        Output::Json => output::print_json(&serde_json::json!({"Tags": shapes::tags(&tags)}))?,
+        Output::Json => output::print_json(&output::member("Tags", api::Tag::list(&tags)))?,
         Output::Table => {
             output::print(
                 &tags

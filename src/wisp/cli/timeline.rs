@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use machine::control::VmmStatus;
 use machine::end_record::EndRecord;
-use machine::timeline::{Mark, TimelineRecord};
+use machine::timeline::{Mark, MarkRecord, TimelineRecord};
 use node::home::Home;
 
 /// The maximum width of a bar in columns.
@@ -28,12 +28,52 @@ pub struct Args {
     instance: Option<String>,
 }
 
-/// A timeline as stored and as JSON output. Times are nanoseconds of the monotonic clock.
-#[derive(Debug, Serialize, Deserialize)]
+/// The output of `--output json`. Times are nanoseconds of the monotonic clock.
+#[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Report {
-    #[serde(flatten)]
-    status: VmmStatus,
+struct Timeline<'a> {
+    /// Process ID of the VMM's supervisor.
+    pid: u32,
+    #[serde(rename = "VCpus")]
+    vcpus: u32,
+    #[serde(rename = "MemoryMiB")]
+    memory_mib: u64,
+    software_kvm: bool,
+    restored: bool,
+    marks: Vec<MarkShape>,
+    exits: Vec<ExitShape<'a>>,
+    resident_bytes: u64,
+    vmm_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MarkShape {
+    mark: Mark,
+    at_ns: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ExitShape<'a> {
+    reason: &'a str,
+    count: u64,
+}
+
+impl<'a> From<&'a VmmStatus> for Timeline<'a> {
+    fn from(status: &'a VmmStatus) -> Self {
+        Timeline {
+            pid: status.pid,
+            vcpus: status.vcpus,
+            memory_mib: status.memory_mib,
+            software_kvm: status.software_kvm,
+            restored: status.timeline.is_restored(),
+            marks: status.timeline.marks.iter().map(|&MarkRecord { mark, at_ns }| MarkShape { mark, at_ns }).collect(),
+            exits: status.exits.iter().map(|exit| ExitShape { reason: &exit.reason, count: exit.count }).collect(),
+            resident_bytes: status.guest_resident_bytes,
+            vmm_bytes: status.vmm_resident_bytes,
+        }
+    }
 }
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
@@ -42,7 +82,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         None => of_last_run()?,
     };
     match output {
-        Output::Json => output::print_json(&Report { status })?,
+        Output::Json => output::print_json(&Timeline::from(&status))?,
         Output::Table => output::print(&render(&status, Screen::stdout()))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -70,15 +110,13 @@ fn of_last_run() -> anyhow::Result<VmmStatus> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let report: Report = serde_json::from_str(&text)
-        .with_context(|| format!("{} is damaged; the next `wisp run` will overwrite it", path.display()))?;
-    Ok(report.status)
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is damaged; the next `wisp run` will overwrite it", path.display()))
 }
 
 /// Stores the timeline of a `wisp run`, so that `wisp timeline` can show it later.
 pub fn keep(home: &Home, status: &VmmStatus) -> anyhow::Result<()> {
-    let report = serde_json::to_vec_pretty(&Report { status: status.clone() })?;
-    Ok(node::home::write_private(&home.last_timeline(), &report)?)
+    Ok(node::home::write_private(&home.last_timeline(), &serde_json::to_vec_pretty(status)?)?)
 }
 
 /// Renders a table of phases with bars, and a table of VM exits.
@@ -144,7 +182,7 @@ fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machine::timeline::MarkRecord;
+    use serde_json::json;
 
     fn status() -> VmmStatus {
         let marks = Mark::ALL.into_iter().enumerate();
@@ -182,7 +220,16 @@ mod tests {
         let home = Home::at(dir.path()).unwrap();
         keep(&home, &status()).unwrap();
         let text = std::fs::read_to_string(home.last_timeline()).unwrap();
-        assert_eq!(serde_json::from_str::<Report>(&text).unwrap().status, status());
+        assert_eq!(serde_json::from_str::<VmmStatus>(&text).unwrap(), status());
+    }
+
+    #[test]
+    fn json_has_marks_in_nanoseconds() {
+        let mut status = status();
+        status.timeline.marks.truncate(1);
+        let value = serde_json::to_value(Timeline::from(&status)).unwrap();
+        assert_eq!(value["Marks"], json!([{"Mark": "process-start", "AtNs": 1000}]));
+        assert_eq!((&value["VCpus"], &value["MemoryMiB"], &value["Restored"]), (&1.into(), &256.into(), &false.into()));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use super::limits::LimitsShape;
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
 use super::{history, limits, open_cloud};
 use cloud::Cloud;
@@ -83,7 +84,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
             })
             .collect();
         if output == Output::Json {
-            output::print_json(&json!({"Instances": rows.iter().map(shape).collect::<Vec<_>>()}))?;
+            output::print_json(&output::member("Instances", rows.iter().map(shape).collect::<Vec<_>>()))?;
         } else {
             if !once {
                 output::clear_screen()?;
@@ -137,22 +138,43 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
     }
 }
 
-fn shape((record, status, rates): &(&InstanceRecord, &VmmStatus, Rates)) -> Value {
-    json!({
-        "InstanceId": record.id,
-        "Name": record.name(),
-        "InstanceType": record.instance_type,
-        "VCpus": status.vcpus,
-        "CpuPercent": rates.cpu_percent,
-        "MemoryMiB": status.memory_mib,
-        "ResidentBytes": status.guest_resident_bytes,
-        "VmmBytes": status.vmm_resident_bytes,
-        "DiskReadBytesPerSecond": rates.read_bytes,
-        "DiskWriteBytesPerSecond": rates.written_bytes,
-        "ExitsPerSecond": rates.exits,
-        "HeldPercent": rates.throttled_percent,
-        "Limits": limits::shape(record, Some(status)),
-    })
+/// An element of `Instances` in the output of `--output json`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Usage<'a> {
+    instance_id: InstanceId,
+    name: Option<&'a str>,
+    instance_type: &'a str,
+    #[serde(rename = "VCpus")]
+    vcpus: u32,
+    cpu_percent: f64,
+    #[serde(rename = "MemoryMiB")]
+    memory_mib: u64,
+    resident_bytes: u64,
+    vmm_bytes: u64,
+    disk_read_bytes_per_second: f64,
+    disk_write_bytes_per_second: f64,
+    exits_per_second: f64,
+    throttled_percent: f64,
+    limits: LimitsShape<'a>,
+}
+
+fn shape<'a>((record, status, rates): &(&'a InstanceRecord, &'a VmmStatus, Rates)) -> Usage<'a> {
+    Usage {
+        instance_id: record.id,
+        name: record.name(),
+        instance_type: &record.instance_type,
+        vcpus: status.vcpus,
+        cpu_percent: rates.cpu_percent,
+        memory_mib: status.memory_mib,
+        resident_bytes: status.guest_resident_bytes,
+        vmm_bytes: status.vmm_resident_bytes,
+        disk_read_bytes_per_second: rates.read_bytes,
+        disk_write_bytes_per_second: rates.written_bytes,
+        exits_per_second: rates.exits,
+        throttled_percent: rates.throttled_percent,
+        limits: limits::shape(record, Some(status)),
+    }
 }
 
 fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> String {

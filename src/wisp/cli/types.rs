@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use ec2::api::instance_type::InstanceTypeInfo;
 use ec2::capacity::{self, HostCapacity, InstanceSize, Lacking};
 use ec2::catalog;
-use ec2::describe::InstanceTypeInfo;
 use ec2::instance_type::{EbsBandwidth, InstanceType, NotLaunchable};
 use ec2::size::{MemorySize, approximate_mib};
 use node::probe;

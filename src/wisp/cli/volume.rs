@@ -3,15 +3,17 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{args, launch, open_cloud, print_warnings, shapes};
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use super::{args, launch, open_cloud, print_warnings};
 use cloud::volume::NewVolume;
-use cloud::{Cloud, utc};
+use cloud::{Cloud, shapes, utc};
 use ec2::block_device::DeviceName;
 use ec2::tag::Tag;
 use ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
-use store::VolumeRecord;
+use store::{AttachmentRecord, VolumeRecord};
 
 /// Manage EBS volumes.
 #[derive(Debug, clap::Args)]
@@ -114,97 +116,83 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));
             }
-            show(&record, output)?;
+            let id = record.id.to_string();
+            resource::show(
+                &record,
+                &summary(&record),
+                &["volume", "attach", record.name().unwrap_or(&id), "INSTANCE"],
+                output,
+            )?;
+        }
+        Command::Ls => {
+            resource::list(&cloud.volumes().list()?, output)?;
             if output == Output::Table {
-                output::next_command(["volume", "attach", &called(&record), "INSTANCE"]);
+                output::next("volume create 1 --name data");
             }
         }
-        Command::Ls => list(&cloud, output)?,
         Command::Attach { volume, instance, device, delete_on_termination } => {
             let (volume, instance) = (cloud.volumes().find(&volume)?, cloud.instance(&instance)?);
             let record = cloud.volumes().attach(volume.id, instance.id, device, delete_on_termination)?;
-            show(&record, output)?;
-            if output == Output::Table {
-                let name = instance.name().map_or_else(|| instance.id.to_string(), str::to_owned);
-                output::next_command(["exec", &name, "--", "cat", "/proc/partitions"]);
-            }
+            let id = instance.id.to_string();
+            let next = ["exec", instance.name().unwrap_or(&id), "--", "cat", "/proc/partitions"];
+            resource::show(&record, &summary(&record), &next, output)?;
         }
         Command::Detach { volume, force } => {
             let volume = cloud.volumes().find(&volume)?;
-            show(&cloud.volumes().detach(volume.id, force)?, output)?;
+            let record = cloud.volumes().detach(volume.id, force)?;
+            resource::show(&record, &summary(&record), &[], output)?;
         }
         Command::Resize { volume, size } => {
-            let volume = cloud.volumes().find(&volume)?;
-            let change = VolumeChange { size: Some(size), ..VolumeChange::default() };
-            show(&cloud.volumes().modify(volume.id, &change)?, output)?;
+            modify(&cloud, &volume, VolumeChange { size: Some(size), ..VolumeChange::default() }, output)?;
         }
         Command::Modify { volume, volume_type, iops, throughput } => {
-            let volume = cloud.volumes().find(&volume)?;
-            let change = VolumeChange { size: None, volume_type, iops, throughput };
-            show(&cloud.volumes().modify(volume.id, &change)?, output)?;
+            modify(&cloud, &volume, VolumeChange { size: None, volume_type, iops, throughput }, output)?;
         }
-        Command::Rm { volumes } => {
-            for volume in volumes {
-                let record = cloud.volumes().find(&volume)?;
-                cloud.volumes().delete(record.id)?;
-                if output == Output::Table {
-                    output::print(&format!("{}  deleted", record.id))?;
-                }
-            }
-        }
+        Command::Rm { volumes } => resource::remove(&volumes, "deleted", output, |volume| {
+            let id = cloud.volumes().find(volume)?.id;
+            cloud.volumes().delete(id).map(|_| id)
+        })?,
     }
     print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
-fn called(record: &VolumeRecord) -> String {
-    record.name().map_or_else(|| record.id.to_string(), str::to_owned)
+fn modify(cloud: &Cloud, volume: &str, change: VolumeChange, output: Output) -> anyhow::Result<()> {
+    let volume = cloud.volumes().find(volume)?;
+    let record = cloud.volumes().modify(volume.id, &change)?;
+    resource::show(&record, &summary(&record), &[], output)
 }
 
-fn show(record: &VolumeRecord, output: Output) -> anyhow::Result<()> {
-    match output {
-        Output::Json => output::print_json(&shapes::volume(record)),
-        Output::Table => {
-            let place = record.attachment.as_ref().map_or_else(String::new, |attachment| {
-                format!(", {} on {}", attachment.device_name, attachment.instance_id)
-            });
-            let (size, state) = (output::bytes(record.size), record.state.as_str());
-            Ok(output::print(&format!("{}  {size} {}, {state}{place}", record.id, record.volume_type))?)
-        }
-    }
+fn attachment_cell(volume: &VolumeRecord, text: impl FnOnce(&AttachmentRecord) -> String) -> Cell {
+    volume.attachment.as_ref().map_or("-".into(), |attachment| text(attachment).into())
 }
 
-fn list(cloud: &Cloud, output: Output) -> anyhow::Result<()> {
-    let volumes = cloud.volumes().list()?;
-    if output == Output::Json {
-        let shapes: Vec<_> = volumes.iter().map(shapes::volume).collect();
-        return output::print_json(&serde_json::json!({"Volumes": shapes}));
-    }
-    let columns = [
-        ("Name", Align::Left),
-        ("Volume", Align::Left),
-        ("State", Align::Left),
-        ("Size", Align::Right),
-        ("Type", Align::Left),
-        ("Attached to", Align::Left),
-        ("Device", Align::Left),
-        ("Created", Align::Left),
+fn summary(volume: &VolumeRecord) -> String {
+    let place = volume
+        .attachment
+        .as_ref()
+        .map_or_else(String::new, |attachment| format!(", {} on {}", attachment.device_name, attachment.instance_id));
+    let (size, state) = (output::bytes(volume.size), volume.state.as_str());
+    format!("{}  {size} {}, {state}{place}", volume.id, volume.volume_type)
+}
+
+impl Resource for VolumeRecord {
+    const LIST: &'static str = "Volumes";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |volume| Cell::new(volume.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Volume", |volume| volume.id.to_string().into()),
+        Column::left("State", |volume| {
+            let tone = if volume.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
+            Cell::new(volume.state.as_str(), tone)
+        }),
+        Column::right("Size", |volume| output::bytes(volume.size).into()),
+        Column::left("Type", |volume| volume.volume_type.clone().into()),
+        Column::left("Attached to", |volume| attachment_cell(volume, |attachment| attachment.instance_id.to_string())),
+        Column::left("Device", |volume| attachment_cell(volume, |attachment| attachment.device_name.clone())),
+        Column::left("Created", |volume| Cell::new(utc(volume.created), Tone::Quiet)),
     ];
-    let row = |record: &VolumeRecord| {
-        let tone = if record.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
-        let attachment = record.attachment.as_ref();
-        vec![
-            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(record.id.to_string()),
-            Cell::new(record.state.as_str(), tone),
-            Cell::from(output::bytes(record.size)),
-            Cell::from(record.volume_type.clone()),
-            Cell::from(attachment.map_or("-".into(), |attachment| attachment.instance_id.to_string())),
-            Cell::from(attachment.map_or("-", |attachment| attachment.device_name.as_str())),
-            Cell::new(utc(record.created), Tone::Quiet),
-        ]
-    };
-    output::print_table(&columns, volumes.iter().map(row))?;
-    output::next("volume create 1 --name data");
-    Ok(())
+
+    fn shape(&self) -> impl Serialize {
+        shapes::volume(self)
+    }
 }

@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Tone};
-use super::{args, launch, open_cloud, shapes};
+use super::output::{self, Cell, Output, Tone};
+use super::resource::{self, Column, Resource};
+use super::{args, launch, open_cloud};
+use cloud::{Cloud, CloudError, shapes};
 use ec2::network::parse_range;
 use ec2::tag::Tag;
 use ipnet::Ipv4Net;
@@ -56,68 +59,70 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Ls => {
             let vpcs = cloud.vpcs().list()?;
-            if output == Output::Json {
-                let shapes: Vec<_> = vpcs.iter().map(shapes::vpc).collect();
-                output::print_json(&serde_json::json!({"Vpcs": shapes}))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            let subnets = cloud.subnets().list()?;
-            let instances = cloud.all_instances()?;
-            let columns = [
-                ("Name", Align::Left),
-                ("VPC", Align::Left),
-                ("CIDR", Align::Left),
-                ("Subnets", Align::Right),
-                ("Instances", Align::Right),
-            ];
-            let row = |vpc: &VpcRecord| {
-                let name = vpc.name().unwrap_or(if vpc.is_default { "default" } else { "-" });
-                let is_in = |network: &store::NetworkRecord| network.vpc_id == vpc.id;
-                let instances = instances.iter().filter(|record| record.network.as_ref().is_some_and(is_in)).count();
-                vec![
-                    Cell::new(name, Tone::Strong),
-                    Cell::from(vpc.id.to_string()),
-                    Cell::from(vpc.cidr.to_string()),
-                    Cell::from(subnets.iter().filter(|subnet| subnet.vpc_id == vpc.id).count().to_string()),
-                    Cell::from(instances.to_string()),
-                ]
-            };
-            output::print_table(&columns, vpcs.iter().map(row))?;
+            resource::list(&with_counts(&cloud, vpcs)?, output)?;
         }
         Command::Create { cidr, name, tags, .. } => {
             let vpc = match cidr {
                 Some(cidr) => cloud.vpcs().create(cidr, launch::tags(tags, name.as_deref())?)?,
                 None => cloud.vpcs().create_default()?,
             };
-            match output {
-                Output::Json => output::print_json(&serde_json::json!({"Vpc": shapes::vpc(&vpc)}))?,
-                Output::Table => {
-                    output::print(&vpc.id.to_string())?;
-                    match vpc.is_default {
-                        true => output::next("launch --name first"),
-                        false => {
-                            let id = vpc.id.to_string();
-                            let (name, base) = (vpc.name().unwrap_or(&id), vpc.cidr.network());
-                            let length = vpc.cidr.prefix_len().max(24);
-                            output::next_command([
-                                "subnet",
-                                "create",
-                                "--vpc",
-                                name,
-                                "--cidr",
-                                &format!("{base}/{length}"),
-                            ]);
-                        }
-                    }
-                }
-            }
+            show(vpc, output)?;
         }
         Command::Rm { vpc } => {
-            let vpc = cloud.vpcs().delete(&vpc)?;
-            if output == Output::Table {
-                output::print(&format!("{}  deleted", vpc.id))?;
-            }
+            resource::remove(&[vpc], "deleted", output, |vpc| cloud.vpcs().delete(vpc).map(|record| record.id))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(record: VpcRecord, output: Output) -> anyhow::Result<()> {
+    let (base, length) = (record.cidr.network(), record.cidr.prefix_len().max(24));
+    let (id, cidr) = (record.id.to_string(), format!("{base}/{length}"));
+    let vpc = ListedVpc { record, subnets: 0, instances: 0 };
+    if vpc.record.is_default {
+        return resource::show(&vpc, &id, &["launch", "--name", "first"], output);
+    }
+    let name = vpc.record.name().unwrap_or(&id);
+    resource::show(&vpc, &id, &["subnet", "create", "--vpc", name, "--cidr", &cidr], output)
+}
+
+/// A VPC with the numbers of its subnets and instances.
+struct ListedVpc {
+    record: VpcRecord,
+    subnets: usize,
+    instances: usize,
+}
+
+fn with_counts(cloud: &Cloud, vpcs: Vec<VpcRecord>) -> Result<Vec<ListedVpc>, CloudError> {
+    let (subnets, instances) = (cloud.subnets().list()?, cloud.all_instances()?);
+    let listed = |record: VpcRecord| {
+        let is_in = |network: &store::NetworkRecord| network.vpc_id == record.id;
+        ListedVpc {
+            subnets: subnets.iter().filter(|subnet| subnet.vpc_id == record.id).count(),
+            instances: instances.iter().filter(|instance| instance.network.as_ref().is_some_and(is_in)).count(),
+            record,
+        }
+    };
+    Ok(vpcs.into_iter().map(listed).collect())
+}
+
+impl Resource for ListedVpc {
+    const LIST: &'static str = "Vpcs";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |ListedVpc { record, .. }| {
+            Cell::new(record.name().unwrap_or(if record.is_default { "default" } else { "-" }), Tone::Strong)
+        }),
+        Column::left("VPC", |vpc| vpc.record.id.to_string().into()),
+        Column::left("CIDR", |vpc| vpc.record.cidr.to_string().into()),
+        Column::right("Subnets", |vpc| vpc.subnets.to_string().into()),
+        Column::right("Instances", |vpc| vpc.instances.to_string().into()),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::vpc(&self.record)
+    }
+
+    fn response(&self) -> impl Serialize {
+        output::member("Vpc", self.shape())
+    }
 }

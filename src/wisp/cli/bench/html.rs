@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use super::chart::{Bar, chart};
 use super::{Shown, figure};
 use cloud::bench::bound::By;
@@ -45,8 +43,8 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// Renders the page. `data` is embedded in it as JSON, for programs.
-pub fn page(shown: &Shown, data: &Value) -> String {
+/// Renders the page. `data` is JSON that is embedded in it, for programs.
+pub fn page(shown: &Shown, data: &str) -> String {
     let names: Vec<&str> = shown.report.types.iter().map(|of| of.request.instance_type.name).collect();
     let title = format!("wisp bench: {}", names.join(", "));
     let mut page = format!(
@@ -64,7 +62,7 @@ pub fn page(shown: &Shown, data: &Value) -> String {
     }
     host(&mut page, shown);
     // Escape "<", so that no string in the data can end the script element.
-    let data = data.to_string().replace('<', "\\u003c");
+    let data = data.replace('<', "\\u003c");
     let _ = write!(page, "<script type=\"application/json\" id=\"bench\">{data}</script>\n</body>\n</html>\n");
     page
 }
@@ -162,7 +160,7 @@ fn host(page: &mut String, shown: &Shown) {
     let rows = [
         ("Processor", format!("{}, {} CPUs", host.cpu, host.cpus)),
         ("KVM", shown.kvm().to_string()),
-        ("Date", shown.began.clone()),
+        ("Date", shown.began.to_string()),
         ("wisp", env!("CARGO_PKG_VERSION").to_string()),
         ("Image", shown.image.to_string()),
         ("Runs", format!("{}, each in a new instance", shown.runs)),
@@ -187,12 +185,13 @@ mod tests {
     use super::super::shape::shape;
     use super::super::tests::{report, shown};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn page_escapes_untrusted_text() {
         let report = report();
         let shown = shown(&report);
-        let data = shape(&shown);
+        let data = serde_json::to_string(&shape(&shown)).unwrap();
         let page = page(&shown, &data);
         for raw in ["A <fast>", "<no>", "<i>"] {
             assert!(!page.contains(raw), "{raw}");
@@ -201,14 +200,14 @@ mod tests {
         // The script element is complete and ends only once.
         assert_eq!(page.matches("</script>").count(), 1);
         let inside = page.split("id=\"bench\">").nth(1).unwrap().split("</script>").next().unwrap();
-        assert_eq!(serde_json::from_str::<Value>(inside).unwrap(), data);
+        assert_eq!(serde_json::from_str::<Value>(inside).unwrap(), serde_json::from_str::<Value>(&data).unwrap());
     }
 
     #[test]
     fn page_loads_no_external_resources() {
         let report = report();
         let shown = shown(&report);
-        let page = page(&shown, &shape(&shown));
+        let page = page(&shown, &serde_json::to_string(&shape(&shown)).unwrap());
         let elsewhere = page.replace("http://www.w3.org/2000/svg", "");
         assert!(["http", "src=", "href=", "@import", "url("].iter().all(|word| !elsewhere.contains(word)));
         assert_eq!(page.matches("<svg").count(), 2);

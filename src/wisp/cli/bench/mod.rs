@@ -19,6 +19,7 @@ use cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
 use cloud::bench::{self, BenchError, BenchProgress, BenchSpec, Report};
 use cloud::image::Image;
 use cloud::registry;
+use ec2::api::Timestamp;
 use ec2::capacity::InstanceSize;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, catalog};
@@ -143,8 +144,8 @@ struct Shown<'a> {
     image: &'a str,
     runs: u32,
     limited: bool,
-    /// The start time, in the format of the EC2 API.
-    began: String,
+    /// The start time.
+    began: Timestamp,
     /// The words of the command line.
     command_line: Vec<String>,
 }
@@ -239,7 +240,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         image: &spec.image.manifest.name,
         runs: spec.runs,
         limited: spec.limited,
-        began: cloud::timestamp(seconds),
+        began: Timestamp::from_seconds(seconds),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
     };
     show(&shown, &args, output)?;
@@ -256,7 +257,7 @@ fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
         write(path, &serde_json::to_string_pretty(&shape)?)?;
     }
     if let Some(path) = &args.html {
-        write(path, &html::page(shown, &shape))?;
+        write(path, &html::page(shown, &serde_json::to_string(&shape)?))?;
     }
     Ok(())
 }
@@ -384,7 +385,7 @@ mod tests {
             image: "tiny",
             runs: 3,
             limited: true,
-            began: "2026-01-02T03:04:05.000Z".into(),
+            began: Timestamp::from_seconds(1_767_323_045),
             command_line: ["wisp", "bench", "--command", "</script><i>"].map(String::from).into(),
         }
     }

@@ -1,107 +1,202 @@
 //! Formats a bench as JSON: all figures of all runs, and the conclusions.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::Shown;
+use crate::cli::limits::{DiskLimitsShape, RateShape};
 use cloud::bench::TypeReport;
 use cloud::bench::bound::By;
 use cloud::bench::comparison::{Compared, ComparisonRow};
 use cloud::bench::measure::Better;
-use machine::limits::{DiskLimits, Rate};
+use ec2::api::Timestamp;
 
-/// Returns the results of the bench as JSON.
-pub fn shape(shown: &Shown) -> Value {
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct BenchResult<'a> {
+    bench: Bench<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Bench<'a> {
+    wisp_version: &'static str,
+    command_line: &'a [String],
+    start_time: Timestamp,
+    image_name: &'a str,
+    runs: u32,
+    limited: bool,
+    host: Host<'a>,
+    instance_types: Vec<TypeShape<'a>>,
+    measures: Vec<MeasureShape<'a>>,
+    choice: Choice<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Host<'a> {
+    cpu: &'a str,
+    cpus: u32,
+    kvm: &'static str,
+    #[serde(rename = "LastCacheBytes")]
+    cache: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Choice<'a> {
+    within_percent: f64,
+    ordered_by: &'static str,
+    measures: &'a [&'static str],
+    instance_type: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct TypeShape<'a> {
+    instance_type: &'static str,
+    #[serde(rename = "VCpus")]
+    vcpus: u32,
+    #[serde(rename = "MemoryMiB")]
+    memory_mib: u64,
+    price: Option<f64>,
+    failed: Option<&'a str>,
+    limits: TypeLimits,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct TypeLimits {
+    baseline_percent: Option<f64>,
+    cpu_credits: Option<&'static str>,
+    root_volume: Option<DiskLimitsShape>,
+    ebs: Option<DiskLimitsShape>,
+    network_bytes_per_second: Option<RateShape>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MeasureShape<'a> {
+    name: &'a str,
+    title: &'a str,
+    unit: &'a str,
+    better: &'static str,
+    cheapest_within: Option<&'a str>,
+    results: Vec<ResultShape<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ResultShape<'a> {
+    instance_type: &'a str,
+    samples: Vec<f64>,
+    cpu_shares: Vec<f64>,
+    not_measured: Option<&'a str>,
+    #[serde(flatten)]
+    summary: Option<SummaryShape<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct SummaryShape<'a> {
+    min: f64,
+    median: f64,
+    p95: f64,
+    slower_by_percent: Option<f64>,
+    limit_of: &'static str,
+    limit: &'a str,
+}
+
+/// Returns the results of the bench for JSON.
+pub fn shape<'a>(shown: &'a Shown) -> BenchResult<'a> {
     let host = &shown.report.host;
     let comparison = &shown.comparison;
-    json!({"Bench": {
-        "WispVersion": env!("CARGO_PKG_VERSION"),
-        "CommandLine": shown.command_line,
-        "StartTime": shown.began,
-        "ImageName": shown.image,
-        "Runs": shown.runs,
-        "Limited": shown.limited,
-        "Host": {
-            "Cpu": host.cpu,
-            "Cpus": host.cpus,
-            "Kvm": if host.software_kvm { "software" } else { "hardware" },
-            "LastCacheBytes": host.cache,
+    let bench = Bench {
+        wisp_version: env!("CARGO_PKG_VERSION"),
+        command_line: &shown.command_line,
+        start_time: shown.began,
+        image_name: shown.image,
+        runs: shown.runs,
+        limited: shown.limited,
+        host: Host {
+            cpu: &host.cpu,
+            cpus: host.cpus,
+            kvm: if host.software_kvm { "software" } else { "hardware" },
+            cache: host.cache,
         },
-        "InstanceTypes": shown.report.types.iter().zip(&shown.prices).map(of_type).collect::<Vec<_>>(),
-        "Measures": comparison.measures.iter().map(|compared| measure(shown, compared)).collect::<Vec<_>>(),
-        "Choice": {
-            "WithinPercent": shown.within,
-            "OrderedBy": if comparison.has_prices { "price" } else { "size" },
-            "Measures": comparison.over,
-            "InstanceType": comparison.cheapest.map(|subject| shown.name(subject)),
+        instance_types: shown.report.types.iter().zip(&shown.prices).map(of_type).collect(),
+        measures: comparison.measures.iter().map(|compared| measure(shown, compared)).collect(),
+        choice: Choice {
+            within_percent: shown.within,
+            ordered_by: if comparison.has_prices { "price" } else { "size" },
+            measures: &comparison.over,
+            instance_type: comparison.cheapest.map(|subject| shown.name(subject)),
         },
-    }})
-}
-
-fn of_type((of, price): (&TypeReport, &Option<f64>)) -> Value {
-    let rate = |rate: &Rate| json!({"Baseline": rate.baseline, "Peak": rate.peak});
-    let disk = |limits: &DiskLimits| {
-        json!({
-            "BytesPerSecond": limits.bytes.as_ref().map(rate),
-            "Iops": limits.operations.as_ref().map(rate),
-        })
     };
-    json!({
-        "InstanceType": of.request.instance_type.name,
-        "VCpus": of.request.vcpus,
-        "MemoryMiB": of.request.memory_mib,
-        "Price": price,
-        "Failed": of.failed,
-        "Limits": {
-            "BaselinePercent": of.request.instance_type.credits.map(|credits| credits.baseline_percent),
-            "CpuCredits": of.limits.credits.map(|mode| mode.as_str()),
-            "RootVolume": of.limits.volume.as_ref().map(disk),
-            "Ebs": of.limits.path.as_ref().map(disk),
-            "NetworkBytesPerSecond": of.limits.network.as_ref().map(rate),
+    BenchResult { bench }
+}
+
+fn of_type<'a>((of, price): (&'a TypeReport, &Option<f64>)) -> TypeShape<'a> {
+    TypeShape {
+        instance_type: of.request.instance_type.name,
+        vcpus: of.request.vcpus,
+        memory_mib: of.request.memory_mib,
+        price: *price,
+        failed: of.failed.as_deref(),
+        limits: TypeLimits {
+            baseline_percent: of.request.instance_type.credits.map(|credits| credits.baseline_percent),
+            cpu_credits: of.limits.credits.map(|mode| mode.as_str()),
+            root_volume: of.limits.volume.as_ref().map(DiskLimitsShape::from),
+            ebs: of.limits.path.as_ref().map(DiskLimitsShape::from),
+            network_bytes_per_second: of.limits.network.as_ref().map(RateShape::from),
         },
-    })
-}
-
-fn measure(shown: &Shown, Compared { measure, entries, cheapest }: &Compared) -> Value {
-    json!({
-        "Name": measure.name,
-        "Title": measure.title,
-        "Unit": measure.unit,
-        "Better": match measure.better { Better::Higher => "higher", Better::Lower => "lower" },
-        "CheapestWithin": cheapest.map(|subject| shown.name(subject)),
-        "Results": entries.iter().map(|entry| result(shown, entry)).collect::<Vec<_>>(),
-    })
-}
-
-fn result(shown: &Shown, entry: &ComparisonRow) -> Value {
-    let mut value = json!({
-        "InstanceType": shown.name(entry.subject),
-        "Samples": entry.result.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>(),
-        "CpuShares": entry.result.samples.iter().map(|sample| sample.observed.cpu_share).collect::<Vec<_>>(),
-        "NotMeasured": entry.result.not_measured,
-    });
-    if let Some((summary, bound)) = &entry.summary {
-        value["Min"] = json!(summary.min);
-        value["Median"] = json!(summary.median);
-        value["P95"] = json!(summary.p95);
-        value["SlowerByPercent"] = json!(entry.slowdown.map(|slowdown| slowdown * 100.0));
-        value["LimitOf"] = json!(match bound.by {
-            By::Type => "type",
-            By::Host => "host",
-        });
-        value["Limit"] = json!(bound.why);
     }
-    value
+}
+
+fn measure<'a>(shown: &'a Shown, Compared { measure, entries, cheapest }: &'a Compared) -> MeasureShape<'a> {
+    MeasureShape {
+        name: measure.name,
+        title: measure.title,
+        unit: measure.unit,
+        better: match measure.better {
+            Better::Higher => "higher",
+            Better::Lower => "lower",
+        },
+        cheapest_within: cheapest.map(|subject| shown.name(subject)),
+        results: entries.iter().map(|entry| result(shown, entry)).collect(),
+    }
+}
+
+fn result<'a>(shown: &'a Shown, entry: &'a ComparisonRow) -> ResultShape<'a> {
+    ResultShape {
+        instance_type: shown.name(entry.subject),
+        samples: entry.result.samples.iter().map(|sample| sample.figure).collect(),
+        cpu_shares: entry.result.samples.iter().map(|sample| sample.observed.cpu_share).collect(),
+        not_measured: entry.result.not_measured.as_deref(),
+        summary: entry.summary.as_ref().map(|(summary, bound)| SummaryShape {
+            min: summary.min,
+            median: summary.median,
+            p95: summary.p95,
+            slower_by_percent: entry.slowdown.map(|slowdown| slowdown * 100.0),
+            limit_of: match bound.by {
+                By::Type => "type",
+                By::Host => "host",
+            },
+            limit: &bound.why,
+        }),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{report, shown};
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn json_has_figures_of_all_runs() {
         let report = report();
-        let bench = &shape(&shown(&report))["Bench"];
+        let value = serde_json::to_value(shape(&shown(&report))).expect("plain data");
+        let bench = &value["Bench"];
         let micro = &bench["Measures"][0]["Results"][0];
         assert_eq!(micro["Samples"], json!([100.0, 90.0, 110.0]));
         assert_eq!((&micro["Median"], &micro["SlowerByPercent"]), (&json!(100.0), &json!(100.0)));

@@ -1,16 +1,20 @@
 //! `wisp image`: manages images (AMIs).
 
+mod shape;
+
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::output::{self, Align, Cell, Output, Screen, Tone};
+use self::shape::{Exported, MemoryShape, ShownImage, TemplateShape, VerifiedFile};
+use super::output::{self, Cell, Output, Screen, Tone};
+use super::resource::{self, Column, Resource};
 use super::size::SizeArgs;
-use super::{args, launch, open_cloud, print_warnings, shapes};
+use super::{args, launch, open_cloud, print_warnings};
 use cloud::bundle::Verified;
 use cloud::capacity::cpus;
 use cloud::create_image::ImageConsistency;
@@ -19,9 +23,10 @@ use cloud::image_memory::{self, ImageMemory};
 use cloud::import::ImportProgress;
 use cloud::names::ROOT_DEVICE;
 use cloud::registry;
+use cloud::shapes::{self, RootVolume};
 use cloud::template::{self, TemplateRecord};
 use cloud::transfer::{NewImage, RootChoices};
-use cloud::{Cloud, timestamp, utc};
+use cloud::{Cloud, CloudError, utc};
 use ec2::catalog;
 use ec2::metadata::ImdsSupport;
 use ec2::size::{MemorySize, approximate_mib};
@@ -173,21 +178,8 @@ impl From<VisibilityArg> for Visibility {
 pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
-        Command::Ls => list(&cloud.images().list()?, output)?,
-        Command::Show { image } => {
-            let (record, image) = cloud.images().open(Some(&image))?;
-            let warm = template::list_of(cloud.home(), &image.dir)?;
-            match output {
-                Output::Json => {
-                    let mut shape = shapes::image(&record, devices(&image));
-                    shape["WarmSnapshots"] = warm.iter().map(warm_shape).collect();
-                    shape["Memory"] =
-                        ImageMemory::of(&image).map_or(Value::Null, |memory| memory_shape(&memory, &image));
-                    output::print_json(&json!({"Images": [shape]}))?;
-                }
-                Output::Table => output::print(&lines(&record, &image, &warm, Screen::stdout()).join("\n"))?,
-            }
-        }
+        Command::Ls => list(&cloud, output)?,
+        Command::Show { image } => show(&cloud, &image, output)?,
         Command::Create { instance, name, description, no_reboot, with_memory } => {
             let instance = cloud.instance(&instance)?;
             let moment = match (with_memory, no_reboot) {
@@ -198,44 +190,23 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             let spinner = super::wait::spinner("Copying the root volume");
             let made = cloud.images().create(instance.id, &name, &description, moment);
             spinner.finish_and_clear();
-            let record = made?;
-            match output {
-                Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
-                Output::Table => {
-                    output::print(&record.id.to_string())?;
-                    output::next_command(["launch", &name]);
-                }
-            }
+            created(made?, "launch", output)?;
         }
         Command::Verify { image } => {
-            let bar = Bar::default();
-            let files = cloud.images().verify(&image, &bar);
-            bar.finish();
-            return report(&image, files?, output);
+            let files = with_bar(|bar| cloud.images().verify(&image, bar))?;
+            return report(&image, files, output);
         }
         Command::Import { source, name, description, public, default_user, cmdline, size, cloud_init } => {
             let visibility = if public { Visibility::Public } else { Visibility::Private };
             let root = RootChoices { default_user, cmdline, size: size.map(MemorySize::bytes), cloud_init };
             let new = NewImage { name, description, visibility, root };
-            let bar = Bar::default();
-            let imported = cloud.images().import(&source, &new, &bar);
-            bar.finish();
-            let record = imported?;
-            match output {
-                Output::Json => output::print_json(&json!({"ImageId": record.id}))?,
-                Output::Table => {
-                    output::print(&record.id.to_string())?;
-                    output::next_command(["run", &record.name]);
-                }
-            }
+            let record = with_bar(|bar| cloud.images().import(&source, &new, bar))?;
+            created(record, "run", output)?;
         }
         Command::Export { image, file } => {
-            let bar = Bar::default();
-            let exported = cloud.images().export(&image, &file, &bar);
-            bar.finish();
-            let record = exported?;
+            let record = with_bar(|bar| cloud.images().export(&image, &file, bar))?;
             match output {
-                Output::Json => output::print_json(&json!({"ImageId": record.id, "File": file}))?,
+                Output::Json => output::print_json(&Exported { image_id: record.id, file })?,
                 Output::Table => output::print(&format!("{}  exported to {}", record.id, file.display()))?,
             }
         }
@@ -259,17 +230,32 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
             }
         }
-        Command::Rm { images } => {
-            for image in images {
-                let record = cloud.images().deregister(&image)?;
-                if output == Output::Table {
-                    output::print(&format!("{}  deregistered", record.id))?;
-                }
-            }
-        }
+        Command::Rm { images } => resource::remove(&images, "deregistered", output, |image| {
+            cloud.images().deregister(image).map(|record| record.id)
+        })?,
     }
     print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a new image. `next` is a command that can use it.
+fn created(record: ImageRecord, next: &str, output: Output) -> anyhow::Result<()> {
+    let image = ListedImage { record, root: None };
+    resource::show(&image, &image.record.id.to_string(), &[next, &image.record.name], output)
+}
+
+fn show(cloud: &Cloud, reference: &str, output: Output) -> anyhow::Result<()> {
+    let (record, image) = cloud.images().open(Some(reference))?;
+    let warm = template::list_of(cloud.home(), &image.dir)?;
+    if output == Output::Table {
+        return Ok(output::print(&lines(&record, &image, &warm, Screen::stdout()).join("\n"))?);
+    }
+    let shown = ShownImage {
+        image: shapes::image(&record, RootVolume::of(&image)),
+        warm_snapshots: warm.iter().map(TemplateShape::from).collect(),
+        memory: ImageMemory::of(&image).map(|memory| MemoryShape::new(memory, &image)),
+    };
+    output::print_json(&output::member("Images", [shown]))
 }
 
 /// Prints the files that are intact, and fails with the error of the first damaged file. JSON output has the result of
@@ -277,9 +263,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
 fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<ExitCode> {
     let damaged = files.iter().filter(|file| file.result.is_err()).count();
     if output == Output::Json {
-        let shape =
-            |file: &Verified| json!({"File": file.file, "Error": file.result.as_ref().err().map(ToString::to_string)});
-        output::print_json(&json!({"Files": files.iter().map(shape).collect::<Vec<_>>()}))?;
+        output::print_json(&output::member("Files", files.iter().map(VerifiedFile::from).collect::<Vec<_>>()))?;
         return Ok(ExitCode::from(u8::from(damaged > 0)));
     }
     for file in &files {
@@ -297,6 +281,14 @@ fn report(image: &str, files: Vec<Verified>, output: Output) -> anyhow::Result<E
 #[derive(Debug, Default)]
 struct Bar {
     bar: RefCell<Option<ProgressBar>>,
+}
+
+/// Shows a progress bar during `work`.
+fn with_bar<T>(work: impl FnOnce(&Bar) -> Result<T, CloudError>) -> Result<T, CloudError> {
+    let bar = Bar::default();
+    let result = work(&bar);
+    bar.finish();
+    result
 }
 
 impl Bar {
@@ -328,13 +320,6 @@ impl ImportProgress for Bar {
     fn note(&self, sentence: &str) {
         self.finish();
         output::say(&format!("Note: {sentence}"));
-    }
-}
-
-fn devices(image: &Image) -> Value {
-    match &image.manifest.root {
-        Some(_) => json!([{"DeviceName": ROOT_DEVICE, "Ebs": {"DeleteOnTermination": true, "VolumeType": "gp3"}}]),
-        None => json!([]),
     }
 }
 
@@ -397,7 +382,7 @@ fn make_warm(
     spinner.finish_and_clear();
     let record = made?;
     match output {
-        Output::Json => output::print_json(&warm_shape(&record))?,
+        Output::Json => output::print_json(&TemplateShape::from(&record))?,
         Output::Table => {
             output::print(&format!("template: {}", warm_line(&record)))?;
             output::next(&format!("{}{}", shell::command(["launch", &image.manifest.name]), size.options()));
@@ -418,51 +403,42 @@ fn saved_line(cpus: CpuConfig, memory_mib: u64, bytes: u64) -> String {
     format!("{vcpus}, {}: {} on disk", approximate_mib(memory_mib), output::bytes(bytes))
 }
 
-fn warm_shape(record: &TemplateRecord) -> Value {
-    let facts = &record.facts;
-    json!({
-        "Vcpus": facts.cpus.count,
-        "ThreadsPerCore": facts.cpus.threads_per_core,
-        "MemoryMiB": facts.memory_mib,
-        "Bytes": record.bytes,
-        "Made": timestamp(facts.made),
-    })
-}
-
-fn memory_shape(memory: &ImageMemory, image: &Image) -> Value {
-    json!({
-        "InstanceType": memory.instance_type,
-        "Vcpus": memory.cpus.count,
-        "ThreadsPerCore": memory.cpus.threads_per_core,
-        "MemoryMiB": memory.memory_mib,
-        "Bytes": image_memory::bytes(image),
-    })
-}
-
-fn list(images: &[ImageRecord], output: Output) -> anyhow::Result<()> {
-    if output == Output::Json {
-        let shapes: Vec<Value> = images.iter().map(|record| shapes::image(record, json!([]))).collect();
-        return output::print_json(&json!({"Images": shapes}));
-    }
-    let columns = [
-        ("Name", Align::Left),
-        ("Image", Align::Left),
-        ("Owner", Align::Left),
-        ("Visibility", Align::Left),
-        ("Created", Align::Left),
-        ("Description", Align::Left),
-    ];
-    let row = |record: &ImageRecord| {
-        vec![
-            Cell::new(record.name.clone(), Tone::Strong),
-            Cell::from(record.id.to_string()),
-            Cell::from(record.owner.clone()),
-            Cell::from(record.visibility.as_str()),
-            Cell::new(utc(record.created), Tone::Quiet),
-            Cell::from(record.description.clone()),
-        ]
+fn list(cloud: &Cloud, output: Output) -> anyhow::Result<()> {
+    let images = cloud.images().list()?;
+    // The table does not show the root file systems, and the embedded image may have to be unpacked.
+    let root = |record: &ImageRecord| match output {
+        Output::Json => cloud.images().open_by_id(record.id).ok().and_then(|image| RootVolume::of(&image)),
+        Output::Table => None,
     };
-    output::print_table(&columns, images.iter().map(row))?;
-    output::next_command(["launch", images.last().map_or("tiny", |record| record.name.as_str())]);
+    let listed: Vec<_> = images.into_iter().map(|record| ListedImage { root: root(&record), record }).collect();
+    resource::list(&listed, output)?;
+    if output == Output::Table {
+        output::next_command(["launch", listed.last().map_or("tiny", |image| image.record.name.as_str())]);
+    }
     Ok(())
+}
+
+struct ListedImage {
+    record: ImageRecord,
+    root: Option<RootVolume>,
+}
+
+impl Resource for ListedImage {
+    const LIST: &'static str = "Images";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::left("Name", |image| Cell::new(image.record.name.clone(), Tone::Strong)),
+        Column::left("Image", |image| image.record.id.to_string().into()),
+        Column::left("Owner", |image| image.record.owner.clone().into()),
+        Column::left("Visibility", |image| image.record.visibility.as_str().into()),
+        Column::left("Created", |image| Cell::new(utc(image.record.created), Tone::Quiet)),
+        Column::left("Description", |image| image.record.description.clone().into()),
+    ];
+
+    fn shape(&self) -> impl Serialize {
+        shapes::image(&self.record, self.root)
+    }
+
+    fn response(&self) -> impl Serialize {
+        output::member("ImageId", self.record.id)
+    }
 }

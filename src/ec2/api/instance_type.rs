@@ -1,14 +1,23 @@
-//! Instance types in the format of EC2's `DescribeInstanceTypes` response. Fields without a value are omitted.
+//! Instance types. The figures are EC2's. Features that Wisp lacks are unsupported, whatever the type has in EC2.
 
 use serde::Serialize;
 
-use super::instance_type::{EbsBandwidth, Gpu, InstanceStore, InstanceType, Network};
+use super::{BOOT_MODE, EmptyList, VIRTUALIZATION_TYPE};
+use crate::instance_type::{EbsBandwidth, Gpu, InstanceStore, InstanceType, Network};
 
-/// An instance type (`InstanceTypeInfo` in EC2's API).
+const UNSUPPORTED: &str = "unsupported";
+
+/// EC2 API Reference, `InstanceTypeInfo`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InstanceTypeInfo {
     instance_type: &'static str,
+    current_generation: bool,
+    free_tier_eligible: bool,
+    supported_usage_classes: [&'static str; 1],
+    supported_root_device_types: [&'static str; 1],
+    supported_virtualization_types: [&'static str; 1],
+    supported_boot_modes: [&'static str; 1],
     bare_metal: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     hypervisor: Option<&'static str>,
@@ -23,14 +32,27 @@ pub struct InstanceTypeInfo {
     network_info: NetworkInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_info: Option<GpuInfo>,
+    placement_group_info: PlacementGroupInfo,
     hibernation_supported: bool,
     burstable_performance_supported: bool,
+    dedicated_hosts_supported: bool,
+    auto_recovery_supported: bool,
+    nitro_enclaves_support: &'static str,
+    nitro_tpm_support: &'static str,
+    phc_support: &'static str,
 }
 
 impl From<&InstanceType> for InstanceTypeInfo {
     fn from(row: &InstanceType) -> Self {
         InstanceTypeInfo {
             instance_type: row.name,
+            // The catalog has no types of previous generations.
+            current_generation: true,
+            free_tier_eligible: row.is_in_free_tier(),
+            supported_usage_classes: ["on-demand"],
+            supported_root_device_types: ["ebs"],
+            supported_virtualization_types: [VIRTUALIZATION_TYPE],
+            supported_boot_modes: [BOOT_MODE],
             bare_metal: row.bare_metal,
             hypervisor: row.ec2_hypervisor(),
             processor_info: ProcessorInfo {
@@ -47,10 +69,22 @@ impl From<&InstanceType> for InstanceTypeInfo {
             ebs_info: EbsInfo::new(row.ebs),
             network_info: NetworkInfo::new(row.network),
             gpu_info: row.gpu.map(GpuInfo::new),
+            placement_group_info: PlacementGroupInfo { supported_strategies: [] },
             hibernation_supported: row.hibernation,
             burstable_performance_supported: row.credits.is_some(),
+            dedicated_hosts_supported: false,
+            auto_recovery_supported: false,
+            nitro_enclaves_support: UNSUPPORTED,
+            nitro_tpm_support: UNSUPPORTED,
+            phc_support: UNSUPPORTED,
         }
     }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PlacementGroupInfo {
+    supported_strategies: EmptyList,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,6 +114,8 @@ struct InstanceStorageInfo {
     #[serde(rename = "TotalSizeInGB")]
     total_size_in_gb: u32,
     disks: [DiskInfo; 1],
+    nvme_support: &'static str,
+    encryption_support: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,6 +132,8 @@ impl InstanceStorageInfo {
         InstanceStorageInfo {
             total_size_in_gb: store.total_gb(),
             disks: [DiskInfo { size_in_gb: store.disk_gb, count: store.disks, r#type: store.kind.as_str() }],
+            nvme_support: UNSUPPORTED,
+            encryption_support: UNSUPPORTED,
         }
     }
 }
@@ -104,6 +142,8 @@ impl InstanceStorageInfo {
 #[serde(rename_all = "PascalCase")]
 struct EbsInfo {
     ebs_optimized_support: &'static str,
+    encryption_support: &'static str,
+    nvme_support: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ebs_optimized_info: Option<EbsOptimizedInfo>,
 }
@@ -124,7 +164,9 @@ struct EbsOptimizedInfo {
 impl EbsInfo {
     fn new(ebs: Option<EbsBandwidth>) -> Self {
         EbsInfo {
-            ebs_optimized_support: if ebs.is_some() { "default" } else { "unsupported" },
+            ebs_optimized_support: if ebs.is_some() { "default" } else { UNSUPPORTED },
+            encryption_support: UNSUPPORTED,
+            nvme_support: UNSUPPORTED,
             ebs_optimized_info: ebs.map(|ebs| EbsOptimizedInfo {
                 baseline_bandwidth_in_mbps: ebs.baseline_mbps,
                 baseline_throughput: f64::from(ebs.baseline_mbps) / 8.0,
@@ -142,7 +184,14 @@ impl EbsInfo {
 struct NetworkInfo {
     network_performance: &'static str,
     maximum_network_interfaces: u32,
+    maximum_network_cards: u32,
+    default_network_card_index: u32,
     ipv4_addresses_per_interface: u32,
+    ipv6_addresses_per_interface: u32,
+    ipv6_supported: bool,
+    ena_support: &'static str,
+    efa_supported: bool,
+    encryption_in_transit_supported: bool,
     network_cards: [NetworkCard; 1],
 }
 
@@ -161,7 +210,14 @@ impl NetworkInfo {
         NetworkInfo {
             network_performance: network.label,
             maximum_network_interfaces: network.max_interfaces,
+            maximum_network_cards: 1,
+            default_network_card_index: 0,
             ipv4_addresses_per_interface: network.ipv4_per_interface,
+            ipv6_addresses_per_interface: 0,
+            ipv6_supported: false,
+            ena_support: UNSUPPORTED,
+            efa_supported: false,
+            encryption_in_transit_supported: false,
             network_cards: [NetworkCard {
                 network_card_index: 0,
                 network_performance: network.label,
@@ -221,6 +277,12 @@ mod tests {
             described("i3.4xlarge"),
             json!({
                 "InstanceType": "i3.4xlarge",
+                "CurrentGeneration": true,
+                "FreeTierEligible": false,
+                "SupportedUsageClasses": ["on-demand"],
+                "SupportedRootDeviceTypes": ["ebs"],
+                "SupportedVirtualizationTypes": ["hvm"],
+                "SupportedBootModes": ["legacy-bios"],
                 "BareMetal": false,
                 "Hypervisor": "xen",
                 "ProcessorInfo": { "SupportedArchitectures": ["x86_64"] },
@@ -234,9 +296,13 @@ mod tests {
                 "InstanceStorageInfo": {
                     "TotalSizeInGB": 3800,
                     "Disks": [{ "SizeInGB": 1900, "Count": 2, "Type": "ssd" }],
+                    "NvmeSupport": "unsupported",
+                    "EncryptionSupport": "unsupported",
                 },
                 "EbsInfo": {
                     "EbsOptimizedSupport": "default",
+                    "EncryptionSupport": "unsupported",
+                    "NvmeSupport": "unsupported",
                     "EbsOptimizedInfo": {
                         "BaselineBandwidthInMbps": 3500,
                         "BaselineThroughputInMBps": 437.5,
@@ -249,7 +315,14 @@ mod tests {
                 "NetworkInfo": {
                     "NetworkPerformance": "Up to 10 Gigabit",
                     "MaximumNetworkInterfaces": 8,
+                    "MaximumNetworkCards": 1,
+                    "DefaultNetworkCardIndex": 0,
                     "Ipv4AddressesPerInterface": 30,
+                    "Ipv6AddressesPerInterface": 0,
+                    "Ipv6Supported": false,
+                    "EnaSupport": "unsupported",
+                    "EfaSupported": false,
+                    "EncryptionInTransitSupported": false,
                     "NetworkCards": [{
                         "NetworkCardIndex": 0,
                         "NetworkPerformance": "Up to 10 Gigabit",
@@ -258,8 +331,14 @@ mod tests {
                         "PeakBandwidthInGbps": 10.0,
                     }],
                 },
+                "PlacementGroupInfo": { "SupportedStrategies": [] },
                 "HibernationSupported": true,
                 "BurstablePerformanceSupported": false,
+                "DedicatedHostsSupported": false,
+                "AutoRecoverySupported": false,
+                "NitroEnclavesSupport": "unsupported",
+                "NitroTpmSupport": "unsupported",
+                "PhcSupport": "unsupported",
             })
         );
     }
@@ -268,7 +347,8 @@ mod tests {
     fn missing_resources_are_omitted() {
         let burstable = described("t2.nano");
         assert_eq!(burstable["BurstablePerformanceSupported"], true);
-        assert_eq!(burstable["EbsInfo"], json!({ "EbsOptimizedSupport": "unsupported" }));
+        assert_eq!(burstable["EbsInfo"].get("EbsOptimizedInfo"), None);
+        assert_eq!(described("t3.micro")["FreeTierEligible"], true);
         assert_eq!(burstable.get("InstanceStorageInfo"), None);
         assert_eq!(burstable.get("GpuInfo"), None);
         assert_eq!(described("c5.metal").get("Hypervisor"), None);

@@ -1,0 +1,24 @@
+//! Conversions from the store's records to the shapes of EC2's API. Pure functions: a caller passes in everything that
+//! is not in the record.
+
+mod address;
+mod image;
+mod instance;
+mod key_pair;
+mod security_group;
+mod snapshot;
+mod volume;
+mod vpc;
+
+pub use address::address;
+pub use image::{RootVolume, image};
+pub use instance::{GroupNames, credit_specifications, instance, reservation, reservations, state_change};
+pub use key_pair::key_pair;
+pub use security_group::{security_group, security_group_rules};
+pub use snapshot::snapshot;
+pub use volume::volume;
+pub use vpc::{subnet, vpc};
+
+const GIB: u64 = 1 << 30;
+/// Prefix of network interface IDs.
+const INTERFACE: &str = "eni";

@@ -1,0 +1,77 @@
+use ec2::api::vpc::{PrivateDnsNameOptions, Subnet, Vpc, VpcCidrBlockAssociation, VpcCidrBlockState};
+use ec2::api::{ACCOUNT_ID, Tag, arn};
+use store::{SubnetRecord, VpcRecord};
+
+pub fn vpc(record: &VpcRecord) -> Vpc {
+    let cidr_block = record.cidr.to_string();
+    let association = VpcCidrBlockAssociation {
+        association_id: record.id.with_prefix("vpc-cidr-assoc"),
+        cidr_block: cidr_block.clone(),
+        cidr_block_state: VpcCidrBlockState { state: "associated" },
+    };
+    Vpc {
+        cidr_block,
+        cidr_block_association_set: vec![association],
+        dhcp_options_id: "default",
+        instance_tenancy: "default",
+        is_default: record.is_default,
+        owner_id: ACCOUNT_ID,
+        state: "available",
+        tags: Tag::list(&record.tags),
+        vpc_id: record.id,
+    }
+}
+
+/// `free` is the number of unused addresses.
+pub fn subnet(record: &SubnetRecord, free: usize) -> Subnet {
+    Subnet {
+        assign_ipv6_address_on_creation: false,
+        availability_zone: record.zone,
+        availability_zone_id: record.zone.id(),
+        available_ip_address_count: free,
+        cidr_block: record.cidr.to_string(),
+        default_for_az: record.default_for_zone,
+        map_public_ip_on_launch: record.map_public_ip,
+        owner_id: ACCOUNT_ID,
+        private_dns_name_options_on_launch: PrivateDnsNameOptions::IP_NAME,
+        state: "available",
+        subnet_arn: arn("subnet", record.id),
+        subnet_id: record.id,
+        tags: Tag::list(&record.tags),
+        vpc_id: record.vpc_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn vpc_has_association_of_its_range() {
+        let record = VpcRecord {
+            id: "vpc-0123456789abcdef0".parse().unwrap(),
+            cidr: "10.0.0.0/16".parse().unwrap(),
+            is_default: false,
+            tags: Default::default(),
+        };
+        assert_eq!(
+            serde_json::to_value(vpc(&record)).unwrap(),
+            json!({
+                "CidrBlock": "10.0.0.0/16",
+                "CidrBlockAssociationSet": [{
+                    "AssociationId": "vpc-cidr-assoc-0123456789abcdef0",
+                    "CidrBlock": "10.0.0.0/16",
+                    "CidrBlockState": {"State": "associated"},
+                }],
+                "DhcpOptionsId": "default",
+                "InstanceTenancy": "default",
+                "IsDefault": false,
+                "OwnerId": "000000000000",
+                "State": "available",
+                "Tags": [],
+                "VpcId": "vpc-0123456789abcdef0",
+            })
+        );
+    }
+}

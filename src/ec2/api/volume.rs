@@ -1,0 +1,42 @@
+//! EBS volumes.
+
+use serde::Serialize;
+
+use super::{Tag, Timestamp};
+use crate::{InstanceId, VolumeId};
+
+/// EC2 API Reference, `Volume`, without the availability zone: an instance in any zone can use the volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Volume {
+    pub attachments: Vec<VolumeAttachment>,
+    pub create_time: Timestamp,
+    pub encrypted: bool,
+    /// None for HDD types.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u32>,
+    pub multi_attach_enabled: bool,
+    /// In GiB.
+    pub size: u64,
+    /// Empty if the volume was not created from a snapshot.
+    pub snapshot_id: String,
+    pub state: &'static str,
+    pub tags: Vec<Tag>,
+    /// In MiB/s, for gp3 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throughput: Option<u32>,
+    pub volume_id: VolumeId,
+    pub volume_type: String,
+}
+
+/// EC2 API Reference, `VolumeAttachment`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VolumeAttachment {
+    pub attach_time: Timestamp,
+    pub delete_on_termination: bool,
+    pub device: String,
+    pub instance_id: InstanceId,
+    pub state: &'static str,
+    pub volume_id: VolumeId,
+}
