@@ -41,7 +41,7 @@ impl Images<'_> {
     ) -> Result<ImageRecord, CloudError> {
         check_name(name)?;
         self.check_name_is_free(name)?;
-        let record = self.cloud.instance(&instance.to_string())?;
+        let record = self.cloud.instances().find(&instance.to_string())?;
         Action::ChangeVolumes.allowed(instance, record.state)?;
         let source = self.open_by_id(record.image_id)?;
         let (Some(root), Some(entry)) = (self.cloud.volumes().of(&record)?.into_iter().next(), &source.manifest.root)
@@ -90,7 +90,7 @@ impl Images<'_> {
         source: &Image,
         entry: &RootEntry,
     ) -> Result<ImageRecord, CloudError> {
-        self.cloud.check_freezable(record)?;
+        self.cloud.instances().check_freezable(record)?;
         if self.cloud.volumes().of(record)?.len() > 1 {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
@@ -104,7 +104,7 @@ impl Images<'_> {
         }
         // The image can also be cold-booted, so the disk must be consistent.
         self.cloud.dir(record.id).sync(SYNC_TIMEOUT)?;
-        let Frozen { saved, volumes, sweeping, _changing, .. } = self.cloud.freeze(record)?;
+        let Frozen { saved, volumes, sweeping, _changing, .. } = self.cloud.instances().freeze(record)?;
         drop(sweeping);
         let root = &volumes[0];
         let memory = ImageMemory::of_instance(record, disk_id(root));

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::hibernate::check_savable;
+use super::instances::Instances;
 use super::launch::{MAX_COUNT, Prepared, check_forks};
 use super::layers::over;
 use super::lookup::{get, get_volume};
@@ -19,7 +20,7 @@ use super::machine_config::volume_disk;
 use super::names::{disk_id, volume_file};
 use super::network::{AddressPool, for_fork};
 use super::start::Source;
-use super::{Cloud, new_id, now};
+use super::{new_id, now};
 use disk::disk_image;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::VolumeState;
@@ -64,7 +65,7 @@ pub(super) struct Frozen {
     pub(super) _changing: [File; 2],
 }
 
-impl Cloud {
+impl Instances<'_> {
     /// Forks a running instance. If one of the forks does not start, all of them are terminated.
     pub fn fork(&self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
@@ -74,7 +75,7 @@ impl Cloud {
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        let image = self.images().open_by_id(record.image_id)?;
+        let image = self.cloud.images().open_by_id(record.image_id)?;
         let replaced: Vec<String> = volumes.iter().map(disk_id).collect();
         let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
             let restore = Restore { dir: saved.path().to_path_buf(), once: false };
@@ -91,14 +92,15 @@ impl Cloud {
 
     /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
-        let Some(operation) = self.dir(record.id).try_lock_operation()? else {
+        let Some(operation) = self.cloud.dir(record.id).try_lock_operation()? else {
             let (instance, action) = (record.id, "copied");
             return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
         };
-        let snapshots = self.snapshots().lock()?;
-        let [own, saved] = self.dir(record.id).saved_for_others()?;
-        let sweeping = [self.home.lock(&self.home.instances())?, self.home.lock(&self.home.volumes())?];
-        let volumes = self.volumes().of(record)?;
+        let snapshots = self.cloud.snapshots().lock()?;
+        let [own, saved] = self.cloud.dir(record.id).saved_for_others()?;
+        let sweeping =
+            [self.cloud.home.lock(&self.cloud.home.instances())?, self.cloud.home.lock(&self.cloud.home.volumes())?];
+        let volumes = self.cloud.volumes().of(record)?;
         let paused = self.save_and_continue(record, &volumes, own.path())?;
         snapshot_files::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
         Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
@@ -114,7 +116,7 @@ impl Cloud {
                 Some("Use an instance type without instance storage; `wisp types` lists the types.".into()),
             ));
         }
-        check_savable(&self.dir(id))
+        check_savable(&self.cloud.dir(id))
     }
 
     fn check_fork(&self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
@@ -124,7 +126,7 @@ impl Cloud {
                 Ec2Error::InvalidParameterValue { parameter: "Count", given: spec.count.to_string(), rule }.into()
             );
         }
-        let record = self.store.read::<_, CloudError>(|tx| get(tx, spec.instance))?;
+        let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, spec.instance))?;
         self.check_freezable(&record)?;
         check_forks(&record, spec.count, spec.overcommit)?;
         Ok(record)
@@ -137,18 +139,18 @@ impl Cloud {
         before: &[VolumeRecord],
         saved: &Path,
     ) -> Result<Duration, CloudError> {
-        let dir = self.dir(record.id);
+        let dir = self.cloud.dir(record.id);
         let mut after = Vec::new();
         for volume in before {
-            let path = self.home.volumes().join(volume_file(volume.id, volume.generation + 1));
-            let base = self.home.volumes().join(&volume.file);
+            let path = self.cloud.home.volumes().join(volume_file(volume.id, volume.generation + 1));
+            let base = self.cloud.home.volumes().join(&volume.file);
             disk_image::create_layer(&path, &base, DiskFormat::Qcow2, Some(volume.size))?;
             after.push(continued(volume));
         }
-        let disks = after.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
+        let disks = after.iter().map(|volume| volume_disk(&self.cloud.home, volume)).collect::<Result<Vec<_>, _>>()?;
         // From here on, the overlays are the volumes' files. They are empty, so the guest can keep writing to the
         // backing files until the switch, or for good if the switch fails.
-        self.store.write::<_, CloudError>(|tx| {
+        self.cloud.store.write::<_, CloudError>(|tx| {
             for volume in before {
                 tx.put(&continued(&get_volume(tx, volume.id)?))?;
             }
@@ -187,8 +189,8 @@ impl Cloud {
                 }
             }
         }
-        let inserted = self.store.write::<_, CloudError>(|tx| {
-            let mut addresses = AddressPool::taken(tx, &self.home)?;
+        let inserted = self.cloud.store.write::<_, CloudError>(|tx| {
+            let mut addresses = AddressPool::taken(tx, &self.cloud.home)?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 if let Some(network) = &mut one.record.network {
                     addresses.give(network)?;
@@ -215,7 +217,7 @@ impl Cloud {
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let dir = InstanceDir::of(&self.home, id);
+        let dir = InstanceDir::of(&self.cloud.home, id);
         dir.create()?;
         let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
         let mut volumes = Vec::new();
@@ -256,7 +258,7 @@ impl Cloud {
     fn fork_volume(&self, volume: &VolumeRecord, instance: InstanceId, time: u64) -> Result<VolumeRecord, CloudError> {
         let id = new_id();
         let file = volume_file(id, 1);
-        let (path, base) = (self.home.volumes().join(&file), self.home.volumes().join(&volume.file));
+        let (path, base) = (self.cloud.home.volumes().join(&file), self.cloud.home.volumes().join(&volume.file));
         disk_image::create_layer(&path, &base, DiskFormat::Qcow2, Some(volume.size))?;
         let attachment = volume.attachment.as_ref().map(|attachment| AttachmentRecord {
             instance_id: instance,

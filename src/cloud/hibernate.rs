@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Cloud;
 use super::error::CloudError;
+use super::instances::Instances;
 use super::lookup::get;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
@@ -15,11 +15,11 @@ use store::InstanceRecord;
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-impl Cloud {
+impl Instances<'_> {
     /// Checks that all these instances have hibernation enabled and that their guests are ready.
     pub fn check_hibernation(&self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
-            let record = self.store.read::<_, CloudError>(|tx| get(tx, *id))?;
+            let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, *id))?;
             if !record.hibernation {
                 return Err(CloudError::refused(
                     ErrorCode::UnsupportedHibernationConfiguration,
@@ -28,7 +28,7 @@ impl Cloud {
                 ));
             }
             Action::Hibernate.allowed(*id, record.state)?;
-            let checked = check_savable(&self.dir(*id));
+            let checked = check_savable(&self.cloud.dir(*id));
             checked.map_err(|error| self.unless_ended(*id, "it was hibernated", error))?;
         }
         Ok(())

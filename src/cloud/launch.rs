@@ -9,6 +9,7 @@ use super::capacity::{check_capacity, cpus, promised_memory, threads_per_core};
 use super::error::CloudError;
 use super::image::Image;
 use super::image_memory::ImageMemory;
+use super::instances::Instances;
 use super::layers;
 use super::limits::check_credits;
 use super::lookup::size_of;
@@ -19,7 +20,7 @@ use super::settings::metadata_defaults;
 use super::start::Source;
 use super::template::{self, Template};
 use super::volume::attach;
-use super::{Cloud, embedded, new_id, now, resolve};
+use super::{embedded, new_id, now, resolve};
 use disk::disk_image;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
@@ -92,16 +93,16 @@ pub(super) struct Prepared {
     pub(super) lock: File,
 }
 
-impl Cloud {
+impl Instances<'_> {
     /// Launches instances. A client token that was used before returns the instances of the earlier launch.
     pub fn launch(&self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
-        let image_record = self.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
+        let image_record = self.cloud.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
             return Ok(Launched { instances, machines: Vec::new(), wants_warm: false });
         }
-        let image = self.images().open_unless_embedded(&image_record)?;
+        let image = self.cloud.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
         let has_cloud_init = image.is_some_and(|image| image.manifest.cloud_init);
         check_user_data(has_cloud_init, spec.user_data.as_ref())?;
@@ -113,10 +114,13 @@ impl Cloud {
                 None,
             ));
         }
-        let (image_record, image) = self.images().open(spec.image.as_deref())?;
+        let (image_record, image) = self.cloud.images().open(spec.image.as_deref())?;
         let can_be_warm = can_be_warm(spec, &image);
-        let warm =
-            if can_be_warm { template::find(&self.home, &image, cpus(&spec.size), spec.size.memory_mib) } else { None };
+        let warm = if can_be_warm {
+            template::find(&self.cloud.home, &image, cpus(&spec.size), spec.size.memory_mib)
+        } else {
+            None
+        };
         let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
@@ -129,13 +133,13 @@ impl Cloud {
                 Some(warm) => Source::Copy { restore: warm.restore(), disks: &root },
                 None => Source::Boot,
             };
-            self.plan_start(&record, lock, &image, &self.volumes().of(&record)?, source)
+            self.plan_start(&record, lock, &image, &self.cloud.volumes().of(&record)?, source)
         };
         match self.start_all(prepared.into_iter().map(plan)) {
             Ok(machines) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
-                    self.warnings.borrow_mut().extend(size_warning(&memory, &spec.size));
+                    self.cloud.warnings.borrow_mut().extend(size_warning(&memory, &spec.size));
                 }
                 Ok(Launched { instances: self.settle_running(&ids)?, machines, wants_warm })
             }
@@ -164,12 +168,12 @@ impl Cloud {
             }
             .into());
         }
-        let defaults = self.settings().metadata_defaults()?.applied(MetadataOptions::default());
+        let defaults = self.cloud.settings().metadata_defaults()?.applied(MetadataOptions::default());
         if spec.network.metadata.unwrap_or_default().applied(defaults).tags {
             check_metadata_keys(spec.tags.keys().map(String::as_str))?;
         }
         // The launch creates a missing default security group; the check must not.
-        self.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
+        self.cloud.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
             let what = format!(
                 "A private address can be assigned to only one instance, but the launch creates {} instances.",
@@ -177,7 +181,7 @@ impl Cloud {
             );
             return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, None));
         }
-        let (pair, promised) = self.store.read::<_, CloudError>(|tx| {
+        let (pair, promised) = self.cloud.store.read::<_, CloudError>(|tx| {
             let pair = spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             Ok((pair, promised_memory(tx)?))
         })?;
@@ -207,7 +211,7 @@ impl Cloud {
     }
 
     fn launched_before(&self, spec: &LaunchSpec, parameters: &str) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
-        self.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
+        self.cloud.store.read(|tx| with_token(tx, spec.client_token.as_deref(), parameters))
     }
 
     /// Creates the directories, root volumes and records of all instances, or none of them. The inner error holds the
@@ -221,8 +225,8 @@ impl Cloud {
         parameters: &str,
     ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
         // These locks keep other commands from sweeping files that have no record yet.
-        let _instances = self.home.lock(&self.home.instances())?;
-        let _volumes = self.home.lock(&self.home.volumes())?;
+        let _instances = self.cloud.home.lock(&self.cloud.home.instances())?;
+        let _volumes = self.cloud.home.lock(&self.cloud.home.volumes())?;
         let reservation = new_id();
         let mut prepared = Vec::new();
         // An invalid snapshot reference must fail before anything is created.
@@ -236,7 +240,7 @@ impl Cloud {
                 }
             }
         }
-        let inserted = self.store.write::<_, CloudError>(|tx| {
+        let inserted = self.cloud.store.write::<_, CloudError>(|tx| {
             if let Some(instances) = with_token(tx, spec.client_token.as_deref(), parameters)? {
                 return Ok(Err(instances));
             }
@@ -247,7 +251,7 @@ impl Cloud {
             let place = Placement::choose(tx, &spec.network)?;
             let imds_support = image_record.imds_support.or(image.manifest.imds_support);
             let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
-            let mut addresses = AddressPool::taken(tx, &self.home)?;
+            let mut addresses = AddressPool::taken(tx, &self.cloud.home)?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
@@ -276,7 +280,7 @@ impl Cloud {
     /// Returns the source snapshot of each volume in order, or `None` for a volume without one.
     fn snapshots_of(&self, spec: &LaunchSpec) -> Result<Vec<Option<SnapshotRecord>>, CloudError> {
         let snapshot = |option: &VolumeOption| match &option.source {
-            VolumeSource::New { snapshot: Some(reference), .. } => self.snapshots().find(reference).map(Some),
+            VolumeSource::New { snapshot: Some(reference), .. } => self.cloud.snapshots().find(reference).map(Some),
             _ => Ok(None),
         };
         spec.volumes.iter().map(snapshot).collect()
@@ -292,7 +296,7 @@ impl Cloud {
         for (option, source) in spec.volumes.iter().zip(snapshots) {
             let VolumeSource::New { spec, name, .. } = &option.source else { continue };
             let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
-            let mut volume = self.volumes().make(spec, source.as_ref(), tags)?;
+            let mut volume = self.cloud.volumes().make(spec, source.as_ref(), tags)?;
             attach(record, &mut volume, option.device.clone(), option.deleted_on_termination())?;
             made.push(volume);
         }
@@ -310,7 +314,7 @@ impl Cloud {
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let dir = InstanceDir::of(&self.home, id);
+        let dir = InstanceDir::of(&self.cloud.home, id);
         dir.create()?;
         let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
         let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
@@ -368,7 +372,7 @@ impl Cloud {
         let Some(root) = &image.manifest.root else { return Ok(None) };
         let id = new_id();
         let file = volume_file(id, 1);
-        let path = self.home.volumes().join(&file);
+        let path = self.cloud.home.volumes().join(&file);
         match warm.and_then(Template::layer) {
             Some(layer) => template::copy_layer(layer, &path)?,
             None => disk_image::create_layer(&path, &image.dir.join(&root.file), root.format, None)?,
@@ -404,14 +408,14 @@ impl Cloud {
 
     pub(super) fn discard_one(&self, volumes: &[VolumeRecord], dir: &InstanceDir) {
         for volume in volumes {
-            let _ = std::fs::remove_file(self.home.volumes().join(&volume.file));
+            let _ = std::fs::remove_file(self.cloud.home.volumes().join(&volume.file));
         }
         let _ = dir.remove();
     }
 
     /// Marks pending instances as running, and returns all records.
     pub(super) fn settle_running(&self, ids: &[InstanceId]) -> Result<Vec<InstanceRecord>, CloudError> {
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             let mut records = Vec::new();
             for id in ids {
                 let Some(mut record) = tx.get::<InstanceRecord>(&id.to_string())? else { continue };

@@ -237,7 +237,7 @@ mod tests {
         fs::write(path(&cloud, &unreadable), "torn").unwrap();
         fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();
 
-        cloud.reconcile();
+        cloud.instances().reconcile();
         assert_eq!(cloud.volumes().find(&volume.id.to_string()).unwrap(), volume);
         assert_eq!(cloud.snapshots().find(&snapshot.id.to_string()).unwrap(), snapshot);
         let warnings: Vec<String> = cloud.take_warnings().into_iter().collect();

@@ -15,6 +15,7 @@ mod hibernate;
 pub mod image;
 pub mod image_memory;
 pub mod import;
+pub mod instances;
 pub mod key_pair;
 pub mod launch;
 mod layers;
@@ -35,6 +36,7 @@ pub mod shapes;
 pub mod snapshot;
 pub mod ssh;
 mod start;
+pub mod stop;
 mod sweep;
 pub mod tags;
 pub mod template;
@@ -51,8 +53,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub use error::CloudError;
 pub use warnings::Warnings;
 
+use instances::Instances;
 use key_pair::KeyPairs;
-use modify::Attributes;
 use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
 use registry::Images;
 use settings::Settings;
@@ -62,8 +64,10 @@ use tags::Tags;
 use usage::Metering;
 use volume::Volumes;
 
+use ec2::InstanceId;
 use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
+use node::instance::InstanceDir;
 use store::{Record, Store};
 
 /// An open data directory.
@@ -78,7 +82,7 @@ impl Cloud {
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Cloud, CloudError> {
         let cloud = Cloud::at(Home::open()?)?;
-        cloud.reconcile();
+        cloud.instances().reconcile();
         Ok(cloud)
     }
 
@@ -91,12 +95,12 @@ impl Cloud {
         Addresses { cloud: self }
     }
 
-    pub fn attributes(&self) -> Attributes<'_> {
-        Attributes { cloud: self }
-    }
-
     pub fn images(&self) -> Images<'_> {
         Images { cloud: self }
+    }
+
+    pub fn instances(&self) -> Instances<'_> {
+        Instances { cloud: self }
     }
 
     fn interfaces(&self) -> Interfaces<'_> {
@@ -145,6 +149,11 @@ impl Cloud {
 
     pub fn vpcs(&self) -> Vpcs<'_> {
         Vpcs { cloud: self }
+    }
+
+    /// Returns the directory of an instance, which need not exist.
+    pub fn dir(&self, id: InstanceId) -> InstanceDir {
+        InstanceDir::of(&self.home, id)
     }
 
     pub fn home(&self) -> &Home {

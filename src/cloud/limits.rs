@@ -1,9 +1,10 @@
 //! Converts an instance's EC2 limits for CPU, disks and network to the VMM's rate limits.
 
 use super::error::CloudError;
+use super::instances::Instances;
 use super::lookup::figures_of;
 use super::names::disk_id;
-use super::{Cloud, now};
+use super::now;
 use ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
 use ec2::instance_type::InstanceType;
 use ec2::performance::{Performance, Speed};
@@ -123,10 +124,10 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
     DiskLimits { bytes: Some(rate(bytes)), operations: Some(rate(operations)), operation_bytes }
 }
 
-impl Cloud {
+impl Instances<'_> {
     /// Returns the CPU credits of an instance at its stop, or `None` if its VMM was killed and could not save them.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
-        let kept = KeptBalance::read(&self.dir(id).vmm_directory()).unwrap_or_else(|error| {
+        let kept = KeptBalance::read(&self.cloud.dir(id).vmm_directory()).unwrap_or_else(|error| {
             log::warn!("{id}: cannot read its CPU credits: {error}");
             None
         });
@@ -138,7 +139,7 @@ impl Cloud {
             return Ok(());
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
-        let dir = self.dir(record.id);
+        let dir = self.cloud.dir(record.id);
         let mut machine = dir.connect()?;
         // A VM that was started without a budget gets one at the next start.
         if machine.status()?.cpu_budget.is_none() {
@@ -150,10 +151,10 @@ impl Cloud {
 
     pub(super) fn apply_volume_limits(&self, volume: &VolumeRecord) -> Result<(), CloudError> {
         let Some(attachment) = &volume.attachment else { return Ok(()) };
-        let record = self.instance(&attachment.instance_id.to_string())?;
+        let record = self.find(&attachment.instance_id.to_string())?;
         let limits = volume_limits(volume).filter(|_| !record.no_limits);
         let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
-        let (dir, id) = (self.dir(record.id), disk_id(volume));
+        let (dir, id) = (self.cloud.dir(record.id), disk_id(volume));
         let mut machine = dir.connect()?;
         // A VM that was started without limits gets them at the next start.
         if !machine.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {

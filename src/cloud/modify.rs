@@ -1,9 +1,9 @@
 //! `ModifyInstanceAttribute`: changes an instance's attributes.
 
-use super::Cloud;
 use super::capacity::threads_per_core;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
+use super::instances::Instances;
 use super::limits::check_credits;
 use super::lookup::get;
 use super::network::chosen_groups;
@@ -40,12 +40,7 @@ impl Modification {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-pub struct Attributes<'a> {
-    pub(crate) cloud: &'a Cloud,
-}
-
-impl Attributes<'_> {
+impl Instances<'_> {
     /// Changes an instance's attributes. If one change is refused, no attribute is changed.
     pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         if let Some(user_data) = &change.user_data {
@@ -95,7 +90,7 @@ impl Attributes<'_> {
             Ok(record)
         })?;
         if change.cpu_credits.is_some() {
-            self.cloud.apply_credit_mode(&record)?;
+            self.apply_credit_mode(&record)?;
         }
         if !change.security_groups.is_empty() {
             self.cloud.security_groups().apply()?;

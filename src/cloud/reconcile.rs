@@ -7,11 +7,12 @@ use std::fs;
 use std::time::Duration;
 
 use super::error::CloudError;
+use super::instances::Instances;
 use super::launch::TOKEN_LIFETIME;
 use super::layers;
 use super::lookup::get;
+use super::now;
 use super::template;
-use super::{Cloud, now};
 use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
@@ -33,45 +34,45 @@ struct Outcome {
     warning: Option<String>,
 }
 
-impl Cloud {
+impl Instances<'_> {
     /// Updates the records of instances whose machines have ended, completes or undoes interrupted operations, and
     /// removes files that no record refers to. A failed step becomes a warning, and does not block other steps.
     pub(super) fn reconcile(&self) {
-        let records: Vec<InstanceRecord> = match self.store.read::<_, StoreError>(|tx| tx.list()) {
+        let records: Vec<InstanceRecord> = match self.cloud.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
-            Err(error) => return self.warn_failed("cannot check the instances", Err(error.into())),
+            Err(error) => return self.cloud.warn_failed("cannot check the instances", Err(error.into())),
         };
         for record in &records {
             if record.state.has_machine() {
                 let reconciled = self.reconcile_instance(record.id);
-                self.warn_failed(&format!("cannot check {}", record.id), reconciled);
+                self.cloud.warn_failed(&format!("cannot check {}", record.id), reconciled);
             }
         }
-        let recorded = layers::record_missing(self);
-        self.warn_failed("cannot record the backing files of volumes", recorded);
+        let recorded = layers::record_missing(self.cloud);
+        self.cloud.warn_failed("cannot record the backing files of volumes", recorded);
         let forgotten = self.forget_old(&records);
-        self.warn_failed("cannot remove old records", forgotten);
+        self.cloud.warn_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
-        self.warn_failed("cannot remove the directories of deleted instances", swept);
-        let finished = self.snapshots().finish_pending();
-        self.warn_failed("cannot complete interrupted snapshots", finished);
-        let swept = self.vpcs().sweep_directories();
-        self.warn_failed("cannot remove the directories of deleted VPCs", swept);
-        self.routers().restart_killed(&records);
-        let swept = template::sweep(&self.home);
-        self.warn_failed("cannot remove unfinished templates", swept);
-        let swept = self.sweep().stray_images();
-        self.warn_failed("cannot remove unfinished images", swept);
+        self.cloud.warn_failed("cannot remove the directories of deleted instances", swept);
+        let finished = self.cloud.snapshots().finish_pending();
+        self.cloud.warn_failed("cannot complete interrupted snapshots", finished);
+        let swept = self.cloud.vpcs().sweep_directories();
+        self.cloud.warn_failed("cannot remove the directories of deleted VPCs", swept);
+        self.cloud.routers().restart_killed(&records);
+        let swept = template::sweep(&self.cloud.home);
+        self.cloud.warn_failed("cannot remove unfinished templates", swept);
+        let swept = self.cloud.sweep().stray_images();
+        self.cloud.warn_failed("cannot remove unfinished images", swept);
     }
 
     pub(super) fn reconcile_instance(&self, id: InstanceId) -> Result<(), CloudError> {
-        let dir = self.dir(id);
+        let dir = self.cloud.dir(id);
         let lock = dir.unless_gone(dir.try_lock())?;
         if lock.is_none() && dir.path().exists() {
             return self.reconcile_alive(id, &dir);
         }
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
-        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.state.has_machine() {
             return Ok(());
         }
@@ -84,22 +85,21 @@ impl Cloud {
         } else {
             self.settle_stopped(id, &outcome.reason)?;
         }
-        self.warnings.borrow_mut().extend(outcome.warning);
+        self.cloud.warnings.borrow_mut().extend(outcome.warning);
         Ok(())
     }
 
     /// Reconciles an instance whose machine is running. An interrupted start or termination is completed; an
     /// interrupted stop is undone, unless the machine is about to end.
     fn reconcile_alive(&self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
-        let record = self.store.read::<_, CloudError>(|tx| get(tx, id))?;
+        let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
             // A VMM that does not respond may not have created its VM yet, and may still fail to.
-            if ids
-                .iter()
-                .all(|id| self.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok())
-            {
+            if ids.iter().all(|id| {
+                self.cloud.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok()
+            }) {
                 self.settle_running(&ids)?;
             }
             return Ok(());
@@ -109,11 +109,11 @@ impl Cloud {
         }
         let Some(_operation) = dir.unless_gone(dir.try_lock_operation())? else { return Ok(()) };
         // The command may have finished in the meantime.
-        if self.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
+        if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
             return Ok(());
         }
         if record.state == InstanceState::ShuttingDown {
-            self.warn(format!("{id}: an interrupted termination was completed."));
+            self.cloud.warn(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM that does not respond may be saving the guest's memory or powering off.
@@ -126,7 +126,7 @@ impl Cloud {
                 None => Ok(()),
             };
         }
-        self.store.write::<_, CloudError>(|tx| {
+        self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             if record.state == InstanceState::Stopping {
                 record.state = InstanceState::Running;
@@ -135,7 +135,7 @@ impl Cloud {
             }
             Ok(())
         })?;
-        self.warn(format!(
+        self.cloud.warn(format!(
             "{id}: the stop was interrupted; the instance is still running. Stop it with `wisp stop {id}`."
         ));
         Ok(())
@@ -143,7 +143,7 @@ impl Cloud {
 
     /// Returns the instances of the same launch as `record` that have not started yet.
     fn launched_with(&self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
-        let mut records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let mut records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
         records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
         Ok(records)
     }
@@ -151,11 +151,11 @@ impl Cloud {
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
-            let dir = self.dir(other.id);
+            let dir = self.cloud.dir(other.id);
             let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
             // Instances without a machine are reconciled separately, each with its own reason.
             if has_machine {
-                self.warn(format!(
+                self.cloud.warn(format!(
                     "{}: terminated because {} from the same launch did not start.",
                     other.id, record.id
                 ));
@@ -171,12 +171,12 @@ impl Cloud {
             record.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
         };
         let old: Vec<&InstanceRecord> = records.iter().filter(is_old).collect();
-        let tokens: Vec<ClientToken> = self.store.read::<_, StoreError>(|tx| tx.list())?;
+        let tokens: Vec<ClientToken> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
         let expired: Vec<&ClientToken> = tokens.iter().filter(|token| token.created + TOKEN_LIFETIME <= now).collect();
         if old.is_empty() && expired.is_empty() {
             return Ok(());
         }
-        self.store.write(|tx| {
+        self.cloud.store.write(|tx| {
             old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.id.to_string()))?;
             expired.iter().try_for_each(|token| tx.remove::<ClientToken>(&token.token))
         })?;
@@ -186,10 +186,10 @@ impl Cloud {
     /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
     /// and terminations left them.
     fn sweep_directories(&self) -> Result<(), CloudError> {
-        let dir = self.home.instances();
+        let dir = self.cloud.home.instances();
         // A launch holds this lock only for milliseconds, until its instances have records.
-        let _lock = self.home.lock(&dir)?;
-        let records: Vec<InstanceRecord> = self.store.read::<_, StoreError>(|tx| tx.list_whole())?;
+        let _lock = self.cloud.home.lock(&dir)?;
+        let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
         for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
             let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
@@ -198,25 +198,25 @@ impl Cloud {
             let record = records.iter().find(|record| record.id == id);
             let is_gone = name.starts_with(GONE);
             if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
-                let removed = sweep_directory(&InstanceDir::of(&self.home, id), is_gone);
+                let removed = sweep_directory(&InstanceDir::of(&self.cloud.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
-                self.warn_failed(
+                self.cloud.warn_failed(
                     &format!("cannot remove the directory of {id}"),
                     removed.map(drop).map_err(CloudError::from),
                 );
             }
         }
         if swept || self.has_stray_volumes()? {
-            self.sweep().volumes();
+            self.cloud.sweep().volumes();
         }
         Ok(())
     }
 
     fn has_stray_volumes(&self) -> Result<bool, CloudError> {
-        let dir = self.home.volumes();
+        let dir = self.cloud.home.volumes();
         let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
         let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let Some(known) = self.sweep().kept_volumes()? else { return Ok(false) };
+        let Some(known) = self.cloud.sweep().kept_volumes()? else { return Ok(false) };
         Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
     }
 }

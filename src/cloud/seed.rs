@@ -3,16 +3,16 @@
 //! A guest with cloud-init gets no seed when it boots: cloud-init asks the metadata service, and user data must not run
 //! twice. A restored guest gets its host name and key in a seed even then, because cloud-init runs only at boot.
 
-use super::Cloud;
 use super::error::CloudError;
 use super::image::Manifest;
+use super::instances::Instances;
 use super::machine_config::host_name;
 use ec2::user_data::UserData;
 use ec2::{Ec2Error, InstanceId};
 use node::guest::Seed;
 use store::{InstanceRecord, KeyPairRecord};
 
-impl Cloud {
+impl Instances<'_> {
     /// Returns the seed, if the instance needs one. An instance that is restored from another machine's snapshot
     /// (`copied`) always does.
     pub(super) fn seed_of(
@@ -23,7 +23,7 @@ impl Cloud {
     ) -> Result<Option<Seed>, CloudError> {
         let key = match &record.key_name {
             // The key pair may have been deleted. EC2 also starts such an instance: its disk already has the key.
-            Some(name) => self.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
+            Some(name) => self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
         let needs_seed = !image.cloud_init && (key.is_some() || record.user_data.is_some());

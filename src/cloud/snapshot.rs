@@ -77,7 +77,9 @@ impl Snapshots<'_> {
                 self.forget(&before, &snapshot)?;
             }
             return Err(match &before.attachment {
-                Some(attachment) => self.cloud.unless_ended(attachment.instance_id, "the snapshot was complete", error),
+                Some(attachment) => {
+                    self.cloud.instances().unless_ended(attachment.instance_id, "the snapshot was complete", error)
+                }
                 None => error,
             });
         }

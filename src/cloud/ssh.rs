@@ -26,7 +26,7 @@ pub struct SshTarget {
 
 impl SshTarget {
     pub fn find(cloud: &Cloud, reference: &str) -> Result<SshTarget, CloudError> {
-        let (record, dir) = cloud.reachable(reference)?;
+        let (record, dir) = cloud.instances().reachable(reference)?;
         let user = cloud.images().open_by_id(record.image_id)?.manifest.default_user;
         let link = NetstackConfig::read(&dir.path().join(LINK)).ok();
         Ok(SshTarget {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::time::Duration;
 
-use super::Cloud;
 use super::error::CloudError;
 use super::image::Image;
+use super::instances::Instances;
 use super::limits::limit;
 use super::machine_config::{of_instance, volume_disk};
 use super::network::is_in_vpc;
@@ -41,7 +41,7 @@ pub(super) struct InstanceStart {
     interface: Option<NetworkRecord>,
 }
 
-impl Cloud {
+impl Instances<'_> {
     /// Plans the start of an instance whose lock is held. `volumes` are in the order of its block devices.
     pub(super) fn plan_start(
         &self,
@@ -51,15 +51,16 @@ impl Cloud {
         volumes: &[VolumeRecord],
         source: Source,
     ) -> Result<InstanceStart, CloudError> {
-        let dir = self.dir(record.id);
-        let mut disks = volumes.iter().map(|volume| volume_disk(&self.home, volume)).collect::<Result<Vec<_>, _>>()?;
+        let dir = self.cloud.dir(record.id);
+        let mut disks =
+            volumes.iter().map(|volume| volume_disk(&self.cloud.home, volume)).collect::<Result<Vec<_>, _>>()?;
         disks.extend(dir.make_instance_store(&catalog::find(&record.instance_type)?.instance_store())?);
         let mut plan = StartPlan::new(dir, lock, of_instance(record, image, disks), monotonic_ns());
         let is_copy = matches!(source, Source::Copy { .. });
         if let Some(seed) = self.seed_of(record, &image.manifest, is_copy)? {
             plan.set_seed(seed);
         }
-        self.interfaces().plan(&mut plan, record)?;
+        self.cloud.interfaces().plan(&mut plan, record)?;
         limit(&mut plan.machine, record, volumes);
         plan.restore = match source {
             Source::Boot => None,
@@ -85,7 +86,7 @@ impl Cloud {
         for start in starts {
             let InstanceStart { mut plan, interface } = start?;
             if let Some(interface) = interface {
-                plan.backend = Backend::Tap(self.routers().attach(&interface)?);
+                plan.backend = Backend::Tap(self.cloud.routers().attach(&interface)?);
                 vpcs.insert(interface.vpc_id);
             }
             if plan.restore.is_some() {
@@ -94,9 +95,9 @@ impl Cloud {
             machines.push(plan.start()?);
         }
         for machine in &mut machines {
-            self.warnings.borrow_mut().extend(machine.wait_started()?);
+            self.cloud.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.routers().warn_missing_uplinks(vpcs);
+        self.cloud.routers().warn_missing_uplinks(vpcs);
         Ok(machines)
     }
 }

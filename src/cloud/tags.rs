@@ -84,7 +84,7 @@ impl Tags<'_> {
         })?;
         // The metadata service may serve the instance's tags.
         if let Resource::Instance(id) = resource {
-            let record = self.cloud.instance(&id.to_string())?;
+            let record = self.cloud.instances().find(&id.to_string())?;
             self.cloud.interfaces().push(&record)?;
         }
         Ok(tags)

@@ -148,7 +148,7 @@ impl Volumes<'_> {
             && let Err(error) = self.plug(instance, disk)
         {
             self.forget_attachment(id)?;
-            return Err(self.cloud.unless_ended(instance, "the volume was attached", error));
+            return Err(self.cloud.instances().unless_ended(instance, "the volume was attached", error));
         }
         Ok(volume)
     }
@@ -175,7 +175,8 @@ impl Volumes<'_> {
         }
         if record.state == InstanceState::Running {
             let unplugged = self.unplug(&record, &disk_id(&volume), force);
-            unplugged.map_err(|error| self.cloud.unless_ended(record.id, "the volume was detached", error))?;
+            unplugged
+                .map_err(|error| self.cloud.instances().unless_ended(record.id, "the volume was detached", error))?;
         }
         self.forget_attachment(id)?;
         self.find(&id.to_string())
@@ -260,7 +261,7 @@ impl Volumes<'_> {
             tx.put(&record)?;
             Ok(record)
         })?;
-        self.cloud.apply_volume_limits(&record)?;
+        self.cloud.instances().apply_volume_limits(&record)?;
         Ok(record)
     }
 

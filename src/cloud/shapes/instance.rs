@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use super::INTERFACE;
-use crate::lifecycle::StateChange;
 use crate::limits::{credit_rules, mode_of};
+use crate::stop::StateChange;
 use ec2::api::instance::{
     CapacityReservationSpecification, CpuOptions, EbsInstanceBlockDevice, EnclaveOptions, HibernationOptions, Instance,
     InstanceBlockDeviceMapping, InstanceCreditSpecification, InstanceMaintenanceOptions, InstanceNetwork,

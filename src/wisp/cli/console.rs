@@ -80,7 +80,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         return attach(&args.instance);
     }
     let cloud = open_cloud()?;
-    let record = cloud.instance(&args.instance)?;
+    let record = cloud.instances().find(&args.instance)?;
     let dir = cloud.dir(record.id);
     let bytes = dir.console_output(LIMIT)?;
     let mut printer = Printer::new(io::stdout(), io::stdout().is_terminal(), args.raw);
@@ -101,7 +101,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 
 /// Attaches this terminal to an instance's serial console.
 fn attach(instance: &str) -> anyhow::Result<ExitCode> {
-    let (record, dir) = open_cloud()?.reachable(instance)?;
+    let (record, dir) = open_cloud()?.instances().reachable(instance)?;
     let stream = untrusted::connect(&dir.vmm_directory().join(CONSOLE_SOCKET))
         .with_context(|| format!("{}: cannot connect to its console", record.id))?;
     output::say("Attached. Press Ctrl-] to detach.");

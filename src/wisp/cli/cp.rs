@@ -48,13 +48,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let summary = match (in_guest(&args.source), in_guest(&args.destination)) {
         (None, Some((instance, path))) => {
-            let (record, agent) = cloud.agent_of(instance, AGENT_TIMEOUT)?;
+            let (record, agent) = cloud.instances().agent(instance, AGENT_TIMEOUT)?;
             let holes = agent.ping(AGENT_TIMEOUT)?.holes();
             let agent = cloud.dir(record.id).agent(AGENT_TIMEOUT)?;
             agent.copy_to_guest(Path::new(&args.source), OsStr::new(path), holes, &mut progress)?
         }
         (Some((instance, path)), None) => {
-            let (record, agent) = cloud.agent_of(instance, AGENT_TIMEOUT)?;
+            let (record, agent) = cloud.instances().agent(instance, AGENT_TIMEOUT)?;
             let holes = agent.ping(AGENT_TIMEOUT)?.holes();
             let agent = cloud.dir(record.id).agent(AGENT_TIMEOUT)?;
             agent.copy_from_guest(OsStr::new(path), Path::new(&args.destination), holes, &mut progress)?

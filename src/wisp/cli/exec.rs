@@ -33,11 +33,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (record, agent) = open_cloud()?.agent_of(&args.instance, AGENT_TIMEOUT)?;
+    let (record, agent) = open_cloud()?.instances().agent(&args.instance, AGENT_TIMEOUT)?;
     match guest_command::run(agent, &args.command, args.user)? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => {
-            let state = open_cloud()?.state_after_guest_end(record.id)?;
+            let state = open_cloud()?.instances().state_after_guest_end(record.id)?;
             anyhow::bail!("{}: the guest ended while the command was running; the instance is now {state}", record.id)
         }
     }

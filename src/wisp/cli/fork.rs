@@ -41,9 +41,9 @@ pub struct Args {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let cloud = open_cloud()?;
-    let instance = cloud.instance(&args.instance)?.id;
+    let instance = cloud.instances().find(&args.instance)?.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
-    let Forked { instances, machines, paused } = cloud.fork(&spec)?;
+    let Forked { instances, machines, paused } = cloud.instances().fork(&spec)?;
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {

@@ -174,7 +174,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         cpu_credits: args.cpu_credits,
         no_limits: args.no_limits,
     };
-    let Launched { instances, machines, wants_warm } = cloud.launch(&spec)?;
+    let Launched { instances, machines, wants_warm } = cloud.instances().launch(&spec)?;
     print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,

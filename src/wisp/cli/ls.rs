@@ -52,7 +52,7 @@ fn parse_state(text: &str) -> Result<InstanceState, String> {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let mut instances = cloud.all_instances()?;
+    let mut instances = cloud.instances().list()?;
     instances.retain(|record| {
         (args.states.is_empty() || args.states.contains(&record.state))
             && args.tags.iter().all(|tag| record.tags.get(tag.key()).is_some_and(|value| value == tag.value()))

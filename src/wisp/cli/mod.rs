@@ -57,8 +57,8 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use self::output::Output;
 use ::machine::timeline::monotonic_ns;
 use cloud::Cloud;
-use cloud::lifecycle::StateChange;
 use cloud::shapes;
+use cloud::stop::StateChange;
 
 /// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]

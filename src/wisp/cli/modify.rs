@@ -62,7 +62,7 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let record = cloud.instance(&args.instance)?;
+    let record = cloud.instances().find(&args.instance)?;
     let size = if args.size.is_empty() {
         None
     } else {
@@ -83,7 +83,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         !change.is_empty(),
         "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
     );
-    let record = cloud.attributes().modify(record.id, &change)?;
+    let record = cloud.instances().modify(record.id, &change)?;
     print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.security_groups().names()?))?,

@@ -29,10 +29,10 @@ struct Empty {}
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let records = cloud.instances(&args.instances)?;
+    let records = cloud.instances().find_all(&args.instances)?;
     let mut machines = Vec::new();
     for record in &records {
-        machines.push(cloud.reboot(record.id)?);
+        machines.push(cloud.instances().reboot(record.id)?);
     }
     if let Some(timeout) = args.wait.timeout() {
         wait::until_ready(&records, machines, timeout)?;

@@ -42,7 +42,7 @@ type Verdict = Result<Judgment, TooLittle>;
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let is_named = !args.instances.is_empty();
-    let mut records = if is_named { cloud.instances(&args.instances)? } else { cloud.all_instances()? };
+    let mut records = if is_named { cloud.instances().find_all(&args.instances)? } else { cloud.instances().list()? };
     // Terminated instances have no recorded usage: it is deleted when they are terminated.
     records.retain(|record| is_named || record.state != InstanceState::Terminated);
     let mut verdicts = Vec::with_capacity(records.len());

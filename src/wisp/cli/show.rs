@@ -41,7 +41,7 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let record = cloud.instance(&args.instance)?;
+    let record = cloud.instances().find(&args.instance)?;
     if output == Output::Json {
         let status = status(&cloud, &record).and_then(Result::ok);
         output::print_json(&ShownInstance {

@@ -33,10 +33,10 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let cloud = open_cloud()?;
-    let records = cloud.instances(&args.instances)?;
+    let records = cloud.instances().find_all(&args.instances)?;
     let (mut changes, mut started, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
-        let (change, machine) = cloud.start(record.id, args.overcommit, args.cold)?;
+        let (change, machine) = cloud.instances().start(record.id, args.overcommit, args.cold)?;
         changes.push(change);
         if let Some(machine) = machine {
             started.push(record);

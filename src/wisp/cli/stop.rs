@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::output::{self, Output};
 use super::{args, open_cloud, print_changes, print_warnings, wait};
-use cloud::lifecycle::StopMode;
+use cloud::stop::StopMode;
 
 /// Stop instances. Their volumes are kept.
 ///
@@ -31,19 +31,19 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let ids: Vec<_> = cloud.instances(&args.instances)?.iter().map(|record| record.id).collect();
+    let ids: Vec<_> = cloud.instances().find_all(&args.instances)?.iter().map(|record| record.id).collect();
     if args.hibernate {
-        cloud.check_hibernation(&ids)?;
+        cloud.instances().check_hibernation(&ids)?;
     }
     let manner = match (args.hibernate, args.force) {
         (true, _) => StopMode::Hibernate,
         (_, true) => StopMode::Force,
         _ => StopMode::Orderly,
     };
-    let ending = cloud.begin_stop(&ids)?;
+    let ending = cloud.instances().begin_stop(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner(if args.hibernate { "Hibernating" } else { "Stopping" });
-    let finished = cloud.finish_stop(ending, manner);
+    let finished = cloud.instances().finish_stop(ending, manner);
     spinner.finish_and_clear();
     print_warnings(&cloud);
     finished?;

@@ -20,12 +20,12 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let references = cloud.terminate_damaged(&args.instances)?;
-    let ids: Vec<_> = cloud.instances(&references)?.iter().map(|record| record.id).collect();
-    let ending = cloud.begin_terminate(&ids)?;
+    let references = cloud.instances().terminate_damaged(&args.instances)?;
+    let ids: Vec<_> = cloud.instances().find_all(&references)?.iter().map(|record| record.id).collect();
+    let ending = cloud.instances().begin_terminate(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner("Terminating");
-    let finished = cloud.finish_terminate(ending);
+    let finished = cloud.instances().finish_terminate(ending);
     spinner.finish_and_clear();
     print_warnings(&cloud);
     finished?;

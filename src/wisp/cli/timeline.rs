@@ -90,7 +90,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 
 fn of_instance(reference: &str) -> anyhow::Result<VmmStatus> {
     let cloud = super::open_cloud()?;
-    let record = cloud.instance(reference)?;
+    let record = cloud.instances().find(reference)?;
     let dir = cloud.dir(record.id);
     if record.state.has_machine() {
         return Ok(dir.connect()?.status()?);

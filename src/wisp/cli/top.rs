@@ -65,7 +65,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let once = args.once || output == Output::Json || Screen::stdout() == Screen::PLAIN;
     let cloud = open_cloud()?;
-    let only = args.instance.as_deref().map(|instance| cloud.instance(instance)).transpose()?;
+    let only = args.instance.as_deref().map(|instance| cloud.instances().find(instance)).transpose()?;
     if let (Some(record), Some(hours)) = (&only, args.history) {
         history::print(&cloud, record, hours, output)?;
         return Ok(ExitCode::SUCCESS);
@@ -110,7 +110,7 @@ fn wait(interval: Duration, once: bool) -> bool {
 type Look = (Vec<InstanceRecord>, HashMap<InstanceId, Sample>);
 
 fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
-    let mut records = cloud.all_instances()?;
+    let mut records = cloud.instances().list()?;
     records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
     let mut samples = HashMap::new();
     for record in &records {

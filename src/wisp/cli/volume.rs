@@ -131,7 +131,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Attach { volume, instance, device, delete_on_termination } => {
-            let (volume, instance) = (cloud.volumes().find(&volume)?, cloud.instance(&instance)?);
+            let (volume, instance) = (cloud.volumes().find(&volume)?, cloud.instances().find(&instance)?);
             let record = cloud.volumes().attach(volume.id, instance.id, device, delete_on_termination)?;
             let id = instance.id.to_string();
             let next = ["exec", instance.name().unwrap_or(&id), "--", "cat", "/proc/partitions"];

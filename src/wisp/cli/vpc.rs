@@ -94,7 +94,7 @@ struct ListedVpc {
 }
 
 fn with_counts(cloud: &Cloud, vpcs: Vec<VpcRecord>) -> Result<Vec<ListedVpc>, CloudError> {
-    let (subnets, instances) = (cloud.subnets().list()?, cloud.all_instances()?);
+    let (subnets, instances) = (cloud.subnets().list()?, cloud.instances().list()?);
     let listed = |record: VpcRecord| {
         let is_in = |network: &store::NetworkRecord| network.vpc_id == record.id;
         ListedVpc {

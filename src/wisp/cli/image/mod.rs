@@ -181,7 +181,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         Command::Ls => list(&cloud, output)?,
         Command::Show { image } => show(&cloud, &image, output)?,
         Command::Create { instance, name, description, no_reboot, with_memory } => {
-            let instance = cloud.instance(&instance)?;
+            let instance = cloud.instances().find(&instance)?;
             let moment = match (with_memory, no_reboot) {
                 (true, _) => ImageConsistency::WithMemory,
                 (false, true) => ImageConsistency::Now,
