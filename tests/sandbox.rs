@@ -20,9 +20,9 @@ use rustix::thread::CapabilitySet;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+use vmm::process::split::{Side, split};
 use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
-use vmm::sandbox::namespaces::{self, Side};
 use vmm::sandbox::{landlock, limits, root, seccomp};
 
 /// Exit codes of the attempts that [`run_in_child`] runs.
@@ -42,7 +42,7 @@ fn run_in_child(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option
         }
     };
     let child = if with_namespaces {
-        match namespaces::split().unwrap() {
+        match split().unwrap() {
             Side::Child(child) => {
                 assert!(child.refused.is_none(), "{:?}", child.refused);
                 assert!(child.network_refused.is_none(), "{:?}", child.network_refused);
@@ -444,7 +444,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
         let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
         let names: Vec<String> =
             names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
-        let is_kept = |name: &String| node::environment::KEPT.contains(&name.as_str());
+        let is_kept = |name: &String| machine::environment::KEPT.contains(&name.as_str());
         assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
     }
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());

@@ -26,14 +26,14 @@ use machine::config::{CpuConfig, DiskAccess, DiskConfig, DiskFormat, MAX_DISKS, 
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
 use machine::end::End;
 use machine::end_record::EndRecord;
-use machine::files::{CONSOLE_LOG, FULL_CONSOLE_LOG, VSOCK_SOCKET};
+use machine::files::{self, CONFIG, CONSOLE_LOG, FULL_CONSOLE_LOG, LOCK, VSOCK_SOCKET};
 use machine::kept_balance::KeptBalance;
 use machine::launch::{Launcher, Restore};
 use machine::timeline::monotonic_ns;
 use machine::untrusted;
 use node::guest::Agent;
 use node::home::{Home, lock_file, private_file, try_lock_file};
-use node::vmm_process::{self, CONFIG, Inherited};
+use node::vmm_process::{self, Inherited};
 use store::{InstanceRecord, VolumeRecord};
 
 /// Name prefix of a temporary directory with a snapshot for forks or for an image with memory.
@@ -73,7 +73,7 @@ impl InstanceDir {
     }
 
     pub fn vmm_directory(&self) -> PathBuf {
-        vmm_process::vmm_directory(&self.path)
+        files::vmm_directory(&self.path)
     }
 
     /// Creates two temporary directories for a snapshot that other instances will be restored from. The VMM writes it
@@ -110,7 +110,7 @@ impl InstanceDir {
 
     /// Takes the lock, or returns `None` if it is held. While the caller holds it, no VMM is running or starting.
     pub fn try_lock(&self) -> Result<Option<File>, CloudError> {
-        self.try_lock_named(vmm_process::LOCK)
+        self.try_lock_named(LOCK)
     }
 
     pub fn try_lock_operation(&self) -> Result<Option<File>, CloudError> {
@@ -118,7 +118,7 @@ impl InstanceDir {
     }
 
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, CloudError> {
-        let path = self.path.join(vmm_process::LOCK);
+        let path = self.path.join(LOCK);
         let (sender, receiver) = mpsc::channel();
         let file = path.clone();
         // A lock acquired after the timeout has no receiver and is released at once.
@@ -217,8 +217,7 @@ impl InstanceDir {
 
     /// Changes the machine configuration file, which the next VMM reads after a guest reboot.
     pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), CloudError> {
-        let mut config =
-            vmm_process::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
+        let mut config = files::read_config(&self.path).map_err(CloudError::file(self.path.join(CONFIG), "read"))?;
         change(&mut config);
         self.write_config(&config)
     }

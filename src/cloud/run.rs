@@ -20,13 +20,13 @@ use super::template::Template;
 use ec2::id::InstanceId;
 use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
 use machine::end::End;
-use machine::files::{CONSOLE_LOG, VSOCK_SOCKET};
+use machine::files::{self, CONSOLE_LOG, LOCK, VSOCK_SOCKET};
 use machine::launch::Launcher;
+use machine::out_of_memory::OomKillCount;
 use machine::snapshot_files;
 use machine::untrusted;
 use node::guest::Seed;
 use node::home::{Home, HomeError, lock_file, try_lock_file, write_private};
-use node::out_of_memory::OomKillCount;
 use node::vmm_process::{self, Inherited};
 
 /// Name of the directory for a snapshot, in the VMM's own directory.
@@ -162,7 +162,7 @@ impl EphemeralInstance {
     }
 
     pub(super) fn vmm_directory(&self) -> PathBuf {
-        vmm_process::vmm_directory(&self.dir)
+        files::vmm_directory(&self.dir)
     }
 
     /// Returns the socket of the guest's agent.
@@ -301,14 +301,14 @@ fn create_directory(home: &Home) -> Result<(InstanceId, PathBuf, fs::File), RunE
     let id: InstanceId = new_id();
     let dir = runs.join(id.to_string());
     fs::DirBuilder::new().mode(0o700).create(&dir).map_err(failed(&dir))?;
-    let lock = lock_file(&dir.join(vmm_process::LOCK)).map_err(failed(&dir))?;
+    let lock = lock_file(&dir.join(LOCK)).map_err(failed(&dir))?;
     Ok((id, dir, lock))
 }
 
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if let Ok(Some(_lock)) = try_lock_file(&dir.join(vmm_process::LOCK)) {
+        if let Ok(Some(_lock)) = try_lock_file(&dir.join(LOCK)) {
             log::info!("removing the leftover directory {}", dir.display());
             if let Err(error) = fs::remove_dir_all(&dir) {
                 log::warn!("cannot remove {}: {error}", dir.display());

@@ -18,8 +18,8 @@ use rustix::io::Errno;
 use super::error::CloudError;
 use super::machine::{InstanceDir, MachineHandle};
 use machine::control::SOCKET;
+use machine::files::{LOCK, make_vmm_directory};
 use node::home::lock_file;
-use node::vmm_process::{LOCK, make_vmm_directory};
 
 #[derive(Debug)]
 pub(super) enum Awaited {

@@ -30,10 +30,10 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
-use super::environment;
 use super::home::{lock_file, write_private};
 use super::probe::{self, NamespaceSetting};
-use super::vmm_process::keep_open;
+use machine::descriptors::keep_open;
+use machine::environment;
 use machine::network::{Cidr, Filter, MacAddress};
 use machine::unix_socket;
 pub use namespace_holder::namespace_of;
