@@ -9,6 +9,7 @@ use super::supervisor::{AGAIN, LEFT};
 use super::{Arguments, Connections, ExplainCreateVm, ProcessError, keep_record};
 use crate::kvm::VirtualMachine;
 use crate::machine::{Machine, VmmInputs};
+use crate::parts::DeviceInputs;
 use crate::sandbox;
 use crate::sandbox::files::Grants;
 use crate::sandbox::namespaces::SandboxedChild;
@@ -86,14 +87,15 @@ impl Vmm<'_> {
             kvm: VirtualMachine::begin()?,
             pid: self.supervisor,
             launcher,
-            console,
-            network: self.network,
-            broker: self.broker,
             process_start_ns: self.arguments.began_ns,
-            restore: restore.cloned(),
-            // An io_uring cannot be created inside the sandbox.
-            rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
-            files: FdTable::of(&config.disks),
+            devices: DeviceInputs {
+                console,
+                network: self.network,
+                broker: self.broker,
+                // An io_uring cannot be created inside the sandbox.
+                rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
+                files: FdTable::of(&config.disks),
+            },
         };
         clear_leftovers(&own).map_err(ProcessError::host("cannot remove the files of the previous run"))?;
         if let Some(Restore { dir: saved, once: false }) = restore {
@@ -106,7 +108,11 @@ impl Vmm<'_> {
                 keep_record(&EndRecord::ended(end, status), &own);
             }
         };
-        Ok(Machine::new(config, inputs)?.run(conclude)?)
+        let machine = match restore {
+            Some(from) => Machine::restore(config, inputs, from.clone()),
+            None => Machine::boot(config, inputs),
+        };
+        Ok(machine?.run(conclude)?)
     }
 }
 

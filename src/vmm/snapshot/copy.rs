@@ -5,22 +5,28 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
 use super::SnapshotError;
+use super::cancellation::Cancellation;
 use super::memory::{Content, create};
 use machine::snapshot_files::MEMORY;
 
 /// A copy of guest memory at one instant, which a child process (fork(2)) writes to a file while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
-pub struct Copy {
+pub struct Copy<'a> {
+    /// Zero once it has been waited for.
     child: libc::pid_t,
+    cancellation: &'a Cancellation,
     file: File,
     path: PathBuf,
 }
 
-impl Copy {
+impl Copy<'_> {
     /// Starts the copy. The machine must be paused until this returns.
-    pub fn begin(content: &Content, dir: &Path) -> Result<Copy, SnapshotError> {
+    pub fn begin<'a>(content: &Content, dir: &Path, cancellation: &'a Cancellation) -> Result<Copy<'a>, SnapshotError> {
         let path = dir.join(MEMORY);
         let failed = SnapshotError::file(&path, "write");
         let file = create(content, dir).map_err(&failed)?;
@@ -36,22 +42,28 @@ impl Copy {
                 // SAFETY: this ends the process, which is a copy without anything to clean up.
                 unsafe { libc::_exit(code) }
             }
-            child => Ok(Copy { child, file, path }),
+            child => {
+                cancellation.register(child);
+                Ok(Copy { child, cancellation, file, path })
+            }
         }
     }
 
     /// Waits until the copy is complete and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
         let failed = SnapshotError::file(&self.path, "write");
-        match self.wait() {
-            0 => self.file.sync_all().map_err(failed),
-            code => Err(failed(io::Error::from_raw_os_error(code))),
-        }
+        let code = self.wait();
+        let copied = self.cancellation.check().and_then(|()| match code {
+            0 => self.file.sync_all(),
+            code => Err(io::Error::from_raw_os_error(code)),
+        });
+        copied.map_err(failed)
     }
 
     /// Waits for the child. Returns its exit code: 0, or an error number.
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
+        self.await_exit(child);
         let mut status = 0;
         // SAFETY: it is a child of this process, and is waited for once.
         while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
@@ -64,7 +76,18 @@ impl Copy {
     }
 }
 
-impl Drop for Copy {
+impl Copy<'_> {
+    /// Waits until the child has exited, and keeps its process ID in use until nothing can kill it any more.
+    fn await_exit(&self, child: libc::pid_t) {
+        if let Some(child) = Pid::from_raw(child) {
+            let exited = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(waitid(WaitId::Pid(child), exited), Err(Errno::INTR)) {}
+            self.cancellation.unregister();
+        }
+    }
+}
+
+impl Drop for Copy<'_> {
     fn drop(&mut self) {
         if self.child != 0 {
             // SAFETY: it is a child of this process that has not been waited for.

@@ -4,6 +4,7 @@
 //! device. A damaged file, or a file from another version or CPU, is rejected before the machine is built. An
 //! unfinished snapshot has no state file.
 
+pub mod cancellation;
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
