@@ -34,5 +34,4 @@ mod usage_recorder;
 pub mod virtio;
 mod wiring;
 
-pub use self::machine::Machine;
 pub use error::Error;

@@ -282,7 +282,7 @@ fn reboot_without_requester_is_reboot() {
 }
 
 #[test]
-fn subscriber_is_told_that_guest_is_ready_also_during_job() {
+fn subscriber_gets_ready_during_job() {
     let bench = bench(Launcher::Detached);
     let mut saving = bench.connect_with_job();
     let mut early = bench.connect();
