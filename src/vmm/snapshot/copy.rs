@@ -74,9 +74,7 @@ impl Copy<'_> {
         }
         if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO }
     }
-}
 
-impl Copy<'_> {
     /// Waits until the child has exited, and keeps its process ID in use until nothing can kill it any more.
     fn await_exit(&self, child: libc::pid_t) {
         if let Some(child) = Pid::from_raw(child) {
@@ -106,4 +104,49 @@ fn write_all(file: &File, content: &Content) -> io::Result<()> {
         libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
     }
     content.pieces.iter().try_for_each(|piece| piece.write(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::allocate;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn copy_is_complete_and_canceled_copy_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = allocate(64).unwrap();
+        memory.write_slice(b"before", GuestAddress(0x1000)).unwrap();
+        let (content, cancellation) = (Content::of(&memory, None, dir.path()), Cancellation::default());
+        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
+        memory.write_slice(b"after!", GuestAddress(0x1000)).unwrap();
+        copy.finish().unwrap();
+        let saved = std::fs::read(dir.path().join(MEMORY)).unwrap();
+        assert_eq!((saved.len(), &saved[0x1000..0x1006]), (64 << 20, &b"before"[..]));
+
+        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
+        cancellation.cancel();
+        let error = copy.finish().unwrap_err();
+        assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
+    }
+
+    #[test]
+    fn child_of_canceled_copy_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cancellation = Cancellation::default();
+        // SAFETY: the child only waits for a signal and exits.
+        let child = match unsafe { libc::fork() } {
+            // SAFETY: both calls are async-signal-safe.
+            0 => unsafe {
+                libc::pause();
+                libc::_exit(0)
+            },
+            child => child,
+        };
+        let file = File::create(dir.path().join(MEMORY)).unwrap();
+        cancellation.register(child);
+        let mut copy = Copy { child, cancellation: &cancellation, file, path: dir.path().join(MEMORY) };
+        cancellation.cancel();
+        assert_eq!(copy.wait(), libc::EIO);
+    }
 }
