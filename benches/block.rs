@@ -25,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory, MIB};
-use vmm::virtio::block::{Block, Ring, SharedDisk};
+use vmm::virtio::block::{Block, DiskHandle, Ring};
 use vmm::virtio::interrupt::Interrupt;
 use vmm::virtio::mmio::EVENT_IDX;
 use vmm::virtio::queue::Virtqueue;
@@ -243,7 +243,7 @@ impl TestDisk {
         };
         let disk = Disk::open(&config, Path::new("/"))?;
         let blocks = disk.sectors() * SECTOR / u64::from(measure.length);
-        let disk = SharedDisk::new(Some(disk), SharedDiskLimiter::default());
+        let disk = DiskHandle::new(Some(disk), SharedDiskLimiter::default());
         let mut driver = Driver::new(Block::with_ring(Arc::new(disk), 0, ring))?;
         let figures = driver.run(measure, blocks, Duration::from_secs_f64(options.seconds));
         driver.device.reset();

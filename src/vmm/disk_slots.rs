@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::virtio::block::{Label, SharedDisk};
+use super::virtio::block::{DiskHandle, DiskInfo};
 use super::virtio::interrupt::{Interrupt, status};
 use disk::{BlockError, Disk};
 use machine::config::{ConfigError, DiskConfig};
@@ -26,7 +26,7 @@ pub struct DiskSlots {
 #[derive(Debug)]
 pub struct DiskSlot {
     /// Shared with the slot's block device.
-    pub shared_disk: Arc<SharedDisk>,
+    pub disk: Arc<DiskHandle>,
     pub interrupt: Arc<Interrupt>,
 }
 
@@ -52,8 +52,8 @@ pub enum SlotError {
 }
 
 impl DiskSlot {
-    fn label(&self) -> Option<Label> {
-        self.shared_disk.label()
+    fn info(&self) -> Option<Arc<DiskInfo>> {
+        self.disk.info()
     }
 
     /// Returns true if the guest's driver has initialized the device.
@@ -80,11 +80,11 @@ impl DiskSlots {
         if find(&slots, &config.id).is_ok() {
             return Err(SlotError::Taken(config.id.clone()));
         }
-        let free = slots.iter().position(|slot| slot.label().is_none() && !slot.is_driven());
+        let free = slots.iter().position(|slot| slot.info().is_none() && !slot.is_driven());
         let index = free.ok_or(SlotError::Full(slots.len()))?;
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
         let slot = &slots[index];
-        slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
+        slot.interrupt.change_config(|| slot.disk.borrow().attach(disk));
         log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
     }
@@ -96,15 +96,15 @@ impl DiskSlots {
         if slot.is_driven() && !force {
             return Err(SlotError::InUse(id.to_string()));
         }
-        let mut shared_disk = slot.shared_disk.hold();
-        let flushed = shared_disk.disk().map_or(Ok(()), |disk| disk.flush());
+        let mut borrowed = slot.disk.borrow();
+        let flushed = borrowed.disk().map_or(Ok(()), |disk| disk.flush());
         if let Err(source) = flushed
             && !force
         {
             return Err(SlotError::Flush { id: id.to_string(), source });
         }
-        let disk = slot.interrupt.change_config(|| shared_disk.take());
-        drop(shared_disk);
+        let disk = slot.interrupt.change_config(|| borrowed.detach());
+        drop(borrowed);
         // Closes the disk's files, which releases their locks.
         drop(disk);
         log::info!("disk {id} detached from slot {index}");
@@ -119,11 +119,11 @@ impl DiskSlots {
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        if let Some(disk) = shared_disk.disk() {
+        let mut borrowed = slot.disk.borrow();
+        if let Some(disk) = borrowed.disk() {
             disk.grow(size)?;
         }
-        slot.interrupt.change_config(|| shared_disk.relabel());
+        slot.interrupt.change_config(|| borrowed.publish());
         Ok(())
     }
 
@@ -131,13 +131,13 @@ impl DiskSlots {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
         }
-        find(&self.slots(), id)?.1.shared_disk.hold().limit(limits);
+        find(&self.slots(), id)?.1.disk.borrow().limit(limits);
         Ok(())
     }
 
     /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
-        let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
+        let file = find(&self.slots(), id)?.1.disk.borrow().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
         let flush = |source| SlotError::Flush { id: id.to_string(), source };
         file.map_err(flush)?.sync_data().map_err(flush)
@@ -154,27 +154,27 @@ impl DiskSlots {
         self.write_out(id)?;
         let slots = self.slots();
         let (_, slot) = find(&slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        let before = shared_disk.disk().map(|disk| disk.sectors());
-        if let Some(disk) = shared_disk.disk() {
+        let mut borrowed = slot.disk.borrow();
+        let before = borrowed.disk().map(|disk| disk.sectors());
+        if let Some(disk) = borrowed.disk() {
             disk.switch(layer, files)?;
         }
-        if shared_disk.disk().map(|disk| disk.sectors()) != before {
-            slot.interrupt.change_config(|| shared_disk.relabel());
+        if borrowed.disk().map(|disk| disk.sectors()) != before {
+            slot.interrupt.change_config(|| borrowed.publish());
         }
         log::info!("disk {id} switched to the overlay {}", layer.display());
         Ok(())
     }
 
     pub fn ids(&self) -> Vec<Option<String>> {
-        self.slots().iter().map(|slot| slot.label().map(|label| label.id)).collect()
+        self.slots().iter().map(|slot| slot.info().map(|info| info.id.clone())).collect()
     }
 
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
-            let Label { counters, limits, .. } = slot.label()?;
-            let burst_percent = limits.map(|_| slot.shared_disk.burst_percent());
-            Some(DiskRecord { limits, burst_percent, ..counters.record() })
+            let info = slot.info()?;
+            let (limits, burst_percent) = (info.limits, info.burst_percent());
+            Some(DiskRecord { limits, burst_percent, ..info.counters.record() })
         };
         self.slots().iter().filter_map(record).collect()
     }
@@ -197,6 +197,6 @@ pub fn attached(index: usize) -> Message {
 fn find<'a>(slots: &'a [DiskSlot], id: &str) -> Result<(usize, &'a DiskSlot), SlotError> {
     let mut taken = slots.iter().enumerate();
     taken
-        .find(|(_, slot)| slot.label().is_some_and(|label| label.id == id))
+        .find(|(_, slot)| slot.info().is_some_and(|info| info.id == id))
         .ok_or_else(|| SlotError::Unknown(id.to_string()))
 }

@@ -27,7 +27,7 @@ use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use super::resume_message::ResumeMessage;
 use super::snapshot::MachineState;
 use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Ring, SharedDisk};
+use super::virtio::block::{Block, DiskHandle, Ring};
 use super::virtio::mmio::{MmioTransport, Slot};
 use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
@@ -166,13 +166,13 @@ pub(super) fn wire_virtio(
     dir: &Path,
 ) -> Result<(), Error> {
     let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    let mut shared_disks = Vec::with_capacity(disks.len());
+    let mut handles = Vec::with_capacity(disks.len());
     let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
     for (index, disk) in disks.iter().enumerate() {
         let disk = disk.map(|disk| Disk::open_with_fds(disk, dir, &files)).transpose()?;
-        let shared_disk = Arc::new(SharedDisk::new(disk, shared.clone()));
-        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&shared_disk), index, rings.pop()))));
-        shared_disks.push(shared_disk);
+        let disk = Arc::new(DiskHandle::new(disk, shared.clone()));
+        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&disk), index, rings.pop()))));
+        handles.push(disk);
     }
     parts.push(("rng".into(), Box::new(Rng::default())));
     if let Some(vsock) = vsock {
@@ -201,8 +201,7 @@ pub(super) fn wire_virtio(
         .virtio
         .iter()
         .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots =
-        shared_disks.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
+    let slots = handles.into_iter().zip(interrupts).map(|(disk, interrupt)| DiskSlot { disk, interrupt });
     devices.disks = DiskSlots::new(slots.collect(), dir);
     Ok(())
 }

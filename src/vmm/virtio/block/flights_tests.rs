@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use disk::{Disk, ImageFile};
 use imago::FormatCreateBuilder;
@@ -20,8 +21,8 @@ use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::Buffer;
 use crate::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
+use crate::virtio::queue::{Buffer, Virtqueue};
 use disk::FileExtent;
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;
@@ -83,7 +84,7 @@ fn disks(dir: &Path) -> [Disk; 2] {
 /// A driver with up to 16 requests in its queue.
 struct Driver {
     device: Block,
-    shared_disk: Arc<SharedDisk>,
+    disk: Arc<DiskHandle>,
     memory: GuestMemory,
     kick: EventFd,
     available: u16,
@@ -94,8 +95,8 @@ impl Driver {
         let memory = memory::allocate(64).unwrap();
         let queue = queue_with(&memory, &[], &[]);
         let kick = queue.kick().try_clone().unwrap();
-        let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
-        let mut device = Block::with_ring(Arc::clone(&shared_disk), 0, ring);
+        let disk = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+        let mut device = Block::with_ring(Arc::clone(&disk), 0, ring);
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         let faults = Arc::new(GuestFaults::new("test"));
         let queues = vec![queue];
@@ -110,7 +111,7 @@ impl Driver {
                 clock,
             })
             .unwrap();
-        Driver { device, shared_disk, memory, kick, available: 0 }
+        Driver { device, disk, memory, kick, available: 0 }
     }
 
     /// Runs a test on each disk, with and without an io_uring.
@@ -196,7 +197,7 @@ fn concurrent_reads_get_their_own_data() {
                 assert_eq!((driver.status(slot), driver.block(slot)), (0, block(slot)));
             }
         }
-        assert_eq!(driver.shared_disk.label().unwrap().counters.record().reads, 256);
+        assert_eq!(driver.disk.info().unwrap().counters.record().reads, 256);
     });
 }
 
@@ -248,7 +249,7 @@ fn writes_flushes_and_discards_among_reads_complete() {
 fn detach_waits_for_requests_in_flight() {
     Driver::each(|driver| {
         driver.put(&(0..16).map(|slot| (IN, slot * 31)).collect::<Vec<_>>());
-        let taken = driver.shared_disk.hold().take();
+        let taken = driver.disk.borrow().detach();
         let done = driver.used();
         drop(taken);
         driver.wait();

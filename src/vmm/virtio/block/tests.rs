@@ -1,3 +1,6 @@
+use std::time::{Duration, Instant};
+
+use super::request::{BlockRequest, CacheMode};
 use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
@@ -132,7 +135,7 @@ fn invalid_ring_needs_reset_and_ends_thread() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     let activation = Activation {
         memory: memory.clone(),
         queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
@@ -187,7 +190,7 @@ fn endless_reads_into_own_ring_do_not_block_pause() {
         faults: Arc::new(GuestFaults::new("test")),
         clock: Arc::default(),
     };
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     for _ in 0..4 {
         let [state] = device.pause()[..] else { panic!("the device is not active") };
@@ -231,8 +234,8 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     // At one byte per second, the first request passes. The next one would have to wait for over 15 minutes.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
-    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
-    shared_disk.hold().limit(Some(DiskLimits::default()));
+    let handle = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
+    handle.borrow().limit(Some(DiskLimits::default()));
     let mut header = [0; 16];
     header[8] = 1;
     memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
@@ -253,33 +256,39 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(Arc::clone(&shared_disk), 0);
+    let mut device = Block::new(Arc::clone(&handle), 0);
     device.activate(activation).unwrap();
     wait_for(1);
     assert_eq!(device.pause()[0].next_avail, 1, "the throttled request was taken from the queue");
-    assert!(shared_disk.wait_ns() > 900_000_000_000);
+    assert!(wait_ns(&handle) > 900_000_000_000);
     device.resume().unwrap();
     assert_eq!(device.pause()[0].next_avail, 1, "resume took the throttled request from the queue");
     device.reset();
 
-    // A disk's own limit throttles it like the VM's limit, until the limit is changed.
+    // A disk's own limit throttles it like the VM's limit. A changed limit ends the wait of the thread.
     let Bench { dir: _other, disk, .. } = bench(DiskAccess::ReadWrite);
-    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
-    shared_disk.hold().limit(Some(limits));
-    shared_disk.take(1024);
-    assert!(shared_disk.wait_ns() > 900_000_000_000);
-    assert_eq!(shared_disk.label().unwrap().limits, Some(limits));
-    shared_disk.hold().limit(None);
-    assert_eq!(shared_disk.wait_ns(), 0);
+    let handle = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+    handle.borrow().limit(Some(limits));
+    memory.write_obj(0_u16, used).unwrap();
     let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(shared_disk, 0);
+    let mut device = Block::new(Arc::clone(&handle), 0);
     device.activate(activation).unwrap();
+    wait_for(1);
+    assert!(wait_ns(&handle) > 900_000_000_000);
+    assert_eq!(handle.info().unwrap().limits, Some(limits));
+    handle.borrow().limit(None);
+    assert_eq!(handle.info().unwrap().burst_percent(), None);
     wait_for(2);
+    assert_eq!(wait_ns(&handle), 0);
+}
+
+fn wait_ns(handle: &DiskHandle) -> u64 {
+    handle.borrow().as_mut().unwrap().wait_ns()
 }
 
 /// Writes the first sector of a qcow2 disk through a device with these features, without a flush. Returns the sector
@@ -313,7 +322,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features, faults, clock };
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     // The device's thread serves its queue at least once before it pauses.
     device.pause();
