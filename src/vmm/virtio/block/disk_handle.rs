@@ -45,10 +45,15 @@ struct Loan {
     give_back: Receiver<Option<Box<AttachedDisk>>>,
 }
 
-/// A disk with its rate limiters.
 #[derive(Debug)]
 pub struct AttachedDisk {
-    pub disk: Disk,
+    pub(super) disk: Disk,
+    pub(super) throttle: Throttle,
+}
+
+/// A disk's rate limiters.
+#[derive(Debug)]
+pub(super) struct Throttle {
     limiter: Option<DiskLimiter>,
     shared: SharedDiskLimiter,
     info: Arc<DiskInfo>,
@@ -89,9 +94,11 @@ impl AttachedDisk {
     fn new(disk: Disk, shared: SharedDiskLimiter) -> AttachedDisk {
         let limiter = disk.limits().map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         let info = Arc::new(DiskInfo::of(&disk, limiter.as_ref()));
-        AttachedDisk { disk, limiter, shared, info }
+        AttachedDisk { disk, throttle: Throttle { limiter, shared, info } }
     }
+}
 
+impl Throttle {
     /// Returns the time until the next request may start, or 0 if it may start now.
     pub(super) fn wait_ns(&mut self) -> u64 {
         let Some(limiter) = self.limiter.as_mut() else { return 0 };
@@ -248,7 +255,7 @@ impl BorrowedDisk<'_> {
     pub fn limit(&mut self, limits: Option<DiskLimits>) {
         if let Some(attached) = self.as_mut() {
             attached.disk.set_limits(limits);
-            attached.limiter = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
+            attached.throttle.limiter = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         }
         self.publish();
     }
@@ -256,8 +263,9 @@ impl BorrowedDisk<'_> {
     /// Publishes the disk's properties after a change.
     pub fn publish(&mut self) {
         let info = self.as_mut().map(|attached| {
-            attached.info = Arc::new(DiskInfo::of(&attached.disk, attached.limiter.as_ref()));
-            Arc::clone(&attached.info)
+            let info = Arc::new(DiskInfo::of(&attached.disk, attached.throttle.limiter.as_ref()));
+            attached.throttle.info = Arc::clone(&info);
+            info
         });
         *lock(&self.handle.info) = info;
     }

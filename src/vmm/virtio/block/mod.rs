@@ -1,19 +1,21 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
-//! Each device has its own thread ([`service`]), so a slow disk does not stall other devices. The thread executes most
-//! requests one at a time. If the host supports io_uring ([`ring`]), flushes and reads that map directly to files run
-//! concurrently ([`flights`]). An I/O error fails the request; an invalid queue sets `DEVICE_NEEDS_RESET`.
+//! Each device has its own thread ([`service`]), so a slow disk does not stall other devices. The thread takes requests
+//! from the queue, parses them ([`request`]) and submits them ([`submitter`]). If the host supports io_uring ([`ring`]),
+//! flushes and reads that map directly to files run concurrently ([`uring`]). An I/O error fails the request; an invalid
+//! queue sets `DEVICE_NEEDS_RESET`.
 //!
 //! The disk is in a disk slot ([`DiskHandle`]). A device without a disk is a placeholder, which drivers skip (section
 //! 4.2.2.2). If a disk is detached while the driver is using it, requests fail until the driver releases the device.
 
 mod disk_handle;
-mod flights;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod request;
 mod ring;
 mod service;
+mod submitter;
+mod uring;
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
@@ -26,9 +28,9 @@ use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
 use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
 pub use disk_handle::{BorrowedDisk, DiskHandle, DiskInfo};
-use request::{MAX_RANGE_SECTORS, MAX_RANGES};
 pub use ring::Ring;
 use service::{BlockService, COMPLETED, KICKED, WANTED};
+use submitter::{MAX_RANGE_SECTORS, MAX_RANGES};
 
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: &[u16] = &[256];
@@ -158,6 +160,6 @@ impl VirtioDevice for Block {
 }
 
 #[cfg(test)]
-mod flights_tests;
-#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod uring_tests;

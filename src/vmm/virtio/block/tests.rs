@@ -1,12 +1,14 @@
 use std::time::{Duration, Instant};
 
-use super::request::{BlockRequest, CacheMode};
+use super::request::BlockRequest;
+use super::submitter::{CacheMode, Submitter, SyncSubmitter, Target};
 use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_with};
+use crate::virtio::queue::{self, Virtqueue};
 use disk::{Disk, open_to_read};
 use imago::FormatCreateBuilder;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
@@ -59,10 +61,17 @@ impl Bench {
             descriptors.push((DATA_AT, length, NEXT | flags, 2));
         }
         descriptors.push((STATUS_AT, 1, WRITE, 0));
-        let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
-        let request = BlockRequest::parse(&self.memory, 0, &chain).unwrap();
-        request.execute(&self.memory, Some(&mut self.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
+        let mut queue = queue_with(&self.memory, &descriptors, &[0]);
+        let chain = queue.pop().unwrap().unwrap();
+        let request = BlockRequest::parse(&self.memory, 0, chain).unwrap();
+        self.submit(request, &mut queue);
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
+    }
+
+    fn submit(&mut self, request: BlockRequest, queue: &mut Virtqueue) {
+        let faults = GuestFaults::new("test");
+        let (memory, disk, cache) = (&self.memory, &mut self.disk, CacheMode::WriteBack);
+        SyncSubmitter.submit(request, &mut Target { memory, disk, queue, cache, faults: &faults }).unwrap();
     }
 
     fn data(&self, length: usize) -> Vec<u8> {
@@ -221,10 +230,15 @@ proptest! {
             let flags = if *write { WRITE } else { 0 } | if index < count { NEXT } else { 0 };
             (DATA_AT + u64::from(index) * 0x1000, *length, flags, index + 1)
         }));
-        let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
-        if let Ok(request) = BlockRequest::parse(&bench.memory, 0, &chain) {
-            let written = request.execute(&bench.memory, Some(&mut bench.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
-            prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
+        let mut queue = queue_with(&bench.memory, &descriptors, &[0]);
+        let used = queue.state().used_ring;
+        let Ok(Some(chain)) = queue.pop() else { return Ok(()) };
+        let writable = queue::total_length(&chain.writable);
+        if let Ok(request) = BlockRequest::parse(&bench.memory, 0, chain) {
+            bench.submit(request, &mut queue);
+            prop_assert_eq!(bench.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap(), 1);
+            let written: u32 = bench.memory.read_obj(GuestAddress(used + 8)).unwrap();
+            prop_assert!(u64::from(written) <= writable);
         }
     }
 }
@@ -288,7 +302,7 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
 }
 
 fn wait_ns(handle: &DiskHandle) -> u64 {
-    handle.borrow().as_mut().unwrap().wait_ns()
+    handle.borrow().as_mut().unwrap().throttle.wait_ns()
 }
 
 /// Writes the first sector of a qcow2 disk through a device with these features, without a flush. Returns the sector
