@@ -27,9 +27,8 @@ use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory, MIB};
 use vmm::virtio::block::{Block, DiskHandle, Ring};
 use vmm::virtio::interrupt::Interrupt;
-use vmm::virtio::mmio::EVENT_IDX;
 use vmm::virtio::queue::Virtqueue;
-use vmm::virtio::{Activation, VirtioDevice};
+use vmm::virtio::{Activation, EVENT_IDX, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Addresses of the driver's structures in guest memory.

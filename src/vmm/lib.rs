@@ -23,6 +23,7 @@ pub mod irq;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod resources;
 mod resume_message;
 pub mod sandbox;
 mod signals;

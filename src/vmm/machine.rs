@@ -15,7 +15,6 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
-use super::bus::Bus;
 use super::console_socket::ConsoleSocket;
 use super::cpu::gate::Gate;
 use super::cpu::quota::Quota;
@@ -37,10 +36,13 @@ use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
 use super::snapshot::{self, MachineState, SnapshotError};
 use super::usage_recorder::Recorder;
 use super::virtio::block::Ring;
-use super::virtio::mmio::{Slot, TransportState};
+use super::virtio::mmio::MmioResources;
 use super::virtio::net::NetControl;
+use super::virtio::transport::TransportState;
 use super::virtio::vsock::Vsock;
-use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
+use super::wiring::{
+    ConnectedDevices, DeviceManager, Devices, PcParts, VirtioParts, assign_resources, connect, new_eventfd,
+};
 use machine::config::{CpuConfig, DiskConfig, MachineConfig};
 use machine::control::{ControlServer, GuestFaultRecord, SOCKET, VmmStatus};
 use machine::end::{End, EndReceiver, end_channel};
@@ -119,12 +121,13 @@ impl Machine {
         // A machine that was saved without a network device is restored without one.
         let has_net = |state: &MachineState| state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
         let net = config.net.as_ref().filter(|_| saved.as_ref().is_none_or(has_net));
-        let slots = virtio_slots(disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some()));
+        let count = disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some());
+        let resources = assign_resources(count)?;
         let software_kvm = emulation::is_software_kvm();
         // A thread loads the kernel in parallel with the independent steps below, which take about as long.
         let loading = match &saved {
             Some(_) => None,
-            None => Some(spawn_loader(&memory, &config, &slots, software_kvm)?),
+            None => Some(spawn_loader(&memory, &config, &resources, software_kvm)?),
         };
 
         let machine = inputs.kvm.finish()?;
@@ -137,7 +140,6 @@ impl Machine {
         let link = read_link(&config)?;
         let (end_sender, ends) = end_channel().map_err(Error::host("create an eventfd"))?;
         let ready = new_eventfd()?;
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let console = new_console(&inputs.dir, &timeline)?;
         let mut console_socket = ConsoleSocket::bind(&inputs.dir.join(CONSOLE_SOCKET), console.clone())?;
         if let Some(terminal) = inputs.console {
@@ -150,15 +152,25 @@ impl Machine {
         let released = resume_message.as_ref().map(|message| message.release.try_clone()).transpose();
         let released = released.map_err(Error::host("create an eventfd"))?;
         let saved_ports = saved.as_ref().zip(resume_message);
-        let mut devices = wiring::wire_ports(&vm, &mut ports, &timeline, &end_sender, &ready, &console, saved_ports)?;
+        let pc =
+            PcParts { timeline: &timeline, ends: &end_sender, ready: &ready, console: &console, saved: saved_ports };
+        let mut manager = DeviceManager::new(&vm, &memory, resources, pc)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
         let vsock_path = inputs.dir.join(VSOCK_SOCKET);
         let vsock =
             config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &vsock_path, connector, released)).transpose()?;
         let net = net.map(|net| connect(net, inputs.network, link, link_sockets)).transpose()?;
         let (rings, files, disk_limits) = (inputs.rings, inputs.files, config.disk_limits);
-        let parts = VirtioParts { disks: &disks, rings, files, disk_limits, vsock, net, slots: &slots };
-        wiring::wire_virtio(&vm, &mut mmio, &mut devices, &memory, parts, &inputs.dir)?;
+        manager.add_virtio_devices(VirtioParts {
+            disks: &disks,
+            rings,
+            files,
+            disk_limits,
+            vsock,
+            net,
+            dir: &inputs.dir,
+        })?;
+        let ConnectedDevices { ports, mmio, mut devices } = manager.finish();
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("list its supported CPU features"))?;
@@ -298,14 +310,14 @@ fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineState, Error
 fn spawn_loader(
     memory: &GuestMemory,
     config: &MachineConfig,
-    slots: &[Slot],
+    devices: &[MmioResources],
     software_kvm: bool,
 ) -> Result<JoinHandle<Result<BootState, Error>>, Error> {
-    let (memory, config, slots) = (memory.clone(), config.clone(), slots.to_vec());
+    let (memory, config, devices) = (memory.clone(), config.clone(), devices.to_vec());
     let load = move || {
-        let cmdline = cmdline::assemble(&config, &slots, software_kvm);
+        let cmdline = cmdline::assemble(&config, &devices, software_kvm);
         log::info!("kernel command line: {cmdline}");
-        Ok(boot::load(&memory, &config, &slots, &cmdline)?)
+        Ok(boot::load(&memory, &config, &devices, &cmdline)?)
     };
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("start a thread"))
 }

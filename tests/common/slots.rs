@@ -16,8 +16,9 @@ use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory};
 use vmm::virtio::block::{Block, DiskHandle};
 use vmm::virtio::interrupt::status;
-use vmm::virtio::mmio::{MmioTransport, VERSION_1};
-use vmm::virtio::register;
+use vmm::virtio::mmio::MmioTransport;
+use vmm::virtio::transport::Transport;
+use vmm::virtio::{VERSION_1, register};
 
 pub const MIB: u64 = 1 << 20;
 const DESCRIPTORS: u64 = 0x10_0000;

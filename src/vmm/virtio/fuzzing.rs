@@ -12,10 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::block::{Block, DiskHandle};
 use super::interrupt::{Interrupt, status};
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, MmioTransport, TransportState};
+use super::mmio::MmioTransport;
 use super::queue::Virtqueue;
 use super::rng::Rng;
-use super::{Activation, VirtioDevice};
+use super::transport::{Transport, TransportState};
+use super::{Activation, EVENT_IDX, INDIRECT_DESC, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;

@@ -136,7 +136,7 @@ impl Virtqueue {
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })?;
         // The driver may be waiting for an element that virtio-queue did not count. A spurious interrupt is harmless.
         if wanted || std::mem::take(&mut self.added_before) {
-            self.interrupt.signal_used();
+            self.interrupt.signal_queue(self.index);
         }
         Ok(())
     }

@@ -24,9 +24,10 @@ use disk::SECTOR;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
-use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use super::{
+    ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice, read_config_bytes,
+};
 pub use disk_handle::{BorrowedDisk, DiskHandle, DiskInfo};
 pub use ring::Ring;
 use service::{BlockService, COMPLETED, KICKED, WANTED};
