@@ -17,8 +17,9 @@ use machine::passed_files::FdTable;
 
 #[derive(Debug, Default)]
 pub struct DiskSlots {
-    /// Locked while a disk is attached, detached or changed.
-    slots: Mutex<Vec<DiskSlot>>,
+    slots: Vec<DiskSlot>,
+    /// Locked while a disk is attached, detached or changed. The properties of the disks can be read meanwhile.
+    changes: Mutex<()>,
     /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
 }
@@ -65,7 +66,7 @@ impl DiskSlot {
 impl DiskSlots {
     /// `slots` must be in the order of the guest's virtio-mmio devices.
     pub fn new(slots: Vec<DiskSlot>, dir: &Path) -> DiskSlots {
-        DiskSlots { slots: Mutex::new(slots), dir: dir.to_path_buf() }
+        DiskSlots { slots, changes: Mutex::default(), dir: dir.to_path_buf() }
     }
 
     /// Attaches a disk to the first free slot. Returns the slot's index.
@@ -76,14 +77,14 @@ impl DiskSlots {
     /// Like [`DiskSlots::attach`], with files that may have been passed as descriptors.
     pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
-        let slots = self.slots();
-        if find(&slots, &config.id).is_ok() {
+        let _change = self.begin_change();
+        if self.find(&config.id).is_ok() {
             return Err(SlotError::Taken(config.id.clone()));
         }
-        let free = slots.iter().position(|slot| slot.info().is_none() && !slot.is_driven());
-        let index = free.ok_or(SlotError::Full(slots.len()))?;
+        let free = self.slots.iter().position(|slot| slot.info().is_none() && !slot.is_driven());
+        let index = free.ok_or(SlotError::Full(self.slots.len()))?;
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
-        let slot = &slots[index];
+        let slot = &self.slots[index];
         slot.interrupt.change_config(|| slot.disk.borrow().attach(disk));
         log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
@@ -91,8 +92,8 @@ impl DiskSlots {
 
     /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
-        let slots = self.slots();
-        let (index, slot) = find(&slots, id)?;
+        let _change = self.begin_change();
+        let (index, slot) = self.find(id)?;
         if slot.is_driven() && !force {
             return Err(SlotError::InUse(id.to_string()));
         }
@@ -112,13 +113,13 @@ impl DiskSlots {
     }
 
     pub fn slot_of(&self, id: &str) -> Result<usize, SlotError> {
-        find(&self.slots(), id).map(|(index, _)| index)
+        self.find(id).map(|(index, _)| index)
     }
 
     /// Grows a disk to `size` bytes and notifies the guest.
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
-        let slots = self.slots();
-        let (_, slot) = find(&slots, id)?;
+        let _change = self.begin_change();
+        let (_, slot) = self.find(id)?;
         let mut borrowed = slot.disk.borrow();
         if let Some(disk) = borrowed.disk() {
             disk.grow(size)?;
@@ -131,13 +132,14 @@ impl DiskSlots {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
         }
-        find(&self.slots(), id)?.1.disk.borrow().limit(limits);
+        let _change = self.begin_change();
+        self.find(id)?.1.disk.borrow().limit(limits);
         Ok(())
     }
 
     /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
-        let file = find(&self.slots(), id)?.1.disk.borrow().disk().map(|disk| disk.file());
+        let file = self.find(id)?.1.disk.borrow().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
         let flush = |source| SlotError::Flush { id: id.to_string(), source };
         file.map_err(flush)?.sync_data().map_err(flush)
@@ -152,8 +154,8 @@ impl DiskSlots {
     pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
         // Most of the data is written back here, without blocking the guest's writes.
         self.write_out(id)?;
-        let slots = self.slots();
-        let (_, slot) = find(&slots, id)?;
+        let _change = self.begin_change();
+        let (_, slot) = self.find(id)?;
         let mut borrowed = slot.disk.borrow();
         let before = borrowed.disk().map(|disk| disk.sectors());
         if let Some(disk) = borrowed.disk() {
@@ -167,7 +169,7 @@ impl DiskSlots {
     }
 
     pub fn ids(&self) -> Vec<Option<String>> {
-        self.slots().iter().map(|slot| slot.info().map(|info| info.id.clone())).collect()
+        self.slots.iter().map(|slot| slot.info().map(|info| info.id.clone())).collect()
     }
 
     pub fn records(&self) -> Vec<DiskRecord> {
@@ -176,11 +178,16 @@ impl DiskSlots {
             let (limits, burst_percent) = (info.limits, info.burst_percent());
             Some(DiskRecord { limits, burst_percent, ..info.counters.record() })
         };
-        self.slots().iter().filter_map(record).collect()
+        self.slots.iter().filter_map(record).collect()
     }
 
-    fn slots(&self) -> MutexGuard<'_, Vec<DiskSlot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn find(&self, id: &str) -> Result<(usize, &DiskSlot), SlotError> {
+        let has_id = |(_, slot): &(usize, &DiskSlot)| slot.info().is_some_and(|info| info.id == id);
+        self.slots.iter().enumerate().find(has_id).ok_or_else(|| SlotError::Unknown(id.to_string()))
+    }
+
+    fn begin_change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -192,11 +199,4 @@ pub fn attached(index: usize) -> Message {
         bus_device: format!("virtio-mmio.{index}"),
         acpi_device: format!("LNRO0005:{index:02x}"),
     }
-}
-
-fn find<'a>(slots: &'a [DiskSlot], id: &str) -> Result<(usize, &'a DiskSlot), SlotError> {
-    let mut taken = slots.iter().enumerate();
-    taken
-        .find(|(_, slot)| slot.info().is_some_and(|info| info.id == id))
-        .ok_or_else(|| SlotError::Unknown(id.to_string()))
 }

@@ -88,3 +88,38 @@ impl Interrupt {
         self.device_status.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Records the queue of each interrupt, or `None` for the configuration.
+    #[derive(Debug, Default)]
+    struct Recorder(Mutex<Vec<Option<usize>>>);
+
+    impl VirtioInterrupt for Recorder {
+        fn signal_queue(&self, queue: usize) {
+            self.0.lock().unwrap().push(Some(queue));
+        }
+
+        fn signal_config(&self) {
+            self.0.lock().unwrap().push(None);
+        }
+    }
+
+    #[test]
+    fn only_active_driver_is_notified_of_configuration() {
+        let recorder = Arc::new(Recorder::default());
+        let interrupt = Interrupt::new(Arc::clone(&recorder));
+        interrupt.change_config(|| {});
+        interrupt.need_reset();
+        assert!(recorder.0.lock().unwrap().is_empty());
+        interrupt.device_status.store(status::DRIVER_OK, Ordering::SeqCst);
+        interrupt.signal_queue(1);
+        interrupt.change_config(|| {});
+        interrupt.need_reset();
+        assert_eq!(*recorder.0.lock().unwrap(), [Some(1), None, None]);
+        assert_eq!(interrupt.config_generation.load(Ordering::SeqCst), 4);
+    }
+}

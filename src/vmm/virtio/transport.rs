@@ -343,3 +343,37 @@ impl DeviceState {
         self.interrupt.device_status.store(0, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saved_state_keeps_format_of_existing_snapshots() {
+        let queue = QueueState {
+            max_size: 64,
+            next_avail: 3,
+            next_used: 2,
+            event_idx_enabled: true,
+            size: 16,
+            ready: true,
+            desc_table: 80,
+            avail_ring: 90,
+            used_ring: 100,
+        };
+        let state = TransportState {
+            device_type: 2,
+            device_features_select: 1,
+            driver_features_select: 0,
+            driver_features: 5,
+            queue_select: 0,
+            activated: true,
+            interrupt_status: 1,
+            device_status: 15,
+            config_generation: 4,
+            queues: vec![SavedQueue(queue)],
+        };
+        let bytes = [2, 1, 0, 5, 0, 1, 1, 15, 4, 1, 64, 3, 2, 1, 16, 1, 80, 90, 100];
+        assert_eq!(postcard::to_allocvec(&state).unwrap(), bytes);
+    }
+}

@@ -3,7 +3,6 @@
 //!
 //! Other threads read [`DiskInfo`], a snapshot that does not wait for the disk.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,9 +45,9 @@ struct Loan {
 }
 
 #[derive(Debug)]
-pub struct AttachedDisk {
-    pub(super) disk: Disk,
-    pub(super) throttle: Throttle,
+pub(super) struct AttachedDisk {
+    pub disk: Disk,
+    pub throttle: Throttle,
 }
 
 /// A disk's rate limiters.
@@ -90,7 +89,7 @@ impl DiskInfo {
 }
 
 impl AttachedDisk {
-    /// Takes a disk with a full burst balance.
+    /// Starts with a full burst balance.
     fn new(disk: Disk, shared: SharedDiskLimiter) -> AttachedDisk {
         let limiter = disk.limits().map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         let info = Arc::new(DiskInfo::of(&disk, limiter.as_ref()));
@@ -100,7 +99,7 @@ impl AttachedDisk {
 
 impl Throttle {
     /// Returns the time until the next request may start, or 0 if it may start now.
-    pub(super) fn wait_ns(&mut self) -> u64 {
+    pub fn wait_ns(&mut self) -> u64 {
         let Some(limiter) = self.limiter.as_mut() else { return 0 };
         let now = monotonic_ns();
         let shared = self.shared.lock().map_or(0, |mut limiter| limiter.wait_ns(now));
@@ -108,7 +107,7 @@ impl Throttle {
     }
 
     /// Charges a request for `bytes` to the limits.
-    pub(super) fn charge(&mut self, bytes: u64) {
+    pub fn charge(&mut self, bytes: u64) {
         let Some(limiter) = self.limiter.as_mut() else { return };
         let now = monotonic_ns();
         limiter.take(bytes, now);
@@ -117,7 +116,7 @@ impl Throttle {
         }
     }
 
-    pub(super) fn publish_balance(&self) {
+    pub fn publish_balance(&self) {
         if let (Some(limiter), Some(published)) = (&self.limiter, &self.info.limiter) {
             lock(published).clone_from(limiter);
         }
@@ -213,47 +212,34 @@ enum Place<'a> {
     Lent { disk: Option<Box<AttachedDisk>>, back: SyncSender<Option<Box<AttachedDisk>>> },
 }
 
-impl Deref for BorrowedDisk<'_> {
-    type Target = Option<Box<AttachedDisk>>;
-
-    fn deref(&self) -> &Option<Box<AttachedDisk>> {
-        match &self.place {
-            Place::Slot(owner) => &owner.disk,
-            Place::Lent { disk, .. } => disk,
-        }
-    }
-}
-
-impl DerefMut for BorrowedDisk<'_> {
-    fn deref_mut(&mut self) -> &mut Option<Box<AttachedDisk>> {
+impl BorrowedDisk<'_> {
+    pub(super) fn attached(&mut self) -> &mut Option<Box<AttachedDisk>> {
         match &mut self.place {
             Place::Slot(owner) => &mut owner.disk,
             Place::Lent { disk, .. } => disk,
         }
     }
-}
 
-impl BorrowedDisk<'_> {
     pub fn disk(&mut self) -> Option<&mut Disk> {
-        self.as_mut().map(|attached| &mut attached.disk)
+        self.attached().as_mut().map(|attached| &mut attached.disk)
     }
 
     /// Attaches a disk with a full burst balance.
     pub fn attach(&mut self, disk: Disk) {
         let attached = AttachedDisk::new(disk, self.handle.shared.clone());
-        **self = Some(Box::new(attached));
+        *self.attached() = Some(Box::new(attached));
         self.publish();
     }
 
     pub fn detach(&mut self) -> Option<Disk> {
-        let attached = self.take();
+        let attached = self.attached().take();
         self.publish();
         attached.map(|attached| attached.disk)
     }
 
     /// Applies `limits` from the next request on, with a full burst balance.
     pub fn limit(&mut self, limits: Option<DiskLimits>) {
-        if let Some(attached) = self.as_mut() {
+        if let Some(attached) = self.attached() {
             attached.disk.set_limits(limits);
             attached.throttle.limiter = limits.map(|limits| DiskLimiter::new(limits, monotonic_ns()));
         }
@@ -262,7 +248,7 @@ impl BorrowedDisk<'_> {
 
     /// Publishes the disk's properties after a change.
     pub fn publish(&mut self) {
-        let info = self.as_mut().map(|attached| {
+        let info = self.attached().as_mut().map(|attached| {
             let info = Arc::new(DiskInfo::of(&attached.disk, attached.throttle.limiter.as_ref()));
             attached.throttle.info = Arc::clone(&info);
             info
@@ -335,7 +321,7 @@ mod tests {
         let (handle, wake) = (handle(dir.path()), wake());
         let owned = handle.own(&wake);
         thread::scope(|scope| {
-            let borrower = scope.spawn(|| handle.borrow().is_some());
+            let borrower = scope.spawn(|| handle.borrow().disk().is_some());
             wake.read().unwrap();
             drop(owned);
             assert!(borrower.join().unwrap());

@@ -302,7 +302,7 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
 }
 
 fn wait_ns(handle: &DiskHandle) -> u64 {
-    handle.borrow().as_mut().unwrap().throttle.wait_ns()
+    handle.borrow().attached().as_mut().unwrap().throttle.wait_ns()
 }
 
 /// Writes the first sector of a qcow2 disk through a device with these features, without a flush. Returns the sector

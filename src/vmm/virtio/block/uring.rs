@@ -1,7 +1,7 @@
 //! Concurrent requests through an io_uring, and the order between requests.
 //!
 //! The ring executes reads that map directly to files, and the `fsync` of a flush. The thread executes all other
-//! requests, which includes each write. A failed or short read is retried by the thread. The order is:
+//! requests, including writes. A failed or short read is retried by the thread. The order is:
 //!
 //! - A flush covers the writes before it, because these are complete when it is submitted.
 //! - A request that could free clusters for reuse waits for the reads in flight.
