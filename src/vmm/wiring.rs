@@ -75,7 +75,7 @@ pub(super) fn new_eventfd() -> Result<EventFd, Error> {
 pub(super) struct DeviceManager<'a> {
     vm: &'a VmFd,
     memory: &'a GuestMemory,
-    /// Of the virtio devices that have not been added.
+    /// Resources for the virtio devices, in the order in which the devices are added.
     resources: std::vec::IntoIter<MmioResources>,
     ports: Bus,
     mmio: Bus,
