@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::virtio::block::{Label, SharedDisk};
+use super::virtio::block::{DiskHandle, DiskInfo};
 use super::virtio::interrupt::{Interrupt, status};
 use disk::{BlockError, Disk};
 use machine::config::{ConfigError, DiskConfig};
@@ -18,7 +18,7 @@ use machine::passed_files::FdTable;
 #[derive(Debug, Default)]
 pub struct DiskSlots {
     slots: Vec<DiskSlot>,
-    /// Locked while a disk is attached, detached or changed. Reading the slots does not wait for that.
+    /// Locked while a disk is attached, detached or changed. The properties of the disks can be read meanwhile.
     changes: Mutex<()>,
     /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
@@ -27,7 +27,7 @@ pub struct DiskSlots {
 #[derive(Debug)]
 pub struct DiskSlot {
     /// Shared with the slot's block device.
-    pub shared_disk: Arc<SharedDisk>,
+    pub disk: Arc<DiskHandle>,
     pub interrupt: Arc<Interrupt>,
 }
 
@@ -53,8 +53,8 @@ pub enum SlotError {
 }
 
 impl DiskSlot {
-    fn label(&self) -> Option<Label> {
-        self.shared_disk.label()
+    fn info(&self) -> Option<Arc<DiskInfo>> {
+        self.disk.info()
     }
 
     /// Returns true if the guest's driver has initialized the device.
@@ -78,14 +78,14 @@ impl DiskSlots {
     pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
         let _change = self.begin_change();
-        if find(&self.slots, &config.id).is_ok() {
+        if self.find(&config.id).is_ok() {
             return Err(SlotError::Taken(config.id.clone()));
         }
-        let free = self.slots.iter().position(|slot| slot.label().is_none() && !slot.is_driven());
+        let free = self.slots.iter().position(|slot| slot.info().is_none() && !slot.is_driven());
         let index = free.ok_or(SlotError::Full(self.slots.len()))?;
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
         let slot = &self.slots[index];
-        slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
+        slot.interrupt.change_config(|| slot.disk.borrow().attach(disk));
         log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
     }
@@ -93,19 +93,19 @@ impl DiskSlots {
     /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
         let _change = self.begin_change();
-        let (index, slot) = find(&self.slots, id)?;
+        let (index, slot) = self.find(id)?;
         if slot.is_driven() && !force {
             return Err(SlotError::InUse(id.to_string()));
         }
-        let mut shared_disk = slot.shared_disk.hold();
-        let flushed = shared_disk.disk().map_or(Ok(()), |disk| disk.flush());
+        let mut borrowed = slot.disk.borrow();
+        let flushed = borrowed.disk().map_or(Ok(()), |disk| disk.flush());
         if let Err(source) = flushed
             && !force
         {
             return Err(SlotError::Flush { id: id.to_string(), source });
         }
-        let disk = slot.interrupt.change_config(|| shared_disk.take());
-        drop(shared_disk);
+        let disk = slot.interrupt.change_config(|| borrowed.detach());
+        drop(borrowed);
         // Closes the disk's files, which releases their locks.
         drop(disk);
         log::info!("disk {id} detached from slot {index}");
@@ -113,18 +113,18 @@ impl DiskSlots {
     }
 
     pub fn slot_of(&self, id: &str) -> Result<usize, SlotError> {
-        find(&self.slots, id).map(|(index, _)| index)
+        self.find(id).map(|(index, _)| index)
     }
 
     /// Grows a disk to `size` bytes and notifies the guest.
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
         let _change = self.begin_change();
-        let (_, slot) = find(&self.slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        if let Some(disk) = shared_disk.disk() {
+        let (_, slot) = self.find(id)?;
+        let mut borrowed = slot.disk.borrow();
+        if let Some(disk) = borrowed.disk() {
             disk.grow(size)?;
         }
-        slot.interrupt.change_config(|| shared_disk.relabel());
+        slot.interrupt.change_config(|| borrowed.publish());
         Ok(())
     }
 
@@ -133,13 +133,13 @@ impl DiskSlots {
             return Err(ConfigError::Limits("a disk").into());
         }
         let _change = self.begin_change();
-        find(&self.slots, id)?.1.shared_disk.hold().limit(limits);
+        self.find(id)?.1.disk.borrow().limit(limits);
         Ok(())
     }
 
     /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
-        let file = find(&self.slots, id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
+        let file = self.find(id)?.1.disk.borrow().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
         let flush = |source| SlotError::Flush { id: id.to_string(), source };
         file.map_err(flush)?.sync_data().map_err(flush)
@@ -155,30 +155,35 @@ impl DiskSlots {
         // Most of the data is written back here, without blocking the guest's writes.
         self.write_out(id)?;
         let _change = self.begin_change();
-        let (_, slot) = find(&self.slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        let before = shared_disk.disk().map(|disk| disk.sectors());
-        if let Some(disk) = shared_disk.disk() {
+        let (_, slot) = self.find(id)?;
+        let mut borrowed = slot.disk.borrow();
+        let before = borrowed.disk().map(|disk| disk.sectors());
+        if let Some(disk) = borrowed.disk() {
             disk.switch(layer, files)?;
         }
-        if shared_disk.disk().map(|disk| disk.sectors()) != before {
-            slot.interrupt.change_config(|| shared_disk.relabel());
+        if borrowed.disk().map(|disk| disk.sectors()) != before {
+            slot.interrupt.change_config(|| borrowed.publish());
         }
         log::info!("disk {id} switched to the overlay {}", layer.display());
         Ok(())
     }
 
     pub fn ids(&self) -> Vec<Option<String>> {
-        self.slots.iter().map(|slot| slot.label().map(|label| label.id)).collect()
+        self.slots.iter().map(|slot| slot.info().map(|info| info.id.clone())).collect()
     }
 
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
-            let Label { counters, limits, .. } = slot.label()?;
-            let burst_percent = limits.map(|_| slot.shared_disk.burst_percent());
-            Some(DiskRecord { limits, burst_percent, ..counters.record() })
+            let info = slot.info()?;
+            let (limits, burst_percent) = (info.limits, info.burst_percent());
+            Some(DiskRecord { limits, burst_percent, ..info.counters.record() })
         };
         self.slots.iter().filter_map(record).collect()
+    }
+
+    fn find(&self, id: &str) -> Result<(usize, &DiskSlot), SlotError> {
+        let has_id = |(_, slot): &(usize, &DiskSlot)| slot.info().is_some_and(|info| info.id == id);
+        self.slots.iter().enumerate().find(has_id).ok_or_else(|| SlotError::Unknown(id.to_string()))
     }
 
     fn begin_change(&self) -> MutexGuard<'_, ()> {
@@ -194,11 +199,4 @@ pub fn attached(index: usize) -> Message {
         bus_device: format!("virtio-mmio.{index}"),
         acpi_device: format!("LNRO0005:{index:02x}"),
     }
-}
-
-fn find<'a>(slots: &'a [DiskSlot], id: &str) -> Result<(usize, &'a DiskSlot), SlotError> {
-    let mut taken = slots.iter().enumerate();
-    taken
-        .find(|(_, slot)| slot.label().is_some_and(|label| label.id == id))
-        .ok_or_else(|| SlotError::Unknown(id.to_string()))
 }

@@ -17,7 +17,7 @@ use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
 use super::snapshot::{self, MachineState, SnapshotError};
-use super::virtio::mmio::TransportState;
+use super::virtio::transport::TransportState;
 use super::wiring::Devices;
 use machine::config::MachineConfig;
 use machine::control::NewOverlay;

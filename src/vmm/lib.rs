@@ -25,6 +25,7 @@ pub mod machine;
 pub mod memory;
 pub mod parts;
 pub mod process;
+pub mod resources;
 mod resume_message;
 mod running;
 pub mod sandbox;

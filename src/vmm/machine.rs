@@ -34,8 +34,8 @@ use super::snapshot;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::origin::Origin;
 use super::usage_recorder::Recorder;
-use super::virtio::mmio::TransportState;
-use super::wiring::Devices;
+use super::virtio::transport::TransportState;
+use super::wiring::{ConnectedDevices, Devices};
 use machine::config::MachineConfig;
 use machine::control::{ControlServer, Message, SOCKET, VmmStatus};
 use machine::end::{End, EndReceiver};
@@ -89,8 +89,8 @@ impl Machine {
     pub fn boot(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
         let start = StartUp::begin(&config, &inputs)?;
         let memory = memory::allocate(config.memory_mib)?;
-        let layout = Layout::of_config(&config);
-        let loading = parts::spawn_loader(&memory, &config, &layout.slots)?;
+        let layout = Layout::of_config(&config)?;
+        let loading = parts::spawn_loader(&memory, &config, &layout.resources)?;
         let machine = inputs.kvm.finish()?;
         machine.register(&memory)?;
         start.timeline.mark(Mark::MemoryReady);
@@ -140,7 +140,7 @@ impl Machine {
         let wired = builder.restore(inputs.devices, &state, message)?;
         let supported = supported_cpuid(&machine.kvm)?;
         let vcpus = Vcpus::restore(&machine, &state)?;
-        freeze::restore(&machine.vm, &wired.devices, &state)?;
+        freeze::restore(&machine.vm, &wired.connected.devices, &state)?;
         let restored = Some(RestoredState { from, origin, virtio: state.virtio });
         let (pid, launcher, dir) = (inputs.pid, inputs.launcher, inputs.dir);
         start.assemble(Parts { config, pid, launcher, dir, memory, machine, wired, supported, vcpus, restored })
@@ -245,7 +245,8 @@ impl StartUp {
     fn assemble(self, parts: Parts) -> Result<Machine, Error> {
         let Parts { config, pid, launcher, dir, memory, machine, wired, supported, vcpus, restored } = parts;
         let VirtualMachine { kvm, vm } = machine;
-        let WiredDevices { ports, mmio, mut devices, console_socket, end_sender, ends, ready } = wired;
+        let WiredDevices { connected, console_socket, end_sender, ends, ready } = wired;
+        let ConnectedDevices { ports, mmio, mut devices } = connected;
         let software_kvm = emulation::is_software_kvm();
         let xstate_faults = Arc::new(GuestFaults::new("xstate"));
         devices.faults.push(("xstate".into(), Arc::clone(&xstate_faults)));

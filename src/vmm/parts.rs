@@ -13,10 +13,10 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
-use super::bus::Bus;
 use super::console_socket::ConsoleSocket;
 use super::cpu::{cpuid, emulation};
 use super::devices::console::Console;
+use super::devices::serial::SerialState;
 use super::error::Error;
 use super::kvm::VirtualMachine;
 use super::memory::GuestMemory;
@@ -24,9 +24,11 @@ use super::resume_message::ResumeMessage;
 use super::snapshot::processor::{CpuIdentity, Processor, tsc_to_set};
 use super::snapshot::{MachineState, SnapshotError};
 use super::virtio::block::Ring;
-use super::virtio::mmio::Slot;
+use super::virtio::mmio::MmioResources;
 use super::virtio::vsock::Vsock;
-use super::wiring::{self, Devices, VirtioParts, connect, new_eventfd, virtio_slots};
+use super::wiring::{
+    ConnectedDevices, DeviceManager, PcParts, PcState, VirtioParts, assign_resources, connect, new_eventfd,
+};
 use machine::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
 use machine::end::{EndReceiver, EndSender, end_channel};
 use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET, VSOCK_SOCKET};
@@ -48,23 +50,23 @@ pub struct DeviceInputs {
     pub files: FdTable,
 }
 
-/// The virtio devices of a machine and their slots.
+/// The virtio devices of a machine, and their addresses and interrupts.
 pub(super) struct Layout<'a> {
     /// The disk of each disk slot.
     disks: Vec<Option<&'a DiskConfig>>,
     net: Option<&'a NetConfig>,
-    pub slots: Vec<Slot>,
+    pub resources: Vec<MmioResources>,
 }
 
 impl<'a> Layout<'a> {
     /// Places the disks in the order of `config`.
-    pub fn of_config(config: &'a MachineConfig) -> Layout<'a> {
+    pub fn of_config(config: &'a MachineConfig) -> Result<Layout<'a>, Error> {
         let disks = (0..config.all_disk_slots()).map(|index| config.disks.get(index)).collect();
         Layout::new(config, disks, config.net.as_ref())
     }
 
     /// Places the disks as in the snapshot. Fails if the snapshot's disks differ from those of `config`.
-    pub fn of_snapshot(config: &'a MachineConfig, state: &MachineState) -> Result<Layout<'a>, SnapshotError> {
+    pub fn of_snapshot(config: &'a MachineConfig, state: &MachineState) -> Result<Layout<'a>, Error> {
         let was = |disk: &DiskConfig, id: &String| disk.was.as_ref().unwrap_or(&disk.id) == id;
         let place = |id: &Option<String>| {
             let Some(id) = id else { return Ok(None) };
@@ -73,16 +75,20 @@ impl<'a> Layout<'a> {
         let disks = state.disks.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         if let Some(disk) = config.disks.iter().find(|disk| !disks.iter().flatten().any(|placed| placed.id == disk.id))
         {
-            return Err(SnapshotError::NewDisk(disk.id.clone()));
+            return Err(SnapshotError::NewDisk(disk.id.clone()).into());
         }
         // A machine that was saved without a network device is restored without one.
         let has_net = state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
-        Ok(Layout::new(config, disks, config.net.as_ref().filter(|_| has_net)))
+        Layout::new(config, disks, config.net.as_ref().filter(|_| has_net))
     }
 
-    fn new(config: &MachineConfig, disks: Vec<Option<&'a DiskConfig>>, net: Option<&'a NetConfig>) -> Layout<'a> {
+    fn new(
+        config: &MachineConfig,
+        disks: Vec<Option<&'a DiskConfig>>,
+        net: Option<&'a NetConfig>,
+    ) -> Result<Layout<'a>, Error> {
         let count = disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some());
-        Layout { disks, net, slots: virtio_slots(count) }
+        Ok(Layout { disks, net, resources: assign_resources(count)? })
     }
 }
 
@@ -90,13 +96,13 @@ impl<'a> Layout<'a> {
 pub(super) fn spawn_loader(
     memory: &GuestMemory,
     config: &MachineConfig,
-    slots: &[Slot],
+    resources: &[MmioResources],
 ) -> Result<JoinHandle<Result<BootState, Error>>, Error> {
-    let (memory, config, slots) = (memory.clone(), config.clone(), slots.to_vec());
+    let (memory, config, resources) = (memory.clone(), config.clone(), resources.to_vec());
     let load = move || {
-        let cmdline = cmdline::assemble(&config, &slots, emulation::is_software_kvm());
+        let cmdline = cmdline::assemble(&config, &resources, emulation::is_software_kvm());
         log::info!("kernel command line: {cmdline}");
-        Ok(boot::load(&memory, &config, &slots, &cmdline)?)
+        Ok(boot::load(&memory, &config, &resources, &cmdline)?)
     };
     thread::Builder::new().name("loader".into()).spawn(load).map_err(Error::host("start a thread"))
 }
@@ -117,9 +123,7 @@ pub(super) fn saved_state(dir: &Path, config: &MachineConfig) -> Result<MachineS
 
 /// A machine's devices, connected to buses and to KVM.
 pub(super) struct WiredDevices {
-    pub ports: Bus,
-    pub mmio: Bus,
-    pub devices: Devices,
+    pub connected: ConnectedDevices,
     pub console_socket: ConsoleSocket,
     pub end_sender: EndSender,
     pub ends: EndReceiver,
@@ -141,7 +145,7 @@ pub(super) struct DeviceBuilder<'a> {
 impl DeviceBuilder<'_> {
     /// Creates the devices of a machine that boots.
     pub fn boot(self, inputs: DeviceInputs) -> Result<WiredDevices, Error> {
-        self.wire(inputs, None, None)
+        self.wire(inputs, PcState { serial: &SerialState::default(), generation: None, message: None })
     }
 
     /// Creates the devices of a restored machine. Those whose state is restored later are in the reset state.
@@ -151,34 +155,29 @@ impl DeviceBuilder<'_> {
         state: &MachineState,
         message: ResumeMessage,
     ) -> Result<WiredDevices, Error> {
-        let released = message.release.try_clone().map_err(Error::host("create an eventfd"))?;
-        self.wire(inputs, Some((state, message)), Some(released))
+        self.wire(inputs, PcState { serial: &state.serial, generation: state.generation, message: Some(message) })
     }
 
-    fn wire(
-        self,
-        inputs: DeviceInputs,
-        saved: Option<(&MachineState, ResumeMessage)>,
-        released: Option<EventFd>,
-    ) -> Result<WiredDevices, Error> {
+    fn wire(self, inputs: DeviceInputs, state: PcState<'_>) -> Result<WiredDevices, Error> {
         let DeviceBuilder { config, dir, layout, memory, vm, timeline, link } = self;
         let (end_sender, ends) = end_channel().map_err(Error::host("create an eventfd"))?;
         let ready = new_eventfd()?;
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let console = new_console(dir, timeline)?;
         let mut console_socket = ConsoleSocket::bind(&dir.join(CONSOLE_SOCKET), console.clone())?;
         if let Some(terminal) = inputs.console {
             console_socket.attach(terminal).map_err(Error::host("attach the terminal to the console"))?;
         }
-        let mut devices = wiring::wire_ports(vm, &mut ports, timeline, &end_sender, &ready, &console, saved)?;
+        let released = state.message.as_ref().map(|message| message.release.try_clone()).transpose();
+        let released = released.map_err(Error::host("create an eventfd"))?;
+        let pc = PcParts { timeline, ends: &end_sender, ready: &ready, console: &console, state };
+        let mut manager = DeviceManager::new(vm, memory, layout.resources, pc)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
         let path = dir.join(VSOCK_SOCKET);
         let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &path, connector, released)).transpose()?;
         let net = layout.net.map(|net| connect(net, inputs.network, link, link_sockets)).transpose()?;
         let (rings, files, disk_limits) = (inputs.rings, inputs.files, config.disk_limits);
-        let parts = VirtioParts { disks: &layout.disks, rings, files, disk_limits, vsock, net, slots: &layout.slots };
-        wiring::wire_virtio(vm, &mut mmio, &mut devices, memory, parts, dir)?;
-        Ok(WiredDevices { ports, mmio, devices, console_socket, end_sender, ends, ready })
+        manager.add_virtio_devices(VirtioParts { disks: &layout.disks, rings, files, disk_limits, vsock, net, dir })?;
+        Ok(WiredDevices { connected: manager.finish(), console_socket, end_sender, ends, ready })
     }
 }
 

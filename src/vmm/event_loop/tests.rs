@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::devices::console::Console;
+use crate::devices::serial::SerialState;
 use crate::irq::IrqLine;
 use machine::control::{ClientError, ControlClient, ControlRequest, SOCKET, VmmStatus};
 use machine::end::{EndSender, end_channel};
@@ -56,7 +57,7 @@ fn bench_with(launcher: Launcher, canceled: fn() -> Outcome) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
     let new_event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let serial = Serial::new(IrqLine::new().unwrap(), console.writer(), new_event());
+    let serial = Serial::new(&SerialState::default(), IrqLine::new().unwrap(), console.writer(), new_event()).unwrap();
     let (end_sender, ends) = end_channel().unwrap();
     let ready = new_event();
     let control = ControlServer::bind(&dir.path().join(SOCKET)).unwrap();

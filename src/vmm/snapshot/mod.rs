@@ -28,7 +28,7 @@ use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
-use super::virtio::mmio::TransportState;
+use super::virtio::transport::TransportState;
 use machine::config::CpuConfig;
 use machine::snapshot_files::{BASE, MEMORY, STATE};
 use machine::untrusted;
