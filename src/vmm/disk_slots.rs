@@ -200,3 +200,38 @@ pub fn attached(index: usize) -> Message {
         acpi_device: format!("LNRO0005:{index:02x}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::irq::IrqLine;
+    use machine::config::{DiskAccess, DiskFormat};
+    use machine::limits::rate_limiter::SharedDiskLimiter;
+
+    #[test]
+    fn disks_are_listed_and_found_during_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let config = DiskConfig {
+            id: "disk".into(),
+            path,
+            format: DiskFormat::Raw,
+            access: DiskAccess::ReadWrite,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits: None,
+        };
+        let disk = Disk::open(&config, dir.path()).unwrap();
+        let disk = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+        let slots = DiskSlots::new(vec![DiskSlot { disk: Arc::clone(&disk), interrupt }], dir.path());
+        let _change = slots.begin_change();
+        let _borrowed = disk.borrow();
+        // Each of these would deadlock if it waited for the change.
+        assert_eq!(slots.ids(), [Some("disk".to_string())]);
+        assert_eq!(slots.slot_of("disk").unwrap(), 0);
+        assert_eq!(slots.records().len(), 1);
+    }
+}
