@@ -25,11 +25,10 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory, MIB};
-use vmm::virtio::block::{Block, Ring, SharedDisk};
+use vmm::virtio::block::{Block, DiskHandle, Ring};
 use vmm::virtio::interrupt::Interrupt;
-use vmm::virtio::mmio::EVENT_IDX;
 use vmm::virtio::queue::Virtqueue;
-use vmm::virtio::{Activation, VirtioDevice};
+use vmm::virtio::{Activation, EVENT_IDX, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Addresses of the driver's structures in guest memory.
@@ -243,7 +242,7 @@ impl TestDisk {
         };
         let disk = Disk::open(&config, Path::new("/"))?;
         let blocks = disk.sectors() * SECTOR / u64::from(measure.length);
-        let disk = SharedDisk::new(Some(disk), SharedDiskLimiter::default());
+        let disk = DiskHandle::new(Some(disk), SharedDiskLimiter::default());
         let mut driver = Driver::new(Block::with_ring(Arc::new(disk), 0, ring))?;
         let figures = driver.run(measure, blocks, Duration::from_secs_f64(options.seconds));
         driver.device.reset();

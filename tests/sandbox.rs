@@ -6,13 +6,18 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use common::Wisp;
 use common::instances::{SMALL, dir, exec};
-use machine::config::{BootProtocol, CpuConfig, KernelConfig, MachineConfig};
+use common::slots::{self, Bench, MIB};
+use disk::disk_image;
+use machine::config::{BootProtocol, CpuConfig, DiskConfig, DiskFormat, KernelConfig, MachineConfig};
 use machine::control::{ControlClient, ControlRequest, Message};
 use machine::sandbox_record::SandboxLayer;
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
@@ -21,10 +26,15 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use test_support::Steps;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::memory::GuestMemory;
+use vmm::process::split::{Side, split};
 use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
-use vmm::sandbox::namespaces::{self, Side};
-use vmm::sandbox::{landlock, limits, root, seccomp};
+use vmm::sandbox::{landlock, limits, root, seccomp, threads};
+use vmm::snapshot::cancellation::Cancellation;
+use vmm::snapshot::copy::Copy;
+use vmm::snapshot::{self, memory::Content};
 
 /// Exit codes of the attempts that [`run_in_child`] runs.
 const REFUSED: i32 = 0;
@@ -43,7 +53,7 @@ fn run_in_child(with_namespaces: bool, attempt: impl FnOnce() -> i32) -> (Option
         }
     };
     let child = if with_namespaces {
-        match namespaces::split().unwrap() {
+        match split().unwrap() {
             Side::Child(child) => {
                 assert!(child.refused.is_none(), "{:?}", child.refused);
                 assert!(child.network_refused.is_none(), "{:?}", child.network_refused);
@@ -241,6 +251,52 @@ fn unlisted_syscall_kills_process_and_is_named() {
     violates(ThreadKind::Block, "openat", || {
         let _ = File::create("/nowhere");
     });
+}
+
+/// Saves a machine's memory in both ways, and attaches, switches, grows and detaches a disk.
+fn perform_jobs(bench: &Bench, memory: &GuestMemory, disk: &DiskConfig, layer: &Path) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let (dir, cancellation) = (bench.dir.path(), Cancellation::default());
+    let content = Content::of(memory, None, dir);
+    snapshot::memory::write(&content, dir, &cancellation).map_err(|error| text(&error))?;
+    let copy = Copy::begin(&content, dir, &cancellation).map_err(|error| text(&error))?;
+    copy.finish().map_err(|error| text(&error))?;
+    bench.slots.attach(disk).map_err(|error| text(&error))?;
+    bench.slots.switch(&disk.id, layer).map_err(|error| text(&error))?;
+    bench.slots.resize(&disk.id, 4 * MIB).map_err(|error| text(&error))?;
+    bench.slots.detach(&disk.id, false).map_err(|error| text(&error))?;
+    fs::hard_link(layer, bench.path("linked")).map_err(|error| text(&error))
+}
+
+#[test]
+fn filter_of_requests_allows_snapshots_and_disk_changes() {
+    let bench = Arc::new(slots::bench(1));
+    let memory = vmm::memory::allocate(64).unwrap();
+    memory.write_slice(&[7; 8192], GuestAddress(0x1000)).unwrap();
+    let disk = bench.disk("disk", DiskFormat::Raw, MIB);
+    let layer = bench.path("layer");
+    disk_image::create_layer(&layer, &disk.path, DiskFormat::Raw, None).unwrap();
+    let (of_job, of_child) = (Arc::clone(&bench), layer.clone());
+    let (code, said) = run_in_child(false, move || {
+        if seccomp::prepare().and_then(|()| threads::begin()).is_err() {
+            return NO_LAYER;
+        }
+        let run = move || perform_jobs(&of_job, &memory, &disk, &of_child);
+        let performed = threads::spawn("job".into(), ThreadKind::Job, run).map(JoinHandle::join);
+        match performed {
+            Ok(Ok(Ok(()))) => REFUSED,
+            other => {
+                eprintln!("{other:?}");
+                ESCAPED
+            }
+        }
+    });
+    assert_eq!((code, said.as_str()), (Some(REFUSED), ""));
+    let saved = File::open(bench.path("memory")).unwrap();
+    let mut bytes = [0; 8192];
+    saved.read_exact_at(&mut bytes, 0x1000).unwrap();
+    assert_eq!(bytes, [7; 8192]);
+    assert_eq!(fs::read(bench.path("linked")).unwrap(), fs::read(layer).unwrap());
 }
 
 /// If namespaces and Landlock are unavailable, only the seccomp filters keep a VMM from the host's network.
@@ -451,7 +507,7 @@ fn running_vmm_has_minimal_files_and_privileges() {
             let names = environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
             let names: Vec<String> =
                 names.map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap().into()).collect();
-            let is_kept = |name: &String| node::environment::KEPT.contains(&name.as_str());
+            let is_kept = |name: &String| machine::environment::KEPT.contains(&name.as_str());
             assert!(names.contains(&"WISP_HOME".to_string()) && names.iter().all(is_kept), "{names:?}");
         }
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());

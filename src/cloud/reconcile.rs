@@ -17,9 +17,9 @@ use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
 use machine::end_record::EndRecord;
+use machine::files::LOG;
 use node::home::is_lock;
 use node::instance::{GONE, InstanceDir, MachineError};
-use node::vmm_process;
 use store::{ClientToken, InstanceRecord, StoreError};
 
 /// Time in seconds for which a terminated instance stays visible.
@@ -272,6 +272,6 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
         (_, Some(EndRecord::Failed { why })) => failed(why),
         (InstanceState::Pending, None) => failed("the start was interrupted".into()),
-        (_, None) => failed(format!("the VMM process was killed ({} gives no reason)", vmm_process::LOG)),
+        (_, None) => failed(format!("the VMM process was killed ({} gives no reason)", LOG)),
     }
 }

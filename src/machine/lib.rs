@@ -4,14 +4,17 @@
 pub mod bounded_log;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod end;
 pub mod end_record;
+pub mod environment;
 pub mod files;
 pub mod fs;
 pub mod kept_balance;
 pub mod launch;
 pub mod limits;
 pub mod network;
+pub mod out_of_memory;
 pub mod passed_files;
 pub mod sandbox_record;
 pub mod snapshot_files;

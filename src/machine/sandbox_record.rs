@@ -1,13 +1,35 @@
 //! The layers of a VMM's sandbox, as the VMM reports them.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use super::files::LOG;
+use super::{bounded_log, untrusted};
 
 /// Exit code of a VMM that made a forbidden system call.
 pub const SECCOMP_EXIT_CODE: i32 = 159;
 /// Prefix of the log line that names the forbidden system call.
 pub const SECCOMP_LOG_PREFIX: &str = "seccomp violation: ";
+/// Number of bytes at the end of the log to search for a message.
+const LOG_TAIL: u64 = 64 << 10;
+/// Maximum number of characters of a displayed log line.
+const LONGEST_LINE: usize = 512;
+
+/// Returns the last message in the log of the instance directory `dir` about a system call that the seccomp filter
+/// denied.
+pub fn violation(dir: &Path) -> Option<String> {
+    let path = dir.join(LOG);
+    // The log may have been rotated since the message was written.
+    [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
+        let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
+        let text = String::from_utf8_lossy(&log);
+        let line = text.lines().rev().find(|line| line.starts_with(SECCOMP_LOG_PREFIX))?;
+        // The VMM wrote the line, so it is not safe for a terminal.
+        Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect())
+    })
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -11,9 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::environment;
 use crate::probe::{self, NamespaceSetting};
-use crate::vmm_process::keep_open;
+use machine::descriptors::keep_open;
+use machine::environment;
 use machine::network::GATEWAY_MAC;
 
 pub const PROGRAM: &str = "passt";

@@ -4,11 +4,11 @@
 //! lock. Its standard error is a pipe to its supervisor, which writes `vmm.log`.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,59 +19,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
-use super::environment;
 use super::home::write_private;
 use machine::bounded_log;
 use machine::config::MachineConfig;
+use machine::environment;
+use machine::files::{CONFIG, LOCK, LOG};
 use machine::launch::{Launcher, Restore};
-use machine::sandbox_record::SECCOMP_LOG_PREFIX;
-use machine::untrusted;
-
-pub const CONFIG: &str = "config.json";
-/// Lock file. The VMM and its supervisor hold the lock while they are running.
-pub const LOCK: &str = "lock";
-pub const LOG: &str = "vmm.log";
-/// Subdirectory for the VMM's own files. The VMM can write there, so nothing in it is trusted (see [`untrusted`]).
-const VMM_DIRECTORY: &str = "vmm";
-
-#[must_use]
-pub fn vmm_directory(dir: &Path) -> PathBuf {
-    dir.join(VMM_DIRECTORY)
-}
-
-/// Creates the VMM's directory, unless it exists.
-pub fn make_vmm_directory(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(vmm_directory(dir)) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
-}
+use machine::sandbox_record::violation;
 
 pub fn write_config(dir: &Path, config: &MachineConfig) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(config).expect("a machine configuration can be serialized");
     write_private(&dir.join(CONFIG), &text)
-}
-
-pub fn read_config(dir: &Path) -> io::Result<MachineConfig> {
-    Ok(serde_json::from_slice(&std::fs::read(dir.join(CONFIG))?)?)
-}
-
-/// Number of bytes at the end of the log to search for a message.
-const LOG_TAIL: u64 = 64 << 10;
-/// Maximum number of characters of a displayed log line.
-const LONGEST_LINE: usize = 512;
-
-/// Returns the last message in the log about a system call that the seccomp filter denied.
-pub fn violation(dir: &Path) -> Option<String> {
-    let path = dir.join(LOG);
-    // The log may have been rotated since the message was written.
-    [path.clone(), bounded_log::full(&path)].iter().find_map(|path| {
-        let log = untrusted::read_tail(path, LOG_TAIL).ok()?;
-        let text = String::from_utf8_lossy(&log);
-        let line = text.lines().rev().find(|line| line.starts_with(SECCOMP_LOG_PREFIX))?;
-        // The VMM wrote the line, so it is not safe for a terminal.
-        Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect())
-    })
 }
 
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -230,16 +188,6 @@ fn has_open(pid: Pid, path: &Path) -> bool {
 
 fn ignore_missing_process(error: Errno) -> Result<(), Errno> {
     if error == Errno::SRCH { Ok(()) } else { Err(error) }
-}
-
-pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
-    Ok(fcntl_setfd(&fd, fcntl_getfd(&fd)? | FdFlags::CLOEXEC)?)
-}
-
-/// Clears close-on-exec and returns the descriptor's number.
-pub fn keep_open(fd: &OwnedFd) -> io::Result<i32> {
-    fcntl_setfd(fd, fcntl_getfd(fd)? - FdFlags::CLOEXEC)?;
-    Ok(fd.as_raw_fd())
 }
 
 #[cfg(test)]

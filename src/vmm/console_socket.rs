@@ -150,6 +150,7 @@ impl Terminal {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
+    use crate::devices::serial::SerialState;
     use crate::irq::IrqLine;
     use machine::files::CONSOLE_SOCKET;
     use machine::timeline::Timeline;
@@ -168,7 +169,7 @@ mod tests {
         let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
         let socket = ConsoleSocket::bind(&dir.path().join(CONSOLE_SOCKET), console.clone()).unwrap();
         let room = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let serial = Serial::new(IrqLine::new().unwrap(), console.writer(), room);
+        let serial = Serial::new(&SerialState::default(), IrqLine::new().unwrap(), console.writer(), room).unwrap();
         Bench { dir, socket, console, serial }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::virtio::block::{Label, SharedDisk};
+use super::virtio::block::{DiskHandle, DiskInfo};
 use super::virtio::interrupt::{Interrupt, status};
 use disk::{BlockError, Disk};
 use machine::config::{ConfigError, DiskConfig};
@@ -17,8 +17,9 @@ use machine::passed_files::FdTable;
 
 #[derive(Debug, Default)]
 pub struct DiskSlots {
-    /// Locked while a disk is attached, detached or changed.
-    slots: Mutex<Vec<DiskSlot>>,
+    slots: Vec<DiskSlot>,
+    /// Locked while a disk is attached, detached or changed. The properties of the disks can be read meanwhile.
+    changes: Mutex<()>,
     /// Directory for the overlays of ephemeral disks.
     dir: PathBuf,
 }
@@ -26,7 +27,7 @@ pub struct DiskSlots {
 #[derive(Debug)]
 pub struct DiskSlot {
     /// Shared with the slot's block device.
-    pub shared_disk: Arc<SharedDisk>,
+    pub disk: Arc<DiskHandle>,
     pub interrupt: Arc<Interrupt>,
 }
 
@@ -52,8 +53,8 @@ pub enum SlotError {
 }
 
 impl DiskSlot {
-    fn label(&self) -> Option<Label> {
-        self.shared_disk.label()
+    fn info(&self) -> Option<Arc<DiskInfo>> {
+        self.disk.info()
     }
 
     /// Returns true if the guest's driver has initialized the device.
@@ -65,7 +66,7 @@ impl DiskSlot {
 impl DiskSlots {
     /// `slots` must be in the order of the guest's virtio-mmio devices.
     pub fn new(slots: Vec<DiskSlot>, dir: &Path) -> DiskSlots {
-        DiskSlots { slots: Mutex::new(slots), dir: dir.to_path_buf() }
+        DiskSlots { slots, changes: Mutex::default(), dir: dir.to_path_buf() }
     }
 
     /// Attaches a disk to the first free slot. Returns the slot's index.
@@ -76,35 +77,35 @@ impl DiskSlots {
     /// Like [`DiskSlots::attach`], with files that may have been passed as descriptors.
     pub fn attach_with_fds(&self, config: &DiskConfig, files: &FdTable) -> Result<usize, SlotError> {
         config.validate()?;
-        let slots = self.slots();
-        if find(&slots, &config.id).is_ok() {
+        let _change = self.begin_change();
+        if self.find(&config.id).is_ok() {
             return Err(SlotError::Taken(config.id.clone()));
         }
-        let free = slots.iter().position(|slot| slot.label().is_none() && !slot.is_driven());
-        let index = free.ok_or(SlotError::Full(slots.len()))?;
+        let free = self.slots.iter().position(|slot| slot.info().is_none() && !slot.is_driven());
+        let index = free.ok_or(SlotError::Full(self.slots.len()))?;
         let disk = Disk::open_with_fds(config, &self.dir, files)?;
-        let slot = &slots[index];
-        slot.interrupt.change_config(|| slot.shared_disk.hold().put(disk));
+        let slot = &self.slots[index];
+        slot.interrupt.change_config(|| slot.disk.borrow().attach(disk));
         log::info!("disk {} attached to slot {index}", config.id);
         Ok(index)
     }
 
     /// Flushes and detaches a disk. Without `force`, fails if the guest's driver is using the disk or the flush fails.
     pub fn detach(&self, id: &str, force: bool) -> Result<(), SlotError> {
-        let slots = self.slots();
-        let (index, slot) = find(&slots, id)?;
+        let _change = self.begin_change();
+        let (index, slot) = self.find(id)?;
         if slot.is_driven() && !force {
             return Err(SlotError::InUse(id.to_string()));
         }
-        let mut shared_disk = slot.shared_disk.hold();
-        let flushed = shared_disk.disk().map_or(Ok(()), |disk| disk.flush());
+        let mut borrowed = slot.disk.borrow();
+        let flushed = borrowed.disk().map_or(Ok(()), |disk| disk.flush());
         if let Err(source) = flushed
             && !force
         {
             return Err(SlotError::Flush { id: id.to_string(), source });
         }
-        let disk = slot.interrupt.change_config(|| shared_disk.take());
-        drop(shared_disk);
+        let disk = slot.interrupt.change_config(|| borrowed.detach());
+        drop(borrowed);
         // Closes the disk's files, which releases their locks.
         drop(disk);
         log::info!("disk {id} detached from slot {index}");
@@ -112,18 +113,18 @@ impl DiskSlots {
     }
 
     pub fn slot_of(&self, id: &str) -> Result<usize, SlotError> {
-        find(&self.slots(), id).map(|(index, _)| index)
+        self.find(id).map(|(index, _)| index)
     }
 
     /// Grows a disk to `size` bytes and notifies the guest.
     pub fn resize(&self, id: &str, size: u64) -> Result<(), SlotError> {
-        let slots = self.slots();
-        let (_, slot) = find(&slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        if let Some(disk) = shared_disk.disk() {
+        let _change = self.begin_change();
+        let (_, slot) = self.find(id)?;
+        let mut borrowed = slot.disk.borrow();
+        if let Some(disk) = borrowed.disk() {
             disk.grow(size)?;
         }
-        slot.interrupt.change_config(|| shared_disk.relabel());
+        slot.interrupt.change_config(|| borrowed.publish());
         Ok(())
     }
 
@@ -131,13 +132,14 @@ impl DiskSlots {
         if !limits.iter().all(DiskLimits::is_sound) {
             return Err(ConfigError::Limits("a disk").into());
         }
-        find(&self.slots(), id)?.1.shared_disk.hold().limit(limits);
+        let _change = self.begin_change();
+        self.find(id)?.1.disk.borrow().limit(limits);
         Ok(())
     }
 
     /// Writes the host's cached data of a disk to storage. The guest may keep writing meanwhile.
     pub fn write_out(&self, id: &str) -> Result<(), SlotError> {
-        let file = find(&self.slots(), id)?.1.shared_disk.hold().disk().map(|disk| disk.file());
+        let file = self.find(id)?.1.disk.borrow().disk().map(|disk| disk.file());
         let Some(file) = file else { return Ok(()) };
         let flush = |source| SlotError::Flush { id: id.to_string(), source };
         file.map_err(flush)?.sync_data().map_err(flush)
@@ -152,35 +154,40 @@ impl DiskSlots {
     pub fn switch_with_fds(&self, id: &str, layer: &Path, files: &FdTable) -> Result<(), SlotError> {
         // Most of the data is written back here, without blocking the guest's writes.
         self.write_out(id)?;
-        let slots = self.slots();
-        let (_, slot) = find(&slots, id)?;
-        let mut shared_disk = slot.shared_disk.hold();
-        let before = shared_disk.disk().map(|disk| disk.sectors());
-        if let Some(disk) = shared_disk.disk() {
+        let _change = self.begin_change();
+        let (_, slot) = self.find(id)?;
+        let mut borrowed = slot.disk.borrow();
+        let before = borrowed.disk().map(|disk| disk.sectors());
+        if let Some(disk) = borrowed.disk() {
             disk.switch(layer, files)?;
         }
-        if shared_disk.disk().map(|disk| disk.sectors()) != before {
-            slot.interrupt.change_config(|| shared_disk.relabel());
+        if borrowed.disk().map(|disk| disk.sectors()) != before {
+            slot.interrupt.change_config(|| borrowed.publish());
         }
         log::info!("disk {id} switched to the overlay {}", layer.display());
         Ok(())
     }
 
     pub fn ids(&self) -> Vec<Option<String>> {
-        self.slots().iter().map(|slot| slot.label().map(|label| label.id)).collect()
+        self.slots.iter().map(|slot| slot.info().map(|info| info.id.clone())).collect()
     }
 
     pub fn records(&self) -> Vec<DiskRecord> {
         let record = |slot: &DiskSlot| {
-            let Label { counters, limits, .. } = slot.label()?;
-            let burst_percent = limits.map(|_| slot.shared_disk.burst_percent());
-            Some(DiskRecord { limits, burst_percent, ..counters.record() })
+            let info = slot.info()?;
+            let (limits, burst_percent) = (info.limits, info.burst_percent());
+            Some(DiskRecord { limits, burst_percent, ..info.counters.record() })
         };
-        self.slots().iter().filter_map(record).collect()
+        self.slots.iter().filter_map(record).collect()
     }
 
-    fn slots(&self) -> MutexGuard<'_, Vec<DiskSlot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn find(&self, id: &str) -> Result<(usize, &DiskSlot), SlotError> {
+        let has_id = |(_, slot): &(usize, &DiskSlot)| slot.info().is_some_and(|info| info.id == id);
+        self.slots.iter().enumerate().find(has_id).ok_or_else(|| SlotError::Unknown(id.to_string()))
+    }
+
+    fn begin_change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,9 +201,37 @@ pub fn attached(index: usize) -> Message {
     }
 }
 
-fn find<'a>(slots: &'a [DiskSlot], id: &str) -> Result<(usize, &'a DiskSlot), SlotError> {
-    let mut taken = slots.iter().enumerate();
-    taken
-        .find(|(_, slot)| slot.label().is_some_and(|label| label.id == id))
-        .ok_or_else(|| SlotError::Unknown(id.to_string()))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::irq::IrqLine;
+    use machine::config::{DiskAccess, DiskFormat};
+    use machine::limits::rate_limiter::SharedDiskLimiter;
+
+    #[test]
+    fn disks_are_listed_and_found_during_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let config = DiskConfig {
+            id: "disk".into(),
+            path,
+            format: DiskFormat::Raw,
+            access: DiskAccess::ReadWrite,
+            root: false,
+            backing: Vec::new(),
+            was: None,
+            limits: None,
+        };
+        let disk = Disk::open(&config, dir.path()).unwrap();
+        let disk = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+        let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
+        let slots = DiskSlots::new(vec![DiskSlot { disk: Arc::clone(&disk), interrupt }], dir.path());
+        let _change = slots.begin_change();
+        let _borrowed = disk.borrow();
+        // Each of these would deadlock if it waited for the change.
+        assert_eq!(slots.ids(), [Some("disk".to_string())]);
+        assert_eq!(slots.slot_of("disk").unwrap(), 0);
+        assert_eq!(slots.records().len(), 1);
+    }
 }

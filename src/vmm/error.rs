@@ -8,6 +8,7 @@ use crate::console_socket::ConsoleSocketError;
 use crate::cpu::state::StateError;
 use crate::disk_slots::SlotError;
 use crate::memory::MemoryError;
+use crate::resources::ResourceError;
 use crate::sandbox::SandboxError;
 use crate::snapshot::SnapshotError;
 use crate::virtio::vsock::VsockError;
@@ -30,6 +31,8 @@ pub enum Error {
     Capability(&'static str),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]

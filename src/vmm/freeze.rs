@@ -12,11 +12,12 @@ use kvm_ioctls::VmFd;
 
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
+use super::snapshot::cancellation::Cancellation;
 use super::snapshot::copy::Copy;
 use super::snapshot::memory::Content;
 use super::snapshot::origin::{Differences, Origin};
 use super::snapshot::{self, MachineState, SnapshotError};
-use super::virtio::mmio::TransportState;
+use super::virtio::transport::TransportState;
 use super::wiring::Devices;
 use machine::config::MachineConfig;
 use machine::control::NewOverlay;
@@ -32,6 +33,7 @@ pub(super) struct Freezer<'a> {
     pub devices: &'a Devices,
     /// The snapshot that the machine was restored from.
     pub origin: Option<&'a Origin>,
+    pub cancellation: &'a Cancellation,
 }
 
 impl Freezer<'_> {
@@ -40,7 +42,7 @@ impl Freezer<'_> {
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
         let content = Content::of(&self.context.memory, self.origin, dir);
-        let saved = snapshot::memory::write(&content, dir)
+        let saved = snapshot::memory::write(&content, dir, self.cancellation)
             .map_err(Error::from)
             .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
         if saved.is_err() {
@@ -60,7 +62,7 @@ impl Freezer<'_> {
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
         let content = Content::of(&self.context.memory, self.origin, dir);
-        let copied = Copy::begin(&content, dir)
+        let copied = Copy::begin(&content, dir, self.cancellation)
             .map_err(Error::from)
             .and_then(|copy| Ok((self.state(virtio, content.differences)?, copy)));
         let switched = copied.and_then(|copied| {

@@ -23,7 +23,11 @@ pub mod irq;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod parts;
+pub mod process;
+pub mod resources;
 mod resume_message;
+mod running;
 pub mod sandbox;
 mod signals;
 pub mod snapshot;
@@ -32,5 +36,4 @@ mod usage_recorder;
 pub mod virtio;
 mod wiring;
 
-pub use self::machine::Machine;
 pub use error::Error;

@@ -18,20 +18,22 @@ use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
 use super::devices::resumed::ResumedPorts;
 use super::devices::rtc::{self, Rtc};
-use super::devices::serial::{self, Serial};
+use super::devices::serial::{self, Serial, SerialState};
 use super::disk_slots::{DiskSlot, DiskSlots};
 use super::error::Error;
 use super::fault::GuestFaults;
 use super::irq::IrqLine;
-use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
+use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE};
+use super::resources::{ResourceAllocator, ResourceError};
 use super::resume_message::ResumeMessage;
-use super::snapshot::MachineState;
 use super::virtio::VirtioDevice;
-use super::virtio::block::{Block, Ring, SharedDisk};
-use super::virtio::mmio::{MmioTransport, Slot};
+use super::virtio::block::{Block, DiskHandle, Ring};
+use super::virtio::interrupt::Interrupt;
+use super::virtio::mmio::{MmioResources, MmioTransport};
 use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
 use super::virtio::rng::Rng;
+use super::virtio::transport::Transport;
 use super::virtio::vsock::Vsock;
 use disk::Disk;
 use machine::config::{DiskConfig, NetConfig};
@@ -44,9 +46,6 @@ use netstack::NetstackConfig;
 use netstack::broker::LinkSockets;
 
 const KEYBOARD_IRQ: u32 = 1;
-/// Interrupt lines for virtio devices: the pins of the 24-pin I/O APIC that the PC devices do not use (0 timer, 1
-/// keyboard, 2 cascade, 4 serial port, 8 clock, 9 ACPI, 13 coprocessor).
-const VIRTIO_IRQS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// The devices that the VMM accesses after the machine is built.
 #[derive(Debug)]
@@ -60,7 +59,7 @@ pub(super) struct Devices {
     pub(super) generation: Arc<Mutex<Generation>>,
     pub(super) disks: DiskSlots,
     pub(super) net: Option<NetControl>,
-    pub(super) virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    pub(super) virtio: Vec<Arc<Mutex<dyn Transport>>>,
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
     /// CPU clocks of the virtio devices' threads.
     pub(super) clocks: Vec<Arc<ThreadClock>>,
@@ -70,35 +69,168 @@ pub(super) fn new_eventfd() -> Result<EventFd, Error> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
+/// Creates a machine's devices, and connects their registers to buses, and their interrupts and notifications to KVM.
+#[derive(Debug)]
+pub(super) struct DeviceManager<'a> {
+    vm: &'a VmFd,
+    memory: &'a GuestMemory,
+    /// Resources for the virtio devices, in the order in which the devices are added.
+    resources: std::vec::IntoIter<MmioResources>,
+    ports: Bus,
+    mmio: Bus,
+    devices: Devices,
+}
+
+pub(super) struct PcParts<'a> {
+    pub timeline: &'a Arc<Timeline>,
+    pub ends: &'a EndSender,
+    pub ready: &'a EventFd,
+    pub console: &'a Console,
+    pub state: PcState<'a>,
+}
+
+/// The state in which the PC devices are created.
+pub(super) struct PcState<'a> {
+    pub serial: &'a SerialState,
+    /// The address of the generation record, if the guest has written it.
+    pub generation: Option<u64>,
+    /// `None` for a machine that boots.
+    pub message: Option<ResumeMessage>,
+}
+
+pub(super) struct VirtioParts<'a> {
+    pub disks: &'a [Option<&'a DiskConfig>],
+    pub rings: Vec<Ring>,
+    pub files: FdTable,
+    pub disk_limits: Option<DiskLimits>,
+    pub vsock: Option<Vsock>,
+    pub net: Option<Net>,
+    /// Directory for the overlays of ephemeral disks.
+    pub dir: &'a Path,
+}
+
+/// All devices, and the buses of their registers.
+pub(super) struct ConnectedDevices {
+    pub ports: Bus,
+    pub mmio: Bus,
+    pub devices: Devices,
+}
+
+/// Assigns addresses and interrupts to `count` virtio devices, in the order of [`DeviceManager::add_virtio_devices`].
+pub(super) fn assign_resources(count: usize) -> Result<Vec<MmioResources>, ResourceError> {
+    let mut allocator = ResourceAllocator::default();
+    (0..count).map(|_| allocator.assign_mmio()).collect()
+}
+
+impl<'a> DeviceManager<'a> {
+    /// Creates the PC devices. `resources` are those of the virtio devices.
+    pub(super) fn new(
+        vm: &'a VmFd,
+        memory: &'a GuestMemory,
+        resources: Vec<MmioResources>,
+        PcParts { timeline, ends, ready, console, state }: PcParts,
+    ) -> Result<DeviceManager<'a>, Error> {
+        let serial_room = new_eventfd()?;
+        let room = serial_room.try_clone().map_err(Error::host("create an eventfd"))?;
+        let irq = connect_irq(vm, serial::IRQ)?;
+        let serial = Serial::new(state.serial, irq, console.writer(), room)?;
+        let devices = Devices {
+            serial: Arc::new(Mutex::new(serial)),
+            serial_room,
+            i8042: Arc::new(Mutex::new(I8042::new(ends.clone(), connect_irq(vm, KEYBOARD_IRQ)?))),
+            rtc: Arc::default(),
+            acpi_pm: Arc::new(Mutex::new(AcpiPm::new(ends.clone()))),
+            generation: Arc::new(Mutex::new(Generation::new(state.generation))),
+            disks: DiskSlots::default(),
+            net: None,
+            virtio: Vec::new(),
+            faults: Vec::new(),
+            clocks: Vec::new(),
+        };
+        let (resumed, boot_timer) = agent_ports(timeline, ready, state.message)?;
+        let on_bus: [(u16, u64, SharedDevice); 8] = [
+            (i8042::PORT, i8042::LENGTH, devices.i8042.clone()),
+            (rtc::PORT, rtc::LENGTH, devices.rtc.clone()),
+            (serial::PORT, serial::LENGTH, devices.serial.clone()),
+            (acpi_pm::PORT, acpi_pm::LENGTH, devices.acpi_pm.clone()),
+            (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
+            (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
+            (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
+            (generation::PORT, generation::LENGTH, devices.generation.clone()),
+        ];
+        let mut ports = Bus::default();
+        for (port, length, device) in on_bus {
+            ports.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
+        }
+        Ok(DeviceManager { vm, memory, resources: resources.into_iter(), ports, mmio: Bus::default(), devices })
+    }
+
+    /// Adds the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network.
+    pub(super) fn add_virtio_devices(
+        &mut self,
+        VirtioParts { disks, mut rings, files, disk_limits, vsock, net, dir }: VirtioParts,
+    ) -> Result<(), Error> {
+        let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
+        let mut slots = Vec::with_capacity(disks.len());
+        for (index, disk) in disks.iter().enumerate() {
+            let disk = disk.map(|disk| Disk::open_with_fds(disk, dir, &files)).transpose()?;
+            let disk = Arc::new(DiskHandle::new(disk, shared.clone()));
+            let device = Block::with_ring(Arc::clone(&disk), index, rings.pop());
+            let interrupt = self.add_virtio(format!("block{index}"), Box::new(device))?;
+            slots.push(DiskSlot { disk, interrupt });
+        }
+        self.devices.disks = DiskSlots::new(slots, dir);
+        self.add_virtio("rng".into(), Box::new(Rng::default()))?;
+        if let Some(vsock) = vsock {
+            self.add_virtio("vsock".into(), Box::new(vsock))?;
+        }
+        if let Some(net) = net {
+            self.devices.net = Some(net.control());
+            self.add_virtio("net".into(), Box::new(net))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a virtio device with an MMIO transport.
+    fn add_virtio(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<Arc<Interrupt>, Error> {
+        let MmioResources { address, irq } = self.resources.next().ok_or(ResourceError::Addresses)?;
+        let faults = Arc::new(GuestFaults::new(name.clone()));
+        let line = connect_irq(self.vm, irq)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), line, Arc::clone(&faults))
+            .map_err(Error::host("create an eventfd"))?;
+        let notify = IoEventAddress::Mmio(address + register::QUEUE_NOTIFY);
+        for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+            self.vm.register_ioevent(kick, &notify, queue).map_err(Error::kvm("register a queue notification"))?;
+        }
+        let interrupt = Arc::clone(transport.interrupt());
+        self.devices.clocks.push(Arc::clone(transport.clock()));
+        self.devices.faults.push((name, faults));
+        let transport = Arc::new(Mutex::new(transport));
+        self.mmio.insert(address, VIRTIO_MMIO_SIZE, transport.clone()).expect("assigned addresses do not overlap");
+        self.devices.virtio.push(transport);
+        Ok(interrupt)
+    }
+
+    pub(super) fn finish(self) -> ConnectedDevices {
+        ConnectedDevices { ports: self.ports, mmio: self.mmio, devices: self.devices }
+    }
+}
+
 /// Creates an interrupt line that is connected to pin `gsi` of the I/O APIC.
-fn wire_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
+fn connect_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
     let line = IrqLine::new().map_err(Error::host("create an eventfd"))?;
     vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("register an interrupt line"))?;
     Ok(line)
 }
 
-/// Creates the PC devices and connects them to the port `bus`.
-pub(super) fn wire_ports(
-    vm: &VmFd,
-    bus: &mut Bus,
+/// Creates the ports through which the agent reads the resume message, and reports that it is ready.
+fn agent_ports(
     timeline: &Arc<Timeline>,
-    ends: &EndSender,
     ready: &EventFd,
-    console: &Console,
-    saved: Option<(&MachineState, ResumeMessage)>,
-) -> Result<Devices, Error> {
-    let serial_room = new_eventfd()?;
-    let room = serial_room.try_clone().map_err(Error::host("create an eventfd"))?;
-    let irq = wire_irq(vm, serial::IRQ)?;
-    let serial = match &saved {
-        Some((state, _)) => Serial::restored(&state.serial, irq, console.writer(), room)?,
-        None => Serial::new(irq, console.writer(), room),
-    };
-    let serial = Arc::new(Mutex::new(serial));
-    let address = saved.as_ref().and_then(|(state, _)| state.generation);
-    let i8042 = Arc::new(Mutex::new(I8042::new(ends.clone(), wire_irq(vm, KEYBOARD_IRQ)?)));
+    resume: Option<ResumeMessage>,
+) -> Result<(SharedDevice, SharedDevice), Error> {
     let ready = ready.try_clone().map_err(Error::host("create an eventfd"))?;
-    let (message, release) = saved.map(|(_, resume)| (resume.message, resume.release)).unzip();
+    let (message, release) = resume.map(|resume| (resume.message, resume.release)).unzip();
     let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
     let noted = Arc::clone(&resumed);
     let on_ready = Box::new(move || {
@@ -109,25 +241,7 @@ pub(super) fn wire_ports(
         }
     });
     let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
-    let rtc = Arc::new(Mutex::new(Rtc::default()));
-    let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(ends.clone())));
-    let generation = Arc::new(Mutex::new(Generation::restored(address)));
-    let devices: [(u16, u64, SharedDevice); 8] = [
-        (i8042::PORT, i8042::LENGTH, i8042.clone()),
-        (rtc::PORT, rtc::LENGTH, rtc.clone()),
-        (serial::PORT, serial::LENGTH, serial.clone()),
-        (acpi_pm::PORT, acpi_pm::LENGTH, acpi_pm.clone()),
-        (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
-        (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
-        (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
-        (generation::PORT, generation::LENGTH, generation.clone()),
-    ];
-    for (port, length, device) in devices {
-        bus.insert(port.into(), length, device).expect("the ports of the PC's devices do not overlap");
-    }
-    let disks = DiskSlots::default();
-    let (virtio, faults, clocks) = (Vec::new(), Vec::new(), Vec::new());
-    Ok(Devices { serial, serial_room, i8042, rtc, acpi_pm, generation, disks, net: None, virtio, faults, clocks })
+    Ok((resumed, boot_timer))
 }
 
 pub(super) fn connect(
@@ -138,71 +252,4 @@ pub(super) fn connect(
 ) -> Result<Net, Error> {
     let backend = network.map_or(Ok(Backend::Disconnected), Backend::of).map_err(Error::host("set up the network"))?;
     Net::new(config, backend, link, Some(sockets)).map_err(Error::host("set up the network"))
-}
-
-/// Returns the addresses and interrupts of the first `count` virtio devices, in the order of [`wire_virtio`].
-pub(super) fn virtio_slots(count: usize) -> Vec<Slot> {
-    let address = |index: usize| VIRTIO_MMIO_START + index as u64 * VIRTIO_MMIO_SIZE;
-    VIRTIO_IRQS.iter().take(count).enumerate().map(|(index, irq)| Slot { address: address(index), irq: *irq }).collect()
-}
-
-pub(super) struct VirtioParts<'a> {
-    pub disks: &'a [Option<&'a DiskConfig>],
-    pub rings: Vec<Ring>,
-    pub files: FdTable,
-    pub disk_limits: Option<DiskLimits>,
-    pub vsock: Option<Vsock>,
-    pub net: Option<Net>,
-    pub slots: &'a [Slot],
-}
-
-/// Creates and connects the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network.
-pub(super) fn wire_virtio(
-    vm: &VmFd,
-    bus: &mut Bus,
-    devices: &mut Devices,
-    memory: &GuestMemory,
-    VirtioParts { disks, mut rings, files, disk_limits, vsock, net, slots }: VirtioParts,
-    dir: &Path,
-) -> Result<(), Error> {
-    let mut parts: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
-    let mut shared_disks = Vec::with_capacity(disks.len());
-    let shared = SharedDiskLimiter::new(disk_limits, monotonic_ns());
-    for (index, disk) in disks.iter().enumerate() {
-        let disk = disk.map(|disk| Disk::open_with_fds(disk, dir, &files)).transpose()?;
-        let shared_disk = Arc::new(SharedDisk::new(disk, shared.clone()));
-        parts.push((format!("block{index}"), Box::new(Block::with_ring(Arc::clone(&shared_disk), index, rings.pop()))));
-        shared_disks.push(shared_disk);
-    }
-    parts.push(("rng".into(), Box::new(Rng::default())));
-    if let Some(vsock) = vsock {
-        parts.push(("vsock".into(), Box::new(vsock)));
-    }
-    if let Some(net) = net {
-        devices.net = Some(net.control());
-        parts.push(("net".into(), Box::new(net)));
-    }
-    for ((name, device), slot) in parts.into_iter().zip(slots) {
-        let faults = Arc::new(GuestFaults::new(name.clone()));
-        let line = wire_irq(vm, slot.irq)?;
-        let transport = MmioTransport::new(device, memory.clone(), line, Arc::clone(&faults))
-            .map_err(Error::host("create an eventfd"))?;
-        let address = IoEventAddress::Mmio(slot.address + register::QUEUE_NOTIFY);
-        for (queue, kick) in (0_u32..).zip(transport.kicks()) {
-            vm.register_ioevent(kick, &address, queue).map_err(Error::kvm("register a queue notification"))?;
-        }
-        devices.clocks.push(Arc::clone(transport.clock()));
-        let transport = Arc::new(Mutex::new(transport));
-        bus.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone()).expect("slots do not overlap");
-        devices.virtio.push(transport);
-        devices.faults.push((name, faults));
-    }
-    let interrupts = devices
-        .virtio
-        .iter()
-        .map(|transport| Arc::clone(transport.lock().unwrap_or_else(PoisonError::into_inner).interrupt()));
-    let slots =
-        shared_disks.into_iter().zip(interrupts).map(|(shared_disk, interrupt)| DiskSlot { shared_disk, interrupt });
-    devices.disks = DiskSlots::new(slots.collect(), dir);
-    Ok(())
 }

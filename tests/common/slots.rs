@@ -14,10 +14,11 @@ use vmm::disk_slots::{DiskSlot, DiskSlots};
 use vmm::fault::GuestFaults;
 use vmm::irq::IrqLine;
 use vmm::memory::{self, GuestMemory};
-use vmm::virtio::block::{Block, SharedDisk};
+use vmm::virtio::block::{Block, DiskHandle};
 use vmm::virtio::interrupt::status;
-use vmm::virtio::mmio::{MmioTransport, VERSION_1};
-use vmm::virtio::register;
+use vmm::virtio::mmio::MmioTransport;
+use vmm::virtio::transport::Transport;
+use vmm::virtio::{VERSION_1, register};
 
 pub const MIB: u64 = 1 << 20;
 const DESCRIPTORS: u64 = 0x10_0000;
@@ -49,12 +50,12 @@ pub fn bench(count: usize) -> Bench {
     let memory = memory::allocate(64).unwrap();
     let (mut slots, mut transports) = (Vec::new(), Vec::new());
     for index in 0..count {
-        let shared_disk = Arc::new(SharedDisk::default());
+        let disk = Arc::new(DiskHandle::default());
         let line = IrqLine::new().unwrap();
-        let device = Box::new(Block::new(Arc::clone(&shared_disk), index));
+        let device = Box::new(Block::new(Arc::clone(&disk), index));
         let faults = Arc::new(GuestFaults::new("block"));
         let transport = MmioTransport::new(device, memory.clone(), line.try_clone().unwrap(), faults).unwrap();
-        slots.push(DiskSlot { shared_disk, interrupt: Arc::clone(transport.interrupt()) });
+        slots.push(DiskSlot { disk, interrupt: Arc::clone(transport.interrupt()) });
         transports.push((Arc::new(Mutex::new(transport)), line));
     }
     let slots = DiskSlots::new(slots, dir.path());

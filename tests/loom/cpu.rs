@@ -13,7 +13,9 @@ pub mod state {
     }
 
     #[derive(Debug)]
-    pub struct StateError;
+    pub enum StateError {
+        Stopping,
+    }
 }
 
 pub mod time {

@@ -16,12 +16,12 @@ use super::handle::MachineHandle;
 use super::start::LINK;
 use crate::guest::{self, Agent};
 use crate::home::{Home, lock_file, private_file, try_lock_file, write_private};
-use crate::vmm_process::{self, CONFIG};
+use crate::vmm_process;
 use ec2::InstanceId;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat, MachineConfig};
 use machine::control::{ClientError, ControlClient, SOCKET};
 use machine::end_record::EndRecord;
-use machine::files::{CONSOLE_LOG, FULL_CONSOLE_LOG, VSOCK_SOCKET};
+use machine::files::{self, CONFIG, CONSOLE_LOG, FULL_CONSOLE_LOG, LOCK, VSOCK_SOCKET};
 use machine::network::NetstackConfig;
 use machine::untrusted;
 
@@ -71,7 +71,7 @@ impl InstanceDir {
     }
 
     pub fn vmm_directory(&self) -> PathBuf {
-        vmm_process::vmm_directory(&self.path)
+        files::vmm_directory(&self.path)
     }
 
     /// Removes the directory. Renames it first, so that a command that tries its lock cannot create a file in it.
@@ -90,7 +90,7 @@ impl InstanceDir {
 
     /// Takes the lock, or returns `None` if it is held. While the caller holds it, no VMM is running or starting.
     pub fn try_lock(&self) -> Result<Option<File>, MachineError> {
-        self.try_lock_named(vmm_process::LOCK)
+        self.try_lock_named(LOCK)
     }
 
     pub fn try_lock_operation(&self) -> Result<Option<File>, MachineError> {
@@ -98,7 +98,7 @@ impl InstanceDir {
     }
 
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, MachineError> {
-        let path = self.path.join(vmm_process::LOCK);
+        let path = self.path.join(LOCK);
         let (sender, receiver) = mpsc::channel();
         let file = path.clone();
         // A lock acquired after the timeout has no receiver and is released at once.
@@ -177,8 +177,7 @@ impl InstanceDir {
 
     /// Changes the machine configuration file, which the next VMM reads after a guest reboot.
     pub fn change_config(&self, change: impl FnOnce(&mut MachineConfig)) -> Result<(), MachineError> {
-        let mut config =
-            vmm_process::read_config(&self.path).map_err(MachineError::file(self.path.join(CONFIG), "read"))?;
+        let mut config = files::read_config(&self.path).map_err(MachineError::file(self.path.join(CONFIG), "read"))?;
         change(&mut config);
         self.write_config(&config)
     }

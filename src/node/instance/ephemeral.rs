@@ -16,13 +16,14 @@ use super::error::{Failure, MachineError};
 use super::handle::MachineHandle;
 use super::start::{Connection, StartPlan};
 use crate::home::{Home, lock_file, try_lock_file};
-use crate::out_of_memory::OomKillCount;
 use crate::vmm_process;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
 use machine::control::{ClientError, ControlRequest, VmmStatus};
 use machine::end::End;
+use machine::files::LOCK;
 use machine::launch::Launcher;
+use machine::out_of_memory::OomKillCount;
 use machine::snapshot_files;
 
 /// Name of the directory for a snapshot, in the VMM's own directory.
@@ -48,7 +49,7 @@ impl EphemeralInstance {
         sweep(&runs);
         let dir = InstanceDir::of_ephemeral(home, id);
         dir.create()?;
-        let path = dir.path().join(vmm_process::LOCK);
+        let path = dir.path().join(LOCK);
         let lock = lock_file(&path).map_err(MachineError::file(path, "lock"))?;
         Ok((dir, lock))
     }
@@ -162,7 +163,7 @@ impl Drop for EphemeralInstance {
 fn sweep(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
     for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        if let Ok(Some(_lock)) = try_lock_file(&dir.join(vmm_process::LOCK)) {
+        if let Ok(Some(_lock)) = try_lock_file(&dir.join(LOCK)) {
             log::info!("removing the leftover directory {}", dir.display());
             if let Err(error) = fs::remove_dir_all(&dir) {
                 log::warn!("cannot remove {}: {error}", dir.display());

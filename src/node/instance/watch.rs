@@ -19,8 +19,8 @@ use super::dir::InstanceDir;
 use super::error::{Failure, MachineError};
 use super::handle::MachineHandle;
 use crate::home::lock_file;
-use crate::vmm_process::{LOCK, make_vmm_directory};
 use machine::control::SOCKET;
+use machine::files::{LOCK, make_vmm_directory};
 
 #[derive(Debug)]
 pub enum Awaited {

@@ -31,10 +31,10 @@ use ipnet::Ipv4Net;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
-use super::environment;
 use super::home::{lock_file, write_private};
 use super::probe::{self, NamespaceSetting};
-use super::vmm_process::keep_open;
+use machine::descriptors::keep_open;
+use machine::environment;
 use machine::network::{Filter, MacAddress};
 use machine::unix_socket;
 pub use namespace_holder::namespace_of;

@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::namespace_holder::owner_of;
 use super::{Interface, RouterConfig, UPLINK_PROGRAM};
-use crate::environment;
+use machine::environment;
 use machine::network::{GATEWAY_MAC, MacAddress};
 
 /// Name of the bridge. Its ports are the instances' taps.

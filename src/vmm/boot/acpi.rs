@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::BootError;
 use crate::devices::{acpi_pm, i8042};
 use crate::memory::{ACPI_START, GuestMemory, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, SMBIOS_START, VIRTIO_MMIO_SIZE};
-use crate::virtio::mmio::Slot;
+use crate::virtio::mmio::MmioResources;
 
 const OEM: [u8; 6] = *b"WISP  ";
 const OEM_TABLE: [u8; 8] = *b"MICRO-VM";
@@ -34,9 +34,9 @@ const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
 /// Writes the tables to [`ACPI_START`], where kernels search for the RSDP, and returns its address.
-pub fn write(memory: &GuestMemory, cpus: u32, slots: &[Slot]) -> Result<GuestAddress, BootError> {
+pub fn write(memory: &GuestMemory, cpus: u32, devices: &[MmioResources]) -> Result<GuestAddress, BootError> {
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
-    let dsdt = area.add(dsdt(slots).as_slice());
+    let dsdt = area.add(dsdt(devices).as_slice());
     let facs = area.add(&bytes(&FACS::new()));
     let fadt = area.add(&bytes(&fadt(dsdt, facs).finalize()));
     let madt = area.add(madt(cpus).as_slice());
@@ -108,28 +108,28 @@ fn madt(cpus: u32) -> Sdt {
     madt
 }
 
-fn dsdt(slots: &[Slot]) -> Sdt {
+fn dsdt(devices: &[MmioResources]) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     let sleep_type = acpi_pm::SLEEP_TYPE_S5;
     let s5 = Package::new(vec![&sleep_type, &sleep_type, &aml::ZERO, &aml::ZERO]);
     dsdt.append_slice(&bytes(&Name::new("_S5_".into(), &s5)));
-    for (index, slot) in slots.iter().enumerate() {
-        dsdt.append_slice(&virtio_device(index, *slot));
+    for (index, resources) in devices.iter().enumerate() {
+        dsdt.append_slice(&virtio_device(index, *resources));
     }
     dsdt
 }
 
 /// Returns the device `\_SB.VRnn`, to which Linux binds its virtio-mmio driver.
-fn virtio_device(index: usize, slot: Slot) -> Vec<u8> {
-    let registers = Memory32Fixed::new(true, slot.address as u32, VIRTIO_MMIO_SIZE as u32);
-    let interrupt = Interrupt::new(true, true, false, false, slot.irq);
-    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+fn virtio_device(index: usize, resources: MmioResources) -> Vec<u8> {
+    let registers = Memory32Fixed::new(true, resources.address as u32, VIRTIO_MMIO_SIZE as u32);
+    let interrupt = Interrupt::new(true, true, false, false, resources.irq);
+    let settings = ResourceTemplate::new(vec![&registers, &interrupt]);
     let id = Name::new("_HID".into(), &"LNRO0005");
     let unique_id = Name::new("_UID".into(), &index);
     let cache_coherent = Name::new("_CCA".into(), &aml::ONE);
-    let resources = Name::new("_CRS".into(), &resources);
+    let settings = Name::new("_CRS".into(), &settings);
     let name = format!("VR{index:02X}");
-    let device = Device::new(name.as_str().into(), vec![&id, &unique_id, &cache_coherent, &resources]);
+    let device = Device::new(name.as_str().into(), vec![&id, &unique_id, &cache_coherent, &settings]);
     bytes(&Scope::new("_SB_".into(), vec![&device]))
 }
 
@@ -140,9 +140,9 @@ mod tests {
 
     fn tables(cpus: u32, devices: u64) -> Vec<u8> {
         let memory = memory::allocate(64).unwrap();
-        let slots: Vec<Slot> =
-            (0..devices).map(|n| Slot { address: 0xd000_0000 + n * 0x1000, irq: 5 + n as u32 }).collect();
-        let rsdp = write(&memory, cpus, &slots).unwrap();
+        let resources: Vec<MmioResources> =
+            (0..devices).map(|n| MmioResources { address: 0xd000_0000 + n * 0x1000, irq: 5 + n as u32 }).collect();
+        let rsdp = write(&memory, cpus, &resources).unwrap();
         let mut bytes = vec![0; (SMBIOS_START - rsdp.0) as usize];
         memory.read_slice(&mut bytes, rsdp).unwrap();
         bytes

@@ -3,7 +3,7 @@
 use super::BootError;
 use crate::devices::{generation, pvpanic};
 use crate::memory::VIRTIO_MMIO_SIZE;
-use crate::virtio::mmio::Slot;
+use crate::virtio::mmio::MmioResources;
 use machine::config::{DiskAccess, MachineConfig};
 
 /// `COMMAND_LINE_SIZE` of x86, excluding the final NUL.
@@ -62,7 +62,7 @@ const SOFTWARE_KVM_UNAWARE: &[&str] = &[
 
 const EARLY_CONSOLE: &str = "earlyprintk=ttyS0,115200";
 
-pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> String {
+pub fn assemble(config: &MachineConfig, devices: &[MmioResources], software_kvm: bool) -> String {
     let mut options: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     options.push(format!("wisp.pvpanic_port={:#x}", pvpanic::PORT));
     options.push(format!("wisp.generation_port={:#x}", generation::PORT));
@@ -86,8 +86,8 @@ pub fn assemble(config: &MachineConfig, slots: &[Slot], software_kvm: bool) -> S
     }
     // Shows errors that occur before the console is ready. It also prints earlier messages, so `quiet` must precede it.
     options.push(EARLY_CONSOLE.into());
-    for slot in slots {
-        options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", slot.address, slot.irq));
+    for device in devices {
+        options.push(format!("virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}", device.address, device.irq));
     }
     // Options after `--` are passed to init, so the VMM's options must precede it.
     if let Some(index) = options.iter().position(|option| option.split_whitespace().any(|word| word == "--")) {
@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn command_line_names_root_and_devices() {
-        let slots = [Slot { address: 0xd000_0000, irq: 5 }, Slot { address: 0xd000_1000, irq: 6 }];
-        let line = assemble(&config("quiet"), &slots, false);
+        let devices = [MmioResources { address: 0xd000_0000, irq: 5 }, MmioResources { address: 0xd000_1000, irq: 6 }];
+        let line = assemble(&config("quiet"), &devices, false);
         assert!(line.contains("root=/dev/vdb rw quiet"), "{line}");
         assert!(
             line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6"),
@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn options_for_init_stay_last() {
-        let slots = [Slot { address: 0xd000_0000, irq: 5 }];
-        let line = assemble(&config("quiet -- single"), &slots, false);
+        let devices = [MmioResources { address: 0xd000_0000, irq: 5 }];
+        let line = assemble(&config("quiet -- single"), &devices, false);
         assert!(line.ends_with("virtio_mmio.device=0x1000@0xd0000000:5 quiet -- single"), "{line}");
     }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::{self, GuestMemory, HIGH_MEMORY_START};
-use crate::virtio::mmio::Slot;
+use crate::virtio::mmio::MmioResources;
 use machine::config::MachineConfig;
 
 pub use kernel::EntryPoint;
@@ -88,7 +88,7 @@ pub struct BootState {
 pub fn load(
     memory: &GuestMemory,
     config: &MachineConfig,
-    slots: &[Slot],
+    devices: &[MmioResources],
     cmdline: &str,
 ) -> Result<BootState, BootError> {
     let kernel = kernel::load(memory, &config.kernel, config.memory_mib)?;
@@ -101,7 +101,7 @@ pub fn load(
         .write_slice(format!("{cmdline}\0").as_bytes(), COMMAND_LINE)
         .map_err(|_| BootError::Table("command line"))?;
     let length = cmdline.len() as u32;
-    let rsdp = acpi::write(memory, config.cpus.count, slots)?;
+    let rsdp = acpi::write(memory, config.cpus.count, devices)?;
     match kernel.entry {
         EntryPoint::Linux64(_) => params::write_zero_page(memory, kernel.setup_header, length, initrd, rsdp)?,
         EntryPoint::Pvh(_) => params::write_pvh_start_info(memory, initrd, rsdp)?,

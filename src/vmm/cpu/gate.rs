@@ -108,6 +108,7 @@ impl Gate {
         inner.left == 0
     }
 
+    /// Returns the states of all vCPUs. Fails if the gate is stopped meanwhile or a thread has ended.
     pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
         self.set(Phase::Saving);
         let mut inner = self.wait_for_all(|place| matches!(place, VcpuPosition::Saved(_)));
@@ -117,8 +118,12 @@ impl Gate {
                 states.push(*state);
             }
         }
+        let is_complete = inner.phase == Phase::Saving && states.len() == inner.places.len();
         if inner.phase == Phase::Saving {
             inner.phase = Phase::Paused;
+        }
+        if !is_complete {
+            return Err(StateError::Stopping);
         }
         states.into_iter().collect()
     }

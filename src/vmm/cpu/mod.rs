@@ -6,6 +6,8 @@ pub mod cpuid;
 pub mod emulation;
 pub mod exit;
 pub mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod msrs;
 pub mod quota;
 pub mod registers;

@@ -31,6 +31,8 @@ pub enum StateError {
     Request { what: &'static str, source: kvm_ioctls::Error },
     #[error("KVM rejected the saved value {value:#x} of MSR {index:#x}")]
     Register { index: u32, value: u64 },
+    #[error("the machine is already stopping")]
+    Stopping,
 }
 
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {

@@ -14,7 +14,7 @@ use super::i8042::{self, I8042};
 use super::pvpanic::{self, Pvpanic};
 use super::resumed::ResumedPorts;
 use super::rtc::{self, Rtc};
-use super::serial::{self, Serial};
+use super::serial::{self, Serial, SerialState};
 use crate::bus::{Bus, SharedDevice};
 use crate::irq::IrqLine;
 use machine::end::end_channel;
@@ -49,7 +49,8 @@ fn wire() -> std::io::Result<(Bus, Arc<Mutex<Serial>>, Ports)> {
     let timeline = Arc::new(Timeline::default());
     let console = Console::new(None, Arc::clone(&timeline))?;
     let room = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    let serial = Arc::new(Mutex::new(Serial::new(IrqLine::new()?, console.writer(), room)));
+    let serial = Serial::new(&SerialState::default(), IrqLine::new()?, console.writer(), room);
+    let serial = Arc::new(Mutex::new(serial.map_err(std::io::Error::other)?));
     let resumed = Resumed { entropy: Some([1; 32]), hostname: Some("other".into()), ..Resumed::default() };
     let devices: [(u64, u64, SharedDevice); 8] = [
         (i8042::PORT.into(), i8042::LENGTH, Arc::new(Mutex::new(I8042::new(ends.clone(), IrqLine::new()?)))),

@@ -23,8 +23,8 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Creates the device of a restored guest. `address` is the one that the guest wrote before its snapshot, if any.
-    pub fn restored(address: Option<u64>) -> Generation {
+    /// Creates the device. `address` is the one that a restored guest wrote before its snapshot, if any.
+    pub fn new(address: Option<u64>) -> Generation {
         Generation { address: address.unwrap_or(0) }
     }
 
@@ -76,7 +76,7 @@ mod tests {
         memory.read_slice(&mut content, GuestAddress(0x20_0000)).unwrap();
         assert_eq!(content[..8], 1_u64.to_le_bytes());
         assert_eq!(content[8..], [2; 32]);
-        assert_eq!(Generation::restored(device.address()).address(), device.address());
+        assert_eq!(Generation::new(device.address()).address(), device.address());
     }
 
     #[test]

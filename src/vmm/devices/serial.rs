@@ -67,15 +67,15 @@ pub struct SerialState {
     waiting: Vec<u8>,
 }
 
-impl Serial {
-    pub fn new(irq: IrqLine, output: ConsoleWriter, room: EventFd) -> Serial {
-        let emptied = Arc::new(AtomicBool::new(false));
-        let events = InputEvents { emptied: Arc::clone(&emptied) };
-        Serial { registers: Registers::with_events(irq, events, output), waiting: VecDeque::new(), emptied, room }
+impl Default for SerialState {
+    /// Returns the state after a reset.
+    fn default() -> SerialState {
+        SerialState::of(vm_superio::SerialState::default(), Vec::new())
     }
+}
 
-    pub fn state(&self) -> SerialState {
-        let registers = self.registers.state();
+impl SerialState {
+    fn of(registers: vm_superio::SerialState, waiting: Vec<u8>) -> SerialState {
         SerialState {
             divisor: [registers.baud_divisor_low, registers.baud_divisor_high],
             interrupts: [registers.interrupt_enable, registers.interrupt_identification],
@@ -83,11 +83,29 @@ impl Serial {
             modem: [registers.modem_control, registers.modem_status],
             scratch: registers.scratch,
             received: registers.in_buffer,
-            waiting: self.waiting.iter().copied().collect(),
+            waiting,
         }
     }
 
-    pub fn restored(
+    fn registers(&self) -> vm_superio::SerialState {
+        vm_superio::SerialState {
+            baud_divisor_low: self.divisor[0],
+            baud_divisor_high: self.divisor[1],
+            interrupt_enable: self.interrupts[0],
+            interrupt_identification: self.interrupts[1],
+            line_control: self.line[0],
+            line_status: self.line[1],
+            modem_control: self.modem[0],
+            modem_status: self.modem[1],
+            scratch: self.scratch,
+            in_buffer: self.received.clone(),
+        }
+    }
+}
+
+impl Serial {
+    /// Creates the device in `state`. Fails if the state is invalid.
+    pub fn new(
         state: &SerialState,
         irq: IrqLine,
         output: ConsoleWriter,
@@ -95,22 +113,14 @@ impl Serial {
     ) -> Result<Serial, SnapshotError> {
         let emptied = Arc::new(AtomicBool::new(false));
         let events = InputEvents { emptied: Arc::clone(&emptied) };
-        let registers = vm_superio::SerialState {
-            baud_divisor_low: state.divisor[0],
-            baud_divisor_high: state.divisor[1],
-            interrupt_enable: state.interrupts[0],
-            interrupt_identification: state.interrupts[1],
-            line_control: state.line[0],
-            line_status: state.line[1],
-            modem_control: state.modem[0],
-            modem_status: state.modem[1],
-            scratch: state.scratch,
-            in_buffer: state.received.clone(),
-        };
-        let registers = Registers::from_state(&registers, irq, events, output)
+        let registers = Registers::from_state(&state.registers(), irq, events, output)
             .map_err(|error| SnapshotError::Device(format!("invalid serial port registers: {error:?}")))?;
         let waiting = state.waiting.iter().copied().take(INPUT_LIMIT).collect();
         Ok(Serial { registers, waiting, emptied, room })
+    }
+
+    pub fn state(&self) -> SerialState {
+        SerialState::of(self.registers.state(), self.waiting.iter().copied().collect())
     }
 
     /// Raises an unacknowledged interrupt again: KVM may have saved the interrupt controllers before its delivery.
@@ -183,7 +193,8 @@ mod tests {
 
     fn serial() -> Serial {
         let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
-        Serial::new(IrqLine::new().unwrap(), console.writer(), EventFd::new(libc::EFD_NONBLOCK).unwrap())
+        let room = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Serial::new(&SerialState::default(), IrqLine::new().unwrap(), console.writer(), room).unwrap()
     }
 
     fn read(serial: &mut Serial, offset: u64) -> u8 {

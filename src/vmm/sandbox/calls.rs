@@ -4,16 +4,18 @@
 //! contains a call that gains access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl,
 //! io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
 //!
-//! A thread inherits the filter of the thread that starts it. Device threads are therefore started by a separate thread
-//! ([`super::threads`]), and a vCPU thread may not start any.
+//! A thread inherits the filter of the thread that starts it. Device and job threads are therefore started by a separate
+//! thread ([`super::threads`]), and vCPU threads and the main thread may not start any.
 
 use libc::{c_int, c_long};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// The main thread: event loop, control socket, console, snapshots, and attaching disks.
+    /// The main thread: event loop, control socket, console, usage and end records.
     Main,
-    /// The thread that starts the vCPU threads and device threads.
+    /// A thread for a client's request: snapshots, and attaching and changing disks.
+    Job,
+    /// The thread that starts the vCPU, device and job threads.
     Starter,
     /// A vCPU thread, which also emulates device registers.
     Vcpu,
@@ -214,12 +216,9 @@ const VCPU: &[Call] = &[
     any(libc::SYS_timer_delete),
 ];
 
-/// The main thread's calls: for attached disks and overlays, locks, snapshots, and the end record.
-const MACHINE: &[Call] = &[
+/// Files in the VMM's own directory: usage and end records, overlays, snapshots.
+const OWN_FILES: &[Call] = &[
     any(libc::SYS_openat),
-    any(libc::SYS_flock),
-    // QEMU's byte-range locks on attached disks (`virtio/block/lock.rs`).
-    one_of(libc::SYS_fcntl, 1, &[libc::F_OFD_SETLK as u64, libc::F_OFD_GETLK as u64]),
     any(libc::SYS_rename),
     any(libc::SYS_renameat),
     any(libc::SYS_renameat2),
@@ -229,18 +228,28 @@ const MACHINE: &[Call] = &[
     any(libc::SYS_readlink),
     any(libc::SYS_unlink),
     any(libc::SYS_unlinkat),
+    any(libc::SYS_getcwd),
+];
+
+/// Killing a canceled copy of guest memory.
+const CANCEL: &[Call] = &[KILL];
+const KILL: Call = one_of(libc::SYS_kill, 1, &[libc::SIGKILL as u64]);
+
+/// The calls of a job: for attached disks and overlays, locks and snapshots.
+const JOB: &[Call] = &[
+    any(libc::SYS_flock),
+    // QEMU's byte-range locks on attached disks (`disk/lock.rs`).
+    one_of(libc::SYS_fcntl, 1, &[libc::F_OFD_SETLK as u64, libc::F_OFD_GETLK as u64]),
     any(libc::SYS_link),
     any(libc::SYS_linkat),
-    any(libc::SYS_getcwd),
-    // Measuring the guest's resident memory.
-    any(libc::SYS_mincore),
     // Reading the state of the interrupt controllers, the timer and the clock for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
     // Fork: a copy of this process with the same filter writes the guest memory to a file.
     one_of(libc::SYS_clone, 0, &[FORK]),
     any(libc::SYS_close_range),
+    any(libc::SYS_waitid),
     any(libc::SYS_wait4),
-    one_of(libc::SYS_kill, 1, &[libc::SIGKILL as u64]),
+    KILL,
 ];
 
 /// The flags of clone(2) that glibc's fork(3) uses.
@@ -262,8 +271,9 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
 impl ThreadKind {
-    pub const ALL: [ThreadKind; 7] = [
+    pub const ALL: [ThreadKind; 8] = [
         ThreadKind::Main,
+        ThreadKind::Job,
         ThreadKind::Starter,
         ThreadKind::Vcpu,
         ThreadKind::Block,
@@ -276,6 +286,7 @@ impl ThreadKind {
     pub fn as_str(self) -> &'static str {
         match self {
             ThreadKind::Main => "the main thread",
+            ThreadKind::Job => "a request's thread",
             ThreadKind::Starter => "the starter thread",
             ThreadKind::Vcpu => "a vCPU thread",
             ThreadKind::Block => "a disk thread",
@@ -287,11 +298,15 @@ impl ThreadKind {
 
     pub fn groups(self) -> &'static [&'static [Call]] {
         match self {
-            ThreadKind::Main => &[EVERY, FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, MACHINE, THREADS],
+            ThreadKind::Main => {
+                &[EVERY, FILES, OWN_FILES, DEVICE, SOCKETS, RECEIVE, ACCEPT, TAP, BLOCK_DEVICES, CANCEL]
+            }
+            ThreadKind::Job => &[EVERY, FILES, OWN_FILES, DEVICE, SOCKETS, RECEIVE, TAP, BLOCK_DEVICES, JOB, THREADS],
             // Must be a superset of the lists of the threads that the starter starts, because they inherit its filter.
             ThreadKind::Starter => &[
                 EVERY,
                 FILES,
+                OWN_FILES,
                 READ,
                 CONSOLE,
                 DEVICE,
@@ -303,6 +318,7 @@ impl ThreadKind {
                 BLOCK_DEVICES,
                 RING,
                 VCPU,
+                JOB,
                 THREADS,
                 FILTER,
             ],

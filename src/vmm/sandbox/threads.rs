@@ -13,26 +13,28 @@ use super::seccomp;
 
 /// Stacks are small, because there is no recursion and buffers are not on the stack.
 const STACK: usize = 256 << 10;
+/// Opening a disk image takes more stack than serving its requests.
+const JOB_STACK: usize = 2 << 20;
 
-type Job = Box<dyn FnOnce() + Send>;
+type Start = Box<dyn FnOnce() + Send>;
 
-static STARTER: OnceLock<Sender<Job>> = OnceLock::new();
+static STARTER: OnceLock<Sender<Start>> = OnceLock::new();
 
 /// Starts the starter thread. Must be called once, before the process has filters.
 pub fn begin() -> io::Result<()> {
-    let (sender, jobs) = mpsc::channel::<Job>();
+    let (sender, starts) = mpsc::channel::<Start>();
     let (started, is_started) = mpsc::sync_channel(1);
-    Builder::new().name("starter".into()).stack_size(STACK).spawn(move || serve(&jobs, &started))?;
+    Builder::new().name("starter".into()).stack_size(STACK).spawn(move || serve(&starts, &started))?;
     is_started.recv().map_err(|_| gone())??;
     STARTER.set(sender).map_err(|_| io::Error::other("the starter thread already exists"))
 }
 
-fn serve(jobs: &mpsc::Receiver<Job>, started: &SyncSender<io::Result<()>>) {
+fn serve(starts: &mpsc::Receiver<Start>, started: &SyncSender<io::Result<()>>) {
     let entered = seccomp::enter(ThreadKind::Starter);
     let is_entered = entered.is_ok();
     let _ = started.send(entered);
     if is_entered {
-        jobs.iter().for_each(|job| job());
+        starts.iter().for_each(|start| start());
     }
 }
 
@@ -50,7 +52,8 @@ pub fn spawn<T: Send + 'static>(
             }
             run()
         };
-        Builder::new().name(name).stack_size(STACK).spawn(filtered)
+        let stack = if kind == ThreadKind::Job { JOB_STACK } else { STACK };
+        Builder::new().name(name).stack_size(stack).spawn(filtered)
     };
     let Some(starter) = STARTER.get() else { return start() };
     let (answer, thread) = mpsc::sync_channel(1);

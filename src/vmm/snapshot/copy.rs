@@ -5,22 +5,28 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
 use super::SnapshotError;
+use super::cancellation::Cancellation;
 use super::memory::{Content, create};
 use machine::snapshot_files::MEMORY;
 
 /// A copy of guest memory at one instant, which a child process (fork(2)) writes to a file while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 #[derive(Debug)]
-pub struct Copy {
+pub struct Copy<'a> {
+    /// Zero once it has been waited for.
     child: libc::pid_t,
+    cancellation: &'a Cancellation,
     file: File,
     path: PathBuf,
 }
 
-impl Copy {
+impl Copy<'_> {
     /// Starts the copy. The machine must be paused until this returns.
-    pub fn begin(content: &Content, dir: &Path) -> Result<Copy, SnapshotError> {
+    pub fn begin<'a>(content: &Content, dir: &Path, cancellation: &'a Cancellation) -> Result<Copy<'a>, SnapshotError> {
         let path = dir.join(MEMORY);
         let failed = SnapshotError::file(&path, "write");
         let file = create(content, dir).map_err(&failed)?;
@@ -36,22 +42,28 @@ impl Copy {
                 // SAFETY: this ends the process, which is a copy without anything to clean up.
                 unsafe { libc::_exit(code) }
             }
-            child => Ok(Copy { child, file, path }),
+            child => {
+                cancellation.register(child);
+                Ok(Copy { child, cancellation, file, path })
+            }
         }
     }
 
     /// Waits until the copy is complete and durable.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
         let failed = SnapshotError::file(&self.path, "write");
-        match self.wait() {
-            0 => self.file.sync_all().map_err(failed),
-            code => Err(failed(io::Error::from_raw_os_error(code))),
-        }
+        let code = self.wait();
+        let copied = self.cancellation.check().and_then(|()| match code {
+            0 => self.file.sync_all(),
+            code => Err(io::Error::from_raw_os_error(code)),
+        });
+        copied.map_err(failed)
     }
 
     /// Waits for the child. Returns its exit code: 0, or an error number.
     fn wait(&mut self) -> i32 {
         let child = std::mem::replace(&mut self.child, 0);
+        self.await_exit(child);
         let mut status = 0;
         // SAFETY: it is a child of this process, and is waited for once.
         while child != 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == -1 {
@@ -62,9 +74,18 @@ impl Copy {
         }
         if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO }
     }
+
+    /// Waits until the child has exited, and keeps its process ID in use until nothing can kill it any more.
+    fn await_exit(&self, child: libc::pid_t) {
+        if let Some(child) = Pid::from_raw(child) {
+            let exited = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(waitid(WaitId::Pid(child), exited), Err(Errno::INTR)) {}
+            self.cancellation.unregister();
+        }
+    }
 }
 
-impl Drop for Copy {
+impl Drop for Copy<'_> {
     fn drop(&mut self) {
         if self.child != 0 {
             // SAFETY: it is a child of this process that has not been waited for.
@@ -83,4 +104,49 @@ fn write_all(file: &File, content: &Content) -> io::Result<()> {
         libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
     }
     content.pieces.iter().try_for_each(|piece| piece.write(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::allocate;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn copy_is_complete_and_canceled_copy_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = allocate(64).unwrap();
+        memory.write_slice(b"before", GuestAddress(0x1000)).unwrap();
+        let (content, cancellation) = (Content::of(&memory, None, dir.path()), Cancellation::default());
+        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
+        memory.write_slice(b"after!", GuestAddress(0x1000)).unwrap();
+        copy.finish().unwrap();
+        let saved = std::fs::read(dir.path().join(MEMORY)).unwrap();
+        assert_eq!((saved.len(), &saved[0x1000..0x1006]), (64 << 20, &b"before"[..]));
+
+        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
+        cancellation.cancel();
+        let error = copy.finish().unwrap_err();
+        assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
+    }
+
+    #[test]
+    fn child_of_canceled_copy_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cancellation = Cancellation::default();
+        // SAFETY: the child only waits for a signal and exits.
+        let child = match unsafe { libc::fork() } {
+            // SAFETY: both calls are async-signal-safe.
+            0 => unsafe {
+                libc::pause();
+                libc::_exit(0)
+            },
+            child => child,
+        };
+        let file = File::create(dir.path().join(MEMORY)).unwrap();
+        cancellation.register(child);
+        let mut copy = Copy { child, cancellation: &cancellation, file, path: dir.path().join(MEMORY) };
+        cancellation.cancel();
+        assert_eq!(copy.wait(), libc::EIO);
+    }
 }

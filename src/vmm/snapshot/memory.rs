@@ -8,6 +8,7 @@ use std::path::Path;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::cancellation::Cancellation;
 use super::origin::{Differences, Origin};
 use super::{SnapshotError, ignore_not_found};
 use crate::memory::{GuestMemory, PAGE, PageRun, pages};
@@ -91,14 +92,21 @@ pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
 }
 
 /// Writes `content` of a machine that stays paused. The file is complete and durable when this returns.
-pub fn write(content: &Content, dir: &Path) -> Result<(), SnapshotError> {
+pub fn write(content: &Content, dir: &Path, cancellation: &Cancellation) -> Result<(), SnapshotError> {
     let failed = SnapshotError::file(&dir.join(MEMORY), "write");
     let file = create(content, dir).map_err(&failed)?;
     let chunks: Vec<MemoryExtent> = content.pieces.iter().flat_map(MemoryExtent::chunks).collect();
-    let write_every =
-        |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(|chunk| chunk.write(&file));
+    let write = |chunk: &MemoryExtent| cancellation.check().and_then(|()| chunk.write(&file));
+    let write_every = |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(write);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || write_every(first))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|first| {
+                scope.spawn({
+                    let write_every = &write_every;
+                    move || write_every(first)
+                })
+            })
+            .collect();
         threads
             .into_iter()
             .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
@@ -143,7 +151,7 @@ mod tests {
         }
         let content = Content::of(&memory, None, dir.path());
         assert!(content.differences.is_none());
-        write(&content, dir.path()).unwrap();
+        write(&content, dir.path(), &Cancellation::default()).unwrap();
         let file = File::open(dir.path().join(MEMORY)).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 4 << 30);
         for (address, offset) in places {
@@ -153,5 +161,17 @@ mod tests {
         }
         let allocated = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
         assert!((3 * PAGE..=64 << 10).contains(&allocated), "{allocated} bytes for three pages");
+    }
+
+    #[test]
+    fn canceled_write_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = allocate(64).unwrap();
+        memory.write_obj(1_u8, GuestAddress(0x1000)).unwrap();
+        let content = Content::of(&memory, None, dir.path());
+        let cancellation = Cancellation::default();
+        cancellation.cancel();
+        let error = write(&content, dir.path(), &cancellation).unwrap_err();
+        assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 //! device. A damaged file, or a file from another version or CPU, is rejected before the machine is built. An
 //! unfinished snapshot has no state file.
 
+pub mod cancellation;
 pub mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -29,7 +30,7 @@ use super::devices::acpi_pm::AcpiPmState;
 use super::devices::i8042::I8042State;
 use super::devices::rtc::RtcState;
 use super::devices::serial::SerialState;
-use super::virtio::mmio::TransportState;
+use super::virtio::transport::TransportState;
 use machine::config::CpuConfig;
 use machine::snapshot_files::{BASE, MEMORY, STATE};
 use machine::untrusted;

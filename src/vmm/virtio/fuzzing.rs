@@ -10,12 +10,13 @@ use virtio_queue::{Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::block::{Block, SharedDisk};
+use super::block::{Block, DiskHandle};
 use super::interrupt::{Interrupt, status};
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, MmioTransport, TransportState};
+use super::mmio::MmioTransport;
 use super::queue::Virtqueue;
 use super::rng::Rng;
-use super::{Activation, VirtioDevice};
+use super::transport::{Transport, TransportState};
+use super::{Activation, EVENT_IDX, INDIRECT_DESC, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
@@ -36,7 +37,7 @@ pub fn registers(data: &[u8]) {
     let memory = memory();
     let mut devices = [
         transport(Box::new(Rng::default()), &memory),
-        transport(Box::new(Block::new(Arc::new(SharedDisk::default()), 0)), &memory),
+        transport(Box::new(Block::new(Arc::new(DiskHandle::default()), 0)), &memory),
     ];
     let mut access = |input: &mut Unstructured| {
         let [which, offset]: [u8; 2] = input.arbitrary()?;

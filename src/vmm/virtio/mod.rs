@@ -1,7 +1,8 @@
-//! Virtio devices over MMIO. In this module, "the specification" is Virtual I/O Device Version 1.2.
+//! Virtio devices. In this module, "the specification" is Virtual I/O Device Version 1.2.
 //!
-//! [`mmio`] implements the transport: registers, device status and notifications. [`queue`] turns the guest's rings
-//! into validated descriptor chains. A device implements [`VirtioDevice`] and does not depend on the transport.
+//! [`transport`] implements what all transports have in common: device status, feature negotiation and queue setup.
+//! [`mmio`] is the transport over MMIO registers. [`queue`] turns the guest's rings into validated descriptor chains. A
+//! device implements [`VirtioDevice`] and does not depend on the transport.
 
 pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -15,6 +16,7 @@ pub mod queue;
 mod queue_checks;
 pub mod register;
 pub mod rng;
+pub mod transport;
 pub mod vsock;
 mod wakeups;
 mod worker;
@@ -29,6 +31,11 @@ use interrupt::Interrupt;
 use queue::Virtqueue;
 
 pub use virtio_queue::QueueState;
+
+/// Feature bits of all devices (section 6). The driver must accept `VERSION_1`.
+pub const VERSION_1: u64 = 1 << 32;
+pub const INDIRECT_DESC: u64 = 1 << 28;
+pub const EVENT_IDX: u64 = 1 << 29;
 
 /// A device as the transport uses it. The transport calls `activate` when the driver has set `DRIVER_OK`, and again
 /// only after a `reset`. In between, the device owns its queues and its thread, and `pause` and `resume` alternate. The

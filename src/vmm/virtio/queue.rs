@@ -136,7 +136,7 @@ impl Virtqueue {
             .map_err(|error| QueueError::Ring { queue: self.index, reason: error.to_string() })?;
         // The driver may be waiting for an element that virtio-queue did not count. A spurious interrupt is harmless.
         if wanted || std::mem::take(&mut self.added_before) {
-            self.interrupt.signal_used();
+            self.interrupt.signal_queue(self.index);
         }
         Ok(())
     }
@@ -232,6 +232,35 @@ pub fn subrange(buffers: &[Buffer], skip: u64, length: u64) -> Vec<Buffer> {
         skip = 0;
     }
     part
+}
+
+/// Removes the first `count` bytes.
+pub fn trim_start(buffers: &mut Vec<Buffer>, count: u64) {
+    let mut left = count;
+    let whole = buffers.iter().take_while(|buffer| {
+        let length = u64::from(buffer.length);
+        let is_whole = length <= left;
+        left -= if is_whole { length } else { 0 };
+        is_whole
+    });
+    let whole = whole.count();
+    buffers.drain(..whole);
+    if let Some(first) = buffers.first_mut() {
+        first.address.0 += left;
+        // Less than the buffer's length, which is a `u32`.
+        first.length -= left as u32;
+    }
+}
+
+/// Removes the last byte, and returns its address. Returns `None` if there is no byte.
+pub fn pop_byte(buffers: &mut Vec<Buffer>) -> Option<GuestAddress> {
+    let last = buffers.last_mut()?;
+    last.length -= 1;
+    let address = GuestAddress(last.address.0 + u64::from(last.length));
+    if last.length == 0 {
+        buffers.pop();
+    }
+    Some(address)
 }
 
 /// Copies from the start of `buffers` until `data` is full or the buffers end. Returns the number of bytes copied.
@@ -419,6 +448,22 @@ pub(super) mod tests {
         assert_eq!(subrange(&buffers, 10, 20), [buffer(0x100a, 6), buffer(0x3000, 14)]);
         assert_eq!(subrange(&buffers, 528, 9), [buffer(0x5000, 1)]);
         assert_eq!(subrange(&buffers, 600, 9), []);
+    }
+
+    #[test]
+    fn trimmed_bytes_leave_no_empty_buffer() {
+        let buffer = |address, length| Buffer { address: GuestAddress(address), length };
+        let all = vec![buffer(0x1000, 16), buffer(0x3000, 512), buffer(0x5000, 1)];
+        for count in [0, 1, 16, 20, 528, 529, 600] {
+            let mut trimmed = all.clone();
+            trim_start(&mut trimmed, count);
+            assert_eq!(trimmed, subrange(&all, count, u64::MAX), "{count} bytes");
+        }
+        let mut rest = all;
+        assert_eq!(pop_byte(&mut rest), Some(GuestAddress(0x5000)));
+        assert_eq!(pop_byte(&mut rest), Some(GuestAddress(0x31ff)));
+        assert_eq!(rest, [buffer(0x1000, 16), buffer(0x3000, 511)]);
+        assert_eq!(pop_byte(&mut Vec::new()), None);
     }
 
     proptest! {

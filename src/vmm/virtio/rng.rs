@@ -7,10 +7,9 @@ use std::sync::Arc;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::epoll::EventSet;
 
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::queue::{self, Buffer, QueueError};
 use super::worker::{self, Serve, Wakeups, Worker};
-use super::{ActivateError, Activation, QueueState, VirtioDevice};
+use super::{ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice};
 use crate::sandbox::calls::ThreadKind;
 
 const DEVICE_TYPE: u32 = 4;

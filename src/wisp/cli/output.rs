@@ -249,7 +249,7 @@ pub fn print_error(error: &anyhow::Error) {
 }
 
 /// Formats an error with its causes, without repetitions.
-pub fn explain(error: &anyhow::Error) -> String {
+fn explain(error: &anyhow::Error) -> String {
     error
         .chain()
         .skip(1)

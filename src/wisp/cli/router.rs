@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::vmm::inherit;
+use machine::descriptors::inherit;
 use node::router::{self, NamespaceSource};
 
 /// Run the router of a network directory.

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use ec2::capacity::InstanceSize;
-use node::environment;
+use machine::environment;
 
 /// Starts `wisp image warm` for an image and a size in the background, with the lowest priority. The caller's command
 /// succeeds even if that fails.

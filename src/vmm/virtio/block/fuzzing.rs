@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::{Block, SharedDisk};
+use super::{Block, DiskHandle};
 use crate::virtio::fuzzing::drive;
 use disk::{Disk, SECTOR, backing, fix_refcounts, open_alone, virtual_size};
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
@@ -21,7 +21,7 @@ pub fn requests(data: &[u8]) {
     let access =
         if data.first().is_some_and(|first| first & 0x80 != 0) { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
     let disk = Disk::open(&config(&path, DiskFormat::Raw, access), dir.path()).expect("cannot open the disk");
-    drive(&mut Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
+    drive(&mut Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0), data, &mut |_| {});
     let length = fs::metadata(&path).expect("cannot inspect the disk").len();
     assert_eq!(length, SECTORS * SECTOR, "the guest changed the size of its disk");
 }

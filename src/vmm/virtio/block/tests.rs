@@ -1,9 +1,14 @@
+use std::time::{Duration, Instant};
+
+use super::request::BlockRequest;
+use super::submitter::{CacheMode, Submitter, SyncSubmitter, Target};
 use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::{Interrupt, status};
 use crate::virtio::queue::tests::{NEXT, WRITE, queue_with};
+use crate::virtio::queue::{self, Virtqueue};
 use disk::{Disk, open_to_read};
 use imago::FormatCreateBuilder;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat};
@@ -56,10 +61,17 @@ impl Bench {
             descriptors.push((DATA_AT, length, NEXT | flags, 2));
         }
         descriptors.push((STATUS_AT, 1, WRITE, 0));
-        let chain = queue_with(&self.memory, &descriptors, &[0]).pop().unwrap().unwrap();
-        let request = BlockRequest::parse(&self.memory, 0, &chain).unwrap();
-        request.execute(&self.memory, Some(&mut self.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
+        let mut queue = queue_with(&self.memory, &descriptors, &[0]);
+        let chain = queue.pop().unwrap().unwrap();
+        let request = BlockRequest::parse(&self.memory, 0, chain).unwrap();
+        self.submit(request, &mut queue);
         self.memory.read_obj(GuestAddress(STATUS_AT)).unwrap()
+    }
+
+    fn submit(&mut self, request: BlockRequest, queue: &mut Virtqueue) {
+        let faults = GuestFaults::new("test");
+        let (memory, disk, cache) = (&self.memory, &mut self.disk, CacheMode::WriteBack);
+        SyncSubmitter.submit(request, &mut Target { memory, disk, queue, cache, faults: &faults }).unwrap();
     }
 
     fn data(&self, length: usize) -> Vec<u8> {
@@ -132,7 +144,7 @@ fn invalid_ring_needs_reset_and_ends_thread() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     let activation = Activation {
         memory: memory.clone(),
         queues: vec![queue_with(&memory, &[(HEADER_AT, 16, NEXT, 0)], &[0])],
@@ -187,7 +199,7 @@ fn endless_reads_into_own_ring_do_not_block_pause() {
         faults: Arc::new(GuestFaults::new("test")),
         clock: Arc::default(),
     };
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     for _ in 0..4 {
         let [state] = device.pause()[..] else { panic!("the device is not active") };
@@ -218,10 +230,15 @@ proptest! {
             let flags = if *write { WRITE } else { 0 } | if index < count { NEXT } else { 0 };
             (DATA_AT + u64::from(index) * 0x1000, *length, flags, index + 1)
         }));
-        let Ok(Some(chain)) = queue_with(&bench.memory, &descriptors, &[0]).pop() else { return Ok(()) };
-        if let Ok(request) = BlockRequest::parse(&bench.memory, 0, &chain) {
-            let written = request.execute(&bench.memory, Some(&mut bench.disk), CacheMode::WriteBack, &GuestFaults::new("test"));
-            prop_assert!(u64::from(written) <= super::super::queue::total_length(&chain.writable));
+        let mut queue = queue_with(&bench.memory, &descriptors, &[0]);
+        let used = queue.state().used_ring;
+        let Ok(Some(chain)) = queue.pop() else { return Ok(()) };
+        let writable = queue::total_length(&chain.writable);
+        if let Ok(request) = BlockRequest::parse(&bench.memory, 0, chain) {
+            bench.submit(request, &mut queue);
+            prop_assert_eq!(bench.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap(), 1);
+            let written: u32 = bench.memory.read_obj(GuestAddress(used + 8)).unwrap();
+            prop_assert!(u64::from(written) <= writable);
         }
     }
 }
@@ -231,8 +248,8 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let Bench { dir: _dir, memory, disk } = bench(DiskAccess::ReadWrite);
     // At one byte per second, the first request passes. The next one would have to wait for over 15 minutes.
     let limits = DiskLimits { bytes: Some(Rate::constant(1)), ..DiskLimits::default() };
-    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
-    shared_disk.hold().limit(Some(DiskLimits::default()));
+    let handle = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::new(Some(limits), monotonic_ns())));
+    handle.borrow().limit(Some(DiskLimits::default()));
     let mut header = [0; 16];
     header[8] = 1;
     memory.write_slice(&header, GuestAddress(HEADER_AT)).unwrap();
@@ -253,33 +270,39 @@ fn throttled_requests_wait_in_ring_without_blocking_pause() {
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(Arc::clone(&shared_disk), 0);
+    let mut device = Block::new(Arc::clone(&handle), 0);
     device.activate(activation).unwrap();
     wait_for(1);
     assert_eq!(device.pause()[0].next_avail, 1, "the throttled request was taken from the queue");
-    assert!(shared_disk.wait_ns() > 900_000_000_000);
+    assert!(wait_ns(&handle) > 900_000_000_000);
     device.resume().unwrap();
     assert_eq!(device.pause()[0].next_avail, 1, "resume took the throttled request from the queue");
     device.reset();
 
-    // A disk's own limit throttles it like the VM's limit, until the limit is changed.
+    // A disk's own limit throttles it like the VM's limit. A changed limit ends the wait of the thread.
     let Bench { dir: _other, disk, .. } = bench(DiskAccess::ReadWrite);
-    let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
-    shared_disk.hold().limit(Some(limits));
-    shared_disk.take(1024);
-    assert!(shared_disk.wait_ns() > 900_000_000_000);
-    assert_eq!(shared_disk.label().unwrap().limits, Some(limits));
-    shared_disk.hold().limit(None);
-    assert_eq!(shared_disk.wait_ns(), 0);
+    let handle = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+    handle.borrow().limit(Some(limits));
+    memory.write_obj(0_u16, used).unwrap();
     let queue = queue_with(&memory, &[request(0), request(3)].concat(), &[0, 3]);
     let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation =
         Activation { memory: memory.clone(), queues: vec![queue], interrupt, features: VERSION_1, faults, clock };
-    let mut device = Block::new(shared_disk, 0);
+    let mut device = Block::new(Arc::clone(&handle), 0);
     device.activate(activation).unwrap();
+    wait_for(1);
+    assert!(wait_ns(&handle) > 900_000_000_000);
+    assert_eq!(handle.info().unwrap().limits, Some(limits));
+    handle.borrow().limit(None);
+    assert_eq!(handle.info().unwrap().burst_percent(), None);
     wait_for(2);
+    assert_eq!(wait_ns(&handle), 0);
+}
+
+fn wait_ns(handle: &DiskHandle) -> u64 {
+    handle.borrow().attached().as_mut().unwrap().throttle.wait_ns()
 }
 
 /// Writes the first sector of a qcow2 disk through a device with these features, without a flush. Returns the sector
@@ -313,7 +336,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     let faults = Arc::new(GuestFaults::new("test"));
     let clock = Arc::default();
     let activation = Activation { memory: memory.clone(), queues: vec![queue], interrupt, features, faults, clock };
-    let mut device = Block::new(Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default())), 0);
+    let mut device = Block::new(Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default())), 0);
     device.activate(activation).unwrap();
     // The device's thread serves its queue at least once before it pauses.
     device.pause();

@@ -22,9 +22,10 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
-use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use super::{
+    ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice, read_config_bytes,
+};
 pub use backend::Backend;
 use machine::config::NetConfig;
 use machine::limits::{NetLimits, RateLimiter};

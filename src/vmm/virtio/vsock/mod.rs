@@ -24,9 +24,10 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mmio::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use super::worker::{self, Worker};
-use super::{ActivateError, Activation, QueueState, VirtioDevice, read_config_bytes};
+use super::{
+    ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice, read_config_bytes,
+};
 use machine::config::VsockConfig;
 use machine::unix_socket;
 use netstack::broker::VsockConnector;

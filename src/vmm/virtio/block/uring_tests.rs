@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use disk::{Disk, ImageFile};
 use imago::FormatCreateBuilder;
@@ -14,14 +15,16 @@ use test_support::{Capability, skip_without};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::flights::{Flights, Recipient};
+use super::request::Completion;
+use super::submitter::Submitter;
+use super::uring::UringSubmitter;
 use super::*;
 use crate::fault::GuestFaults;
 use crate::irq::IrqLine;
 use crate::memory::{self, GuestMemory};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::Buffer;
 use crate::virtio::queue::tests::{INDIRECT, NEXT, WRITE, queue_with};
+use crate::virtio::queue::{Buffer, Virtqueue};
 use disk::FileExtent;
 use machine::config::{BackingFile, DiskAccess, DiskConfig, DiskFormat};
 use machine::limits::rate_limiter::SharedDiskLimiter;
@@ -83,7 +86,7 @@ fn disks(dir: &Path) -> [Disk; 2] {
 /// A driver with up to 16 requests in its queue.
 struct Driver {
     device: Block,
-    shared_disk: Arc<SharedDisk>,
+    disk: Arc<DiskHandle>,
     memory: GuestMemory,
     kick: EventFd,
     available: u16,
@@ -94,8 +97,8 @@ impl Driver {
         let memory = memory::allocate(64).unwrap();
         let queue = queue_with(&memory, &[], &[]);
         let kick = queue.kick().try_clone().unwrap();
-        let shared_disk = Arc::new(SharedDisk::new(Some(disk), SharedDiskLimiter::default()));
-        let mut device = Block::with_ring(Arc::clone(&shared_disk), 0, ring);
+        let disk = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
+        let mut device = Block::with_ring(Arc::clone(&disk), 0, ring);
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));
         let faults = Arc::new(GuestFaults::new("test"));
         let queues = vec![queue];
@@ -110,7 +113,7 @@ impl Driver {
                 clock,
             })
             .unwrap();
-        Driver { device, shared_disk, memory, kick, available: 0 }
+        Driver { device, disk, memory, kick, available: 0 }
     }
 
     /// Runs a test on each disk, with and without an io_uring.
@@ -196,7 +199,7 @@ fn concurrent_reads_get_their_own_data() {
                 assert_eq!((driver.status(slot), driver.block(slot)), (0, block(slot)));
             }
         }
-        assert_eq!(driver.shared_disk.label().unwrap().counters.record().reads, 256);
+        assert_eq!(driver.disk.info().unwrap().counters.record().reads, 256);
     });
 }
 
@@ -248,7 +251,7 @@ fn writes_flushes_and_discards_among_reads_complete() {
 fn detach_waits_for_requests_in_flight() {
     Driver::each(|driver| {
         driver.put(&(0..16).map(|slot| (IN, slot * 31)).collect::<Vec<_>>());
-        let taken = driver.shared_disk.hold().take();
+        let taken = driver.disk.borrow().detach();
         let done = driver.used();
         drop(taken);
         driver.wait();
@@ -288,8 +291,8 @@ impl Bench {
     }
 }
 
-fn recipient(head: u16) -> Recipient {
-    Recipient { head, status: GuestAddress(STATUSES + u64::from(head)) }
+fn completion(head: u16) -> Completion {
+    Completion { head, status: GuestAddress(STATUSES + u64::from(head)) }
 }
 
 fn buffers(slot: u64) -> Vec<Buffer> {
@@ -301,21 +304,20 @@ fn completed_requests_return_out_of_order() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
-    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let mut submitter = UringSubmitter::new(&mut ring, &bench.memory);
     let slow = FileExtent { fd: reader.as_raw_fd(), offset: 0, length: LENGTH };
-    assert!(flights.read(recipient(0), buffers(0), 0, &[slow]));
+    assert!(submitter.queue_read(completion(0), &mut buffers(0), 0, &[slow]));
     let quick = bench.disk.pieces(7 * LENGTH, LENGTH).unwrap();
-    assert!(flights.read(recipient(1), buffers(1), 7 * LENGTH, &quick));
-    flights.submit();
+    assert!(submitter.queue_read(completion(1), &mut buffers(1), 7 * LENGTH, &quick));
     while bench.used().is_empty() {
-        flights.complete(Some(&bench.disk), &mut bench.queue).unwrap();
+        submitter.complete(&bench.disk, &mut bench.queue).unwrap();
     }
     assert_eq!(bench.used(), [1]);
     writer.write_all(&[5; LENGTH as usize]).unwrap();
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
     assert_eq!(bench.used(), [1, 0]);
     assert_eq!([bench.status(0), bench.status(1)], [0, 0]);
-    assert!(flights.is_empty());
+    assert!(submitter.is_empty());
 }
 
 #[test]
@@ -323,11 +325,15 @@ fn drop_waits_for_requests_in_flight() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let bench = Bench::new();
     let (reader, mut writer) = io::pipe().unwrap();
-    let mut flights = Flights::new(&mut ring, &bench.memory);
-    flights.read(recipient(0), buffers(0), 0, &[FileExtent { fd: reader.as_raw_fd(), offset: 0, length: LENGTH }]);
-    flights.submit();
+    let mut submitter = UringSubmitter::new(&mut ring, &bench.memory);
+    submitter.queue_read(
+        completion(0),
+        &mut buffers(0),
+        0,
+        &[FileExtent { fd: reader.as_raw_fd(), offset: 0, length: LENGTH }],
+    );
     let late = std::thread::spawn(move || writer.write_all(&[5; LENGTH as usize]));
-    drop(flights);
+    drop(submitter);
     assert_eq!(ring.in_flight(), 0);
     assert_eq!(bench.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 5);
     late.join().unwrap().unwrap();
@@ -337,16 +343,16 @@ fn drop_waits_for_requests_in_flight() {
 fn failed_read_is_retried_and_failed_flush_is_reported() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
-    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let mut submitter = UringSubmitter::new(&mut ring, &bench.memory);
     let (no_file, half) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     half.set_len(LENGTH / 2).unwrap();
     let pieces = [no_file.as_raw_fd(), half.as_raw_fd()].map(|fd| FileExtent { fd, offset: 0, length: LENGTH });
     let no_file = FileExtent { fd: -1, ..pieces[0] };
     for (head, piece) in (0..).zip([no_file, pieces[0], pieces[1]]) {
-        assert!(flights.read(recipient(head), buffers(head.into()), u64::from(head) * LENGTH, &[piece]));
+        assert!(submitter.queue_read(completion(head), &mut buffers(head.into()), u64::from(head) * LENGTH, &[piece]));
     }
-    flights.flush(recipient(3), -1);
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    submitter.queue_flush(completion(3), -1);
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
     assert_eq!([0, 1, 2, 3].map(|slot| bench.status(slot)), [0, 0, 0, 1]);
     let first = |slot: u64| bench.memory.read_obj::<u16>(GuestAddress(DATA + slot * LENGTH + LENGTH - 2)).unwrap();
     assert_eq!([0, 1, 2].map(first), [0, 1, 2]);
@@ -363,26 +369,26 @@ fn flush_error_reaches_concurrent_and_next_flush() {
 /// Returns false if the kernel completed the flushes in the opposite order.
 fn flush_errors_are_shared(ring: &mut Ring) -> bool {
     let mut bench = Bench::new();
-    let mut flights = Flights::new(ring, &bench.memory);
+    let mut submitter = UringSubmitter::new(ring, &bench.memory);
     let fd = bench.disk.begin_flush().unwrap();
-    flights.flush(recipient(0), -1);
-    flights.flush(recipient(1), fd);
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    submitter.queue_flush(completion(0), -1);
+    submitter.queue_flush(completion(1), fd);
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
     if bench.used() != [0, 1] {
         return false;
     }
     assert_eq!([bench.status(0), bench.status(1)], [1, 1]);
     // There was no concurrent write, so the next flush has nothing to report.
-    flights.wrote();
-    assert!(flights.deferred_error().is_none());
+    submitter.note_write();
+    assert!(submitter.take_deferred_error().is_none());
 
-    flights.flush(recipient(2), -1);
-    flights.wrote();
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
-    assert_eq!(flights.deferred_error().unwrap().raw_os_error(), Some(libc::EBADF));
-    assert!(flights.deferred_error().is_none());
-    flights.flush(recipient(3), fd);
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    submitter.queue_flush(completion(2), -1);
+    submitter.note_write();
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
+    assert_eq!(submitter.take_deferred_error().unwrap().raw_os_error(), Some(libc::EBADF));
+    assert!(submitter.take_deferred_error().is_none());
+    submitter.queue_flush(completion(3), fd);
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
     assert_eq!([bench.status(2), bench.status(3)], [1, 0]);
     true
 }
@@ -391,13 +397,13 @@ fn flush_errors_are_shared(ring: &mut Ring) -> bool {
 fn read_beyond_ring_depth_is_refused() {
     let Some(mut ring) = Ring::new() else { return skip_without(Capability::IoUring) };
     let mut bench = Bench::new();
-    let mut flights = Flights::new(&mut ring, &bench.memory);
+    let mut submitter = UringSubmitter::new(&mut ring, &bench.memory);
     let piece = bench.disk.pieces(0, SECTOR).unwrap()[0];
     let many = vec![piece; ring::DEPTH + 1];
-    assert!(!flights.read(recipient(0), buffers(0), 0, &many));
+    assert!(!submitter.queue_read(completion(0), &mut buffers(0), 0, &many));
     let all: Vec<_> = (0..ring::DEPTH as u64).map(|at| FileExtent { offset: at * 64, length: 64, ..piece }).collect();
-    assert!(flights.read(recipient(0), buffers(0), 0, &all));
-    assert!(flights.is_full());
-    flights.drain(Some(&bench.disk), &mut bench.queue).unwrap();
+    assert!(submitter.queue_read(completion(0), &mut buffers(0), 0, &all));
+    assert!(submitter.is_full());
+    submitter.drain(&bench.disk, &mut bench.queue).unwrap();
     assert_eq!((bench.used(), bench.status(0)), (vec![0], 0));
 }
