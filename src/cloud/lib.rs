@@ -1,5 +1,5 @@
-//! The control plane: implements the subcommands in EC2's terms. Only this crate uses the store and the VMMs
-//! together.
+//! The control plane: implements the subcommands in EC2's terms, with a service for each noun. Only this crate uses
+//! the store and the VMMs together.
 //!
 //! There is no daemon: each command is one process, which opens a [`Cloud`]. Concurrent commands synchronize through
 //! the store. An instance's VMM runs independently of commands.
