@@ -70,12 +70,12 @@ impl Instances<'_> {
     pub fn fork(&self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
+        let image = self.cloud.images().open_by_id(record.image_id)?;
         let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let Frozen { saved, volumes, paused, sweeping, _changing } = frozen;
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        let image = self.cloud.images().open_by_id(record.image_id)?;
         let replaced: Vec<String> = volumes.iter().map(disk_id).collect();
         let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
             let restore = Restore { dir: saved.path().to_path_buf(), once: false };

@@ -1,4 +1,4 @@
-//! Hibernation: whether an instance can be hibernated or changed. [`node::instance`] saves and resumes it.
+//! Hibernation: the checks before an instance is hibernated or changed. [`node::instance`] saves the memory.
 
 use std::time::Duration;
 

@@ -36,7 +36,8 @@ impl Instances<'_> {
     /// Returns all instances, oldest first.
     pub fn list(&self) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
-        records.sort_by_key(|record| (record.created, record.sequence));
+        // Instances that an older version created have no sequence number.
+        records.sort_by_key(|record| (record.created, record.sequence, record.reservation_id, record.launch_index));
         Ok(records)
     }
 

@@ -272,6 +272,6 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         (_, Some(EndRecord::Ended { end, .. })) => failed(end.to_string()),
         (_, Some(EndRecord::Failed { why })) => failed(why),
         (InstanceState::Pending, None) => failed("the start was interrupted".into()),
-        (_, None) => failed(format!("the VMM process was killed ({} gives no reason)", LOG)),
+        (_, None) => failed(format!("the VMM process was killed ({LOG} gives no reason)")),
     }
 }

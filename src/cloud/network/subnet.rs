@@ -1,4 +1,4 @@
-//! `CreateSubnet` and the like.
+//! Subnets: EC2's `CreateSubnet` and the like.
 
 use std::collections::BTreeMap;
 

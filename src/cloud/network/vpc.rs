@@ -1,4 +1,4 @@
-//! VPCs and subnets: EC2's `CreateVpc`, `CreateSubnet` and the like.
+//! VPCs: EC2's `CreateVpc` and the like.
 //!
 //! A VPC is only a record until an instance is connected to it. Then a router is started for it (see `router.rs`).
 

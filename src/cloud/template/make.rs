@@ -98,7 +98,8 @@ fn save(home: &Home, spec: &RunSpec, dir: &Path, boot_timeout: Duration, began_n
     if !instance.wait_ready(boot_timeout)? {
         return Err(instance.not_ready(boot_timeout).into());
     }
-    // The agent answers the ping only after finishing the work that follows its ready message. The sync then writes dirty pages.
+    // The agent answers the ping only after finishing the work that follows its ready message. The sync then writes
+    // dirty pages.
     let guest = instance.dir().guest_error();
     let facts = instance.dir().agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(&guest)?;
     if !facts.agent_version.contains(FEATURE) {

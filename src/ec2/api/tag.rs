@@ -1,3 +1,5 @@
+//! Tags of resources.
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -1,3 +1,5 @@
+//! Times.
+
 use std::fmt;
 
 use serde::{Serialize, Serializer};

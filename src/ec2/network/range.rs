@@ -1,4 +1,5 @@
-//! Address ranges: their syntax, and the valid ranges of VPCs and subnets (Amazon VPC User Guide, "VPC CIDR blocks" and "Subnet CIDR blocks").
+//! Address ranges: their syntax, and the valid ranges of VPCs and subnets (Amazon VPC User Guide, "VPC CIDR blocks" and
+//! "Subnet CIDR blocks").
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -23,7 +24,8 @@ const RESERVED: [Ipv4Net; 4] = [
 pub const ANYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 pub const DEFAULT_VPC: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 16);
 
-/// Parses a range. Clears bits after the prefix, as EC2 does. An address without a prefix length is a range of one address.
+/// Parses a range. Clears bits after the prefix, as EC2 does. An address without a prefix length is a range of one
+/// address.
 pub fn parse_range(text: &str) -> Result<Ipv4Net, Ec2Error> {
     let address = || text.parse::<Ipv4Addr>().map(Ipv4Net::from);
     let range = text.parse::<Ipv4Net>().or_else(|_| address());

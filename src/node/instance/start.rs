@@ -1,4 +1,5 @@
-//! Start plans: everything that a VMM needs to run an instance's guest. All starts go through [`StartPlan::start`].
+//! Start plans: everything that a VMM needs to run an instance's guest. Instances and ephemeral instances start by the
+//! same steps, in `StartPlan::spawn`.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -41,7 +42,7 @@ pub struct StartPlan {
     pub began_ns: u64,
 }
 
-/// What the network device of a machine is connected to, other than its netstack.
+/// The backend of a machine's network device. The netstack is not a backend: it is part of the VMM.
 #[derive(Debug)]
 pub enum Backend {
     None,

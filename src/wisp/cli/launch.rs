@@ -19,7 +19,7 @@ use ec2::user_data::UserData;
 use ec2::volume::VolumeOption;
 use ec2::{Ec2Error, catalog};
 
-/// The default instance type, which is in EC2's free tier.
+/// The default instance type. Accounts that were created before July 15, 2025 have it in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";
 
 /// Launch instances from an image and print their IDs.

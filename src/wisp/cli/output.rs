@@ -17,6 +17,7 @@ use super::escape::{escape, escape_json, escape_line, escape_output};
 use cloud::CloudError;
 use ec2::Ec2Error;
 pub use ec2::size::approximate_bytes as bytes;
+use node::instance::MachineError;
 use node::probe::{Fix, KvmAccessError};
 use node::shell;
 
@@ -260,9 +261,11 @@ fn explain(error: &anyhow::Error) -> String {
 fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     let mut text = format!("{} {}", screen.paint(Tone::Bad, "error:"), escape(&explain(error)));
     for cause in error.chain() {
-        // If a transparent cloud error contains an EC2 error, the chain does not include the EC2 error.
+        // If a transparent cloud error contains another error, the chain does not include the other error.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
-        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
+        let of_machine = cause.downcast_ref::<MachineError>().and_then(MachineError::hint);
+        let of_ec2 = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint);
+        if let Some(hint) = of_ec2.or(of_cloud).or(of_machine) {
             let label = screen.paint(Tone::Quiet, "hint:");
             let _ = write!(text, "\n{label}  {}", escape(&hint));
         }
@@ -336,6 +339,8 @@ pub fn count(number: usize, noun: &str) -> String {
 mod tests {
     use super::*;
     use ec2::{ErrorCode, catalog};
+    use machine::control::ClientError;
+    use node::instance::Failure;
 
     const COLOR: Screen = Screen { width: Some(80), color: true };
 
@@ -395,6 +400,14 @@ mod tests {
         );
         let of_cloud = anyhow::Error::new(CloudError::from(catalog::find("t3.micr0").expect_err("unknown")));
         assert!(error_text(&of_cloud, Screen::PLAIN).ends_with("\nhint:  Did you mean t3.micro?"));
+    }
+
+    #[test]
+    fn error_of_machine_keeps_hint() {
+        let failure = Failure::Control(ClientError::Io(io::ErrorKind::TimedOut.into()));
+        let error = MachineError { instance: "i-0123456789abcdef0".parse().ok(), failure };
+        let text = error_text(&anyhow::Error::new(error), Screen::PLAIN);
+        assert!(text.ends_with("Kill it with `wisp stop --force i-0123456789abcdef0`."), "{text}");
     }
 
     #[test]
