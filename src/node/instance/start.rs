@@ -129,7 +129,8 @@ impl StartPlan {
             .map_err(|error| failed(Failure::Spawn(error)))?;
         if let Some(Err(error)) = passt.map(passt::Prepared::start) {
             vmm_process::kill(dir.path()).map_err(|error| failed(Failure::Spawn(error)))?;
-            let _ = child.wait();
+            // The supervisor may not have opened its lock yet, so that it was not found.
+            let _ = child.kill().and_then(|()| child.wait());
             return Err(failed(Failure::Passt(error)));
         }
         let client = ControlClient::new(near).map_err(dir.control_error())?;

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use super::RouterConfig;
 use super::namespace::{BRIDGE, OUT, Port};
+use ipnet::Ipv4Net;
 use machine::network::{FilterProtocol, FilterRule};
 
 /// Renders the whole table, which atomically replaces the previous one.
@@ -100,16 +101,9 @@ fn peers(rule: &FilterRule, field: &str) -> String {
     if rule.peers.iter().any(|peer| peer.prefix_len() == 0) {
         return String::new();
     }
-    // Leave out ranges inside other ranges: nftables rejects overlaps.
-    let within = |one: usize| {
-        let inner = rule.peers[one];
-        rule.peers
-            .iter()
-            .enumerate()
-            .any(|(other, outer)| other != one && outer.contains(&inner) && (*outer != inner || other < one))
-    };
-    let kept = (0..rule.peers.len()).filter(|index| !within(*index));
-    let ranges: Vec<String> = kept.map(|index| rule.peers[index].to_string()).collect();
+    // Merge overlapping ranges: nftables rejects overlaps.
+    let peers: Vec<Ipv4Net> = rule.peers.iter().map(Ipv4Net::trunc).collect();
+    let ranges: Vec<String> = Ipv4Net::aggregate(&peers).iter().map(Ipv4Net::to_string).collect();
     format!("ip {field} {{ {} }} ", ranges.join(", "))
 }
 
