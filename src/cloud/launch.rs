@@ -401,7 +401,7 @@ impl Instances<'_> {
         }))
     }
 
-    /// Removes the files that [`Cloud::prepare`] created. The next command removes any that are left.
+    /// Removes the files that [`Instances::prepare`] created. The next command removes any that are left.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
         prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.dir));
     }

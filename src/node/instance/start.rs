@@ -1,4 +1,4 @@
-//! Start plans: everything that a VMM needs to run an instance's guest. All starts go through [`StartPlan::start`].
+//! Start plans: everything that a VMM needs to run an instance's guest. All starts go through `StartPlan::spawn`.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
