@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A machine that ends by itself waits for a running job, such as the copy of a fork. If it is killed, the job is
-//! canceled. If a job completes a snapshot for hibernation meanwhile, the machine's end is that it was saved.
+//! canceled. If a job completes a snapshot for hibernation meanwhile, the machine's end is [`End::Saved`].
 
 mod clients;
 mod job;
@@ -41,7 +41,7 @@ use machine::usage::Reading;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// The console socket and the serial port that it is the terminal of.
+/// The console socket, and the serial port to which it connects a client.
 #[derive(Debug)]
 pub(super) struct Terminal {
     pub socket: ConsoleSocket,
@@ -329,7 +329,7 @@ impl EventLoop {
         failed
     }
 
-    /// Waits for the job that has completed, and answers its client, which it returns.
+    /// Waits for the running job, and answers its client. Returns that client.
     fn complete_job(&mut self) -> Option<i32> {
         let (fd, outcome) = self.job.finish()?;
         self.clients.complete_job(fd);
