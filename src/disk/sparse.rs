@@ -160,7 +160,7 @@ fn next_data(file: &File, offset: u64, length: u64) -> (u64, u64) {
     (start, if end == start { length } else { end })
 }
 
-/// Returns the offset of the first data from `offset` on, or `end` if the file has only a hole before it.
+/// Returns the offset of the first data from `offset` on, or `end` if there is only a hole before `end`.
 pub fn data_start(file: &File, offset: u64, end: u64) -> u64 {
     match seek(file, SeekFrom::Data(offset)) {
         Ok(start) => start.clamp(offset, end),

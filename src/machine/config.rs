@@ -120,7 +120,7 @@ pub struct DiskConfig {
 }
 
 impl DiskConfig {
-    /// Returns the configuration of a disk without backing files and limits, which is not the root disk.
+    /// Returns the configuration of a disk without backing files or limits that is not the root disk.
     pub fn new(id: impl Into<String>, path: PathBuf, format: DiskFormat, access: DiskAccess) -> DiskConfig {
         let (id, backing) = (id.into(), Vec::new());
         DiskConfig { id, path, format, backing, access, root: false, was: None, limits: None }

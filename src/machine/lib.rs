@@ -1,5 +1,7 @@
 //! The interface between VMM processes and the commands that control them: the machine's configuration, the control
 //! protocol, and the records and files that the VMM leaves for later commands. It does not use KVM.
+//!
+//! Small helpers for these processes are here, too: [`descriptors`], [`environment`], [`fs`] and [`sync`].
 
 pub mod bounded_log;
 pub mod config;

@@ -29,7 +29,7 @@ const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
 /// ICMP error messages about a packet: unreachable, time exceeded, parameter problem.
 const ABOUT_A_PACKET: [u8; 3] = [3, 11, 12];
-/// The offset of a fragment that would overwrite the TCP flags in the first fragment (RFC 3128).
+/// The offset in bytes of a fragment that would overwrite the TCP flags in the first fragment (RFC 3128).
 const OVER_THE_FLAGS: u16 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

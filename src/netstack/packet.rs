@@ -1,5 +1,5 @@
-//! Builds and parses packets with smoltcp, as far as needed: frames, IPv4 (RFC 791), and ports. A packet may be truncated
-//! after its headers, unlike for smoltcp's own checks.
+//! Builds and parses packets with smoltcp, as far as needed: frames, IPv4 (RFC 791), and ports. A packet may be
+//! truncated after its headers, unlike for smoltcp's own checks.
 
 use std::net::Ipv4Addr;
 

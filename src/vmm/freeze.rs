@@ -4,7 +4,6 @@
 //! raise the resulting interrupts. The interrupts are part of the vCPUs' state, which is therefore saved last.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip};
@@ -23,6 +22,7 @@ use machine::config::MachineConfig;
 use machine::control::NewOverlay;
 use machine::passed_files::FdTable;
 use machine::snapshot_files::STATE;
+use machine::sync::lock;
 
 /// The parts of a running machine whose state is saved.
 pub(super) struct Freezer<'a> {
@@ -155,8 +155,4 @@ pub(super) fn restore_virtio(devices: &Devices, states: &[TransportState], dir: 
         lock(device).restore(state).map_err(unusable)?;
     }
     Ok(())
-}
-
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
 //! The stages in which a machine is built: layout, memory, devices, vCPUs.
 //!
-//! [`Machine::boot`](super::machine::Machine::boot) and [`Machine::restore`](super::machine::Machine::restore) call them in this order.
+//! [`Machine::boot`](super::machine::Machine::boot) and [`Machine::restore`](super::machine::Machine::restore) call
+//! them in this order.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -1,13 +1,14 @@
 //! Assigns addresses in the MMIO gap and interrupts to devices.
 //!
-//! Both are assigned in ascending order. The guest of a snapshot expects its devices where they were, so a change of the
-//! order or of the reserved pins invalidates snapshots.
+//! Both are assigned in ascending order. The guest of a snapshot expects its devices where they were, so a change of
+//! the order or of the reserved pins invalidates snapshots.
 
 use crate::boot::mptable::IO_APIC_PINS;
 use crate::memory::{IO_APIC_ADDRESS, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use crate::virtio::mmio::MmioResources;
 
-/// Pins of the I/O APIC that belong to PC devices: timer, keyboard, cascade, two serial ports, clock, ACPI, coprocessor.
+/// Pins of the I/O APIC that belong to PC devices: timer, keyboard, cascade, two serial ports, clock, ACPI,
+/// coprocessor.
 const RESERVED_PINS: [u32; 8] = [0, 1, 2, 3, 4, 8, 9, 13];
 
 #[derive(Debug)]

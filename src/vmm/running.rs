@@ -23,7 +23,7 @@ use machine::kept_balance::KeptBalance;
 use machine::passed_files::FdTable;
 use machine::usage::Clock;
 
-const AT_ITS_END: &str = "the machine is already stopping";
+const ALREADY_STOPPING: &str = "the machine is already stopping";
 
 #[derive(Debug)]
 pub(super) struct RunningMachine {
@@ -99,7 +99,7 @@ impl RunningMachine {
     fn save(&self, dir: &Path) -> Outcome {
         match self.freezer().save(dir) {
             Ok(true) => Outcome::End(End::Saved),
-            Ok(false) => Outcome::Answer(failed(AT_ITS_END)),
+            Ok(false) => Outcome::Answer(failed(ALREADY_STOPPING)),
             Err(error) => Outcome::Answer(failed(error)),
         }
     }
@@ -107,7 +107,7 @@ impl RunningMachine {
     fn fork(&self, dir: &Path, layers: &[NewOverlay], files: &FdTable) -> Message {
         match self.freezer().fork(dir, layers, files) {
             Ok(Some(paused)) => Message::Saved { paused_ns: paused.as_nanos() as u64 },
-            Ok(None) => failed(AT_ITS_END),
+            Ok(None) => failed(ALREADY_STOPPING),
             Err(error) => failed(error),
         }
     }

@@ -69,7 +69,7 @@ pub(super) fn new_eventfd() -> Result<EventFd, Error> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
-/// Creates a machine's devices, and connects their registers to buses, and their interrupts and notifications to KVM.
+/// The devices that are created so far, with their buses.
 #[derive(Debug)]
 pub(super) struct DeviceManager<'a> {
     vm: &'a VmFd,

@@ -97,7 +97,8 @@ pub enum ControlRequest {
         /// belong to the snapshot. After [`Message::Failed`], some of the overlays may be in use.
         layers: Vec<NewOverlay>,
     },
-    /// End the machine now. Subscribers get [`Message::Ended`]. A snapshot in progress fails, unless it completes first.
+    /// End the machine now. Subscribers get [`Message::Ended`]. A snapshot in progress fails, unless it completes
+    /// first.
     Kill {
         /// A short description of the requester, for the machine's [`End`].
         by: String,

@@ -14,9 +14,9 @@ use vmm_sys_util::epoll::EventSet;
 use super::super::stack::Stack;
 use machine::network::{Forward, NetstackConfig};
 
-/// Buffer size per direction in bytes: the largest window that needs no scaling. With a scaled window, smoltcp rounds the
-/// announced end of the window down, below an end that it announced before. It then cuts the last byte off a segment that
-/// used the earlier window, but accepts the segment's FIN.
+/// Buffer size per direction in bytes: the largest window that needs no scaling. With a scaled window, smoltcp rounds
+/// the announced end of the window down, below an end that it announced before. It then cuts the last byte off a
+/// segment that used the earlier window, but accepts the segment's FIN.
 const BUFFER: usize = u16::MAX as usize;
 /// The time after which a connection without any segment from the guest is closed, and the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -36,8 +36,8 @@ pub struct ForwardedConnection {
     is_written: bool,
     /// The client has reset the connection, which ends it even if data for the guest is left.
     is_reset: bool,
-    /// The guest's last bytes, from when the guest has closed its sending side. smoltcp discards the bytes in a socket at
-    /// the end of TIME-WAIT, but the client may be slower.
+    /// The guest's last bytes, from when the guest has closed its sending side. smoltcp discards the bytes in a socket
+    /// at the end of TIME-WAIT, but the client may be slower.
     rest: Option<VecDeque<u8>>,
 }
 

@@ -123,8 +123,8 @@ enum ClosesFirst {
     Client,
 }
 
-/// Lets the guest send until the client's socket is full and a part waits in the netstack. Both then close their sending
-/// sides, TIME-WAIT passes, and the client reads at last.
+/// Lets the guest send until the client's socket is full and a part waits in the netstack. Both then close their
+/// sending sides, TIME-WAIT passes, and the client reads at last.
 fn check_slow_client_gets_everything(first: ClosesFirst) {
     let (config, host) = forwarding(Transport::Tcp, 80);
     let mut bench = bench(config);

@@ -1,5 +1,5 @@
-//! Requests that change the machine or may take long. Each runs in a thread of its own, one at a time, so that the event
-//! loop keeps answering other clients.
+//! Requests that change the machine, depend on such changes, or may take long. Each runs in a thread of its own, one at
+//! a time, so that the event loop keeps answering other clients.
 
 use std::io;
 use std::path::PathBuf;

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A machine that ends by itself waits for a running job, such as the copy of a fork. If it is killed, the job is
-//! canceled. If a job completes a snapshot for hibernation meanwhile, the machine's end is that it was saved.
+//! canceled. If a job completes a snapshot for hibernation meanwhile, the machine's end is [`End::Saved`].
 
 mod clients;
 mod job;
@@ -40,8 +40,9 @@ use machine::launch::Launcher;
 use machine::usage::Reading;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const STOPPED_AT_REBOOT: &str = "a stop request, when the guest rebooted";
 
-/// The console socket and the serial port that it is the terminal of.
+/// The console socket, and the serial port to which it connects a client.
 #[derive(Debug)]
 pub(super) struct Terminal {
     pub socket: ConsoleSocket,
@@ -167,9 +168,14 @@ impl EventLoop {
         }
     }
 
-    /// Begins to end the machine, unless it is ending already.
+    /// Begins to end the machine, unless it is ending already. A kill replaces a reboot, because the supervisor would
+    /// restart the machine.
     fn end(&mut self, end: End) {
-        if !self.is_ending() {
+        let is_effective = match &self.phase {
+            Phase::Ending(earlier) => *earlier == End::Reboot && matches!(end, End::Killed { .. }),
+            Phase::Booting | Phase::Ready => true,
+        };
+        if is_effective {
             self.phase = Phase::Ending(end);
         }
     }
@@ -186,9 +192,7 @@ impl EventLoop {
     fn take_end(&mut self) {
         let Some(end) = self.ends.take().filter(|_| !self.is_ending()) else { return };
         self.end(match end {
-            End::Reboot if self.clients.ends_at_reboot() => {
-                End::Killed { by: "a stop request, when the guest rebooted".into() }
-            }
+            End::Reboot if self.clients.ends_at_reboot() => End::Killed { by: STOPPED_AT_REBOOT.into() },
             end => end,
         });
     }
@@ -295,6 +299,10 @@ impl EventLoop {
             ImmediateRequest::Subscribe => self.subscribe(fd),
             ImmediateRequest::EndAtReboot => {
                 self.clients.end_at_reboot(fd);
+                // The guest may have rebooted already, while a job is still running.
+                if matches!(self.phase, Phase::Ending(End::Reboot)) {
+                    self.end(End::Killed { by: STOPPED_AT_REBOOT.into() });
+                }
                 self.control.send(fd, &Message::Done);
             }
             ImmediateRequest::Kill { by } => self.kill(machine, by),
@@ -329,7 +337,7 @@ impl EventLoop {
         failed
     }
 
-    /// Waits for the job that has completed, and answers its client, which it returns.
+    /// Waits for the running job, and answers its client. Returns that client.
     fn complete_job(&mut self) -> Option<i32> {
         let (fd, outcome) = self.job.finish()?;
         self.clients.complete_job(fd);

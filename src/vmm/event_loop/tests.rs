@@ -272,6 +272,30 @@ fn reboot_ends_machine_while_one_requester_is_connected() {
 }
 
 #[test]
+fn kill_during_job_after_reboot_ends_as_killed() {
+    let bench = bench(Launcher::Detached);
+    let mut saving = bench.connect_with_job();
+    bench.ends.send(End::Reboot);
+    // The loop takes the end before it answers a later connection.
+    assert!(is_status(&ask(&mut bench.connect(), &ControlRequest::Status)));
+    bench.connect().send(&kill()).unwrap();
+    assert_eq!(receive(&mut saving), Message::Failed { why: "canceled".into() });
+    assert_eq!(bench.end(), End::Killed { by: "a test".into() });
+}
+
+#[test]
+fn stop_request_during_job_after_reboot_ends_as_killed() {
+    let bench = bench(Launcher::Detached);
+    let mut saving = bench.connect_with_job();
+    bench.ends.send(End::Reboot);
+    let mut stopping = bench.connect();
+    assert_eq!(ask(&mut stopping, &ControlRequest::EndAtReboot), Message::Done);
+    bench.complete();
+    assert_eq!(receive(&mut saving), Message::Done);
+    assert_eq!(bench.end(), End::Killed { by: STOPPED_AT_REBOOT.into() });
+}
+
+#[test]
 fn reboot_without_requester_is_reboot() {
     let bench = bench(Launcher::Detached);
     let mut client = bench.connect();

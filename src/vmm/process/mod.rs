@@ -1,4 +1,4 @@
-//! The process of `wisp vmm`: it starts the sandboxed VMM (`vmm/sandbox`) as a child, and supervises it.
+//! The two processes of `wisp vmm`: a supervisor, and its child, the VMM in its sandbox ([`sandbox`](crate::sandbox)).
 //!
 //! A machine without an owner is an instance. The VMM records the end of an instance in its directory for the next
 //! command; if the VMM was killed for lack of memory or by its seccomp filter, the supervisor does. After a guest
@@ -50,7 +50,7 @@ pub struct Arguments {
     pub network: Option<RawFd>,
     /// Start time of the user's command, in nanoseconds of the monotonic clock.
     pub began_ns: Option<u64>,
-    /// After a reboot, the guest cold-boots.
+    /// The snapshot to restore. After a reboot, the guest cold-boots.
     pub restore: Option<Restore>,
     /// Number of consecutive times that the guest rebooted shortly after it started.
     pub short_runs: u32,
@@ -58,7 +58,7 @@ pub struct Arguments {
 
 type ExplainCreateVm = fn(errno: i32) -> String;
 
-/// Knowledge about the host that this crate lacks.
+/// Functions of the caller that inspect the host.
 #[derive(Debug, Clone, Copy)]
 pub struct HostFunctions {
     /// Opens the network namespace of a network backend, if the backend is a tap.

@@ -4,16 +4,16 @@
 //! contains a call that gains access: execve, ptrace, process_vm_writev, bpf, mount, unshare, setns, keyctl,
 //! io_uring_setup, io_uring_register, userfaultfd, chmod, chown, setuid or prlimit64. No memory can be made executable.
 //!
-//! A thread inherits the filter of the thread that starts it. Device and job threads are therefore started by a separate
-//! thread ([`super::threads`]), and vCPU threads and the main thread may not start any.
+//! A thread inherits the filter of the thread that starts it. Device and job threads are therefore started by a
+//! separate thread ([`super::threads`]), and vCPU threads and the main thread may not start any.
 
 use libc::{c_int, c_long};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// The main thread: event loop, control socket, console, usage and end records.
+    /// The main thread: event loop, control socket, console, usage and end records, flushing the disks at the end.
     Main,
-    /// A thread for a client's request: snapshots, and attaching and changing disks.
+    /// The thread of a job of the event loop: snapshots, and attaching and changing disks.
     Job,
     /// The thread that starts the vCPU, device and job threads.
     Starter,
@@ -286,7 +286,7 @@ impl ThreadKind {
     pub fn as_str(self) -> &'static str {
         match self {
             ThreadKind::Main => "the main thread",
-            ThreadKind::Job => "a request's thread",
+            ThreadKind::Job => "a job thread",
             ThreadKind::Starter => "the starter thread",
             ThreadKind::Vcpu => "a vCPU thread",
             ThreadKind::Block => "a disk thread",

@@ -1,9 +1,10 @@
 //! The VMM's sandbox: a guest that compromises its VMM gains no further access. See `docs/security.md`.
 //!
-//! Before it builds the machine, the VMM closes inherited descriptors and enters namespaces ([`namespaces`]). It then
-//! sets resource limits ([`limits`]), enters its own root directory ([`root`]), restricts access to files
-//! ([`landlock`]) and drops capabilities, in this order. Right before the guest's first instruction, it restricts the
-//! system calls of each thread ([`calls`], [`seccomp`], [`threads`]).
+//! `wisp vmm` closes inherited descriptors and forks the VMM into namespaces
+//! ([`process::split`](mod@crate::process::split), [`namespaces`]). Before it builds the machine, the VMM sets resource
+//! limits ([`limits`]), enters its own root directory ([`root`]), restricts access to files ([`landlock`]) and drops
+//! capabilities, in this order. Right before the guest's first instruction, it restricts the system calls of each thread
+//! ([`calls`], [`seccomp`], [`threads`]).
 //!
 //! Only the namespaces, the root directory and Landlock are optional: if the host does not support one, the VMM reports
 //! that and runs without it.

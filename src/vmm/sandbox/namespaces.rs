@@ -1,4 +1,4 @@
-//! The VMM's place in its namespaces (namespaces(7), user_namespaces(7)), which [`split`](crate::process::split) creates.
+//! The VMM in its namespaces (namespaces(7), user_namespaces(7)). [`split`](mod@crate::process::split) creates them.
 //!
 //! Creating a user namespace needs no privilege: root in the namespace is not root on the host and cannot access
 //! resources of the host's root. The VMM is the first process of its PID namespace, so it cannot see or signal other

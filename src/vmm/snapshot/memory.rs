@@ -8,11 +8,12 @@ use std::path::Path;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::SnapshotError;
 use super::cancellation::Cancellation;
 use super::origin::{Differences, Origin};
-use super::{SnapshotError, ignore_not_found};
 use crate::memory::{GuestMemory, PAGE, PageRun, pages};
 use disk::sparse::write_blocks;
+use machine::fs::ignore_not_found;
 use machine::snapshot_files::{BASE, MEMORY};
 
 /// The number of bytes that a thread writes at a time.

@@ -196,10 +196,6 @@ pub fn consume(dir: &Path) -> Result<(), SnapshotError> {
     consume().map_err(SnapshotError::file(dir, "modify"))
 }
 
-fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-}
-
 fn with_header(version: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u64).to_le_bytes();
     [&MAGIC[..], &version.to_le_bytes(), &length, &Sha256::digest(payload), payload].concat()

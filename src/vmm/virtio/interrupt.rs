@@ -25,7 +25,7 @@ pub trait VirtioInterrupt: Send + Sync + fmt::Debug {
     fn signal_config(&self);
 }
 
-/// A bare line, with which the driver cannot tell the reason for an interrupt.
+/// A bare line, for tests: the driver cannot tell the reason for an interrupt.
 impl VirtioInterrupt for IrqLine {
     fn signal_queue(&self, _queue: usize) {
         self.trigger();

@@ -1,6 +1,4 @@
 //! Checks of descriptor chains and buffer ranges over complete small domains, each against a simple model.
-//!
-//! The `check_*` functions take plain values, so that a proof harness can call them with arbitrary ones.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -14,7 +12,7 @@ const MEMORY: u64 = 64 << 20;
 const DATA: u64 = 0x10_0000;
 const TABLE: u64 = 0x20_0000;
 
-/// A descriptor as it lies in a table: address, length, flags and next index.
+/// An entry of a descriptor table: address, length, flags and next index.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Entry {
     address: u64,

@@ -1,5 +1,5 @@
-//! The state in the golden files: a machine with two vCPUs, two disk slots and a network, with a distinct value in each
-//! field.
+//! The state in the golden files: a machine with two vCPUs, three disk slots (one of them empty) and a network, with a
+//! distinct value in each field.
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state, kvm_mp_state,

@@ -1,14 +1,15 @@
 //! Ownership of a slot's disk. The device's thread owns the disk while it runs, and lends it on request between
 //! batches, when no request is in flight. While there is no thread, the disk is in the slot.
 //!
-//! Other threads read [`DiskInfo`], a snapshot that does not wait for the disk.
+//! Other threads read [`DiskInfo`], a copy of the disk's properties, so they do not wait for the disk.
 
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use disk::{Disk, DiskCounters};
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::limits::{DiskLimiter, DiskLimits};
+use machine::sync::lock;
 use machine::timeline::monotonic_ns;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -264,11 +265,6 @@ impl Drop for BorrowedDisk<'_> {
             let _ = back.send(disk.take());
         }
     }
-}
-
-/// Ignores poisoning: after a panic, a disk is as usable as after any failed request.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

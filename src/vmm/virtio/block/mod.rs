@@ -1,9 +1,9 @@
 //! The block device (specification, section 5.2): a disk image as the guest's `/dev/vd*`.
 //!
 //! Each device has its own thread ([`service`]), so a slow disk does not stall other devices. The thread takes requests
-//! from the queue, parses them ([`request`]) and submits them ([`submitter`]). If the host supports io_uring ([`ring`]),
-//! flushes and reads that map directly to files run concurrently ([`uring`]). An I/O error fails the request; an invalid
-//! queue sets `DEVICE_NEEDS_RESET`.
+//! from the queue, parses them ([`request`]) and submits them ([`submitter`]). If the host supports io_uring
+//! ([`ring`]), flushes and reads that map directly to files run concurrently ([`uring`]). An I/O error fails the
+//! request; an invalid queue sets `DEVICE_NEEDS_RESET`.
 //!
 //! The disk is in a disk slot ([`DiskHandle`]). A device without a disk is a placeholder, which drivers skip (section
 //! 4.2.2.2). If a disk is detached while the driver is using it, requests fail until the driver releases the device.

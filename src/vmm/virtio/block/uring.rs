@@ -145,8 +145,8 @@ impl<'a> UringSubmitter<'a> {
         Ok(self.queue_read(completion, buffers, offset, &extents))
     }
 
-    /// Queues a read of the data at `offset` of the disk, which is in `extents`, into the buffers, which it takes.
-    /// Returns false if there is no room.
+    /// Queues a read of `extents`, which hold the data at `offset` of the disk, and takes the buffers. If there is no
+    /// room, leaves the buffers and returns false.
     pub(super) fn queue_read(
         &mut self,
         completion: Completion,
