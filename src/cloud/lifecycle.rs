@@ -16,7 +16,7 @@ use super::start::Source;
 use super::stop::{AGENT_TIMEOUT, RESTART_TIMEOUT, SHUTDOWN_TIMEOUTS, StateChange, answers};
 use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
-use ec2::{Ec2Error, ErrorCode, InstanceId};
+use ec2::{ErrorCode, InstanceId};
 use machine::control;
 use node::instance::{Awaited, InstanceDir, MachineHandle};
 use node::probe;
@@ -43,9 +43,7 @@ impl Instances<'_> {
                 return Ok((previous, record, None));
             }
             let Some(lock) = lock else {
-                return Err(
-                    Ec2Error::IncorrectInstanceState { instance: id, state: "stopping", action: "started" }.into()
-                );
+                return Err(id.incorrect_state("stopping", "started").into());
             };
             check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
             record.state = InstanceState::Pending;

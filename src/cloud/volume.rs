@@ -19,7 +19,7 @@ use disk::disk_image;
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
+use ec2::{ErrorCode, InstanceId, VolumeId};
 use machine::config::{DiskConfig, DiskFormat};
 use machine::control::{ControlRequest, Message};
 use node::guest::{ExecRequest, ExitStatus, Streams};
@@ -287,12 +287,7 @@ impl Volumes<'_> {
         match instance.state {
             InstanceState::Running => Ok(Some(self.cloud.dir(instance.id).connect()?)),
             InstanceState::Stopped => refuse_hibernated(&self.cloud.home, &instance).map(|()| None),
-            state => Err(Ec2Error::IncorrectInstanceState {
-                instance: instance.id,
-                state: state.as_str(),
-                action: "modified",
-            }
-            .into()),
+            state => Err(instance.id.incorrect_state(state.as_str(), "modified").into()),
         }
     }
 }

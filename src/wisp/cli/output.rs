@@ -262,7 +262,7 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
     for cause in error.chain() {
         // If a transparent cloud error contains an EC2 error, the chain does not include the EC2 error.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
-        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).or(of_cloud) {
+        if let Some(hint) = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).map(str::to_owned).or(of_cloud) {
             let label = screen.paint(Tone::Quiet, "hint:");
             let _ = write!(text, "\n{label}  {}", escape(&hint));
         }
