@@ -13,6 +13,7 @@ pub mod launch;
 pub mod limits;
 pub mod network;
 pub mod passed_files;
+pub mod sample_time;
 pub mod sandbox_record;
 pub mod snapshot_files;
 pub mod sync;
