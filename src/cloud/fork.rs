@@ -161,7 +161,7 @@ impl Instances<'_> {
             .map(|disk| NewOverlay { disk: disk.id, path: disk.path, backing: disk.backing })
             .collect();
         let request = ControlRequest::Fork { dir: saved.to_path_buf(), layers };
-        let mut machine = dir.connect()?;
+        let mut machine = MachineHandle::connect(&dir)?;
         match machine.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
             other => Err(machine.unexpected(&other).into()),

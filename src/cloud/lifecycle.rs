@@ -124,7 +124,7 @@ impl Instances<'_> {
     pub fn state_after_guest_end(&self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.cloud.dir(id);
         // The agent ends before its guest powers off.
-        if let Ok(mut machine) = dir.connect() {
+        if let Ok(mut machine) = MachineHandle::connect(&dir) {
             // An error means that the VMM is exiting.
             let _ = machine.subscribe().and_then(|()| machine.wait_ended(POWER_OFF_TIMEOUT));
         }
@@ -171,7 +171,7 @@ impl Instances<'_> {
                 .and_then(|agent| agent.shutdown(true, AGENT_TIMEOUT).map_err(dir.guest_error()));
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent did not reboot the guest ({error}); pressing Ctrl-Alt-Del");
-            dir.connect()?.demand(&control::ControlRequest::CtrlAltDel)
+            MachineHandle::connect(&dir)?.demand(&control::ControlRequest::CtrlAltDel)
         });
         match restarted {
             Ok(Awaited::Listening(mut machine)) => {
