@@ -39,7 +39,7 @@ pub struct StartPlan {
     pub began_ns: u64,
 }
 
-/// What the network device of a machine is connected to, other than its netstack.
+/// The backend of a machine's network device, apart from its netstack.
 #[derive(Debug)]
 pub enum Backend {
     None,
