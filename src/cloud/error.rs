@@ -62,7 +62,7 @@ impl CloudError {
     /// Returns a one-line hint for some errors whose message does not say what to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            CloudError::Ec2(refusal) => refusal.hint(),
+            CloudError::Ec2(refusal) => refusal.hint().map(str::to_owned),
             CloudError::Machine(error) => error.hint(),
             _ => None,
         }

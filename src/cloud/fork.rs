@@ -93,8 +93,7 @@ impl Instances<'_> {
     /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let Some(operation) = self.cloud.dir(record.id).try_lock_operation()? else {
-            let (instance, action) = (record.id, "copied");
-            return Err(Ec2Error::IncorrectInstanceState { instance, state: "stopping", action }.into());
+            return Err(record.id.incorrect_state("stopping", "copied").into());
         };
         let snapshots = self.cloud.snapshots().lock()?;
         let [own, saved] = self.cloud.dir(record.id).saved_for_others()?;
@@ -122,9 +121,7 @@ impl Instances<'_> {
     fn check_fork(&self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
         if !(1..=MAX_COUNT).contains(&spec.count) {
             let rule = format!("it must be from 1 to {MAX_COUNT}.");
-            return Err(
-                Ec2Error::InvalidParameterValue { parameter: "Count", given: spec.count.to_string(), rule }.into()
-            );
+            return Err(Ec2Error::invalid_parameter("Count", spec.count, rule).into());
         }
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, spec.instance))?;
         self.check_freezable(&record)?;
@@ -164,7 +161,7 @@ impl Instances<'_> {
             .map(|disk| NewOverlay { disk: disk.id, path: disk.path, backing: disk.backing })
             .collect();
         let request = ControlRequest::Fork { dir: saved.to_path_buf(), layers };
-        let mut machine = dir.connect()?;
+        let mut machine = MachineHandle::connect(&dir)?;
         match machine.ask_within(&request, SAVE_TIMEOUT)? {
             Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
             other => Err(machine.unexpected(&other).into()),

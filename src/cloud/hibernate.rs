@@ -10,7 +10,7 @@ use ec2::{ErrorCode, InstanceId};
 use machine::timeline::Mark;
 use node::guest::FEATURE;
 use node::home::Home;
-use node::instance::InstanceDir;
+use node::instance::{InstanceDir, MachineHandle};
 use store::InstanceRecord;
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ pub(super) fn check_savable(dir: &InstanceDir) -> Result<(), CloudError> {
     let refused = |what: String, hint: &str| {
         Err(CloudError::refused(ErrorCode::UnsupportedOperation, what, Some(hint.to_string())))
     };
-    if dir.connect()?.status()?.timeline.at(Mark::AgentReady).is_none() {
+    if MachineHandle::connect(dir)?.status()?.timeline.at(Mark::AgentReady).is_none() {
         let what = format!("The instance '{id}' cannot be saved yet: its guest is still booting.");
         return refused(what, "Try again when its status check in `wisp ls` is ok.");
     }

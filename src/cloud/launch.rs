@@ -153,20 +153,12 @@ impl Instances<'_> {
     fn check_launch(&self, spec: &LaunchSpec) -> Result<(), CloudError> {
         check_credits(spec.cpu_credits, spec.size.instance_type)?;
         if !(1..=MAX_COUNT).contains(&spec.count) {
-            return Err(Ec2Error::InvalidParameterValue {
-                parameter: "MaxCount",
-                given: spec.count.to_string(),
-                rule: format!("it must be from 1 to {MAX_COUNT}."),
-            }
-            .into());
+            let rule = format!("it must be from 1 to {MAX_COUNT}.");
+            return Err(Ec2Error::invalid_parameter("MaxCount", spec.count, rule).into());
         }
-        if spec.client_token.as_ref().is_some_and(|token| token.is_empty() || token.len() > TOKEN_LENGTH) {
-            return Err(Ec2Error::InvalidParameterValue {
-                parameter: "ClientToken",
-                given: spec.client_token.clone().unwrap_or_default(),
-                rule: format!("it must be 1 to {TOKEN_LENGTH} characters long."),
-            }
-            .into());
+        if let Some(token) = spec.client_token.as_ref().filter(|it| it.is_empty() || it.len() > TOKEN_LENGTH) {
+            let rule = format!("it must be 1 to {TOKEN_LENGTH} characters long.");
+            return Err(Ec2Error::invalid_parameter("ClientToken", token, rule).into());
         }
         let defaults = self.cloud.settings().metadata_defaults()?.applied(MetadataOptions::default());
         if spec.network.metadata.unwrap_or_default().applied(defaults).tags {

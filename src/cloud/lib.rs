@@ -11,6 +11,8 @@ pub mod create_image;
 pub mod embedded;
 mod error;
 pub mod fork;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hibernate;
 pub mod image;
 pub mod image_memory;

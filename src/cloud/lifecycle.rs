@@ -16,7 +16,7 @@ use super::start::Source;
 use super::stop::{AGENT_TIMEOUT, RESTART_TIMEOUT, SHUTDOWN_TIMEOUTS, StateChange, answers};
 use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
-use ec2::{Ec2Error, ErrorCode, InstanceId};
+use ec2::{ErrorCode, InstanceId};
 use machine::control;
 use node::instance::{Awaited, InstanceDir, MachineHandle};
 use node::probe;
@@ -43,9 +43,7 @@ impl Instances<'_> {
                 return Ok((previous, record, None));
             }
             let Some(lock) = lock else {
-                return Err(
-                    Ec2Error::IncorrectInstanceState { instance: id, state: "stopping", action: "started" }.into()
-                );
+                return Err(id.incorrect_state("stopping", "started").into());
             };
             check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
             record.state = InstanceState::Pending;
@@ -126,7 +124,7 @@ impl Instances<'_> {
     pub fn state_after_guest_end(&self, id: InstanceId) -> Result<InstanceState, CloudError> {
         let dir = self.cloud.dir(id);
         // The agent ends before its guest powers off.
-        if let Ok(mut machine) = dir.connect() {
+        if let Ok(mut machine) = MachineHandle::connect(&dir) {
             // An error means that the VMM is exiting.
             let _ = machine.subscribe().and_then(|()| machine.wait_ended(POWER_OFF_TIMEOUT));
         }
@@ -173,7 +171,7 @@ impl Instances<'_> {
                 .and_then(|agent| agent.shutdown(true, AGENT_TIMEOUT).map_err(dir.guest_error()));
             let Err(error) = asked else { return Ok(()) };
             log::info!("{id}: the agent did not reboot the guest ({error}); pressing Ctrl-Alt-Del");
-            dir.connect()?.demand(&control::ControlRequest::CtrlAltDel)
+            MachineHandle::connect(&dir)?.demand(&control::ControlRequest::CtrlAltDel)
         });
         match restarted {
             Ok(Awaited::Listening(mut machine)) => {

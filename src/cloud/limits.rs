@@ -15,6 +15,7 @@ use machine::MachineConfig;
 use machine::control::{ControlRequest, VmmStatus};
 use machine::kept_balance::KeptBalance;
 use machine::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
+use node::instance::MachineHandle;
 use store::{InstanceRecord, VolumeRecord};
 
 /// Applies an instance's limits to its VM, unless the instance is exempt. The first disks of `config` must be the
@@ -140,7 +141,7 @@ impl Instances<'_> {
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
         let dir = self.cloud.dir(record.id);
-        let mut machine = dir.connect()?;
+        let mut machine = MachineHandle::connect(&dir)?;
         // A VM that was started without a budget gets one at the next start.
         if machine.status()?.cpu_budget.is_none() {
             return Ok(());
@@ -155,7 +156,7 @@ impl Instances<'_> {
         let limits = volume_limits(volume).filter(|_| !record.no_limits);
         let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
         let (dir, id) = (self.cloud.dir(record.id), disk_id(volume));
-        let mut machine = dir.connect()?;
+        let mut machine = MachineHandle::connect(&dir)?;
         // A VM that was started without limits gets them at the next start.
         if !machine.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
             return Ok(());

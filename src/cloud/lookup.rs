@@ -3,8 +3,8 @@
 use super::error::CloudError;
 use ec2::capacity::InstanceSize;
 use ec2::id::{Id, ResourceKind};
-use ec2::volume::{VolumeError, VolumeFigures, VolumeSize, VolumeType};
-use ec2::{Ec2Error, InstanceId, VolumeId, catalog};
+use ec2::volume::{VolumeFigures, VolumeSize, VolumeType, no_size};
+use ec2::{InstanceId, VolumeId, catalog};
 use store::{InstanceRecord, Record, Transaction, VolumeRecord};
 
 pub(super) fn by_id<R: Record, K: ResourceKind>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError> {
@@ -33,6 +33,6 @@ pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudErro
 
 pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
     let volume_type: VolumeType = record.volume_type.parse()?;
-    let size = VolumeSize::that_holds(record.size).ok_or(VolumeError::NoSize).map_err(Ec2Error::from)?;
+    let size = VolumeSize::that_holds(record.size).ok_or_else(no_size)?;
     Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
 }

@@ -19,7 +19,7 @@ use machine::end::End;
 use machine::end_record::EndRecord;
 use machine::files::LOG;
 use node::home::is_lock;
-use node::instance::{GONE, InstanceDir, MachineError};
+use node::instance::{GONE, InstanceDir, MachineError, MachineHandle};
 use store::{ClientToken, InstanceRecord, StoreError};
 
 /// Time in seconds for which a terminated instance stays visible.
@@ -98,7 +98,9 @@ impl Instances<'_> {
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
             // A VMM that does not respond may not have created its VM yet, and may still fail to.
             if ids.iter().all(|id| {
-                self.cloud.dir(*id).connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_ok()
+                MachineHandle::connect(&self.cloud.dir(*id))
+                    .and_then(|mut machine| machine.status_within(END_TIMEOUT))
+                    .is_ok()
             }) {
                 self.settle_running(&ids)?;
             }
@@ -117,7 +119,7 @@ impl Instances<'_> {
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM that does not respond may be saving the guest's memory or powering off.
-        if dir.connect().and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_err() {
+        if MachineHandle::connect(dir).and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_err() {
             return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);

@@ -15,11 +15,7 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
         [only] => Ok(*only),
         [] if Id::<K>::looks_like(reference) => Id::find(reference, known.iter().map(|(id, _)| *id)),
         [] => Err(Id::<K>::not_found(reference)),
-        several => Err(Ec2Error::AmbiguousReference {
-            noun: K::NOUN,
-            given: reference.into(),
-            matches: several.iter().map(Id::to_string).collect(),
-        }),
+        several => Err(Id::ambiguous(reference, several)),
     }
 }
 
@@ -78,7 +74,7 @@ fn one_of<R, K: ResourceKind>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ec2::InstanceId;
+    use ec2::{ErrorCode, InstanceId};
 
     fn id(text: &str) -> InstanceId {
         text.parse().unwrap()
@@ -88,12 +84,13 @@ mod tests {
     fn name_or_id_prefix_finds_resource() {
         let (a, b) = (id("i-0a000000000000000"), id("i-0b000000000000000"));
         let known = [(a, Some("web")), (b, None)];
+        let code = |reference| find(reference, &known).expect_err(reference).code();
         assert_eq!(find("web", &known), Ok(a));
         assert_eq!(find("i-0b", &known), Ok(b));
-        assert!(matches!(find("i-0", &known), Err(Ec2Error::AmbiguousReference { .. })));
-        assert!(matches!(find("db", &known), Err(Ec2Error::NotFound { .. })));
-        assert!(matches!(find("i-123", &known), Err(Ec2Error::MalformedId { .. })));
-        assert!(matches!(find("i-0c000000000000000", &known), Err(Ec2Error::NotFound { .. })));
+        assert_eq!(code("i-0"), ErrorCode::InvalidParameterValue);
+        assert_eq!(code("db"), ErrorCode::InvalidInstanceIdNotFound);
+        assert_eq!(code("i-123"), ErrorCode::InvalidInstanceIdMalformed);
+        assert_eq!(code("i-0c000000000000000"), ErrorCode::InvalidInstanceIdNotFound);
     }
 
     #[test]
@@ -102,12 +99,14 @@ mod tests {
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));
         assert_eq!(find("i-123", &known), Ok(b));
-        assert!(matches!(find("i-am-no-name", &known), Err(Ec2Error::MalformedId { .. })));
+        let error = find("i-am-no-name", &known).expect_err("malformed");
+        assert_eq!(error.code(), ErrorCode::InvalidInstanceIdMalformed);
     }
 
     #[test]
     fn duplicate_name_is_ambiguous() {
         let known = [(id("i-0a000000000000000"), Some("web")), (id("i-0b000000000000000"), Some("web"))];
-        assert!(matches!(find("web", &known), Err(Ec2Error::AmbiguousReference { .. })));
+        let error = find("web", &known).expect_err("ambiguous");
+        assert_eq!(error.to_string(), "InvalidParameterValue: 'web' matches 2 instances.");
     }
 }

@@ -7,8 +7,8 @@ use super::error::CloudError;
 use super::image::Manifest;
 use super::instances::Instances;
 use super::machine_config::host_name;
+use ec2::InstanceId;
 use ec2::user_data::UserData;
-use ec2::{Ec2Error, InstanceId};
 use node::guest::Seed;
 use store::{InstanceRecord, KeyPairRecord};
 
@@ -55,6 +55,5 @@ pub(super) fn check_user_data(has_cloud_init: bool, user_data: Option<&String>) 
 }
 
 fn unwrapped(text: &str) -> Result<Vec<u8>, CloudError> {
-    let data = UserData::from_base64(text).and_then(|data| data.unwrapped());
-    Ok(data.map_err(Ec2Error::from)?)
+    Ok(UserData::from_base64(text)?.unwrapped()?)
 }

@@ -298,7 +298,7 @@ fn end_machine_in(dir: &InstanceDir, mode: StopMode) -> Result<Ended, MachineErr
     }
     let mut warning = None;
     if mode == StopMode::Hibernate
-        && let Err(error) = dir.connect().and_then(|mut machine| {
+        && let Err(error) = MachineHandle::connect(dir).and_then(|mut machine| {
             machine.subscribe()?;
             dir.hibernate(&mut machine)
         })
@@ -340,7 +340,7 @@ fn force(dir: &InstanceDir) -> Result<Ended, MachineError> {
     // Another command may hold the lock and be starting the VMM, so each attempt looks for the VMM again.
     for _ in 0..ATTEMPTS {
         // A failure can be ignored: the VMM is exiting, or is killed below.
-        let _ = dir.connect().and_then(|mut machine| machine.kill("wisp"));
+        let _ = MachineHandle::connect(dir).and_then(|mut machine| machine.kill("wisp"));
         if let Some(lock) = dir.lock_within(FORCE_TIMEOUT)? {
             return Ok(Ended { _lock: Some(lock), warning });
         }

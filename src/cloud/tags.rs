@@ -121,7 +121,7 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     for (_, candidate) in candidates {
         match candidate() {
             // A malformed ID of one kind may be the name of another.
-            Err(CloudError::Ec2(Ec2Error::NotFound { .. } | Ec2Error::MalformedId { .. })) => {}
+            Err(CloudError::Ec2(error)) if error.code().is_unknown_reference() => {}
             found => return found.map(Some),
         }
     }

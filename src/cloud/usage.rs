@@ -12,6 +12,7 @@ use ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
 use ec2::{InstanceId, catalog};
 use machine::control::NetRecord;
 use machine::usage::{BudgetReading, DiskReading, FILE, Reading, read};
+use node::instance::MachineHandle;
 use store::{InstanceRecord, Transaction, UsageCursor};
 
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
@@ -27,7 +28,7 @@ impl Metering<'_> {
         let mut readings = self.readings(record.id);
         if record.state.has_machine() {
             // If the VMM does not answer, use the last reading.
-            let status = self.cloud.dir(record.id).connect().and_then(|mut machine| machine.status());
+            let status = MachineHandle::connect(&self.cloud.dir(record.id)).and_then(|mut machine| machine.status());
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.id, &readings)

@@ -19,7 +19,7 @@ use disk::disk_image;
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{Ec2Error, ErrorCode, InstanceId, VolumeId};
+use ec2::{ErrorCode, InstanceId, VolumeId};
 use machine::config::{DiskConfig, DiskFormat};
 use machine::control::{ControlRequest, Message};
 use node::guest::{ExecRequest, ExitStatus, Streams};
@@ -199,7 +199,7 @@ impl Volumes<'_> {
     /// Hot-plugs a disk and binds the guest's driver to it.
     fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
         let dir = self.cloud.dir(instance);
-        let mut machine = dir.connect()?;
+        let mut machine = MachineHandle::connect(&dir)?;
         let slot = slot_of(&mut machine, &ControlRequest::AttachDisk { disk: disk.clone() })?;
         dir.change_config(|config| config.disks.push(disk))?;
         self.run_driver_command(instance, "bind", &slot)
@@ -207,7 +207,7 @@ impl Volumes<'_> {
 
     /// Unbinds the guest's driver from a disk and detaches the disk.
     fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
-        let mut machine = self.cloud.dir(record.id).connect()?;
+        let mut machine = MachineHandle::connect(&self.cloud.dir(record.id))?;
         let slot = slot_of(&mut machine, &ControlRequest::DiskSlot { id: id.into() })?;
         match self.run_driver_command(record.id, "unbind", &slot) {
             Err(error) if !force => return Err(error),
@@ -285,14 +285,9 @@ impl Volumes<'_> {
         let Some(attachment) = &record.attachment else { return Ok(None) };
         let instance = self.cloud.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.state {
-            InstanceState::Running => Ok(Some(self.cloud.dir(instance.id).connect()?)),
+            InstanceState::Running => Ok(Some(MachineHandle::connect(&self.cloud.dir(instance.id))?)),
             InstanceState::Stopped => refuse_hibernated(&self.cloud.home, &instance).map(|()| None),
-            state => Err(Ec2Error::IncorrectInstanceState {
-                instance: instance.id,
-                state: state.as_str(),
-                action: "modified",
-            }
-            .into()),
+            state => Err(instance.id.incorrect_state(state.as_str(), "modified").into()),
         }
     }
 }

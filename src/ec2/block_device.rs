@@ -7,8 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::Ec2Error;
-use super::volume::VolumeError;
+use super::error::{Ec2Error, ErrorCode};
 
 /// A device name: `/dev/sda1` or `/dev/xvda` for the root volume; `/dev/sdb` to `/dev/sdz`, `/dev/xvdb` to `/dev/xvdz`
 /// and `/dev/xvdaa` to `/dev/xvddz` for other volumes.
@@ -37,7 +36,14 @@ impl DeviceName {
 
     pub fn unless_used<'a>(self, in_use: impl IntoIterator<Item = &'a DeviceName>) -> Result<DeviceName, Ec2Error> {
         match in_use.into_iter().find(|used| self.same_place(used)) {
-            Some(_) => Err(VolumeError::DeviceInUse { name: self.0 }.into()),
+            Some(_) => {
+                let name = self.0;
+                Err(Ec2Error::refused(
+                    ErrorCode::InvalidParameterValue,
+                    format!("Invalid value '{name}' for device: attachment point {name} is already in use."),
+                    Some("Use another device name, or omit it to use the next free one.".into()),
+                ))
+            }
             None => Ok(self),
         }
     }
@@ -48,11 +54,10 @@ impl DeviceName {
         let used: Vec<&str> = in_use.into_iter().map(DeviceName::slot).collect();
         let short = ('f'..='z').chain('b'..='e').map(|letter| format!("/dev/sd{letter}"));
         let long = ('a'..='d').flat_map(|first| ('a'..='z').map(move |second| format!("/dev/xvd{first}{second}")));
-        short
-            .chain(long)
-            .map(DeviceName)
-            .find(|name| !used.contains(&name.slot()))
-            .ok_or_else(|| VolumeError::NoDeviceLeft.into())
+        short.chain(long).map(DeviceName).find(|name| !used.contains(&name.slot())).ok_or_else(|| {
+            let what = "All device names of the instance are in use.";
+            Ec2Error::refused(ErrorCode::AttachmentLimitExceeded, what, Some("Detach a volume first.".into()))
+        })
     }
 
     fn slot(&self) -> &str {
@@ -82,7 +87,11 @@ impl FromStr for DeviceName {
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
         match slot(text) {
             Some(_) => Ok(DeviceName(text.to_owned())),
-            None => Err(VolumeError::DeviceName { given: text.to_owned() }.into()),
+            None => Err(Ec2Error::refused(
+                ErrorCode::InvalidParameterValue,
+                format!("Invalid value '{text}' for device: it is not a valid EBS device name."),
+                Some("Use /dev/sdf to /dev/sdp. /dev/sda1 and /dev/xvda are reserved for root volumes.".into()),
+            )),
         }
     }
 }
@@ -110,7 +119,6 @@ impl fmt::Display for DeviceName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn name(text: &str) -> DeviceName {

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::catalog;
-use super::error::Ec2Error;
+use super::error::{Ec2Error, ErrorCode};
 use super::instance_type::InstanceType;
 use super::size::{MemorySize, approximate_mib};
 
@@ -40,17 +40,12 @@ impl InstanceSize {
         vcpus: Option<u32>,
         memory: Option<MemorySize>,
     ) -> Result<Self, Ec2Error> {
-        if let Err(reason) = instance_type.launchable() {
-            return Err(Ec2Error::NotLaunchable { instance_type: instance_type.name, reason });
-        }
+        instance_type.check_launchable()?;
         if let Some(vcpus) = vcpus
             && !(1..=MAX_VCPUS).contains(&vcpus)
         {
-            return Err(Ec2Error::InvalidParameterValue {
-                parameter: "VCpus",
-                given: vcpus.to_string(),
-                rule: format!("it must be between 1 and {MAX_VCPUS}."),
-            });
+            let rule = format!("it must be between 1 and {MAX_VCPUS}.");
+            return Err(Ec2Error::invalid_parameter("VCpus", vcpus, rule));
         }
         let of_type = InstanceSize::of_type(instance_type);
         Ok(InstanceSize {
@@ -77,13 +72,12 @@ impl fmt::Display for InstanceSize {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shortage {
-    pub request: InstanceSize,
-    pub host: HostCapacity,
-    pub lacking: Lacking,
+struct Shortage {
+    request: InstanceSize,
+    host: HostCapacity,
+    lacking: Lacking,
     /// The largest type that fits, of the same family if possible.
-    pub largest: Option<&'static InstanceType>,
+    largest: Option<&'static InstanceType>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +100,7 @@ impl Lacking {
 }
 
 impl Shortage {
-    pub fn hint(&self) -> String {
+    fn hint(&self) -> String {
         let mut advice = match self.largest {
             Some(largest) => format!(
                 "The largest type{} that fits is {} ({}, {}).",
@@ -139,17 +133,21 @@ impl fmt::Display for Shortage {
     }
 }
 
+impl From<Shortage> for Ec2Error {
+    fn from(shortage: Shortage) -> Ec2Error {
+        Ec2Error::refused(ErrorCode::InsufficientInstanceCapacity, shortage.to_string(), Some(shortage.hint()))
+    }
+}
+
 /// Checks that the instance fits on the host. With `overcommit`, its vCPUs may outnumber the host's CPUs.
 pub fn check(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Result<(), Ec2Error> {
-    let Some(lacking) = lacking(request, host, overcommit) else {
-        return Ok(());
-    };
-    Err(Ec2Error::InsufficientCapacity(Box::new(Shortage {
-        request: *request,
-        host,
-        lacking,
-        largest: largest_fitting(request.instance_type, host, overcommit),
-    })))
+    shortage(request, host, overcommit).map_or(Ok(()), |shortage| Err(shortage.into()))
+}
+
+fn shortage(request: &InstanceSize, host: HostCapacity, overcommit: bool) -> Option<Shortage> {
+    let lacking = lacking(request, host, overcommit)?;
+    let largest = largest_fitting(request.instance_type, host, overcommit);
+    Some(Shortage { request: *request, host, lacking, largest })
 }
 
 /// Returns the resources that are short, or none if the instance fits.
@@ -189,8 +187,6 @@ fn count(number: u32, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
-    use crate::instance_type::NotLaunchable;
     use proptest::prelude::*;
 
     const LAPTOP: HostCapacity = HostCapacity { cpus: 2, memory_mib: 23_703 };
@@ -200,10 +196,7 @@ mod tests {
     }
 
     fn shortage(name: &str, host: HostCapacity, overcommit: bool) -> Shortage {
-        match check(&of_type(name), host, overcommit) {
-            Err(Ec2Error::InsufficientCapacity(shortage)) => *shortage,
-            other => panic!("{name}: {other:?} is not a shortage"),
-        }
+        super::shortage(&of_type(name), host, overcommit).expect("a shortage")
     }
 
     #[test]
@@ -225,7 +218,7 @@ mod tests {
              this host has 2 CPUs and 23.1 GiB free."
         );
         let hint = "The largest type in this family that fits is m5.large (2 vCPUs, 8 GiB).";
-        assert_eq!(error.hint().as_deref(), Some(hint));
+        assert_eq!(error.hint(), Some(hint));
     }
 
     #[test]
@@ -283,8 +276,6 @@ mod tests {
     fn unlaunchable_type_is_refused_even_with_overrides() {
         let arm = catalog::find("t4g.micro").expect("a known type");
         let error = InstanceSize::new(arm, Some(1), MemorySize::from_mib(256)).expect_err("Arm");
-        let reason = NotLaunchable::Architecture;
-        assert_eq!(error, Ec2Error::NotLaunchable { instance_type: "t4g.micro", reason });
         assert_eq!(
             error.to_string(),
             "Unsupported: t4g.micro cannot run here: it has Arm processors, and Wisp runs only x86_64 guests."
@@ -296,10 +287,8 @@ mod tests {
         fn suggested_type_fits(cpus in 0..200_u32, memory_mib in 0..5_000_000_u64, overcommit: bool) {
             let host = HostCapacity { cpus, memory_mib };
             for instance_type in catalog::all() {
-                let refused = check(&InstanceSize::of_type(instance_type), host, overcommit);
-                if let Err(Ec2Error::InsufficientCapacity(shortage)) = refused
-                    && let Some(largest) = shortage.largest
-                {
+                let shortage = super::shortage(&InstanceSize::of_type(instance_type), host, overcommit);
+                if let Some(largest) = shortage.and_then(|shortage| shortage.largest) {
                     prop_assert!(fits(largest, host, overcommit));
                 }
             }

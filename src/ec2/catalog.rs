@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use super::error::Ec2Error;
+use super::error::{Ec2Error, ErrorCode, one_of};
 use super::instance_type::{
     Architecture, CpuCredits, DiskKind, EbsBandwidth, Gpu, InstanceStore, InstanceType, Network,
 };
@@ -73,7 +73,12 @@ pub fn select(word: &str) -> Result<Vec<&'static InstanceType>, Ec2Error> {
 }
 
 fn unknown(given: &str, names: impl Iterator<Item = &'static str>) -> Ec2Error {
-    Ec2Error::UnknownInstanceType { given: given.to_owned(), closest: closest(given, names) }
+    let hint = match closest(given, names).as_slice() {
+        [] => "`wisp types` lists the instance types.".to_owned(),
+        names => format!("Did you mean {}?", one_of(names)),
+    };
+    let what = format!("Invalid value '{given}' for InstanceType.");
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint))
 }
 
 /// Returns the names with the smallest edit distance to `given`; none if that is too large for a typo. Names that share
@@ -255,7 +260,6 @@ fn read_gpu(text: &'static str) -> Option<Gpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
     use proptest::prelude::*;
     use std::collections::HashSet;
 
@@ -359,29 +363,30 @@ mod tests {
         assert_eq!(names("general purpose"), names("m"));
     }
 
-    fn suggestions(error: Ec2Error) -> Vec<&'static str> {
+    fn hint(error: &Ec2Error) -> &str {
         assert_eq!(error.code(), ErrorCode::InvalidParameterValue);
-        match error {
-            Ec2Error::UnknownInstanceType { closest, .. } => closest,
-            other => panic!("unexpected error: {other}"),
-        }
+        error.hint().expect("a hint")
     }
 
     #[test]
     fn unknown_type_is_refused_with_closest_names() {
-        let closest = |name| suggestions(find(name).expect_err(name));
-        assert_eq!(closest("t3.micr0"), ["t3.micro"]);
-        assert_eq!(closest("T3.Micro"), ["t3.micro"]);
-        assert_eq!(closest("c6.large"), ["c6i.large", "c5.large"]);
-        assert_eq!(closest("i3.metal").first(), Some(&"i4i.metal"));
-        assert_eq!(closest("t9.big"), [""; 0]);
+        let error = find("t9.big").expect_err("unknown");
+        assert_eq!(error.to_string(), "InvalidParameterValue: Invalid value 't9.big' for InstanceType.");
+        assert_eq!(hint(&error), "`wisp types` lists the instance types.");
+        for (name, expected) in [
+            ("t3.micr0", "Did you mean t3.micro?"),
+            ("T3.Micro", "Did you mean t3.micro?"),
+            ("c6.large", "Did you mean c6i.large or c5.large?"),
+        ] {
+            assert_eq!(hint(&find(name).expect_err(name)), expected);
+        }
+        assert!(hint(&find("i3.metal").expect_err("unknown")).starts_with("Did you mean i4i.metal"));
     }
 
     #[test]
     fn unknown_family_is_refused_with_closest_families() {
-        let closest = |word| suggestions(select(word).expect_err(word));
-        assert_eq!(closest("c8i"), ["c6i", "c7i"]);
-        assert_eq!(closest("c6i.huge"), ["c6i.large"]);
+        assert_eq!(hint(&select("c8i").expect_err("unknown")), "Did you mean c6i or c7i?");
+        assert_eq!(hint(&select("c6i.huge").expect_err("unknown")), "Did you mean c6i.large?");
     }
 
     #[test]

@@ -50,13 +50,10 @@ impl FromStr for CreditMode {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
-        [CreditMode::Standard, CreditMode::Unlimited].into_iter().find(|mode| mode.as_str() == text).ok_or_else(|| {
-            Ec2Error::InvalidParameterValue {
-                parameter: "CpuCredits",
-                given: text.to_owned(),
-                rule: "it must be standard or unlimited.".to_owned(),
-            }
-        })
+        [CreditMode::Standard, CreditMode::Unlimited]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| Ec2Error::invalid_parameter("CpuCredits", text, "it must be standard or unlimited."))
     }
 }
 

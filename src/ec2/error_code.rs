@@ -89,6 +89,11 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Returns true for `*.NotFound` and `*.Malformed`, the codes for a reference that matches no resource.
+    pub fn is_unknown_reference(self) -> bool {
+        [".NotFound", ".Malformed"].iter().any(|suffix| self.as_str().ends_with(suffix))
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::IncorrectInstanceState => "IncorrectInstanceState",

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Ec2Error, ErrorCode};
+use super::error::{Ec2Error, ErrorCode, one_of};
 
 pub const DIGITS: usize = 17;
 /// An odd number of digits: only the low half of the first byte is used.
@@ -108,11 +108,7 @@ impl<K: ResourceKind> Id<K> {
         match matches.as_slice() {
             [] => Err(Self::not_found(reference)),
             [only] => Ok(*only),
-            several => Err(Ec2Error::AmbiguousReference {
-                noun: K::NOUN,
-                given: reference.to_owned(),
-                matches: several.iter().map(Self::to_string).collect(),
-            }),
+            several => Err(Self::ambiguous(reference, several)),
         }
     }
 
@@ -133,11 +129,56 @@ impl<K: ResourceKind> Id<K> {
         if is_malformed {
             return Self::malformed(reference);
         }
-        Ec2Error::NotFound { code: K::NOT_FOUND, noun: K::NOUN, given: reference.to_owned() }
+        not_found::<K>(reference)
+    }
+
+    /// Returns the error for an abbreviated identifier or a name that matches several resources.
+    pub fn ambiguous(reference: &str, matches: &[Self]) -> Ec2Error {
+        let names: Vec<String> = matches.iter().map(Self::to_string).collect();
+        Ec2Error::refused(
+            ErrorCode::InvalidParameterValue,
+            format!("'{reference}' matches {} {}s.", names.len(), K::NOUN),
+            Some(format!("Specify {}.", one_of(&names))),
+        )
     }
 
     fn malformed(given: &str) -> Ec2Error {
-        Ec2Error::MalformedId { code: K::MALFORMED, noun: K::NOUN, prefix: K::PREFIX, given: given.to_owned() }
+        let (noun, prefix) = (K::NOUN, K::PREFIX);
+        let hint = format!(
+            "The {noun} ID must be {prefix}- followed by {DIGITS} lowercase hexadecimal digits. A unique prefix is enough."
+        );
+        Ec2Error::refused(K::MALFORMED, format!("Invalid {noun} ID: '{given}'."), Some(hint))
+    }
+}
+
+/// Returns the error for a well-formed reference that matches no resource of the kind.
+pub(crate) fn not_found<K: ResourceKind>(reference: &str) -> Ec2Error {
+    let hint = match K::NOT_FOUND {
+        ErrorCode::InvalidAmiIdNotFound => {
+            "`wisp image ls` lists the images. You can also specify `tiny`, the built-in image, or the directory of a \
+             bundle."
+        }
+        ErrorCode::InvalidVolumeNotFound => "`wisp volume ls` lists the volumes.",
+        ErrorCode::InvalidSnapshotNotFound => "`wisp snapshot ls` lists the snapshots.",
+        ErrorCode::InvalidKeyPairNotFound => "`wisp key ls` lists the key pairs; `wisp key create` creates one.",
+        ErrorCode::InvalidGroupNotFound => "`wisp sg ls` lists the security groups.",
+        ErrorCode::InvalidVpcIdNotFound => "`wisp vpc ls` lists the VPCs.",
+        ErrorCode::InvalidSubnetIdNotFound => "`wisp subnet ls` lists the subnets.",
+        ErrorCode::InvalidAllocationIdNotFound => "`wisp address ls` lists the elastic addresses.",
+        _ => "`wisp ls` lists the instances.",
+    };
+    Ec2Error::refused(K::NOT_FOUND, format!("The {} '{reference}' does not exist.", K::NOUN), Some(hint.into()))
+}
+
+impl InstanceId {
+    /// Returns the error for an action that the instance's state does not allow. `action` is a past participle, for
+    /// example `started`.
+    pub fn incorrect_state(self, state: &str, action: &str) -> Ec2Error {
+        Ec2Error::refused(
+            ErrorCode::IncorrectInstanceState,
+            format!("The instance '{self}' is {state}, so it cannot be {action}."),
+            Some(format!("`wisp show {self}` shows details about its state.")),
+        )
     }
 }
 
@@ -203,6 +244,27 @@ mod tests {
         let zero = ImageId::from_random([0; RANDOM_BYTES]);
         assert_eq!(zero.to_string(), "ami-00000000000000000");
         assert_eq!(zero.with_prefix("snap"), "snap-00000000000000000");
+    }
+
+    #[test]
+    fn not_found_has_code_and_hint_of_its_kind() {
+        let error = ImageId::not_found("web");
+        assert_eq!(error.to_string(), "InvalidAMIID.NotFound: The image 'web' does not exist.");
+        assert_eq!(
+            error.hint(),
+            Some(
+                "`wisp image ls` lists the images. You can also specify `tiny`, the built-in image, or the directory \
+                 of a bundle."
+            )
+        );
+    }
+
+    #[test]
+    fn incorrect_state_message_names_state_and_action() {
+        assert_eq!(
+            instance("i-0123456789abcdef0").incorrect_state("terminated", "started").to_string(),
+            "IncorrectInstanceState: The instance 'i-0123456789abcdef0' is terminated, so it cannot be started."
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::error::{Ec2Error, ErrorCode};
 use super::type_name::{Category, TypeName};
 
 /// One row of EC2's catalog. Bandwidths and disk sizes are decimal and memory is binary, as in EC2.
@@ -191,6 +192,15 @@ impl InstanceType {
         } else {
             Ok(())
         }
+    }
+
+    /// Refuses a type that cannot run here on any host.
+    pub fn check_launchable(&self) -> Result<(), Ec2Error> {
+        self.launchable().map_err(|reason| {
+            let what = format!("{} cannot run here: {reason}.", self.name);
+            let hint = "`wisp types --fits` lists the types that this host can run.";
+            Ec2Error::refused(ErrorCode::Unsupported, what, Some(hint.into()))
+        })
     }
 
     /// Returns true for the types of EC2's free tier (EC2 User Guide, "Track your Free Tier usage for Amazon EC2", for

@@ -14,61 +14,36 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::error::{Ec2Error, ErrorCode};
-use super::id::KeyPair;
-use super::id::ResourceKind as _;
+use super::id::{self, KeyPair};
 
 /// Maximum length of a key pair's name in characters.
 pub const MAX_NAME: usize = 255;
 
-/// An invalid name, type, format or public key. Converts to an [`Ec2Error`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyPairError {
-    #[error("Invalid value {given:?} for KeyName: {rule}.")]
-    Name { given: String, rule: &'static str },
-    #[error("The keypair '{name}' already exists.")]
-    Duplicate { name: String },
-    #[error("Invalid value '{given}' for KeyType: it must be rsa or ed25519.")]
-    Type { given: String },
-    #[error("Invalid value '{given}' for KeyFormat: it must be pem or openssh.")]
-    Format { given: String },
-    /// Not a public key, or a public key of a type that EC2 does not support.
-    #[error("Key is not in valid OpenSSH public key format: {what}.")]
-    PublicKey { what: String },
-    #[error("Key is not in valid OpenSSH public key format: it is a private key.")]
-    PrivateKey,
-}
-
-impl KeyPairError {
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            KeyPairError::Name { .. } | KeyPairError::Type { .. } | KeyPairError::Format { .. } => {
-                ErrorCode::InvalidParameterValue
-            }
-            KeyPairError::Duplicate { .. } => ErrorCode::InvalidKeyPairDuplicate,
-            KeyPairError::PublicKey { .. } | KeyPairError::PrivateKey => ErrorCode::InvalidKeyPairFormat,
-        }
-    }
-
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            KeyPairError::Duplicate { .. } => "Choose another name. `wisp key ls` lists the names in use.",
-            KeyPairError::Format { .. } => "For PuTTY, convert the private key with `puttygen`.",
-            KeyPairError::PublicKey { .. } => {
-                "Specify the file of an RSA or ED25519 public key, such as ~/.ssh/id_ed25519.pub."
-            }
-            KeyPairError::PrivateKey => "Never share a private key. `ssh-keygen -y -f FILE` prints its public key.",
-            KeyPairError::Name { .. } | KeyPairError::Type { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-}
-
 pub fn not_found(name: &str) -> Ec2Error {
-    Ec2Error::NotFound { code: KeyPair::NOT_FOUND, noun: KeyPair::NOUN, given: name.to_owned() }
+    id::not_found::<KeyPair>(name)
 }
 
 pub fn duplicate(name: &KeyName) -> Ec2Error {
-    KeyPairError::Duplicate { name: name.to_string() }.into()
+    let hint = "Choose another name. `wisp key ls` lists the names in use.";
+    let what = format!("The keypair '{name}' already exists.");
+    Ec2Error::refused(ErrorCode::InvalidKeyPairDuplicate, what, Some(hint.into()))
+}
+
+/// Returns the error for text that is not a public key, or is one of a type that EC2 does not support.
+pub fn invalid_public_key<T: fmt::Display>(what: T) -> Ec2Error {
+    let hint = "Specify the file of an RSA or ED25519 public key, such as ~/.ssh/id_ed25519.pub.";
+    invalid_format(what, hint)
+}
+
+/// Returns the error for a private key where a public key is expected.
+pub fn refused_private_key() -> Ec2Error {
+    let hint = "Never share a private key. `ssh-keygen -y -f FILE` prints its public key.";
+    invalid_format("it is a private key", hint)
+}
+
+fn invalid_format(what: impl fmt::Display, hint: &str) -> Ec2Error {
+    let what = format!("Key is not in valid OpenSSH public key format: {what}.");
+    Ec2Error::refused(ErrorCode::InvalidKeyPairFormat, what, Some(hint.into()))
 }
 
 /// The name of a key pair: 1 to 255 ASCII characters, without leading or trailing spaces and without control
@@ -100,7 +75,8 @@ impl FromStr for KeyName {
         } else {
             return Ok(KeyName(text.to_owned()));
         };
-        Err(KeyPairError::Name { given: text.to_owned(), rule }.into())
+        let what = format!("Invalid value {text:?} for KeyName: {rule}.");
+        Err(Ec2Error::refused(ErrorCode::InvalidParameterValue, what, None))
     }
 }
 
@@ -149,7 +125,7 @@ impl FromStr for KeyType {
         [KeyType::Rsa, KeyType::Ed25519]
             .into_iter()
             .find(|known| known.as_str() == text)
-            .ok_or_else(|| KeyPairError::Type { given: text.to_owned() }.into())
+            .ok_or_else(|| Ec2Error::invalid_parameter("KeyType", text, "it must be rsa or ed25519."))
     }
 }
 
@@ -175,7 +151,11 @@ impl FromStr for KeyFormat {
         match text {
             "pem" => Ok(KeyFormat::Pem),
             "openssh" => Ok(KeyFormat::OpenSsh),
-            _ => Err(KeyPairError::Format { given: text.to_owned() }.into()),
+            _ => Err(Ec2Error::refused(
+                ErrorCode::InvalidParameterValue,
+                format!("Invalid value '{text}' for KeyFormat: it must be pem or openssh."),
+                Some("For PuTTY, convert the private key with `puttygen`.".into()),
+            )),
         }
     }
 }

@@ -53,11 +53,7 @@ impl FromStr for ImdsSupport {
     fn from_str(text: &str) -> Result<ImdsSupport, Ec2Error> {
         match text {
             "v2.0" => Ok(ImdsSupport::V2),
-            _ => Err(Ec2Error::InvalidParameterValue {
-                parameter: "ImdsSupport",
-                given: text.to_string(),
-                rule: "it must be v2.0.".to_string(),
-            }),
+            _ => Err(Ec2Error::invalid_parameter("ImdsSupport", text, "it must be v2.0.")),
         }
     }
 }
@@ -150,11 +146,7 @@ impl FromStr for MetadataChange {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<MetadataChange, Ec2Error> {
-        let refused = |rule: &str| Ec2Error::InvalidParameterValue {
-            parameter: "MetadataOptions",
-            given: text.to_string(),
-            rule: rule.to_string(),
-        };
+        let refused = |rule: &str| Ec2Error::invalid_parameter("MetadataOptions", text, rule);
         let mut change = MetadataChange::default();
         for part in text.split(',') {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
@@ -186,6 +178,7 @@ impl FromStr for MetadataChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorCode;
 
     #[test]
     fn options_are_parsed_by_ec2_names_and_short_names() {
@@ -221,7 +214,8 @@ mod tests {
     #[test]
     fn invalid_options_are_refused() {
         for text in ["", "x=1", "tokens=yes", "hop-limit=0", "hop-limit=65", "endpoint"] {
-            assert!(matches!(text.parse::<MetadataChange>(), Err(Ec2Error::InvalidParameterValue { .. })), "{text}");
+            let error = text.parse::<MetadataChange>().expect_err(text);
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
         }
     }
 }

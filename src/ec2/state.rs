@@ -120,7 +120,7 @@ impl Action {
             (Action::Start, Pending | Running) | (Action::Stop, Stopped) | (Action::Terminate, Terminated) => {
                 Ok(Transition::Already)
             }
-            _ => Err(Ec2Error::IncorrectInstanceState { instance, state: state.as_str(), action: self.participle() }),
+            _ => Err(instance.incorrect_state(state.as_str(), self.participle())),
         }
     }
 
@@ -211,11 +211,11 @@ impl FromStr for ShutdownBehavior {
         match text {
             "stop" => Ok(ShutdownBehavior::Stop),
             "terminate" => Ok(ShutdownBehavior::Terminate),
-            _ => Err(Ec2Error::InvalidParameterValue {
-                parameter: "InstanceInitiatedShutdownBehavior",
-                given: text.into(),
-                rule: "it must be stop or terminate.".into(),
-            }),
+            _ => Err(Ec2Error::invalid_parameter(
+                "InstanceInitiatedShutdownBehavior",
+                text,
+                "it must be stop or terminate.",
+            )),
         }
     }
 }

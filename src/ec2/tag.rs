@@ -19,71 +19,6 @@ pub const MAX_TAGS: usize = 50;
 /// Keys with this prefix, in any case, are reserved for AWS.
 const RESERVED: &str = "aws:";
 
-/// An invalid tag, or too many tags. Converts to an [`Ec2Error`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TagError {
-    #[error("Invalid value '{given}' for tag: it must be KEY=VALUE.")]
-    NotKeyValue { given: String },
-    #[error("Tag key cannot be empty.")]
-    EmptyKey,
-    #[error("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.")]
-    KeyTooLong {
-        key: String,
-        /// Actual length in characters.
-        length: usize,
-    },
-    #[error("Tag value exceeds the maximum length of {MAX_VALUE} characters: the value of '{key}' has {length}.")]
-    ValueTooLong {
-        key: String,
-        /// Actual length in characters.
-        length: usize,
-    },
-    #[error("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.")]
-    Reserved { key: String },
-    #[error("Tag {key:?} contains a control character.")]
-    ControlCharacter { key: String },
-    /// The instance's tags are part of its metadata, but the metadata service cannot serve this key.
-    #[error(
-        "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
-         reserved name ('.', '..', '_index')."
-    )]
-    NotForMetadata { key: String },
-    #[error("Duplicate tag key '{key}' specified.")]
-    Duplicate { key: String },
-    #[error("The maximum number of tags is {MAX_TAGS}, but the resource would have {count}.")]
-    TooMany { count: usize },
-}
-
-impl TagError {
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            TagError::EmptyKey | TagError::Reserved { .. } => ErrorCode::InvalidTagKeyMalformed,
-            TagError::TooMany { .. } => ErrorCode::TagLimitExceeded,
-            TagError::NotKeyValue { .. }
-            | TagError::KeyTooLong { .. }
-            | TagError::ValueTooLong { .. }
-            | TagError::ControlCharacter { .. }
-            | TagError::NotForMetadata { .. }
-            | TagError::Duplicate { .. } => ErrorCode::InvalidParameterValue,
-        }
-    }
-
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            TagError::NotKeyValue { .. } => "Write KEY=VALUE, or `KEY=` for a tag without a value.",
-            TagError::EmptyKey => "Write KEY=VALUE, such as Name=web.",
-            TagError::Reserved { .. } => "Choose a key that does not start with aws:.",
-            TagError::NotForMetadata { .. } => {
-                "Choose another key, or exclude tags from the metadata with InstanceMetadataTags=disabled."
-            }
-            TagError::TooMany { .. } => "Remove some of the resource's tags first.",
-            TagError::Duplicate { .. } => "Specify each key only once.",
-            _ => return None,
-        };
-        Some(hint.to_owned())
-    }
-}
-
 /// A tag that a user may set. Parses `KEY=VALUE`; the value starts after the first `=`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag {
@@ -96,10 +31,12 @@ impl Tag {
         check_key(key)?;
         let length = value.chars().count();
         if length > MAX_VALUE {
-            return Err(TagError::ValueTooLong { key: key.to_owned(), length }.into());
+            return Err(invalid(format!(
+                "Tag value exceeds the maximum length of {MAX_VALUE} characters: the value of '{key}' has {length}."
+            )));
         }
         if value.chars().any(char::is_control) {
-            return Err(TagError::ControlCharacter { key: key.to_owned() }.into());
+            return Err(control_character(key));
         }
         Ok(Tag { key: key.to_owned(), value: value.to_owned() })
     }
@@ -117,7 +54,11 @@ impl FromStr for Tag {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
-        let (key, value) = text.split_once('=').ok_or_else(|| TagError::NotKeyValue { given: text.to_owned() })?;
+        let Some((key, value)) = text.split_once('=') else {
+            let what = format!("Invalid value '{text}' for tag: it must be KEY=VALUE.");
+            let hint = "Write KEY=VALUE, or `KEY=` for a tag without a value.";
+            return Err(Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into())));
+        };
         Tag::new(key, value)
     }
 }
@@ -131,19 +72,29 @@ impl fmt::Display for Tag {
 /// Checks that a user may set, change or remove a tag with this key.
 pub fn check_key(key: &str) -> Result<(), Ec2Error> {
     let length = key.chars().count();
-    let key_owned = || key.to_owned();
-    let cause = if key.is_empty() {
-        TagError::EmptyKey
+    let malformed =
+        |what: String, hint: &str| Err(Ec2Error::refused(ErrorCode::InvalidTagKeyMalformed, what, Some(hint.into())));
+    if key.is_empty() {
+        malformed("Tag key cannot be empty.".into(), "Write KEY=VALUE, such as Name=web.")
     } else if key.chars().any(char::is_control) {
-        TagError::ControlCharacter { key: key_owned() }
+        Err(control_character(key))
     } else if is_reserved(key) {
-        TagError::Reserved { key: key_owned() }
+        let what = format!("Tag keys starting with 'aws:' are reserved for internal use: '{key}'.");
+        malformed(what, "Choose a key that does not start with aws:.")
     } else if length > MAX_KEY {
-        TagError::KeyTooLong { key: key_owned(), length }
+        let what = format!("Tag key exceeds the maximum length of {MAX_KEY} characters: '{key}' has {length}.");
+        Err(invalid(what))
     } else {
-        return Ok(());
-    };
-    Err(cause.into())
+        Ok(())
+    }
+}
+
+fn invalid(what: String) -> Ec2Error {
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, None)
+}
+
+fn control_character(key: &str) -> Ec2Error {
+    invalid(format!("Tag {key:?} contains a control character."))
 }
 
 /// Returns true if the metadata service can serve this key as the last component of a path (EC2 User Guide, "Work with
@@ -153,11 +104,17 @@ pub fn is_metadata_key(key: &str) -> bool {
     !key.is_empty() && key.chars().all(allowed) && ![".", "..", "_index"].contains(&key)
 }
 
+/// Checks the tag keys of an instance whose metadata includes its tags.
 pub fn check_metadata_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<(), Ec2Error> {
-    match keys.into_iter().find(|key| !is_metadata_key(key)) {
-        Some(key) => Err(TagError::NotForMetadata { key: key.to_owned() }.into()),
-        None => Ok(()),
-    }
+    let Some(key) = keys.into_iter().find(|key| !is_metadata_key(key)) else {
+        return Ok(());
+    };
+    let what = format!(
+        "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
+         reserved name ('.', '..', '_index')."
+    );
+    let hint = "Choose another key, or exclude tags from the metadata with InstanceMetadataTags=disabled.";
+    Err(Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into())))
 }
 
 /// Returns a resource's tags with `added` (`CreateTags`). If `current` already has a key, its value is replaced.
@@ -168,7 +125,9 @@ pub fn with_tags(
     let mut new = BTreeMap::new();
     for Tag { key, value } in added {
         if new.contains_key(&key) {
-            return Err(TagError::Duplicate { key }.into());
+            let what = format!("Duplicate tag key '{key}' specified.");
+            let hint = "Specify each key only once.";
+            return Err(Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into())));
         }
         new.insert(key, value);
     }
@@ -177,7 +136,9 @@ pub fn with_tags(
     // Reserved tags do not count toward the limit.
     let count = tags.keys().filter(|key| !is_reserved(key)).count();
     if count > MAX_TAGS {
-        return Err(TagError::TooMany { count }.into());
+        let what = format!("The maximum number of tags is {MAX_TAGS}, but the resource would have {count}.");
+        let hint = "Remove some of the resource's tags first.";
+        return Err(Ec2Error::refused(ErrorCode::TagLimitExceeded, what, Some(hint.into())));
     }
     Ok(tags)
 }

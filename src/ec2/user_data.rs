@@ -9,7 +9,7 @@ use std::io::Read;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD as BASE64_WITHOUT_PADDING};
 
-use super::error::ErrorCode;
+use super::error::{Ec2Error, ErrorCode};
 
 /// Maximum raw size in bytes. For compressed user data, this is the compressed size.
 pub const MAX_BYTES: usize = 16_384;
@@ -106,48 +106,27 @@ fn begins_with(bytes: &[u8], prefix: &[u8]) -> bool {
     bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Invalid user data. Converts to an [`Ec2Error`](super::Ec2Error).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UserDataError {
-    #[error("User data is limited to {MAX_BYTES} bytes; this {kind} has {bytes}.", kind = kind_in_sentence(*.kind))]
-    TooLarge { bytes: usize, kind: UserDataKind },
-    #[error("User data is limited to {MAX_UNPACKED} bytes after decompression.")]
-    UnpacksTooLarge,
-    #[error("Invalid BASE64 encoding of user data.")]
-    NotBase64,
+fn too_large(bytes: usize, kind: UserDataKind) -> Ec2Error {
+    let title = if kind == UserDataKind::Other { "text" } else { kind.title() };
+    let what = format!("User data is limited to {MAX_BYTES} bytes; this {title} has {bytes}.");
+    let hint = if kind == UserDataKind::Gzip {
+        "The data is already compressed. Let it load the rest from elsewhere, such as a volume."
+    } else {
+        "Compress the data with gzip, which cloud-init decompresses, or let it load the rest from elsewhere."
+    };
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into()))
 }
 
-fn kind_in_sentence(kind: UserDataKind) -> &'static str {
-    match kind {
-        UserDataKind::Other => "text",
-        kind => kind.title(),
-    }
+fn unpacks_too_large() -> Ec2Error {
+    let what = format!("User data is limited to {MAX_UNPACKED} bytes after decompression.");
+    let hint = "Let the data load the rest from elsewhere, such as a volume, or use an image with cloud-init.";
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into()))
 }
 
-impl UserDataError {
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            UserDataError::TooLarge { .. } | UserDataError::UnpacksTooLarge => ErrorCode::InvalidParameterValue,
-            UserDataError::NotBase64 => ErrorCode::InvalidUserDataMalformed,
-        }
-    }
-
-    pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            UserDataError::TooLarge { kind: UserDataKind::Gzip, .. } => {
-                "The data is already compressed. Let it load the rest from elsewhere, such as a volume.".to_owned()
-            }
-            UserDataError::TooLarge { .. } => {
-                "Compress the data with gzip, which cloud-init decompresses, or let it load the rest from elsewhere."
-                    .to_owned()
-            }
-            UserDataError::UnpacksTooLarge => {
-                "Let the data load the rest from elsewhere, such as a volume, or use an image with cloud-init."
-                    .to_owned()
-            }
-            UserDataError::NotBase64 => "Encode the data with `base64`, or specify it unencoded.".to_owned(),
-        })
-    }
+fn not_base64() -> Ec2Error {
+    let hint = "Encode the data with `base64`, or specify it unencoded.";
+    let what = "Invalid BASE64 encoding of user data.";
+    Ec2Error::refused(ErrorCode::InvalidUserDataMalformed, what, Some(hint.into()))
 }
 
 /// An instance's user data in raw form.
@@ -162,7 +141,7 @@ impl UserData {
     /// Decodes input that, apart from white space, is entirely base64 of a cloud-init format, gzip or text. Text is
     /// decoded only from padded or long base64, so that a word such as `hello123` is kept. Input that is encoded for
     /// EC2's API therefore works here too. Fails if the user data is too large.
-    pub fn read(given: &[u8]) -> Result<UserData, UserDataError> {
+    pub fn read(given: &[u8]) -> Result<UserData, Ec2Error> {
         let given = without_mark(given);
         let decoded = (given.len() <= MAX_BASE64).then(|| decode_known(given)).flatten();
         Self::raw(decoded.unwrap_or_else(|| given.to_vec()))
@@ -173,7 +152,7 @@ impl UserData {
     /// If a script's first line ends with a carriage return, removes those at all line ends: otherwise, the first one
     /// would become part of the interpreter's name. Data that only starts like gzip is kept. Fails if the uncompressed
     /// data is too large.
-    pub fn unwrapped(&self) -> Result<Vec<u8>, UserDataError> {
+    pub fn unwrapped(&self) -> Result<Vec<u8>, Ec2Error> {
         let mut bytes = without_mark(&self.bytes).to_vec();
         for _ in 0..MAX_LAYERS {
             let inner = match UserDataKind::of(&bytes) {
@@ -196,16 +175,16 @@ impl UserData {
     }
 
     /// Takes user data in raw form. Fails if it has more than [`MAX_BYTES`] bytes.
-    pub fn raw(bytes: Vec<u8>) -> Result<UserData, UserDataError> {
+    pub fn raw(bytes: Vec<u8>) -> Result<UserData, Ec2Error> {
         if bytes.len() > MAX_BYTES {
-            return Err(UserDataError::TooLarge { bytes: bytes.len(), kind: UserDataKind::of(&bytes) });
+            return Err(too_large(bytes.len(), UserDataKind::of(&bytes)));
         }
         Ok(UserData { bytes })
     }
 
     /// Decodes base64, the form in which EC2's API accepts and returns user data.
-    pub fn from_base64(text: &str) -> Result<UserData, UserDataError> {
-        Self::raw(decode(text.as_bytes()).ok_or(UserDataError::NotBase64)?)
+    pub fn from_base64(text: &str) -> Result<UserData, Ec2Error> {
+        Self::raw(decode(text.as_bytes()).ok_or_else(not_base64)?)
     }
 
     /// Returns base64, as `DescribeInstanceAttribute` does.
@@ -243,11 +222,11 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 /// Returns none if the data is not gzip.
-fn gunzip(bytes: &[u8]) -> Result<Option<Vec<u8>>, UserDataError> {
+fn gunzip(bytes: &[u8]) -> Result<Option<Vec<u8>>, Ec2Error> {
     let mut unpacked = Vec::new();
     let limit = MAX_UNPACKED as u64 + 1;
     match flate2::read::MultiGzDecoder::new(bytes).take(limit).read_to_end(&mut unpacked) {
-        Ok(count) if count > MAX_UNPACKED => Err(UserDataError::UnpacksTooLarge),
+        Ok(count) if count > MAX_UNPACKED => Err(unpacks_too_large()),
         Ok(_) => Ok(Some(unpacked)),
         Err(_) => Ok(None),
     }
@@ -267,7 +246,6 @@ fn decode(given: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Ec2Error;
     use proptest::prelude::*;
 
     fn read(given: &[u8]) -> UserData {
@@ -369,7 +347,7 @@ mod tests {
     #[test]
     fn oversized_uncompressed_data_is_refused() {
         let data = UserData::raw(gzip(&vec![b'x'; MAX_UNPACKED + 1])).expect("short");
-        assert_eq!(data.unwrapped(), Err(UserDataError::UnpacksTooLarge));
+        assert_eq!(data.unwrapped(), Err(unpacks_too_large()));
         assert_eq!(unwrapped(&gzip(&vec![b'x'; MAX_UNPACKED])).len(), MAX_UNPACKED);
     }
 
@@ -380,19 +358,19 @@ mod tests {
         assert_eq!(read(&script).bytes().len(), MAX_BYTES);
         assert_eq!(read(BASE64.encode(&script).as_bytes()).bytes(), script);
         script.push(b'x');
-        let error = Ec2Error::from(UserData::read(&script).expect_err("one too many"));
+        let error = UserData::read(&script).expect_err("one too many");
         let expected = "InvalidParameterValue: User data is limited to 16384 bytes; this script has 16385.";
         assert_eq!(error.to_string(), expected);
         assert!(error.hint().is_some_and(|hint| hint.contains("gzip")));
         let encoded = BASE64.encode(&script);
         let error = UserData::read(encoded.as_bytes()).expect_err("one too many, encoded");
-        assert_eq!(error, UserDataError::TooLarge { bytes: MAX_BYTES + 1, kind: UserDataKind::Script });
+        assert_eq!(error, too_large(MAX_BYTES + 1, UserDataKind::Script));
     }
 
     #[test]
     fn from_base64_accepts_any_content() {
         assert_eq!(UserData::from_base64("aGVsbG8=").expect("base64").bytes(), b"hello");
-        let error = Ec2Error::from(UserData::from_base64("hello!").expect_err("not base64"));
+        let error = UserData::from_base64("hello!").expect_err("not base64");
         assert_eq!(error.code(), ErrorCode::InvalidUserDataMalformed);
     }
 

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod network;
 pub mod out_of_memory;
 pub mod passed_files;
+pub mod sample_time;
 pub mod sandbox_record;
 pub mod snapshot_files;
 pub mod sync;

@@ -63,7 +63,7 @@ impl fmt::Display for SandboxLayer {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// The VMM's process ID on the host. [`VmmStatus`](super::control::VmmStatus) has its supervisor's.
+    /// The VMM's process ID on the host. The status message has its supervisor's.
     pub pid: u32,
     pub layers: Vec<SandboxLayer>,
     /// Error messages about missing layers.

@@ -21,8 +21,8 @@ use zeroize::Zeroizing;
 
 use ec2::Ec2Error;
 use ec2::key::{
-    KeyFormat, KeyName, KeyPairError, KeyType, fingerprint_of_created_rsa, fingerprint_of_ed25519,
-    fingerprint_of_imported_rsa,
+    KeyFormat, KeyName, KeyType, fingerprint_of_created_rsa, fingerprint_of_ed25519, fingerprint_of_imported_rsa,
+    invalid_public_key, refused_private_key,
 };
 
 /// Size of generated RSA keys in bits, as in EC2.
@@ -112,19 +112,19 @@ fn openssh_form(name: &KeyName, pair: KeypairData) -> Result<Zeroizing<String>, 
 /// name replaces the comment.
 pub fn import(name: &KeyName, material: &[u8]) -> Result<PublicKey, Ec2Error> {
     let key = if material.len() > MAX_PUBLIC_KEY {
-        Err(wrong(format!("it is {} bytes long, but the maximum is {MAX_PUBLIC_KEY}", material.len())))
+        Err(invalid_public_key(format!("it is {} bytes long, but the maximum is {MAX_PUBLIC_KEY}", material.len())))
     } else {
         match std::str::from_utf8(material) {
             Ok(text) => read_text(text.trim()),
             Err(_) => read_der(material),
         }
     };
-    Ok(public_key(name, key?)?)
+    public_key(name, key?)
 }
 
-fn read_text(text: &str) -> Result<KeyData, KeyPairError> {
+fn read_text(text: &str) -> Result<KeyData, Ec2Error> {
     if text.contains("PRIVATE KEY-----") || text.starts_with("PuTTY-User-Key-File") {
-        Err(KeyPairError::PrivateKey)
+        Err(refused_private_key())
     } else if text.starts_with(RFC4716_BEGIN) {
         read_rfc4716(text)
     } else if text.starts_with("-----BEGIN ") {
@@ -133,33 +133,33 @@ fn read_text(text: &str) -> Result<KeyData, KeyPairError> {
     } else if text.contains(' ') {
         read_openssh(text)
     } else if text.is_empty() {
-        Err(wrong("it is empty"))
+        Err(invalid_public_key("it is empty"))
     } else {
         read_der(&decode(text)?)
     }
 }
 
-fn read_openssh(text: &str) -> Result<KeyData, KeyPairError> {
+fn read_openssh(text: &str) -> Result<KeyData, Ec2Error> {
     if text.lines().count() > 1 {
-        return Err(wrong("it must be a single key, but has more than one line"));
+        return Err(invalid_public_key("it must be a single key, but has more than one line"));
     }
     let algorithm = text.split(' ').next().unwrap_or_default();
     if !["ssh-rsa", "ssh-ed25519"].contains(&algorithm) {
         let shown: String = algorithm.chars().take(40).collect();
-        return Err(wrong(format!("it must begin with ssh-rsa or ssh-ed25519, not {shown:?}")));
+        return Err(invalid_public_key(format!("it must begin with ssh-rsa or ssh-ed25519, not {shown:?}")));
     }
-    let key =
-        ssh_key::PublicKey::from_openssh(text).map_err(|error| wrong(format!("invalid {algorithm} key: {error}")))?;
+    let key = ssh_key::PublicKey::from_openssh(text)
+        .map_err(|error| invalid_public_key(format!("invalid {algorithm} key: {error}")))?;
     Ok(key.into())
 }
 
 /// Decodes the base64 text after the headers. A header is a line with a colon, possibly continued on the next lines.
-fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
+fn read_rfc4716(text: &str) -> Result<KeyData, Ec2Error> {
     let mut body = String::new();
     let mut in_header = false;
     for line in text.lines().skip(1).map(str::trim_end) {
         if line == RFC4716_END {
-            let key = ssh_key::PublicKey::from_bytes(&decode(&body)?).map_err(|error| wrong(error.to_string()))?;
+            let key = ssh_key::PublicKey::from_bytes(&decode(&body)?).map_err(invalid_public_key)?;
             return Ok(key.into());
         }
         if in_header || line.contains(':') {
@@ -168,11 +168,11 @@ fn read_rfc4716(text: &str) -> Result<KeyData, KeyPairError> {
             body.push_str(line);
         }
     }
-    Err(wrong(format!("it must end with {RFC4716_END}")))
+    Err(invalid_public_key(format!("it must end with {RFC4716_END}")))
 }
 
 /// Parses a DER key: a SubjectPublicKeyInfo with an ED25519 or RSA key, or a PKCS #1 RSA key.
-fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
+fn read_der(der: &[u8]) -> Result<KeyData, Ec2Error> {
     if let Some(key) = der.strip_prefix(&ED25519_DER_PREFIX)
         && let Ok(key) = key.try_into()
     {
@@ -181,46 +181,43 @@ fn read_der(der: &[u8]) -> Result<KeyData, KeyPairError> {
     let key = RsaPublicKey::from_public_key_der(der)
         .ok()
         .or_else(|| RsaPublicKey::from_pkcs1_der(der).ok())
-        .ok_or_else(|| wrong("it is not an RSA or ED25519 key in DER encoding"))?;
-    let key = ssh_key::public::RsaPublicKey::try_from(&key).map_err(|error| wrong(error.to_string()))?;
+        .ok_or_else(|| invalid_public_key("it is not an RSA or ED25519 key in DER encoding"))?;
+    let key = ssh_key::public::RsaPublicKey::try_from(&key).map_err(invalid_public_key)?;
     Ok(KeyData::Rsa(key))
 }
 
-fn decode(text: &str) -> Result<Vec<u8>, KeyPairError> {
+fn decode(text: &str) -> Result<Vec<u8>, Ec2Error> {
     let digits: String = text.split_ascii_whitespace().collect();
-    BASE64.decode(digits).map_err(|_| wrong("it is neither an OpenSSH public key nor base64"))
+    BASE64.decode(digits).map_err(|_| invalid_public_key("it is neither an OpenSSH public key nor base64"))
 }
 
 /// Returns the public key with the fingerprint that EC2 computes for imported keys.
-fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, KeyPairError> {
-    let failed = |error: ssh_key::Error| wrong(error.to_string());
+fn public_key(name: &KeyName, key: KeyData) -> Result<PublicKey, Ec2Error> {
     let (key_type, fingerprint) = match &key {
         KeyData::Ed25519(_) => {
-            let blob = ssh_key::PublicKey::from(key.clone()).to_bytes().map_err(failed)?;
+            let blob = ssh_key::PublicKey::from(key.clone()).to_bytes().map_err(invalid_public_key)?;
             (KeyType::Ed25519, fingerprint_of_ed25519(&blob))
         }
         KeyData::Rsa(rsa) => (KeyType::Rsa, fingerprint_of_imported_rsa(&rsa_der(rsa)?)),
-        other => return Err(wrong(format!("{} keys are not supported", other.algorithm()))),
+        other => return Err(invalid_public_key(format!("{} keys are not supported", other.algorithm()))),
     };
-    let line = ssh_key::PublicKey::new(key, name.as_str()).to_openssh().map_err(failed)?;
+    let line = ssh_key::PublicKey::new(key, name.as_str()).to_openssh().map_err(invalid_public_key)?;
     Ok(PublicKey { key_type, line, fingerprint })
 }
 
 /// Returns the key's SubjectPublicKeyInfo. Refuses a key whose size is not in [`IMPORTED_RSA_BITS`].
-fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, KeyPairError> {
-    let number = |number| BigUint::try_from(number).map_err(|error: ssh_key::Error| wrong(error.to_string()));
+fn rsa_der(key: &ssh_key::public::RsaPublicKey) -> Result<Vec<u8>, Ec2Error> {
+    let number = |number| BigUint::try_from(number).map_err(invalid_public_key::<ssh_key::Error>);
     let (modulus, exponent) = (number(&key.n)?, number(&key.e)?);
     let bits = modulus.bits();
     if !IMPORTED_RSA_BITS.contains(&bits) {
         let (fewest, most) = (IMPORTED_RSA_BITS.start(), IMPORTED_RSA_BITS.end());
-        return Err(wrong(format!("it is an RSA key of {bits} bits, but the size must be {fewest} to {most}")));
+        return Err(invalid_public_key(format!(
+            "it is an RSA key of {bits} bits, but the size must be {fewest} to {most}"
+        )));
     }
-    let key = RsaPublicKey::new(modulus, exponent).map_err(|error| wrong(error.to_string()))?;
-    Ok(key.to_public_key_der().map_err(|error| wrong(error.to_string()))?.into_vec())
-}
-
-fn wrong(what: impl Into<String>) -> KeyPairError {
-    KeyPairError::PublicKey { what: what.into() }
+    let key = RsaPublicKey::new(modulus, exponent).map_err(invalid_public_key)?;
+    Ok(key.to_public_key_der().map_err(invalid_public_key)?.into_vec())
 }
 
 /// Writes the private key to a new file with mode 0600. Fails if a file or link with this path exists.

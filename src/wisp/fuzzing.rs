@@ -45,8 +45,8 @@ targets! {
     snapshot_device: vmm::snapshot::fuzzing::device,
     agent_frames: guest::fuzzing::frames,
     agent_host: guest::fuzzing::host,
-    import_manifest: cloud::import::fuzzing::manifest,
-    import_archive: cloud::import::fuzzing::archive,
+    import_manifest: cloud::fuzzing::manifest,
+    import_archive: cloud::fuzzing::archive,
     ec2_words: ec2::fuzzing::words,
 }
 

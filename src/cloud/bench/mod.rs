@@ -27,7 +27,6 @@ use super::capacity::cpus;
 use super::error::CloudError;
 use super::image::Image;
 use super::template;
-use ec2::Ec2Error;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
@@ -151,8 +150,7 @@ impl Bench<'_> {
         let measures = measures.iter().copied().chain(command.iter().map(|_| &COMMAND));
         let result = |measure| MeasureReport { measure, samples: Vec::new(), not_measured: None };
         let kind = request.instance_type;
-        let possible = kind.launchable().map_err(|reason| Ec2Error::NotLaunchable { instance_type: kind.name, reason });
-        let fits = possible.and_then(|()| capacity::check(request, probe::resources(), *overcommit));
+        let fits = kind.check_launchable().and_then(|()| capacity::check(request, probe::resources(), *overcommit));
         TypeReport {
             request: *request,
             failed: fits.err().map(|error| error.to_string()),

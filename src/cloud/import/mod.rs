@@ -1,4 +1,4 @@
-//! Import of images: bundles ([`super::bundle`]) and root file systems ([`root`]).
+//! Import of images: bundles and root file systems ([`root`]).
 //!
 //! An import fills an empty directory that no other process is using yet. A failed import leaves the directory empty. A
 //! successful import makes all files durable; it writes the manifest last.
@@ -9,7 +9,7 @@ mod content;
 mod ext4;
 mod features;
 #[cfg(any(test, feature = "fuzzing"))]
-pub mod fuzzing;
+pub(super) mod fuzzing;
 mod newc;
 mod number;
 mod pax;
@@ -227,7 +227,7 @@ pub(super) fn open_regular(path: &Path, links: bool) -> Result<File, ImportError
     Ok(file)
 }
 
-fn render(manifest: &Manifest) -> String {
+pub(super) fn render(manifest: &Manifest) -> String {
     toml::to_string(manifest).expect("a manifest can be serialized as TOML")
 }
 

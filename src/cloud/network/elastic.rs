@@ -7,7 +7,7 @@ use super::super::lookup::get;
 use super::super::{Cloud, new_id, resolve};
 use super::address::AddressPool;
 use ec2::state::InstanceState;
-use ec2::{Ec2Error, ErrorCode, InstanceId};
+use ec2::{ErrorCode, InstanceId};
 use node::home::Home;
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
@@ -43,9 +43,8 @@ impl Addresses<'_> {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
             if instance.state == InstanceState::Terminated || instance.network.is_none() {
-                let (id, state) = (instance.id, instance.state.as_str());
-                let action = "associated with an address";
-                return Err(Ec2Error::IncorrectInstanceState { instance: id, state, action }.into());
+                let state = instance.state.as_str();
+                return Err(instance.id.incorrect_state(state, "associated with an address").into());
             }
             let holder = record.instance().filter(|holder| *holder != instance.id);
             if let Some(holder) = holder.filter(|_| !may_move) {

@@ -14,7 +14,7 @@ use ec2::network::{NetworkMode, mac_address};
 use machine::config::NetConfig;
 use machine::control::{ControlRequest, Message};
 use machine::network::{MacAddress, NetstackConfig};
-use node::instance::{Failure, MachineError, StartPlan};
+use node::instance::{Failure, MachineError, MachineHandle, StartPlan};
 use node::passt;
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
 
@@ -67,7 +67,8 @@ impl Interfaces<'_> {
         let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
         let dir = self.cloud.dir(record.id);
         let link = dir.write_link(&self.netstack_config(record, network)?)?;
-        let reloaded = dir.connect().and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
+        let reloaded =
+            MachineHandle::connect(&dir).and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
         let problems = match reloaded {
             Ok(Message::Reloaded { problems }) => problems,
             // An instance that is ending needs no new configuration.

@@ -31,8 +31,7 @@ impl Placement {
         };
         if let Some(zone) = spec.zone.filter(|zone| *zone != subnet.zone) {
             let rule = format!("the subnet {} is in {}.", subnet.id, subnet.zone);
-            let given = zone.to_string();
-            return Err(Ec2Error::InvalidParameterValue { parameter: "AvailabilityZone", given, rule }.into());
+            return Err(Ec2Error::invalid_parameter("AvailabilityZone", zone, rule).into());
         }
         if let Some(address) = spec.private_ip {
             subnet.range().check(address)?;

@@ -202,12 +202,8 @@ pub(crate) fn chosen_groups(
         }
     }
     if ids.len() > MAX_GROUPS {
-        return Err(Ec2Error::InvalidParameterValue {
-            parameter: "SecurityGroup",
-            given: references.join(", "),
-            rule: format!("an instance can be in at most {MAX_GROUPS} groups."),
-        }
-        .into());
+        let rule = format!("an instance can be in at most {MAX_GROUPS} groups.");
+        return Err(Ec2Error::invalid_parameter("SecurityGroup", references.join(", "), rule).into());
     }
     Ok(ids)
 }

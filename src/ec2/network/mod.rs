@@ -40,11 +40,7 @@ impl FromStr for NetworkMode {
             "user" => Ok(NetworkMode::User),
             "vpc" => Ok(NetworkMode::Vpc),
             "none" => Ok(NetworkMode::None),
-            _ => Err(Ec2Error::InvalidParameterValue {
-                parameter: "network",
-                given: text.to_string(),
-                rule: "it must be auto, vpc, user or none.".into(),
-            }),
+            _ => Err(Ec2Error::invalid_parameter("network", text, "it must be auto, vpc, user or none.")),
         }
     }
 }

@@ -28,11 +28,7 @@ impl FromStr for PublishedPort {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<PublishedPort, Ec2Error> {
-        let refused = |rule: &str| Ec2Error::InvalidParameterValue {
-            parameter: "publish",
-            given: text.to_string(),
-            rule: rule.to_string(),
-        };
+        let refused = |rule: &str| Ec2Error::invalid_parameter("publish", text, rule);
         let (ports, protocol) = match text.rsplit_once('/') {
             Some((ports, "udp")) => (ports, Protocol::Udp),
             Some((ports, "tcp")) => (ports, Protocol::Tcp),
@@ -63,6 +59,7 @@ impl fmt::Display for PublishedPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorCode;
 
     #[test]
     fn published_port_defaults_to_localhost_and_tcp() {
@@ -81,7 +78,8 @@ mod tests {
         for text in
             ["", "80", "0:80", "80:0", "80:70000", "80:x", "0.0.0.0:80:80", "1:2:3:4", "80:80/sctp", "192.168.0.1:1:1"]
         {
-            assert!(matches!(text.parse::<PublishedPort>(), Err(Ec2Error::InvalidParameterValue { .. })), "{text}");
+            let error = text.parse::<PublishedPort>().expect_err(text);
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{text}");
         }
     }
 }

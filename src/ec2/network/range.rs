@@ -29,10 +29,8 @@ pub const DEFAULT_VPC: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0
 pub fn parse_range(text: &str) -> Result<Ipv4Net, Ec2Error> {
     let address = || text.parse::<Ipv4Addr>().map(Ipv4Net::from);
     let range = text.parse::<Ipv4Net>().or_else(|_| address());
-    range.map(|range| range.trunc()).map_err(|_| Ec2Error::InvalidParameterValue {
-        parameter: "CidrIp",
-        given: text.to_string(),
-        rule: "it must be an IPv4 address range, such as 10.0.0.0/8.".into(),
+    range.map(|range| range.trunc()).map_err(|_| {
+        Ec2Error::invalid_parameter("CidrIp", text, "it must be an IPv4 address range, such as 10.0.0.0/8.")
     })
 }
 
@@ -78,7 +76,7 @@ impl SubnetRange {
         } else {
             return Ok(());
         };
-        Err(Ec2Error::InvalidParameterValue { parameter: "PrivateIpAddress", given: address.to_string(), rule })
+        Err(Ec2Error::invalid_parameter("PrivateIpAddress", address, rule))
     }
 }
 

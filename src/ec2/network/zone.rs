@@ -44,10 +44,9 @@ impl FromStr for Zone {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Zone, Ec2Error> {
-        Zone::ALL.into_iter().find(|zone| zone.to_string() == text).ok_or_else(|| Ec2Error::InvalidParameterValue {
-            parameter: "AvailabilityZone",
-            given: text.to_string(),
-            rule: format!("it must be one of {REGION}a to {REGION}f."),
+        Zone::ALL.into_iter().find(|zone| zone.to_string() == text).ok_or_else(|| {
+            let rule = format!("it must be one of {REGION}a to {REGION}f.");
+            Ec2Error::invalid_parameter("AvailabilityZone", text, rule)
         })
     }
 }

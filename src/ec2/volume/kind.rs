@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{VolumeError, VolumeSize};
-use crate::Ec2Error;
+use super::VolumeSize;
+use crate::{Ec2Error, ErrorCode};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -129,9 +129,10 @@ impl FromStr for VolumeType {
     type Err = Ec2Error;
 
     fn from_str(text: &str) -> Result<Self, Ec2Error> {
-        VolumeType::ALL
-            .into_iter()
-            .find(|known| known.as_str() == text)
-            .ok_or_else(|| VolumeError::Type { given: text.to_owned() }.into())
+        VolumeType::ALL.into_iter().find(|known| known.as_str() == text).ok_or_else(|| {
+            let what = format!("Unsupported volume type '{text}' for volume creation.");
+            let hint = format!("The volume types are {}.", VolumeType::ALL.map(VolumeType::as_str).join(", "));
+            Ec2Error::refused(ErrorCode::UnknownVolumeType, what, Some(hint))
+        })
     }
 }

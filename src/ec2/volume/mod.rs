@@ -3,19 +3,17 @@
 //! Sources: EC2 API Reference, `CreateVolume` and `ModifyVolume`; Amazon EBS User Guide, "Amazon EBS volume types".
 //! Extension: sizes are whole MiB, not whole GiB as in EC2 ([`VolumeSize::extension`]).
 
-mod error;
 mod kind;
 mod option;
 mod size;
 mod state;
 
-pub use error::VolumeError;
 pub use kind::{IopsLimits, Limits, ThroughputLimits, VolumeType};
 pub use option::{VolumeOption, VolumeSource};
 pub use size::VolumeSize;
 pub use state::VolumeState;
 
-use super::error::Ec2Error;
+use super::error::{Ec2Error, ErrorCode};
 
 /// gp2's baseline IOPS per GiB, and the minimum and maximum baseline.
 const GP2_IOPS_PER_GIB: u64 = 3;
@@ -46,12 +44,14 @@ impl VolumeSpec {
     pub fn figures(&self, source: Option<VolumeSize>, role: Role) -> Result<VolumeFigures, Ec2Error> {
         let volume_type = self.volume_type;
         check_role(volume_type, role)?;
-        let size = self.size.or(source).ok_or(VolumeError::NoSize)?;
+        let size = self.size.or(source).ok_or_else(no_size)?;
         check_size(volume_type, size)?;
         if let Some(source_size) = source
             && size < source_size
         {
-            return Err(VolumeError::SmallerThanSource { size, source_size }.into());
+            return Err(invalid(format!(
+                "Volume of {size} is smaller than its snapshot or image, expect size >= {source_size}."
+            )));
         }
         let iops = iops_for(volume_type, size, self.iops)?;
         let throughput = throughput_for(volume_type, iops, self.throughput)?;
@@ -86,13 +86,16 @@ impl VolumeFigures {
     /// default to 3,000, or less for a small volume, and throughput to the new type's default.
     pub fn modified(&self, change: &VolumeChange, role: Role) -> Result<VolumeFigures, Ec2Error> {
         if *change == VolumeChange::default() {
-            return Err(VolumeError::NothingToModify.into());
+            let what = "The request must contain at least one of size, type, iops and throughput.";
+            return Err(Ec2Error::refused(ErrorCode::InvalidParameterCombination, what, None));
         }
         let volume_type = change.volume_type.unwrap_or(self.volume_type);
         check_role(volume_type, role)?;
         let size = change.size.unwrap_or(self.size);
         if size < self.size {
-            return Err(VolumeError::Shrinks { current: self.size, given: size }.into());
+            let what = format!("New size of {size} cannot be smaller than existing size of {}.", self.size);
+            let hint = "Volumes can only grow. Copy the data to a new, smaller volume instead.";
+            return Err(Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into())));
         }
         check_size(volume_type, size)?;
         let chosen = volume_type.limits().iops.map(|limits| {
@@ -110,45 +113,67 @@ impl VolumeFigures {
     }
 }
 
-fn check_role(volume_type: VolumeType, role: Role) -> Result<(), VolumeError> {
-    match role {
-        Role::Root if !volume_type.bootable() => Err(VolumeError::NotBootable { volume_type }),
-        Role::Root | Role::Data => Ok(()),
+fn check_role(volume_type: VolumeType, role: Role) -> Result<(), Ec2Error> {
+    if role == Role::Data || volume_type.bootable() {
+        return Ok(());
     }
+    let what = format!("A {volume_type} volume cannot be a root volume.");
+    let hint = "A root volume must be gp3, gp2, io1, io2 or standard.";
+    Err(Ec2Error::refused(ErrorCode::InvalidBlockDeviceMapping, what, Some(hint.into())))
 }
 
 /// Sizes below 1 GiB are a Wisp extension for types with a minimum of 1 GiB.
-fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), VolumeError> {
+fn check_size(volume_type: VolumeType, size: VolumeSize) -> Result<(), Ec2Error> {
     let limits = volume_type.limits();
     if limits.min_gib > 1 && Some(size) < VolumeSize::from_gib(limits.min_gib) {
-        return Err(VolumeError::TooSmall { volume_type, size, minimum: limits.min_gib });
+        let minimum = limits.min_gib;
+        return Err(invalid(format!("Volume of {size} is too small for {volume_type}; minimum is {minimum} GiB.")));
     }
     if size.gib() > limits.max_gib {
-        return Err(VolumeError::TooLarge { volume_type, size, maximum: limits.max_gib });
+        let maximum = limits.max_gib;
+        return Err(invalid(format!("Volume of {size} is too large for {volume_type}; maximum is {maximum} GiB.")));
     }
     Ok(())
 }
 
-fn iops_for(volume_type: VolumeType, size: VolumeSize, asked: Option<u32>) -> Result<Option<u32>, VolumeError> {
+fn iops_for(volume_type: VolumeType, size: VolumeSize, asked: Option<u32>) -> Result<Option<u32>, Ec2Error> {
     let Some(limits) = volume_type.limits().iops else {
         return match asked {
-            Some(_) => Err(VolumeError::NotSupported { volume_type, parameter: "iops" }),
+            Some(_) => {
+                let hint = "You can specify IOPS only for gp3, io1 and io2 volumes.";
+                Err(not_supported(volume_type, "iops", hint))
+            }
             None => Ok((volume_type == VolumeType::Gp2).then(|| gp2_baseline(size))),
         };
     };
     let most = limits.most(size);
-    let given = asked.or(limits.default).ok_or(VolumeError::IopsRequired { volume_type, range: (limits.min, most) })?;
+    let given = asked.or(limits.default).ok_or_else(|| {
+        let what = format!("The request must contain the parameter iops: {volume_type} volumes have no default IOPS.");
+        let hint = format!(
+            "Specify `iops=` with a value from {} to {most} for this size, or use gp3 (default: 3000).",
+            limits.min
+        );
+        Ec2Error::refused(ErrorCode::MissingParameter, what, Some(hint))
+    })?;
     check_range(volume_type, "iops", given, (limits.min, limits.max))?;
     if given > most {
-        return Err(VolumeError::IopsRatio { volume_type, size, given, most });
+        let what = format!(
+            "Iops to volume size ratio is too high: {volume_type} volumes of {size} support at most {most} IOPS, not \
+             {given}."
+        );
+        let hint = format!("Request at most {most} IOPS, or a larger volume.");
+        return Err(Ec2Error::refused(ErrorCode::InvalidParameterCombination, what, Some(hint)));
     }
     Ok(Some(given))
 }
 
-fn throughput_for(volume_type: VolumeType, iops: Option<u32>, asked: Option<u32>) -> Result<Option<u32>, VolumeError> {
+fn throughput_for(volume_type: VolumeType, iops: Option<u32>, asked: Option<u32>) -> Result<Option<u32>, Ec2Error> {
     let Some(limits) = volume_type.limits().throughput else {
         return match asked {
-            Some(_) => Err(VolumeError::NotSupported { volume_type, parameter: "throughput" }),
+            Some(_) => {
+                let hint = "You can specify the throughput only for gp3 volumes.";
+                Err(not_supported(volume_type, "throughput", hint))
+            }
             None => Ok(None),
         };
     };
@@ -157,24 +182,39 @@ fn throughput_for(volume_type: VolumeType, iops: Option<u32>, asked: Option<u32>
     let iops = iops.unwrap_or_default();
     let most = iops / limits.iops_per_mib;
     if given > most {
-        return Err(VolumeError::ThroughputRatio { iops, given, most });
+        let what = format!(
+            "Throughput (MiBps) to iops ratio is too high: the maximum for {iops} IOPS is {most} MiBps, not {given}."
+        );
+        let hint = format!("Request at least {} IOPS as well.", u64::from(given) * 4);
+        return Err(Ec2Error::refused(ErrorCode::InvalidParameterCombination, what, Some(hint)));
     }
     Ok(Some(given))
 }
 
-fn check_range(
-    volume_type: VolumeType,
-    parameter: &'static str,
-    given: u32,
-    (min, max): (u32, u32),
-) -> Result<(), VolumeError> {
+fn check_range(volume_type: VolumeType, parameter: &str, given: u32, (min, max): (u32, u32)) -> Result<(), Ec2Error> {
     if given < min {
-        Err(VolumeError::TooLow { volume_type, parameter, given, minimum: min })
+        Err(invalid(format!("Volume {parameter} of {given} is too low for {volume_type}; minimum is {min}.")))
     } else if given > max {
-        Err(VolumeError::TooHigh { volume_type, parameter, given, maximum: max })
+        Err(invalid(format!("Volume {parameter} of {given} is too high for {volume_type}; maximum is {max}.")))
     } else {
         Ok(())
     }
+}
+
+fn invalid(what: String) -> Ec2Error {
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, None)
+}
+
+fn not_supported(volume_type: VolumeType, parameter: &str, hint: &str) -> Ec2Error {
+    let what = format!("The parameter {parameter} is not supported for {volume_type} volumes.");
+    Ec2Error::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into()))
+}
+
+/// Returns the error for a volume without a size and a snapshot.
+pub fn no_size() -> Ec2Error {
+    let what = "The request must contain the parameter size or snapshotId.";
+    let hint = "Specify a size in GiB, such as 8, or a snapshot.";
+    Ec2Error::refused(ErrorCode::MissingParameter, what, Some(hint.into()))
 }
 
 fn gp2_baseline(size: VolumeSize) -> u32 {
@@ -186,7 +226,6 @@ fn gp2_baseline(size: VolumeSize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn gib(gib: u64) -> VolumeSize {
@@ -330,7 +369,7 @@ mod tests {
         }
         let error = "gp4".parse::<VolumeType>().expect_err("unknown");
         assert_eq!(error.to_string(), "UnknownVolumeType: Unsupported volume type 'gp4' for volume creation.");
-        assert_eq!(error.hint().as_deref(), Some("The volume types are gp3, gp2, io1, io2, st1, sc1, standard."));
+        assert_eq!(error.hint(), Some("The volume types are gp3, gp2, io1, io2, st1, sc1, standard."));
     }
 
     #[test]

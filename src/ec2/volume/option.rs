@@ -2,9 +2,9 @@
 
 use std::str::FromStr;
 
-use super::{VolumeError, VolumeSize, VolumeSpec, VolumeType};
-use crate::Ec2Error;
+use super::{VolumeSize, VolumeSpec, VolumeType, no_size};
 use crate::block_device::DeviceName;
+use crate::{Ec2Error, ErrorCode};
 
 /// An entry of a block device mapping, as given with `--volume`: a size in GiB or with a unit, or a comma-separated
 /// list of `KEY=VALUE`. In a list, the size may come first without its key. `name` sets the `Name` tag and cannot
@@ -98,11 +98,19 @@ impl Parts {
                     ("name", self.name.is_some()),
                 ];
                 if let Some((other, _)) = others.into_iter().find(|(_, given)| *given) {
-                    return Err(VolumeError::Combination { one: "volume", other }.into());
+                    return Err(Ec2Error::refused(
+                        ErrorCode::InvalidParameterCombination,
+                        format!("The parameter volume cannot be combined with {other}."),
+                        Some(
+                            "An existing volume is attached unchanged. Combine it only with device and \
+                             delete-on-termination."
+                                .into(),
+                        ),
+                    ));
                 }
                 VolumeSource::Existing(volume)
             }
-            None if self.size.is_none() && self.snapshot.is_none() => return Err(VolumeError::NoSize.into()),
+            None if self.size.is_none() && self.snapshot.is_none() => return Err(no_size()),
             None => VolumeSource::New {
                 spec: VolumeSpec {
                     size: self.size,
@@ -140,8 +148,11 @@ fn reference(item: &str, value: &str) -> Result<String, Ec2Error> {
     Ok(value.to_owned())
 }
 
-fn wrong(item: &str, what: &'static str) -> Ec2Error {
-    VolumeError::Option { given: item.to_owned(), what }.into()
+fn wrong(item: &str, what: &str) -> Ec2Error {
+    let hint = "Specify SIZE in GiB, or KEY=VALUE,... with the keys size, type, iops, throughput, device, snapshot, \
+                volume, delete-on-termination, name.";
+    let what = format!("Invalid value '{item}' for volume: {what}.");
+    Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into()))
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::VolumeError;
-use crate::{Ec2Error, MemorySize};
+use crate::{Ec2Error, ErrorCode, MemorySize};
 
 const MIB_PER_GIB: u64 = 1024;
 const BYTES_PER_MIB: u64 = 1024 * 1024;
@@ -64,14 +63,17 @@ impl FromStr for VolumeSize {
         } else {
             text.parse().ok().map(VolumeSize)
         };
-        size.ok_or_else(|| VolumeError::Size { given: text.to_owned() }.into())
+        size.ok_or_else(|| {
+            let what = format!("Invalid value '{text}' for size: it is not a valid volume size.");
+            let hint = "Specify a number of GiB, such as 8, or a number and a unit, such as 512M, 20G or 1T.";
+            Ec2Error::refused(ErrorCode::InvalidParameterValue, what, Some(hint.into()))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorCode;
     use proptest::prelude::*;
 
     fn mib(text: &str) -> u64 {

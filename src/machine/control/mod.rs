@@ -17,9 +17,9 @@ use super::config::{BackingFile, DiskConfig};
 use super::end::End;
 use super::limits::{CpuBudgetRecord, DiskLimits, NetLimits};
 use super::passed_files::PassedFile;
+use super::sample_time::SampleTime;
 use super::sandbox_record::SandboxRecord;
 use super::timeline::{ExitRecord, TimelineRecord};
-use super::usage::SampleTime;
 
 pub use client::{ClientError, ControlClient};
 pub use server::{ControlServer, Incoming};

@@ -7,51 +7,16 @@
 
 mod file;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
 use super::control::{DiskRecord, NetRecord, VmmStatus};
 use super::timeline::Mark;
 
+pub use super::sample_time::{Clock, SampleTime};
 pub use file::{FILE, ReadingsFile, read};
 
 /// The time after which a machine without an agent is considered booted.
 const UP_AFTER_MS: u64 = 10 * 60 * 1000;
-
-/// A point in time, in a machine's life and in wall-clock time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SampleTime {
-    /// Identifies the run: its start in nanoseconds since 1970. A guest's reboot begins a new run.
-    pub run: u64,
-    /// Milliseconds since the start, excluding time for which the host was suspended.
-    pub up_ms: u64,
-    /// Wall-clock time in milliseconds since 1970. It can jump if the host's clock is set.
-    pub at_ms: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    run: u64,
-    began: Instant,
-}
-
-impl Clock {
-    pub fn start() -> Clock {
-        let run = u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX);
-        Clock { run, began: Instant::now() }
-    }
-
-    pub fn now(&self) -> SampleTime {
-        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        SampleTime { run: self.run, up_ms: ms(self.began.elapsed()), at_ms: ms(since_1970()) }
-    }
-}
-
-/// Returns the time since 1970, or zero if the host's clock is set to an earlier time.
-fn since_1970() -> std::time::Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
 
 /// The counters of a machine: sums since its start, unless stated otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,14 +12,12 @@ use std::time::Duration;
 
 use super::console::ConsoleTail;
 use super::error::{Failure, MachineError};
-use super::handle::MachineHandle;
-use super::start::LINK;
 use crate::guest::{self, Agent};
 use crate::home::{Home, lock_file, private_file, try_lock_file, write_private};
 use crate::vmm_process;
 use ec2::InstanceId;
 use machine::config::{DiskAccess, DiskConfig, DiskFormat, MachineConfig};
-use machine::control::{ClientError, ControlClient, SOCKET};
+use machine::control::ClientError;
 use machine::end_record::EndRecord;
 use machine::files::{self, CONFIG, CONSOLE_LOG, FULL_CONSOLE_LOG, LOCK, VSOCK_SOCKET};
 use machine::network::NetstackConfig;
@@ -27,6 +25,8 @@ use machine::untrusted;
 
 /// Name prefix of an instance directory that is being removed.
 pub const GONE: &str = ".gone-";
+/// Name of the file with the netstack's configuration in an instance's directory.
+pub const LINK: &str = "link.json";
 /// Lock file of the command that stops, terminates or freezes the instance.
 const OPERATION_LOCK: &str = "operation.lock";
 /// Maximum time for a guest to write its dirty pages to its disks.
@@ -164,11 +164,6 @@ impl InstanceDir {
 
     pub fn guest_error(&self) -> impl Fn(guest::Error) -> MachineError {
         move |source| self.error(Failure::Guest(source))
-    }
-
-    pub fn connect(&self) -> Result<MachineHandle, MachineError> {
-        let client = ControlClient::connect(&self.vmm_directory().join(SOCKET)).map_err(self.control_error())?;
-        Ok(MachineHandle::new(self.clone(), client))
     }
 
     pub(super) fn control_error(&self) -> impl Fn(ClientError) -> MachineError {

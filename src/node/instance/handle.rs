@@ -7,7 +7,7 @@ use super::dir::InstanceDir;
 use super::error::{Failure, MachineError};
 use crate::vmm_process;
 use ec2::state::InstanceState;
-use machine::control::{ClientError, ControlClient, ControlRequest, Message, VmmStatus};
+use machine::control::{ClientError, ControlClient, ControlRequest, Message, SOCKET, VmmStatus};
 use machine::end::End;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -26,6 +26,11 @@ pub struct MachineHandle {
 impl MachineHandle {
     pub(super) fn new(dir: InstanceDir, client: ControlClient) -> MachineHandle {
         MachineHandle { dir, client, ready: false, ended: None, reported: Vec::new() }
+    }
+
+    pub fn connect(dir: &InstanceDir) -> Result<MachineHandle, MachineError> {
+        let client = ControlClient::connect(&dir.vmm_directory().join(SOCKET)).map_err(dir.control_error())?;
+        Ok(MachineHandle::new(dir.clone(), client))
     }
 
     pub fn dir(&self) -> &InstanceDir {

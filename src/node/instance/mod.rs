@@ -10,9 +10,9 @@ mod start;
 mod watch;
 
 pub use console::ConsoleTail;
-pub use dir::{GONE, InstanceDir, SYNC_TIMEOUT};
+pub use dir::{GONE, InstanceDir, LINK, SYNC_TIMEOUT};
 pub use ephemeral::EphemeralInstance;
 pub use error::{Failure, MachineError};
 pub use handle::MachineHandle;
-pub use start::{Backend, LINK, StartPlan};
+pub use start::{Backend, StartPlan};
 pub use watch::Awaited;

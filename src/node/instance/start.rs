@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 
-use super::dir::InstanceDir;
+use super::dir::{InstanceDir, LINK};
 use super::error::{Failure, MachineError};
 use super::handle::MachineHandle;
 use crate::guest::Seed;
@@ -20,8 +20,6 @@ use machine::kept_balance::KeptBalance;
 use machine::launch::{Launcher, Restore};
 use machine::network::NetstackConfig;
 
-/// Name of the file with the netstack's configuration in an instance's directory.
-pub const LINK: &str = "link.json";
 const SEED: &str = "seed";
 const PASST_LOG: &str = "passt.log";
 

@@ -126,7 +126,7 @@ impl InstanceDir {
     }
 
     fn connect_if_listening(&self) -> Result<Option<MachineHandle>, MachineError> {
-        match self.connect() {
+        match MachineHandle::connect(self) {
             Ok(machine) => Ok(Some(machine)),
             Err(MachineError { failure: Failure::Control(source), .. }) if source.is_absent() => Ok(None),
             Err(error) => Err(error),
@@ -232,7 +232,7 @@ mod tests {
     fn wait_ready_fails_when_vmm_was_killed() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
-        let mut machine = dir.connect().unwrap();
+        let mut machine = MachineHandle::connect(&dir).unwrap();
         let subscribed = machine.subscribe();
         assert!(subscribed.as_ref().is_err_and(MachineError::is_lost_vmm), "{subscribed:?}");
         vmm.join().unwrap();
@@ -244,7 +244,7 @@ mod tests {
     fn hibernate_fails_when_vmm_was_killed() {
         let Instance { dir, _directory } = instance();
         let vmm = end_at_first_request(listen(&dir));
-        let mut machine = dir.connect().unwrap();
+        let mut machine = MachineHandle::connect(&dir).unwrap();
         let hibernated = dir.hibernate(&mut machine);
         vmm.join().unwrap();
         assert!(matches!(hibernated, Err(MachineError { failure: Failure::NotDone(_), .. })), "{hibernated:?}");

@@ -2,7 +2,8 @@
 
 use rustix::io::Errno;
 
-use super::facts::{Cpu, DeviceNode, HostEnvironment, KVM_MODULES, KvmFacts, RIVAL_MODULES};
+use super::facts::{DeviceNode, HostEnvironment, KVM_MODULES, KvmFacts, RIVAL_MODULES};
+use super::parse::Cpu;
 
 /// Version of KVM's API, unchanged since Linux 2.6.22.
 const API_VERSION: i32 = 12;

@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, Kvm};
 use rustix::fs::Access;
 use rustix::io::Errno;
 
-use super::parse;
+use super::parse::{self, Cpu, HugePages};
 use crate::home::NETWORKS;
 use crate::router::{KilledRouter, killed};
 
@@ -176,16 +176,6 @@ impl HostEnvironment {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cpu {
-    pub model: String,
-    pub vendor: String,
-    /// True if VT-x is present and enabled.
-    pub has_vmx: bool,
-    pub has_svm: bool,
-    pub is_virtual: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     pub name: String,
     pub uid: u32,
@@ -209,14 +199,6 @@ impl User {
             parse::groups(group_file).filter(|group| group.has_member(&name)).map(|group| group.id).collect();
         User { name, uid, groups, listed_groups }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HugePages {
-    Always,
-    /// Used only for memory for which a program requests them with madvise(2).
-    OnRequest,
-    Never,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

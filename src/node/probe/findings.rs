@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::access::{self, KvmAccessError};
 use super::facts::{
-    Facts, Helper, HomeFacts, HostEnvironment, HugePages, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES,
-    VpcFacts,
+    Facts, Helper, HomeFacts, HostEnvironment, KVM_MODULES, NamespaceSetting, REQUIRED_CAPABILITIES, VpcFacts,
 };
 use super::fix::Fix;
+use super::parse::HugePages;
 use crate::router::KilledRouter;
 use ec2::size::approximate_mib;
 use machine::network::ALLOW_LOW_PORTS;
@@ -296,7 +296,8 @@ fn helper(helper: &Helper, installed: bool) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::facts::{Cpu, HELPERS, KvmFacts, KvmInterface};
+    use crate::probe::facts::{HELPERS, KvmFacts, KvmInterface};
+    use crate::probe::parse::Cpu;
     use rustix::io::Errno;
 
     fn laptop() -> Facts {

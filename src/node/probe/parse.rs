@@ -3,7 +3,23 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::facts::{Cpu, HugePages};
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    pub model: String,
+    pub vendor: String,
+    /// True if VT-x is present and enabled.
+    pub has_vmx: bool,
+    pub has_svm: bool,
+    pub is_virtual: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    Always,
+    /// Used only for memory for which a program requests them with madvise(2).
+    OnRequest,
+    Never,
+}
 
 /// Parses the first CPU in `/proc/cpuinfo`.
 pub(super) fn cpuinfo(text: &str) -> Cpu {

@@ -37,7 +37,7 @@ use machine::descriptors::keep_open;
 use machine::environment;
 use machine::network::{Filter, MacAddress};
 use machine::unix_socket;
-pub use namespace_holder::namespace_of;
+pub use namespace::namespace_of;
 pub use process::run;
 
 /// Required programs and their Debian packages.

@@ -4,15 +4,15 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::fs::{FileType, fstat};
 use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::namespace_holder::owner_of;
 use super::{Interface, RouterConfig, UPLINK_PROGRAM};
 use machine::environment;
 use machine::network::{GATEWAY_MAC, MacAddress};
@@ -27,8 +27,10 @@ const OUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 const OUT_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const OUT_PREFIX: u8 = 30;
 
-// `linux/if_tun.h`.
+// `linux/if_tun.h`, `linux/nsfs.h`.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
@@ -79,6 +81,33 @@ pub(super) fn enter_again(network: &OwnedFd) -> io::Result<()> {
     let user = owner_of(network)?;
     move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
     Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// Returns the network namespace of a tap. Returns `None` if `network` is not a tap, or if the kernel lacks support.
+pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
+    let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
+    if !is_device {
+        return None;
+    }
+    let descriptor = descriptor_by(network, TUNGETDEVNETNS);
+    descriptor
+        .inspect_err(|error| {
+            log::warn!("cannot open the tap's network namespace, so its router could not be replaced: {error}")
+        })
+        .ok()
+}
+
+fn owner_of(namespace: &OwnedFd) -> io::Result<OwnedFd> {
+    descriptor_by(namespace, NS_GET_USERNS)
+}
+
+fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
+    // SAFETY: these requests take no argument.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
+        new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
+    }
 }
 
 /// Returns true if [`configure`] has set up this network namespace for `config`.
@@ -281,4 +310,27 @@ fn feed(program: &str, args: &[&str], input: &str) -> io::Result<()> {
     }
     let message = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("{program} failed with {}: {}", output.status, message.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn namespace_of_non_tap_is_none() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        assert!(namespace_of(&near.into()).is_none());
+        assert!(namespace_of(&File::open("/dev/null").unwrap().into()).is_none());
+    }
+
+    #[test]
+    fn namespace_has_owner_and_file_has_none() {
+        assert!(owner_of(&File::open("/dev/null").unwrap().into()).is_err());
+        // The namespace of this process is owned by its own user namespace, or by a parent that it cannot access.
+        if let Ok(owner) = owner_of(&File::open("/proc/self/ns/net").unwrap().into()) {
+            assert_ne!(fstat(owner).unwrap().st_ino, std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+        }
+    }
 }

@@ -6,47 +6,14 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-use rustix::fs::{FileType, fstat};
 
 use super::namespace::is_configured;
 use super::{Interface, RouterConfig};
 use crate::vmm_process::processes;
 use machine::unix_socket::SocketPath;
-
-// `linux/if_tun.h`, `linux/nsfs.h`.
-const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
-const NS_GET_USERNS: libc::Ioctl = 0xb701;
-
-/// Returns the network namespace of a tap. Returns `None` if `network` is not a tap, or if the kernel lacks support.
-pub fn namespace_of(network: &OwnedFd) -> Option<OwnedFd> {
-    let is_device = fstat(network).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
-    if !is_device {
-        return None;
-    }
-    let descriptor = descriptor_by(network, TUNGETDEVNETNS);
-    descriptor
-        .inspect_err(|error| {
-            log::warn!("cannot open the tap's network namespace, so its router could not be replaced: {error}")
-        })
-        .ok()
-}
-
-pub(super) fn owner_of(namespace: &OwnedFd) -> io::Result<OwnedFd> {
-    descriptor_by(namespace, NS_GET_USERNS)
-}
-
-fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
-    // SAFETY: these requests take no argument.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), request) } {
-        -1 => Err(io::Error::last_os_error()),
-        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
-        new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Holders<'a> {
@@ -111,23 +78,7 @@ pub(super) fn is_deserted(socket: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::{UnixListener, UnixStream};
-
-    #[test]
-    fn namespace_of_non_tap_is_none() {
-        let (near, _far) = UnixStream::pair().unwrap();
-        assert!(namespace_of(&near.into()).is_none());
-        assert!(namespace_of(&File::open("/dev/null").unwrap().into()).is_none());
-    }
-
-    #[test]
-    fn namespace_has_owner_and_file_has_none() {
-        assert!(owner_of(&File::open("/dev/null").unwrap().into()).is_err());
-        // The namespace of this process is owned by its own user namespace, or by a parent that it cannot access.
-        if let Ok(owner) = owner_of(&File::open("/proc/self/ns/net").unwrap().into()) {
-            assert_ne!(fstat(owner).unwrap().st_ino, fs::metadata("/proc/self/ns/net").unwrap().ino());
-        }
-    }
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn socket_is_deserted_after_listener_is_closed() {

@@ -14,6 +14,7 @@ use ec2::api::Timestamp;
 use ec2::api::console::GetConsoleOutputResult;
 use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET};
 use machine::untrusted;
+use node::instance::MachineHandle;
 
 /// The maximum size of console output in bytes, as in EC2.
 const LIMIT: usize = 64 << 10;
@@ -117,7 +118,7 @@ fn follow(dir: &node::instance::InstanceDir, printer: &mut Printer<impl Write>) 
     let path = dir.vmm_directory().join(CONSOLE_LOG);
     let mut log = untrusted::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     log.seek(SeekFrom::End(0))?;
-    let mut machine = dir.connect()?;
+    let mut machine = MachineHandle::connect(dir)?;
     machine.subscribe()?;
     loop {
         // Read the log ten times a second until the machine has ended.

@@ -139,7 +139,7 @@ pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, Strin
 /// Reads a user data file, raw or base64-encoded, and returns it in base64, as EC2's API expects it. Returns `None` for
 /// an empty file.
 pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> {
-    let data = UserData::read(&super::key::read(path)?).map_err(Ec2Error::from)?;
+    let data = UserData::read(&super::key::read(path)?)?;
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 

@@ -15,7 +15,7 @@ use ec2::state::{InstanceState, StateReason};
 use ec2::tag::Tag;
 use machine::control::VmmStatus;
 use machine::timeline::Mark;
-use node::instance::MachineError;
+use node::instance::{MachineError, MachineHandle};
 use store::InstanceRecord;
 
 /// List instances.
@@ -170,7 +170,7 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
 /// Returns the status of the instance's VMM, or `None` if the instance is not running.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, MachineError>> {
     (record.state == InstanceState::Running)
-        .then(|| cloud.dir(record.id).connect().and_then(|mut client| client.status()))
+        .then(|| MachineHandle::connect(&cloud.dir(record.id)).and_then(|mut client| client.status()))
 }
 
 /// Formats EC2's status check, which passes once the guest's agent is ready.

@@ -264,7 +264,7 @@ fn error_text(error: &anyhow::Error, screen: Screen) -> String {
         // If a transparent cloud error contains another error, the chain does not include the other error.
         let of_cloud = cause.downcast_ref::<CloudError>().and_then(CloudError::hint);
         let of_machine = cause.downcast_ref::<MachineError>().and_then(MachineError::hint);
-        let of_ec2 = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint);
+        let of_ec2 = cause.downcast_ref::<Ec2Error>().and_then(Ec2Error::hint).map(str::to_owned);
         if let Some(hint) = of_ec2.or(of_cloud).or(of_machine) {
             let label = screen.paint(Tone::Quiet, "hint:");
             let _ = write!(text, "\n{label}  {}", escape(&hint));

@@ -11,6 +11,7 @@ use machine::control::VmmStatus;
 use machine::end_record::EndRecord;
 use machine::timeline::{Mark, MarkRecord, TimelineRecord};
 use node::home::Home;
+use node::instance::MachineHandle;
 
 /// The maximum width of a bar in columns.
 const BAR: usize = 40;
@@ -93,7 +94,7 @@ fn of_instance(reference: &str) -> anyhow::Result<VmmStatus> {
     let record = cloud.instances().find(reference)?;
     let dir = cloud.dir(record.id);
     if record.state.has_machine() {
-        return Ok(dir.connect()?.status()?);
+        return Ok(MachineHandle::connect(&dir)?.status()?);
     }
     match dir.end() {
         Some(EndRecord::Ended { status, .. }) => Ok(*status),

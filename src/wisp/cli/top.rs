@@ -14,6 +14,7 @@ use cloud::Cloud;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
 use machine::control::VmmStatus;
+use node::instance::MachineHandle;
 use store::InstanceRecord;
 
 /// Show live usage of running instances.
@@ -115,7 +116,7 @@ fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut samples = HashMap::new();
     for record in &records {
         // Skip an instance whose VMM does not respond, for example because it has just exited.
-        if let Ok(status) = cloud.dir(record.id).connect().and_then(|mut client| client.status()) {
+        if let Ok(status) = MachineHandle::connect(&cloud.dir(record.id)).and_then(|mut client| client.status()) {
             samples.insert(record.id, Sample { at: Instant::now(), status });
         }
     }

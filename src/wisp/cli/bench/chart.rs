@@ -4,8 +4,6 @@
 
 use std::fmt::Write as _;
 
-use super::html::escape;
-
 const WIDTH: f64 = 360.0;
 /// The height of a row: a bar and the text above it.
 const ROW: f64 = 38.0;
@@ -58,6 +56,22 @@ pub fn chart(title: &str, bars: &[Bar]) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Escapes text for HTML content and attributes.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]

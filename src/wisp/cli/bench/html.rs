@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{Bar, chart};
+use super::chart::{Bar, chart, escape};
 use super::{Shown, figure};
 use cloud::bench::bound::By;
 use cloud::bench::comparison::{Compared, ComparisonRow};
@@ -26,22 +26,6 @@ li b { color: var(--ink); font-weight: 600 }
 td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line) }
 code { overflow-wrap: anywhere }
 ";
-
-/// Escapes text for HTML content and attributes.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
 
 /// Renders the page. `data` is JSON that is embedded in it, for programs.
 pub fn page(shown: &Shown, data: &str) -> String {
