@@ -17,6 +17,7 @@ pub mod devices;
 pub mod disk_slots;
 pub mod error;
 mod event_loop;
+mod eventfd;
 pub mod fault;
 mod freeze;
 pub mod irq;

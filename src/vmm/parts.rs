@@ -19,6 +19,7 @@ use super::cpu::{cpuid, emulation};
 use super::devices::console::Console;
 use super::devices::serial::SerialState;
 use super::error::Error;
+use super::eventfd::new_eventfd;
 use super::kvm::VirtualMachine;
 use super::memory::GuestMemory;
 use super::resume_message::ResumeMessage;
@@ -28,7 +29,7 @@ use super::virtio::block::Ring;
 use super::virtio::mmio::MmioResources;
 use super::virtio::vsock::Vsock;
 use super::wiring::{
-    ConnectedDevices, DeviceManager, PcParts, PcState, VirtioParts, assign_resources, connect, new_eventfd,
+    ConnectedDevices, DeviceManager, PcParts, PcState, VirtioParts, assign_resources, connect,
 };
 use machine::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
 use machine::end::{EndReceiver, EndSender, end_channel};

@@ -7,8 +7,8 @@ use wisp_agent::seed::Seed;
 
 use super::devices::generation;
 use super::error::Error;
+use super::eventfd::new_eventfd;
 use super::memory::GuestMemory;
-use super::wiring::new_eventfd;
 use machine::config::MachineConfig;
 use netstack::NetstackConfig;
 

@@ -1,7 +1,12 @@
-//! Blocks signals and reads them from a descriptor (signalfd(2)) instead.
+//! The signal that interrupts a vCPU, and signals that are read from a descriptor (signalfd(2)).
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Returns the signal that makes a vCPU thread leave KVM_RUN.
+pub(super) fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
 
 /// Blocks signals for the calling thread and all threads that it starts later. Returns a descriptor to read them from.
 pub(super) fn read_from_descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> {

@@ -21,6 +21,7 @@ use super::devices::rtc::{self, Rtc};
 use super::devices::serial::{self, Serial, SerialState};
 use super::disk_slots::{DiskSlot, DiskSlots};
 use super::error::Error;
+use super::eventfd::new_eventfd;
 use super::fault::GuestFaults;
 use super::irq::IrqLine;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE};
@@ -63,10 +64,6 @@ pub(super) struct Devices {
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
     /// CPU clocks of the virtio devices' threads.
     pub(super) clocks: Vec<Arc<ThreadClock>>,
-}
-
-pub(super) fn new_eventfd() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
 /// The devices that are created so far, with their buses.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::cpu_timer::CpuTimer;
 use super::gate::Gate;
 use super::time::CpuTime;
-use super::vcpu::kick_signal;
+use crate::signals::kick_signal;
 use machine::limits::{CpuBudget, CpuBudgetConfig, CpuBudgetRecord};
 use machine::sync::lock;
 

@@ -16,6 +16,7 @@ use super::emulation;
 use super::exit::{self, EmulationFailure, Exit, SystemEvent};
 use super::gate::Gate;
 use super::quota::Quota;
+use crate::signals::kick_signal;
 use super::registers;
 use super::state::{self, VcpuState};
 use super::time::CpuTime;
@@ -66,10 +67,6 @@ impl VcpuContext {
 #[derive(Debug)]
 pub struct VcpuHandle {
     thread: JoinHandle<()>,
-}
-
-pub(super) fn kick_signal() -> i32 {
-    libc::SIGRTMIN()
 }
 
 thread_local! {

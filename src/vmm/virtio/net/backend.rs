@@ -5,14 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{FileType, fstat};
 
+use super::frame::{Received, Sent};
 use super::header::{self, Header};
 use super::stream::Stream;
 use super::tap::Tap;
 use crate::virtio::iovec::IoVecs;
 use netstack::HEAD_LENGTH;
-
-/// Maximum frame length: an IP packet of 65535 bytes after an Ethernet header.
-pub const MAX_FRAME: usize = 65535 + 14;
 
 #[derive(Debug)]
 pub enum Backend {
@@ -22,28 +20,6 @@ pub enum Backend {
     Stream(Stream),
     /// Frames are discarded and none arrive.
     Disconnected,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// Sent, buffered for sending, or discarded because there is no backend.
-    Done,
-    Refused,
-    Full,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Received {
-    Frame {
-        length: usize,
-    },
-    /// A frame was rejected. Part of it may already be in the target.
-    Refused {
-        /// Number of bytes in the target, excluding the header.
-        written: usize,
-    },
-    Nothing,
-    Closed,
 }
 
 impl Backend {

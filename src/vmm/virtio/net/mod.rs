@@ -7,6 +7,7 @@
 //! A tap's kernel implements the offloads. A user-mode network terminates TCP, so it accepts large segments.
 
 mod backend;
+mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod header;

@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 
-use super::backend::{Backend, MAX_FRAME, Received};
+use super::backend::Backend;
+use super::frame::{MAX_FRAME, Received};
 use super::header::{self, Header};
 use crate::memory::GuestMemory;
 use crate::virtio::iovec::IoVecs;

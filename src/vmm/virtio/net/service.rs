@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::backend::{Backend, MAX_FRAME, Sent};
+use super::backend::Backend;
+use super::frame::{MAX_FRAME, Sent};
 use super::header::{self, Header};
 use super::receiver::{Receiver, Step};
 use super::{Port, RECEIVE, Shared, TRANSMIT, feature};

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::backend::{MAX_FRAME, Received, Sent};
+use super::frame::{MAX_FRAME, Received, Sent};
 use crate::virtio::iovec::IoVecs;
 use netstack::HEAD_LENGTH;
 

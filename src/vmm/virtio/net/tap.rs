@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use super::backend::{Received, Sent};
+use super::frame::{Received, Sent};
 use super::header::{self, Header};
 use crate::virtio::iovec::IoVecs;
 

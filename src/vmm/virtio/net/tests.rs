@@ -249,7 +249,7 @@ fn dropped_stream_leaves_socket_at_frame_boundary() {
     let mut space = [0; 100];
     let mut target = IoVecs::default();
     target.push_target(&mut space);
-    assert_eq!(stream.receive(&target, |_| true), backend::Received::Nothing);
+    assert_eq!(stream.receive(&target, |_| true), frame::Received::Nothing);
     peer.write_all(&[&[1; 20][..], &3_u32.to_be_bytes(), &[7, 8, 9]].concat()).unwrap();
     drop(stream);
     let mut rest = [0; 7];
