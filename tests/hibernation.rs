@@ -11,6 +11,7 @@ use common::wait::{Changes, pids, wait_for_path};
 use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use machine::control::{ControlClient, ControlRequest, Message};
 use rustix::fs::inotify::WatchFlags;
+use rustix::process::{Pid, getsid};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -122,12 +123,16 @@ fn hibernated_instance_resumes_with_its_memory() {
     assert!(wisp.instances().is_empty());
 }
 
+/// Returns the supervisor of a VMM that restores a snapshot, as soon as it runs.
 fn restoring_vmm_pid(dir: &Path) -> u32 {
     let path = dir.to_str().unwrap().as_bytes();
     let is_it = |pid: &u32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = command.split(|byte| *byte == 0);
-        words.clone().any(|word| word == path) && words.any(|word| word == b"--restore")
+        // The supervisor leads a session. The processes that it forks have the same arguments, but do not.
+        let process = Pid::from_raw(*pid as i32);
+        let is_leader = getsid(process).is_ok_and(|session| Some(session) == process);
+        is_leader && words.clone().any(|word| word == path) && words.any(|word| word == b"--restore")
     };
     // The VMM opens files of its directory when it starts.
     let changes = Changes::new();

@@ -28,9 +28,7 @@ use super::snapshot::{MachineState, SnapshotError};
 use super::virtio::block::Ring;
 use super::virtio::mmio::MmioResources;
 use super::virtio::vsock::Vsock;
-use super::wiring::{
-    ConnectedDevices, DeviceManager, PcParts, PcState, VirtioParts, assign_resources, connect,
-};
+use super::wiring::{ConnectedDevices, DeviceManager, PcParts, PcState, VirtioParts, assign_resources, connect};
 use machine::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
 use machine::end::{EndReceiver, EndSender, end_channel};
 use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET, VSOCK_SOCKET};
