@@ -11,7 +11,6 @@ use common::wait::{Changes, pids, wait_for_path};
 use common::{Outcome, Wisp, vmm_pid, wait_until_gone, wait_until_unlocked};
 use machine::control::{ControlClient, ControlRequest, Message};
 use rustix::fs::inotify::WatchFlags;
-use rustix::process::{Pid, getsid};
 
 fn state(wisp: &Wisp) -> (String, String) {
     let shown = json(wisp, &["show", "sleeper"]);
@@ -130,8 +129,10 @@ fn restoring_vmm_pid(dir: &Path) -> u32 {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = command.split(|byte| *byte == 0);
         // The supervisor leads a session. The processes that it forks have the same arguments, but do not.
-        let process = Pid::from_raw(*pid as i32);
-        let is_leader = getsid(process).is_ok_and(|session| Some(session) == process);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The session is the fourth field after the command's name (proc_pid_stat(5)).
+        let session = status.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(3));
+        let is_leader = session == Some(pid.to_string().as_str());
         is_leader && words.clone().any(|word| word == path) && words.any(|word| word == b"--restore")
     };
     // The VMM opens files of its directory when it starts.

@@ -118,8 +118,9 @@ impl Instances<'_> {
             self.cloud.warn(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
-        // A VMM that does not respond may be saving the guest's memory or powering off.
-        if MachineHandle::connect(dir).and_then(|mut machine| machine.status_within(END_TIMEOUT)).is_err() {
+        // A VMM may be saving the guest's memory, or may not respond because it is exiting.
+        let status = MachineHandle::connect(dir).and_then(|mut machine| machine.status_within(END_TIMEOUT));
+        if status.map_or(true, |status| status.is_ending) {
             return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
                 Some(lock) => {
                     drop(lock);

@@ -156,6 +156,7 @@ impl ControlledMachine for RunningMachine {
             pid: self.pid,
             moment: self.clock.now(),
             sandbox: sandbox::record(),
+            is_ending: false,
             vcpus: self.config.cpus.count,
             memory_mib: self.config.memory_mib,
             software_kvm: self.context.software_kvm,

@@ -180,6 +180,9 @@ pub struct VmmStatus {
     pub moment: SampleTime,
     #[serde(default)]
     pub sandbox: SandboxRecord,
+    /// The machine is ending, or is saving its memory in order to end.
+    #[serde(default)]
+    pub is_ending: bool,
     pub vcpus: u32,
     pub memory_mib: u64,
     /// The host has software KVM, which emulates guest kernels.

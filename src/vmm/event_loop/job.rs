@@ -113,7 +113,15 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct JobThread {
     completed: Arc<EventFd>,
-    running: Option<(i32, JoinHandle<Outcome>)>,
+    running: Option<RunningJob>,
+}
+
+#[derive(Debug)]
+struct RunningJob {
+    client: i32,
+    /// The job saves the machine in order to end it.
+    is_save: bool,
+    thread: JoinHandle<Outcome>,
 }
 
 /// Notifies the event loop when a job's thread ends, even if the job panics.
@@ -141,21 +149,26 @@ impl JobThread {
         self.running.is_some()
     }
 
+    /// Returns true if a job is saving the machine in order to end it.
+    pub fn is_saving(&self) -> bool {
+        self.running.as_ref().is_some_and(|job| job.is_save)
+    }
+
     /// Starts a job of `client`. The previous job must have been finished.
     pub fn start(&mut self, machine: &Arc<dyn ControlledMachine>, client: i32, job: Job) -> io::Result<()> {
         let (machine, completed) = (Arc::clone(machine), Arc::clone(&self.completed));
-        let name = job.thread_name().to_string();
+        let (name, is_save) = (job.thread_name().to_string(), matches!(job, Job::Save { .. }));
         let run = move || {
             let _completion = Completion(completed);
             machine.perform(job)
         };
-        self.running = Some((client, threads::spawn(name, ThreadKind::Job, run)?));
+        self.running = Some(RunningJob { client, is_save, thread: threads::spawn(name, ThreadKind::Job, run)? });
         Ok(())
     }
 
     /// Waits for the job, and returns its client and outcome. Once this returns, the thread no longer uses the machine.
     pub fn finish(&mut self) -> Option<(i32, Outcome)> {
-        let (client, thread) = self.running.take()?;
+        let RunningJob { client, thread, .. } = self.running.take()?;
         let panicked = |_| Outcome::Answer(Message::Failed { why: "the VMM's thread for the request panicked".into() });
         let outcome = thread.join().unwrap_or_else(panicked);
         let _ = self.completed.read();

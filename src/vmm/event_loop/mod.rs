@@ -34,7 +34,7 @@ use super::usage_recorder::Recorder;
 use clients::{Clients, Progress};
 pub(crate) use job::{ControlledMachine, Job, Outcome};
 use job::{ImmediateRequest, JobThread, Request};
-use machine::control::{ControlServer, Message};
+use machine::control::{ControlServer, Message, VmmStatus};
 use machine::end::{End, EndReceiver};
 use machine::launch::Launcher;
 use machine::usage::Reading;
@@ -295,7 +295,10 @@ impl EventLoop {
 
     fn answer(&mut self, fd: i32, request: ImmediateRequest, machine: &Arc<dyn ControlledMachine>) {
         match request {
-            ImmediateRequest::Status => self.control.send(fd, &Message::Status(Box::new(machine.status()))),
+            ImmediateRequest::Status => {
+                let is_ending = self.is_ending() || self.job.is_saving();
+                self.control.send(fd, &Message::Status(Box::new(VmmStatus { is_ending, ..machine.status() })));
+            }
             ImmediateRequest::Subscribe => self.subscribe(fd),
             ImmediateRequest::EndAtReboot => {
                 self.clients.end_at_reboot(fd);

@@ -124,6 +124,25 @@ fn is_status(message: &Message) -> bool {
 }
 
 #[test]
+fn status_tells_that_machine_is_saved_to_end() {
+    let bench = bench(Launcher::Detached);
+    let mut other = bench.connect();
+    let mut is_ending = || match ask(&mut other, &ControlRequest::Status) {
+        Message::Status(status) => status.is_ending,
+        message => panic!("{message:?}"),
+    };
+    assert!(!is_ending());
+    let mut client = bench.connect_with_job();
+    assert!(is_ending());
+    // The save fails, so the machine keeps running.
+    bench.outcomes.send(failed("no space")).unwrap();
+    assert!(matches!(receive(&mut client), Message::Failed { .. }));
+    assert!(!is_ending());
+    client.send(&kill()).unwrap();
+    bench.end();
+}
+
+#[test]
 fn status_is_answered_during_job() {
     let bench = bench(Launcher::Detached);
     let mut saving = bench.connect_with_job();
