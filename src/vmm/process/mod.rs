@@ -103,6 +103,7 @@ pub fn run(arguments: &Arguments, host: HostFunctions) -> Result<ExitCode, Proce
         .map_err(ProcessError::host("cannot close the file descriptors that the VMM does not need"))?;
     // Files and sockets that the two processes create are private to this user.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    // The first descriptor, so that it is dropped last: a free lock means that no process is left.
     let lock = take(*lock)?;
     let network = network.map(take).transpose()?;
     let connections = Connections::take(arguments)?;
@@ -132,7 +133,7 @@ pub fn run(arguments: &Arguments, host: HostFunctions) -> Result<ExitCode, Proce
             // If the VPC's router is killed, this descriptor keeps the network namespace for the next router. The VMM
             // has no descriptor of the namespace.
             let _namespace = network.as_ref().and_then(host.namespace_of);
-            Supervisor { arguments, signals: &signals, broker, log, lock, network, began }.supervise(child)
+            Supervisor { arguments, signals: &signals, broker, log, lock: &lock, network, began }.supervise(child)
         }
     }
 }

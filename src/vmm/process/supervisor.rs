@@ -39,8 +39,8 @@ pub(super) struct Supervisor<'a> {
     pub signals: &'a Signals,
     pub broker: Broker,
     pub log: LogPipe,
-    /// Held until both processes have exited.
-    pub lock: OwnedFd,
+    /// Released by the caller, after everything else: commands take a free lock to mean that no process is left.
+    pub lock: &'a OwnedFd,
     pub network: Option<OwnedFd>,
     pub began: Instant,
 }
@@ -62,7 +62,7 @@ impl Supervisor<'_> {
         let short_runs = count_short_runs(self.arguments.short_runs, self.began.elapsed());
         let code = self.handle_end(status.exit_status(), short_runs);
         self.signals.unblock();
-        code.map_or_else(|| Err(start_again(dir, &self.lock, self.network.as_ref(), short_runs)), Ok)
+        code.map_or_else(|| Err(start_again(dir, self.lock, self.network.as_ref(), short_runs)), Ok)
     }
 
     /// Handles the end of the VMM. `code` is its exit code, if it exited. Returns the supervisor's exit code, or `None`
