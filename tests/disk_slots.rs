@@ -310,16 +310,7 @@ fn killed_vmm_loses_no_flushed_block() {
     let mut flushed: BTreeMap<u64, u64> = BTreeMap::new();
     for round in 0..12 {
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Qcow2);
-        let config = DiskConfig {
-            id: "disk".into(),
-            path: path(round),
-            format,
-            access,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        };
+        let config = DiskConfig::new("disk", path(round), format, access);
         let disk = Disk::open(&config, dir.path()).unwrap();
         for (block, number) in &flushed {
             let mut data = vec![0; 4096];
@@ -345,16 +336,7 @@ fn killed_vmm_loses_no_flushed_block() {
         fs::copy(path(round), path(round + 1)).unwrap();
     }
     let (path, format, access) = (path(12), DiskFormat::Qcow2, DiskAccess::ReadWrite);
-    let config = DiskConfig {
-        id: "disk".into(),
-        path: path.clone(),
-        format,
-        access,
-        root: false,
-        backing: Vec::new(),
-        was: None,
-        limits: None,
-    };
+    let config = DiskConfig::new("disk", path.clone(), format, access);
     drop(Disk::open(&config, dir.path()).unwrap());
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
     // Exit code 3 means only leaked clusters.

@@ -218,16 +218,7 @@ fn bad_sectors_fail_only_requests_that_touch_them() {
         let path = dir.path().join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
         let (format, access) = (DiskFormat::Raw, DiskAccess::ReadWrite);
-        config.disks.push(DiskConfig {
-            id: name.into(),
-            path,
-            format,
-            access,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        });
+        config.disks.push(DiskConfig::new(name, path, format, access));
     }
     let tools = tempfile::tempdir().unwrap();
     let library = compile_library(tools.path(), BAD_SECTORS);

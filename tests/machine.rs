@@ -27,16 +27,7 @@ fn disk_attach_switch_resize_and_detach_reach_guest() {
 
     let data = machine.path("data");
     disk_image::create(&data, DiskFormat::Raw, 2 * MIB).unwrap();
-    let disk = DiskConfig {
-        id: "vol-1".into(),
-        path: data.clone(),
-        format: DiskFormat::Raw,
-        access: DiskAccess::ReadWrite,
-        root: false,
-        backing: Vec::new(),
-        was: None,
-        limits: None,
-    };
+    let disk = DiskConfig::new("vol-1", data.clone(), DiskFormat::Raw, DiskAccess::ReadWrite);
     let attached = machine.ask(&ControlRequest::AttachDisk { disk });
     let Message::Attached { slot: 1, bus_device, .. } = &attached else { panic!("{attached:?}") };
     let driver = "/sys/bus/platform/drivers/virtio-mmio";

@@ -284,16 +284,7 @@ mod tests {
     use std::fs;
 
     fn config(path: &Path, access: DiskAccess) -> DiskConfig {
-        DiskConfig {
-            id: "disk".into(),
-            path: path.to_path_buf(),
-            format: DiskFormat::Raw,
-            access,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        }
+        DiskConfig::new("disk", path.to_path_buf(), DiskFormat::Raw, access)
     }
 
     fn read(disk: &Disk, offset: u64, length: usize) -> Vec<u8> {

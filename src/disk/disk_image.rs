@@ -585,16 +585,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         create(&path, DiskFormat::Raw, MIB).unwrap();
-        let config = DiskConfig {
-            id: "test".into(),
-            path: path.clone(),
-            format: DiskFormat::Raw,
-            access: DiskAccess::ReadWrite,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        };
+        let config = DiskConfig::new("test", path.clone(), DiskFormat::Raw, DiskAccess::ReadWrite);
         let _disk = Disk::open(&config, dir.path()).unwrap();
         let copied = convert(&path, DiskFormat::Raw, &[], &dir.path().join("copy"), DiskFormat::Raw);
         assert!(matches!(copied, Err(ImageError::Image(BlockError::InUse(_)))));

@@ -75,16 +75,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, "x").unwrap();
-        let disk = DiskConfig {
-            id: "disk".into(),
-            path: path.clone(),
-            format: DiskFormat::Raw,
-            backing: Vec::new(),
-            access: DiskAccess::ReadWrite,
-            root: false,
-            was: None,
-            limits: None,
-        };
+        let disk = DiskConfig::new("disk", path.clone(), DiskFormat::Raw, DiskAccess::ReadWrite);
         let files = FdTable::of(&[disk.clone(), disk]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(files.count(), 2);

@@ -213,16 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, [0; 4096]).unwrap();
-        let config = DiskConfig {
-            id: "disk".into(),
-            path,
-            format: DiskFormat::Raw,
-            access: DiskAccess::ReadWrite,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        };
+        let config = DiskConfig::new("disk", path, DiskFormat::Raw, DiskAccess::ReadWrite);
         let disk = Disk::open(&config, dir.path()).unwrap();
         let disk = Arc::new(DiskHandle::new(Some(disk), SharedDiskLimiter::default()));
         let interrupt = Arc::new(Interrupt::new(IrqLine::new().unwrap()));

@@ -69,16 +69,7 @@ impl Bench {
 
     pub fn disk(&self, name: &str, format: DiskFormat, size: u64) -> DiskConfig {
         disk_image::create(&self.path(name), format, size).unwrap();
-        DiskConfig {
-            id: name.into(),
-            path: self.path(name),
-            format,
-            access: DiskAccess::ReadWrite,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        }
+        DiskConfig::new(name, self.path(name), format, DiskAccess::ReadWrite)
     }
 
     pub fn driver(&self, slot: usize) -> Driver {

@@ -193,16 +193,7 @@ mod tests {
         let mut client = ControlClient::connect(&dir.path().join("control.sock")).unwrap();
         let fd = server.accept().unwrap();
         let (access, format) = (DiskAccess::ReadWrite, DiskFormat::Raw);
-        let disk = DiskConfig {
-            id: "disk".into(),
-            path: path.clone(),
-            format,
-            access,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        };
+        let disk = DiskConfig::new("disk", path.clone(), format, access);
         client.send(&ControlRequest::AttachDisk { disk: disk.clone() }).unwrap();
         client.send(&ControlRequest::Status).unwrap();
         std::fs::remove_file(&path).unwrap();

@@ -278,16 +278,7 @@ mod tests {
     fn handle(dir: &std::path::Path) -> DiskHandle {
         let path = dir.join("disk");
         std::fs::write(&path, [0; 4096]).unwrap();
-        let config = DiskConfig {
-            id: "disk".into(),
-            path,
-            format: DiskFormat::Raw,
-            access: DiskAccess::ReadWrite,
-            root: false,
-            backing: Vec::new(),
-            was: None,
-            limits: None,
-        };
+        let config = DiskConfig::new("disk", path, DiskFormat::Raw, DiskAccess::ReadWrite);
         DiskHandle::new(Some(Disk::open(&config, dir).unwrap()), SharedDiskLimiter::default())
     }
 

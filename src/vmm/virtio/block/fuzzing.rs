@@ -51,14 +51,5 @@ pub fn images(data: &[u8]) {
 }
 
 fn config(path: &Path, format: DiskFormat, access: DiskAccess) -> DiskConfig {
-    DiskConfig {
-        id: "disk".into(),
-        path: path.to_path_buf(),
-        format,
-        access,
-        root: false,
-        backing: Vec::new(),
-        was: None,
-        limits: None,
-    }
+    DiskConfig::new("disk", path.to_path_buf(), format, access)
 }

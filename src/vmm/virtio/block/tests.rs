@@ -34,16 +34,7 @@ fn bench(access: DiskAccess) -> Bench {
     let path = dir.path().join("disk");
     let content: Vec<u8> = (0..64 * 512_u32).map(|n| (n / 512) as u8).collect();
     std::fs::write(&path, content).unwrap();
-    let config = DiskConfig {
-        id: "an-id".into(),
-        path,
-        format: DiskFormat::Raw,
-        access,
-        root: false,
-        backing: Vec::new(),
-        was: None,
-        limits: None,
-    };
+    let config = DiskConfig::new("an-id", path, DiskFormat::Raw, access);
     let disk = Disk::open(&config, dir.path()).unwrap();
     Bench { dir, memory: memory::allocate(64).unwrap(), disk }
 }
@@ -172,16 +163,7 @@ fn endless_reads_into_own_ring_do_not_block_pause() {
     };
     std::fs::write(&path, (0..=u16::MAX).flat_map(sector).collect::<Vec<u8>>()).unwrap();
     let access = DiskAccess::ReadOnly;
-    let config = DiskConfig {
-        id: "an-id".into(),
-        path,
-        format: DiskFormat::Raw,
-        access,
-        root: false,
-        backing: Vec::new(),
-        was: None,
-        limits: None,
-    };
+    let config = DiskConfig::new("an-id", path, DiskFormat::Raw, access);
     let disk = Disk::open(&config, dir.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     let descriptors = [
@@ -313,16 +295,7 @@ fn file_after_write(features: u64) -> Vec<u8> {
     let file = imago::file::File::try_from(std::fs::File::create_new(&path).unwrap()).unwrap();
     let builder = imago::qcow2::Qcow2::<imago::file::File>::create_builder(file).size(1 << 20);
     builder.create().unwrap();
-    let config = DiskConfig {
-        id: "disk".into(),
-        path: path.clone(),
-        format: DiskFormat::Qcow2,
-        backing: Vec::new(),
-        access: DiskAccess::ReadWrite,
-        root: false,
-        was: None,
-        limits: None,
-    };
+    let config = DiskConfig::new("disk", path.clone(), DiskFormat::Qcow2, DiskAccess::ReadWrite);
     let disk = Disk::open(&config, dir.path()).unwrap();
     let memory = memory::allocate(64).unwrap();
     memory.write_slice(&[0xab; 512], GuestAddress(DATA_AT)).unwrap();
