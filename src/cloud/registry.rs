@@ -73,7 +73,7 @@ impl Images<'_> {
     /// Lists all registered images, and the embedded one, which is not registered before its first use.
     fn known(&self) -> Result<Vec<ImageRecord>, CloudError> {
         let mut records: Vec<ImageRecord> = self.cloud.records()?;
-        records.retain(|record| record.status.deregistered.is_none());
+        records.retain(is_registered);
         if records.iter().all(|record| record.meta.id != embedded::id()) {
             records.retain(|record| record.spec.name != embedded::NAME);
             records.push(embedded_record());
@@ -95,18 +95,23 @@ impl Images<'_> {
     pub(super) fn register_embedded(&self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.cloud.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
-        if known.is_some_and(|record| record.status.deregistered.is_none()) {
+        if known.as_ref().is_some_and(is_registered) {
             return Ok(());
         }
         self.cloud.store.write::<_, CloudError>(|tx| {
+            // Another command may have registered it in the meantime, and tagged it.
+            let known = tx.get::<ImageRecord>(&id.to_string())?;
+            if known.as_ref().is_some_and(is_registered) {
+                return Ok(());
+            }
             for mut record in tx.list::<ImageRecord>()? {
-                if record.spec.name == embedded::NAME && record.status.deregistered.is_none() {
+                if record.spec.name == embedded::NAME && is_registered(&record) {
                     record.status.deregistered = Some(now());
                     tx.put(&mut record)?;
                 }
             }
             let mut record = embedded_record();
-            match tx.get::<ImageRecord>(&id.to_string())? {
+            match known {
                 Some(known) => {
                     record.meta.generation = known.meta.generation;
                     Ok(tx.put(&mut record)?)
@@ -185,6 +190,10 @@ impl Images<'_> {
     }
 }
 
+fn is_registered(record: &ImageRecord) -> bool {
+    record.status.deregistered.is_none()
+}
+
 fn refuse_embedded(id: ImageId, change: &str) -> Result<(), CloudError> {
     if id != embedded::id() {
         return Ok(());
@@ -234,7 +243,7 @@ pub(super) fn new_record(name: &str, description: &str) -> ImageRecord {
 }
 
 fn name_is_free(tx: &Transaction, name: &str) -> Result<(), CloudError> {
-    let is_it = |known: &ImageRecord| known.status.deregistered.is_none() && known.spec.name == name;
+    let is_it = |known: &ImageRecord| is_registered(known) && known.spec.name == name;
     if name != embedded::NAME && !tx.list::<ImageRecord>()?.iter().any(is_it) {
         return Ok(());
     }

@@ -189,7 +189,7 @@ impl Volumes<'_> {
         self.find(&id.to_string())
     }
 
-    /// Removes a volume's attachment to `instance` from both records. Does nothing if it is not attached to it any more.
+    /// Removes a volume's attachment to `instance` from both records. Does nothing if it is not attached to `instance`.
     fn forget_attachment(&self, id: VolumeId, instance: InstanceId) -> Result<(), CloudError> {
         self.cloud.store.write(|tx| {
             let mut volume = get_volume(tx, id)?;

@@ -137,3 +137,49 @@ fn set_elastic_address(
     }
     Ok(record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INSTANCE: &str = "i-0123456789abcdef0";
+
+    fn stopped_instance() -> InstanceRecord {
+        let record = serde_json::json!({
+            "meta": {"id": INSTANCE, "created": 1, "generation": 0},
+            "spec": {
+                "image_id": "ami-0123456789abcdef0", "key_name": null, "user_data": null, "shutdown_behavior": "stop",
+                "termination_protection": false,
+                "size": {"instance_type": "t3.nano", "vcpus": 1, "threads_per_core": 1, "memory_mib": 192},
+            },
+            "status": {
+                "launch": {"reservation_id": "r-0123456789abcdef0", "launch_index": 0, "image_name": "none"},
+                "state": "stopped", "state_reason": null, "launch_time": 1, "terminated": null, "block_devices": [],
+                "network": {
+                    "vpc_id": "vpc-0123456789abcdef0", "subnet_id": "subnet-0123456789abcdef0", "zone": "us-east-1a",
+                    "private_ip": "172.31.0.4", "wants_public_ip": false,
+                },
+            },
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[test]
+    fn associate_replaces_association_with_same_instance() {
+        let directory = tempfile::tempdir().unwrap();
+        let cloud = Cloud::at(Home::at(directory.path()).unwrap()).unwrap();
+        cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut stopped_instance())?)).unwrap();
+        let [first, second] = [(); 2].map(|()| cloud.addresses().allocate(BTreeMap::new()).unwrap());
+        let associate = |address: &AddressRecord| {
+            cloud.addresses().associate(&address.meta.id.to_string(), INSTANCE, false).unwrap()
+        };
+        let associated = [associate(&first), associate(&first)];
+        assert_ne!(associated[0].spec.association, associated[1].spec.association);
+        associate(&second);
+        let addresses = cloud.addresses().list().unwrap();
+        let holders: Vec<bool> = addresses.iter().map(|address| address.instance().is_some()).collect();
+        assert_eq!(holders, [false, true]);
+        let network = cloud.instances().find(INSTANCE).unwrap().status.network.unwrap();
+        assert_eq!(network.elastic_address, Some(second.meta.id));
+    }
+}
