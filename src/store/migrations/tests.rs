@@ -77,124 +77,9 @@ fn groups_and_instances_of_version_2_move_to_default_vpc() {
     assert_eq!(record_text(&store, "volumes", "vol-1"), r#"{"meta":{"generation":1},"status":{"backing":null}}"#);
 }
 
-/// Creates a store of version 6 with a record of each kind.
+/// Creates a store of version 6 with records of each kind.
 fn store_of_version_6() -> (Connection, tempfile::TempDir) {
-    let tables = [
-        "instances",
-        "volumes",
-        "snapshots",
-        "images",
-        "key_pairs",
-        "client_tokens",
-        "security_groups",
-        "vpcs",
-        "subnets",
-        "addresses",
-        "usage_cursors",
-        "settings",
-    ];
-    let statements = "
-        CREATE UNIQUE INDEX image_names ON images (json_extract(record, '$.name'))
-            WHERE json_extract(record, '$.deregistered') IS NULL;
-        CREATE UNIQUE INDEX default_vpc ON vpcs (json_extract(record, '$.is_default'))
-            WHERE json_extract(record, '$.is_default');
-        CREATE UNIQUE INDEX address_ips ON addresses (json_extract(record, '$.public_ip'));
-        CREATE UNIQUE INDEX security_group_names
-            ON security_groups (json_extract(record, '$.vpc_id'), json_extract(record, '$.name'));
-        CREATE TABLE usage (
-            instance TEXT NOT NULL, number INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (instance, number)
-        ) STRICT, WITHOUT ROWID;
-    ";
-    let (old, directory) = old_store(6, &tables, statements);
-    let put = |table: &str, key: &str, record: Value| add(&old, table, key, &record.to_string());
-    let layer = json!({"file": "volumes/base.qcow2", "format": "qcow2"});
-    put(
-        "instances",
-        INSTANCE,
-        json!({
-            "id": INSTANCE, "reservation_id": "r-0123456789abcdef0", "launch_index": 1, "client_token": "token",
-            "image_id": IMAGE, "image_name": "web", "instance_type": "t3.nano", "vcpus": 2, "threads_per_core": 2,
-            "memory_mib": 512, "overridden": true, "state": "stopped", "state_reason": null,
-            "state_transition_reason": "User initiated", "created": 5, "sequence": 7, "launch_time": 6, "starts": 3,
-            "terminated": null, "key_name": "me", "user_data": "ZGF0YQ==", "shutdown_behavior": "terminate",
-            "termination_protection": true, "hibernation": true,
-            "block_devices": [{
-                "device_name": "/dev/xvda", "volume_id": VOLUME, "delete_on_termination": true, "attach_time": 5,
-            }],
-            "cmdline": "quiet",
-            "network": {
-                "vpc_id": VPC, "subnet_id": "subnet-0123456789abcdef0", "zone": "us-east-1a",
-                "private_ip": "10.0.0.4", "wants_public_ip": false,
-            },
-            "cpu_credits": "standard", "credits": null, "no_limits": true, "tags": {"Name": "web"},
-        }),
-    );
-    put(
-        "volumes",
-        VOLUME,
-        json!({
-            "id": VOLUME, "size": 1024, "volume_type": "gp3", "iops": 4000, "throughput": 250, "state": "in-use",
-            "created": 8, "snapshot_id": "snap-0123456789abcdef0", "image_id": IMAGE, "file": "a.qcow2",
-            "backing": [layer], "generation": 4, "tags": {"Name": "data"},
-            "attachment": {
-                "instance_id": INSTANCE, "device_name": "/dev/xvda", "attach_time": 5, "delete_on_termination": true,
-            },
-        }),
-    );
-    put(
-        "snapshots",
-        "snap-0123456789abcdef0",
-        json!({
-            "id": "snap-0123456789abcdef0", "volume_id": VOLUME, "size": 1024, "state": "completed", "started": 9,
-            "description": "before", "file": "b.qcow2", "backing": null, "image_id": IMAGE, "tags": {},
-        }),
-    );
-    for (id, deregistered) in [(IMAGE, Value::Null), ("ami-1123456789abcdef0", json!(12))] {
-        put(
-            "images",
-            id,
-            json!({
-                "id": id, "name": "web", "description": "a server", "created": 10, "owner": "me",
-                "visibility": "public", "source_instance": INSTANCE, "deregistered": deregistered, "tags": {},
-            }),
-        );
-    }
-    put(
-        "key_pairs",
-        "me",
-        json!({
-            "id": "key-0123456789abcdef0", "name": "me", "fingerprint": "SHA256:x", "key_type": "rsa",
-            "public_key": "ssh-rsa AAAA", "created": 11, "tags": {},
-        }),
-    );
-    put(
-        "security_groups",
-        "sg-0123456789abcdef0",
-        json!({"id": "sg-0123456789abcdef0", "vpc_id": VPC, "name": "web", "description": "", "rules": []}),
-    );
-    put("vpcs", VPC, json!({"id": VPC, "cidr": "10.0.0.0/16", "is_default": true}));
-    put(
-        "subnets",
-        "subnet-0123456789abcdef0",
-        json!({
-            "id": "subnet-0123456789abcdef0", "vpc_id": VPC, "vpc_cidr": "10.0.0.0/16", "cidr": "10.0.0.0/24",
-            "zone": "us-east-1a", "default_for_zone": true, "map_public_ip": false,
-        }),
-    );
-    put(
-        "addresses",
-        "eipalloc-0123456789abcdef0",
-        json!({
-            "id": "eipalloc-0123456789abcdef0", "public_ip": "127.18.0.1",
-            "association": {"id": "eipassoc-0123456789abcdef0", "instance_id": INSTANCE},
-        }),
-    );
-    put(
-        "client_tokens",
-        "token",
-        json!({"token": "token", "parameters": "x", "reservation_id": "r-0123456789abcdef0", "created": 5}),
-    );
-    (old, directory)
+    old_store(6, &[], include_str!("version_6.sql"))
 }
 
 #[test]
@@ -248,6 +133,7 @@ fn records_of_version_6_have_spec_and_status() {
     let address: AddressRecord = get(&store, "eipalloc-0123456789abcdef0");
     assert_eq!(address.instance().unwrap().to_string(), INSTANCE);
     assert_eq!(get::<ClientToken>(&store, "token").created, 5);
+    assert_eq!(get::<MetadataDefaults>(&store, MetadataDefaults::KEY), MetadataDefaults::default());
     assert_eq!(store.take_damaged(), [] as [String; 0]);
 }
 
