@@ -8,7 +8,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    #[error("this host has {cpus} usable CPUs for {vcpus} vCPUs")]
+    #[error("usable CPUs: {cpus}, vCPUs: {vcpus}")]
     FewerCpus { cpus: usize, vcpus: u32 },
     #[error("cannot find the threads of the vCPUs")]
     NoThreads,

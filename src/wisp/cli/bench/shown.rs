@@ -111,7 +111,10 @@ impl Shown<'_> {
         }
         notes.extend(self.pinned());
         notes.extend(self.report.types.iter().filter_map(not_pinned));
-        notes.extend(self.report.types.iter().filter_map(credits));
+        let credits: Vec<String> = self.report.types.iter().filter_map(credits).collect();
+        if !credits.is_empty() {
+            notes.push(format!("Each run started with the CPU credits of a new launch ({}).", credits.join("; ")));
+        }
         notes
     }
 
@@ -142,13 +145,10 @@ fn not_pinned(of: &TypeReport) -> Option<String> {
     Some(format!("The vCPUs of {} were not pinned: {why}.", of.request.instance_type.name))
 }
 
+/// Describes the CPU credits of a burstable type.
 fn credits(of: &TypeReport) -> Option<String> {
     let (name, credits, mode) = (of.request.instance_type.name, of.request.instance_type.credits?, of.limits.credits?);
-    let baseline = credits.baseline_percent;
-    Some(format!(
-        "{name} has a baseline of {baseline}% of each vCPU and uses CPU credits above it ({mode} mode). Each run started \
-         with the CPU credits of a new launch."
-    ))
+    Some(format!("{name}: {mode} mode, baseline {}% of each vCPU", credits.baseline_percent))
 }
 
 /// Compares a type with the fastest type, in a few words.
@@ -179,6 +179,7 @@ pub mod tests {
     use cloud::bench::measure::{COMMAND, Measure, chosen};
     use ec2::capacity::InstanceSize;
     use ec2::catalog;
+    use ec2::credits::CreditMode;
 
     pub fn samples(figures: &[f64]) -> Vec<Sample> {
         let observed = Observed { cpu_share: 1.0, ..Observed::default() };
@@ -270,9 +271,12 @@ pub mod tests {
         let pinned = "vCPUs were pinned to CPUs 0, 1, the same for all types.";
         let stopped = "Stopped after 5 runs: another would exceed 10 min.";
         assert_eq!(shown(&report).notes(), [stopped, shared, pinned]);
-        report.types[1].pinning = Some(Err("this host has 1 usable CPUs for 2 vCPUs".into()));
-        let not_pinned = "The vCPUs of m5.large were not pinned: this host has 1 usable CPUs for 2 vCPUs.";
-        assert_eq!(shown(&report).notes()[3], not_pinned);
+        report.types[1].pinning = Some(Err("usable CPUs: 1, vCPUs: 2".into()));
+        report.types[0].limits.credits = Some(CreditMode::Unlimited);
+        let not_pinned = "The vCPUs of m5.large were not pinned: usable CPUs: 1, vCPUs: 2.";
+        let credits = "Each run started with the CPU credits of a new launch (t3.micro: unlimited mode, baseline 10% of \
+                       each vCPU).";
+        assert_eq!(shown(&report).notes()[3..], [not_pinned, credits]);
     }
 
     #[test]
