@@ -4,7 +4,9 @@
 //! each device has its own lock. An address without a device reads as all ones and ignores writes, as on a PC bus.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use machine::sync::lock;
 
 pub trait BusDevice: Send {
     /// Reads `data.len()` bytes (1 to 8) at `offset` within the device's range. `data` is all ones before the call.
@@ -53,13 +55,13 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+            lock(device).read(offset, data);
         }
     }
 
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+            lock(device).write(offset, data);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::virtio::block::{DiskHandle, DiskInfo};
 use super::virtio::interrupt::{Interrupt, status};
@@ -14,6 +14,7 @@ use machine::config::{ConfigError, DiskConfig};
 use machine::control::{DiskRecord, Message};
 use machine::limits::DiskLimits;
 use machine::passed_files::FdTable;
+use machine::sync::lock;
 
 #[derive(Debug, Default)]
 pub struct DiskSlots {
@@ -187,7 +188,7 @@ impl DiskSlots {
     }
 
     fn begin_change(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A machine with running vCPUs.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -21,6 +21,7 @@ use machine::control::{GuestFaultRecord, Message, NewOverlay, VmmStatus};
 use machine::end::End;
 use machine::kept_balance::KeptBalance;
 use machine::passed_files::FdTable;
+use machine::sync::lock;
 use machine::usage::Clock;
 
 const ALREADY_STOPPING: &str = "the machine is already stopping";
@@ -54,7 +55,7 @@ impl RunningMachine {
         self.vcpus.iter().for_each(VcpuHandle::kick);
         self.vcpus.drain(..).for_each(VcpuHandle::join);
         for device in &self.devices.virtio {
-            device.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
+            lock(device).shut_down();
         }
     }
 
@@ -71,7 +72,7 @@ impl RunningMachine {
     }
 
     fn press_ctrl_alt_del(&self) -> Message {
-        let mut i8042 = self.devices.i8042.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut i8042 = lock(&self.devices.i8042);
         if i8042.press_ctrl_alt_del() {
             Message::Done
         } else {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,6 +42,7 @@ use machine::end::EndSender;
 use machine::limits::DiskLimits;
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::passed_files::FdTable;
+use machine::sync::lock;
 use machine::timeline::{Timeline, monotonic_ns};
 use netstack::NetstackConfig;
 use netstack::broker::LinkSockets;
@@ -231,7 +232,7 @@ fn agent_ports(
     let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
     let noted = Arc::clone(&resumed);
     let on_ready = Box::new(move || {
-        noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&noted).clear();
         // Cannot fail: each write adds one to a counter that would take centuries to overflow.
         for event in release.iter().chain([&ready]) {
             let _ = event.write(1);

@@ -20,7 +20,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,6 +37,7 @@ use job::{ImmediateRequest, JobThread, Request};
 use machine::control::{ControlServer, Message, VmmStatus};
 use machine::end::{End, EndReceiver};
 use machine::launch::Launcher;
+use machine::sync::lock;
 use machine::usage::Reading;
 
 const END_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -243,7 +244,7 @@ impl EventLoop {
             let _ = serial_room.read();
             socket.resume()
         } else if socket.terminal() == Some(fd) {
-            socket.serve(events, &mut serial.lock().unwrap_or_else(PoisonError::into_inner))
+            socket.serve(events, &mut lock(serial))
         } else if fd == socket.listener() {
             match socket.accept() {
                 Ok(terminal) => terminal.into_iter().for_each(|fd| self.watch_or_log(fd)),

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use machine::sync::lock;
 
 /// Set once, when the machine is killed. All later snapshots of the machine fail, too.
 #[derive(Debug, Default)]
@@ -48,6 +50,6 @@ impl Cancellation {
     }
 
     fn child(&self) -> MutexGuard<'_, Option<libc::pid_t>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.child)
     }
 }

@@ -29,6 +29,7 @@ use super::{
     ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice, read_config_bytes,
 };
 pub use disk_handle::{BorrowedDisk, DiskHandle, DiskInfo};
+use machine::sync::lock;
 pub use ring::Ring;
 use service::{BlockService, COMPLETED, KICKED, WANTED};
 use submitter::{MAX_RANGE_SECTORS, MAX_RANGES};
@@ -134,7 +135,7 @@ impl VirtioDevice for Block {
             wakeups.add(activation.queues[0].kick().as_raw_fd(), kicked, KICKED)?;
             wakeups.add(wanted.as_raw_fd(), kicked, WANTED)?;
             if let Some(ring) = &ring {
-                wakeups.add(service::lock(ring).as_raw_fd(), EventSet::IN, COMPLETED)?;
+                wakeups.add(lock(ring).as_raw_fd(), EventSet::IN, COMPLETED)?;
             }
             Ok(BlockService { disk, ring, activation, wakeups, wanted })
         });

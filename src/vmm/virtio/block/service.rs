@@ -1,6 +1,6 @@
 //! The thread of a block device: takes requests from the queue, within the disk's rate limits.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -17,6 +17,7 @@ use crate::virtio::queue::{self, QueueError, Virtqueue};
 use crate::virtio::wakeups::{Wakeups, timeout_ms};
 use crate::virtio::worker::Serve;
 use crate::virtio::{Activation, QueueState};
+use machine::sync::lock;
 
 /// Number of bytes to serve before checking for a pause. Without a limit, reads into the guest's ring could create
 /// requests endlessly. Each request counts as at least [`LEAST_REQUEST`] bytes.
@@ -172,9 +173,4 @@ fn wait_for_more(queue: &mut Virtqueue) -> Result<Option<Duration>, QueueError> 
 
 fn cache_mode(features: u64) -> CacheMode {
     if features & feature::FLUSH == 0 { CacheMode::WriteThrough } else { CacheMode::WriteBack }
-}
-
-/// Ignores poisoning: a thread that panicked has waited for its requests in flight.
-pub(super) fn lock(ring: &Mutex<Ring>) -> MutexGuard<'_, Ring> {
-    ring.lock().unwrap_or_else(PoisonError::into_inner)
 }

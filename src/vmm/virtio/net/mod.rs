@@ -18,7 +18,7 @@ mod tap;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -31,6 +31,7 @@ pub use backend::Backend;
 use machine::config::NetConfig;
 use machine::limits::{NetLimits, RateLimiter};
 use machine::passed_files::FdTable;
+use machine::sync::lock;
 use machine::timeline::monotonic_ns;
 use netstack::broker::{LinkSockets, PortsClient};
 use netstack::{NetstackConfig, Services};
@@ -128,7 +129,7 @@ impl Port {
 
 impl Shared {
     fn port(&self) -> MutexGuard<'_, Port> {
-        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.port)
     }
 }
 
