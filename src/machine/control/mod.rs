@@ -211,6 +211,26 @@ pub struct VmmStatus {
     pub guest_resident_bytes: u64,
     /// Resident memory of the VMM, excluding guest memory.
     pub vmm_resident_bytes: u64,
+    /// The last statistics of the guest's balloon driver. Each status request makes the driver send new ones.
+    #[serde(default)]
+    pub guest_memory: Option<GuestMemoryRecord>,
+}
+
+/// Memory in bytes as the guest's balloon driver reports it. A hostile guest may report anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryRecord {
+    pub total_bytes: u64,
+    /// Unused memory, without the page cache.
+    pub free_bytes: u64,
+    /// An estimate of the memory that programs can get without swapping.
+    pub available_bytes: u64,
+}
+
+impl GuestMemoryRecord {
+    /// Returns the memory that the guest cannot give to programs.
+    pub fn used_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.available_bytes)
+    }
 }
 
 /// The number of errors of the guest's driver for one device.

@@ -21,6 +21,9 @@ pub(crate) trait ControlledMachine: Send + Sync {
     /// Must not wait for a job.
     fn status(&self) -> VmmStatus;
 
+    /// Requests new memory statistics of the guest, for a later status.
+    fn request_statistics(&self);
+
     /// Runs a job in the calling thread.
     fn perform(&self, job: Job) -> Outcome;
 

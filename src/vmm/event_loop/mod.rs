@@ -299,6 +299,7 @@ impl EventLoop {
             ImmediateRequest::Status => {
                 let is_ending = self.is_ending() || self.job.is_saving();
                 self.control.send(fd, &Message::Status(Box::new(VmmStatus { is_ending, ..machine.status() })));
+                machine.request_statistics();
             }
             ImmediateRequest::Subscribe => self.subscribe(fd),
             ImmediateRequest::EndAtReboot => {
