@@ -42,8 +42,8 @@ impl Images<'_> {
         check_name(name)?;
         self.check_name_is_free(name)?;
         let record = self.cloud.instances().find(&instance.to_string())?;
-        Action::ChangeVolumes.allowed(instance, record.state)?;
-        let source = self.open_by_id(record.image_id)?;
+        Action::ChangeVolumes.allowed(instance, record.status.state)?;
+        let source = self.open_by_id(record.spec.image_id)?;
         let (Some(root), Some(entry)) = (self.cloud.volumes().of(&record)?.into_iter().next(), &source.manifest.root)
         else {
             return Err(CloudError::refused(
@@ -52,32 +52,36 @@ impl Images<'_> {
                 None,
             ));
         };
-        let of_source =
-            self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.image_id.to_string())?))?;
-        let imds_support = of_source.and_then(|image| image.imds_support);
-        let new = ImageRecord { source_instance: Some(instance), imds_support, ..new_record(name, description) };
+        let of_source = self
+            .cloud
+            .store
+            .read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.spec.image_id.to_string())?))?;
+        let imds_support = of_source.and_then(|image| image.spec.imds_support);
+        let mut new = new_record(name, description);
+        new.spec.source_instance = Some(instance);
+        new.spec.imds_support = imds_support;
         if moment == ImageConsistency::WithMemory {
             return self.create_with_memory(new, &record, &source, entry);
         }
-        let running = record.state == InstanceState::Running;
+        let running = record.status.state == InstanceState::Running;
         if running && moment == ImageConsistency::Written {
             self.cloud.dir(instance).sync(SYNC_TIMEOUT)?;
         }
         let snapshot = if running {
-            Some(self.cloud.snapshots().create(root.id, "Created for an image", Default::default())?)
+            Some(self.cloud.snapshots().create(root.meta.id, "Created for an image", Default::default())?)
         } else {
             None
         };
         let (file, backing) = match &snapshot {
-            Some(snapshot) => (&snapshot.file, &snapshot.backing),
-            None => (&root.file, &root.backing),
+            Some(snapshot) => (&snapshot.status.file, &snapshot.status.backing),
+            None => (&root.status.file, &root.status.backing),
         };
-        let made = layers::backing_files(&self.cloud.home, &root.id, backing.as_deref()).and_then(|backing| {
+        let made = layers::backing_files(&self.cloud.home, &root.meta.id, backing.as_deref()).and_then(|backing| {
             let disk = (self.cloud.home.volumes().join(file), backing);
             self.build(new, &source, entry, &disk, |_| Ok(()))
         });
         if let Some(snapshot) = snapshot {
-            self.cloud.snapshots().delete(snapshot.id)?;
+            self.cloud.snapshots().delete(snapshot.meta.id)?;
         }
         made
     }
@@ -97,19 +101,19 @@ impl Images<'_> {
                 format!(
                     "The instance '{}' has volumes other than its root volume. An image with memory can contain only \
                      the root volume.",
-                    record.id
+                    record.meta.id
                 ),
                 Some("Detach the other volumes first: `wisp volume detach`.".into()),
             ));
         }
         // The image can also be cold-booted, so the disk must be consistent.
-        self.cloud.dir(record.id).sync(SYNC_TIMEOUT)?;
+        self.cloud.dir(record.meta.id).sync(SYNC_TIMEOUT)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.cloud.instances().freeze(record)?;
         drop(sweeping);
         let root = &volumes[0];
         let memory = ImageMemory::of_instance(record, disk_id(root));
-        let backing = layers::backing_files(&self.cloud.home, &root.id, root.backing.as_deref())?;
-        let disk = (self.cloud.home.volumes().join(&root.file), backing);
+        let backing = layers::backing_files(&self.cloud.home, &root.meta.id, root.status.backing.as_deref())?;
+        let disk = (self.cloud.home.volumes().join(&root.status.file), backing);
         let put = |bundle: &Path| memory.put(saved.path(), bundle);
         self.build(new, source, entry, &disk, put)
     }
@@ -126,8 +130,8 @@ impl Images<'_> {
     ) -> Result<ImageRecord, CloudError> {
         let (_lock, scratch) = self.scratch()?;
         let mut manifest = source.manifest.clone();
-        manifest.name.clone_from(&record.name);
-        manifest.description.clone_from(&record.description);
+        manifest.name.clone_from(&record.spec.name);
+        manifest.description.clone_from(&record.spec.description);
         for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
             let (from, to) = (source.dir.join(&file), scratch.path().join(&file));
             // A hard link takes no space, but works only within one file system.

@@ -42,10 +42,10 @@ impl ImageMemory {
 
     pub(super) fn of_instance(record: &InstanceRecord, root: String) -> ImageMemory {
         ImageMemory {
-            cpus: CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core },
-            memory_mib: record.memory_mib,
-            instance_type: record.instance_type.clone(),
-            overridden: record.overridden,
+            cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
+            memory_mib: record.spec.size.memory_mib,
+            instance_type: record.spec.size.instance_type.clone(),
+            overridden: record.spec.size.overridden,
             root,
         }
     }

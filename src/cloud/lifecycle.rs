@@ -38,7 +38,7 @@ impl Instances<'_> {
         let lock = self.lock_to_start(&dir)?;
         let started = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
-            let previous = record.state;
+            let previous = record.status.state;
             if Action::Start.allowed(id, previous)? == Transition::Already {
                 return Ok((previous, record, None));
             }
@@ -46,18 +46,18 @@ impl Instances<'_> {
                 return Err(id.incorrect_state("stopping", "started").into());
             };
             check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
-            record.state = InstanceState::Pending;
+            record.status.state = InstanceState::Pending;
             record.clear_reason();
-            record.launch_time = now();
+            record.status.launch_time = now();
             // Instances created by a version without networking get a network interface now.
             let spec = NetworkSpec::default();
-            let mut network = match record.network.take() {
+            let mut network = match record.status.network.take() {
                 Some(network) => network,
                 None => Placement::choose(tx, &spec)?.interface(&spec, MetadataOptions::default()),
             };
             AddressPool::taken(tx, &self.cloud.home)?.give(&mut network)?;
-            record.network = Some(network);
-            tx.put(&record)?;
+            record.status.network = Some(network);
+            tx.put(&mut record)?;
             Ok((previous, record, Some(lock)))
         })?;
         let (previous, record, Some(lock)) = started else {
@@ -87,7 +87,7 @@ impl Instances<'_> {
 
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
     fn lock_to_start(&self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
-        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.state {
+        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.status.state {
             // An exiting VMM may hold the lock for a moment longer.
             InstanceState::Stopped => Ok(dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))?),
             // A VMM that is being killed does not respond, but holds the lock for a moment longer.
@@ -131,13 +131,13 @@ impl Instances<'_> {
         if !dir.unless_gone(answers(&dir))? {
             self.reconcile_instance(id)?;
         }
-        self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
+        self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.status.state))
     }
 
     /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
     fn ended_before(&self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
-        let state = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
+        let state = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state;
         let what = format!("The instance '{id}' ended before {event}. It is now {state}.");
         let hint = (state == InstanceState::Stopped).then(|| format!("Start it again with `wisp start {id}`."));
         Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
@@ -153,7 +153,7 @@ impl Instances<'_> {
         if cold || !dir.is_hibernated() {
             dir.forget_hibernated()?;
         }
-        let image = self.cloud.images().open_by_id(record.image_id)?;
+        let image = self.cloud.images().open_by_id(record.spec.image_id)?;
         let source = dir.hibernated().map_or(Source::Boot, Source::Hibernated);
         let plan = self.plan_start(record, lock, &image, &self.cloud.volumes().of(record)?, source);
         Ok(self.start_all([plan])?.remove(0))
@@ -162,7 +162,7 @@ impl Instances<'_> {
     /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.
     pub fn reboot(&self, id: InstanceId) -> Result<MachineHandle, CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        Action::Reboot.allowed(id, record.state)?;
+        Action::Reboot.allowed(id, record.status.state)?;
         let dir = self.cloud.dir(id);
         let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
         let restarted = dir.reboot_by(timeout, || {

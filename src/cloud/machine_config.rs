@@ -25,15 +25,15 @@ pub(super) const ROOT: &str = "root";
 /// order of its block devices, then its instance-store disks.
 pub(super) fn of_instance(record: &InstanceRecord, image: &Image, mut disks: Vec<DiskConfig>) -> MachineConfig {
     let mut kernel = image_kernel(image);
-    add_options(&mut kernel, record.cmdline.as_deref());
-    name_host(&mut kernel, &record.id);
-    if let Some(first) = disks.first_mut().filter(|_| !record.block_devices.is_empty()) {
+    add_options(&mut kernel, record.spec.cmdline.as_deref());
+    name_host(&mut kernel, &record.meta.id);
+    if let Some(first) = disks.first_mut().filter(|_| !record.status.block_devices.is_empty()) {
         first.root = true;
     }
-    let cpus = CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core };
+    let cpus = CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core };
     let disk_slots = (disks.len() + FREE_SLOTS).min(MAX_DISKS);
-    let identity = identity(record.id, &record.instance_type);
-    MachineConfig { disk_slots, ..machine(cpus, record.memory_mib, kernel, disks, identity) }
+    let identity = identity(record.meta.id, &record.spec.size.instance_type);
+    MachineConfig { disk_slots, ..machine(cpus, record.spec.size.memory_mib, kernel, disks, identity) }
 }
 
 /// Returns a machine configuration without free disk slots, a network device and limits.
@@ -65,8 +65,8 @@ fn with_kernel_share(memory_mib: u64) -> u64 {
 }
 
 pub fn volume_disk(home: &Home, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
-    let path = resolved(home.volumes().join(&volume.file));
-    let backing = layers::backing_files(home, &volume.id, volume.backing.as_deref())?;
+    let path = resolved(home.volumes().join(&volume.status.file));
+    let backing = layers::backing_files(home, &volume.meta.id, volume.status.backing.as_deref())?;
     Ok(DiskConfig { backing, ..DiskConfig::new(disk_id(volume), path, DiskFormat::Qcow2, DiskAccess::ReadWrite) })
 }
 

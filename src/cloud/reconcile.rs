@@ -43,9 +43,9 @@ impl Instances<'_> {
             Err(error) => return self.cloud.warn_failed("cannot check the instances", Err(error.into())),
         };
         for record in &records {
-            if record.state.has_machine() {
-                let reconciled = self.reconcile_instance(record.id);
-                self.cloud.warn_failed(&format!("cannot check {}", record.id), reconciled);
+            if record.status.state.has_machine() {
+                let reconciled = self.reconcile_instance(record.meta.id);
+                self.cloud.warn_failed(&format!("cannot check {}", record.meta.id), reconciled);
             }
         }
         let recorded = layers::record_missing(self.cloud);
@@ -73,7 +73,7 @@ impl Instances<'_> {
         }
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        if !record.state.has_machine() {
+        if !record.status.state.has_machine() {
             return Ok(());
         }
         let outcome = judge(&record, dir.end(), dir.is_hibernated());
@@ -93,9 +93,9 @@ impl Instances<'_> {
     /// interrupted stop is undone, unless the machine is about to end.
     fn reconcile_alive(&self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        if record.state == InstanceState::Pending {
+        if record.status.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
-            let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
+            let ids: Vec<InstanceId> = launched.iter().map(|record| record.meta.id).collect();
             // A VMM that does not respond may not have created its VM yet, and may still fail to.
             if ids.iter().all(|id| {
                 MachineHandle::connect(&self.cloud.dir(*id))
@@ -106,15 +106,15 @@ impl Instances<'_> {
             }
             return Ok(());
         }
-        if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
+        if !matches!(record.status.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
         let Some(_operation) = dir.unless_gone(dir.try_lock_operation())? else { return Ok(()) };
         // The command may have finished in the meantime.
-        if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
+        if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state != record.status.state {
             return Ok(());
         }
-        if record.state == InstanceState::ShuttingDown {
+        if record.status.state == InstanceState::ShuttingDown {
             self.cloud.warn(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
@@ -131,10 +131,10 @@ impl Instances<'_> {
         }
         self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
-            if record.state == InstanceState::Stopping {
-                record.state = InstanceState::Running;
+            if record.status.state == InstanceState::Stopping {
+                record.status.state = InstanceState::Running;
                 record.clear_reason();
-                tx.put(&record)?;
+                tx.put(&mut record)?;
             }
             Ok(())
         })?;
@@ -147,22 +147,24 @@ impl Instances<'_> {
     /// Returns the instances of the same launch as `record` that have not started yet.
     fn launched_with(&self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
-        records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
+        records.retain(|other| {
+            other.status.launch.reservation_id == record.status.launch.reservation_id && is_launching(other)
+        });
         Ok(records)
     }
 
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
-        for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
-            let dir = self.cloud.dir(other.id);
+        for other in self.launched_with(record)?.into_iter().filter(|other| other.meta.id != record.meta.id) {
+            let dir = self.cloud.dir(other.meta.id);
             let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
             // Instances without a machine are reconciled separately, each with its own reason.
             if has_machine {
                 self.cloud.warn(format!(
                     "{}: terminated because {} from the same launch did not start.",
-                    other.id, record.id
+                    other.meta.id, record.meta.id
                 ));
-                self.end_and_terminate(other.id, reason)?;
+                self.end_and_terminate(other.meta.id, reason)?;
             }
         }
         Ok(())
@@ -171,17 +173,20 @@ impl Instances<'_> {
     fn forget_old(&self, records: &[InstanceRecord]) -> Result<(), CloudError> {
         let now = now();
         let is_old = |record: &&InstanceRecord| {
-            record.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
+            record.status.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
         };
         let old: Vec<&InstanceRecord> = records.iter().filter(is_old).collect();
         let tokens: Vec<ClientToken> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
-        let expired: Vec<&ClientToken> = tokens.iter().filter(|token| token.created + TOKEN_LIFETIME <= now).collect();
-        if old.is_empty() && expired.is_empty() {
+        let is_expired = |token: &ClientToken| token.created + TOKEN_LIFETIME <= now;
+        if old.is_empty() && !tokens.iter().any(is_expired) {
             return Ok(());
         }
         self.cloud.store.write(|tx| {
-            old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.id.to_string()))?;
-            expired.iter().try_for_each(|token| tx.remove::<ClientToken>(&token.token))
+            old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.meta.id.to_string()))?;
+            // A launch may have used an expired token again in the meantime.
+            let tokens = tx.list::<ClientToken>()?;
+            let mut expired = tokens.iter().filter(|token| is_expired(token));
+            expired.try_for_each(|token| tx.remove::<ClientToken>(&token.token))
         })?;
         Ok(())
     }
@@ -198,9 +203,9 @@ impl Instances<'_> {
             let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Ok(id) = name.strip_prefix(GONE).unwrap_or(&name).parse::<InstanceId>() else { continue };
-            let record = records.iter().find(|record| record.id == id);
+            let record = records.iter().find(|record| record.meta.id == id);
             let is_gone = name.starts_with(GONE);
-            if is_gone || record.is_none_or(|record| record.state == InstanceState::Terminated) {
+            if is_gone || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
                 let removed = sweep_directory(&InstanceDir::of(&self.cloud.home, id), is_gone);
                 swept |= matches!(removed, Ok(true));
                 self.cloud.warn_failed(
@@ -235,18 +240,18 @@ fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, MachineErro
 
 /// Returns true if the launch that created the instance has not completed.
 fn is_launching(record: &InstanceRecord) -> bool {
-    record.state == InstanceState::Pending && record.starts == 0
+    record.status.state == InstanceState::Pending && record.status.starts == 0
 }
 
 /// Decides the new state of an instance that has no machine although its record says that it has one.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
-    let id = record.id;
+    let id = record.meta.id;
     let stopped = |reason: StateReason, warning: Option<String>| Outcome { terminated: false, reason, warning };
     let failed = |what: String| {
         let warning = format!("{id}: {what}; the instance is now stopped. `wisp console {id}` shows its last output.");
         stopped(StateReason::internal_error(&what), Some(warning))
     };
-    match (record.state, end) {
+    match (record.status.state, end) {
         (InstanceState::ShuttingDown, _) => Outcome {
             terminated: true,
             reason: StateReason::user_initiated(),
@@ -266,7 +271,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         // The instance hibernated, or it failed to resume.
         (_, _) if hibernated => stopped(StateReason::user_hibernated(), None),
         (InstanceState::Stopping, _) => stopped(StateReason::user_initiated(), None),
-        (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {
+        (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.spec.shutdown_behavior {
             ShutdownBehavior::Stop => stopped(StateReason::instance_initiated(), None),
             ShutdownBehavior::Terminate => {
                 Outcome { terminated: true, reason: StateReason::instance_initiated(), warning: None }

@@ -51,10 +51,10 @@ impl Instances<'_> {
         volumes: &[VolumeRecord],
         source: Source,
     ) -> Result<InstanceStart, CloudError> {
-        let dir = self.cloud.dir(record.id);
+        let dir = self.cloud.dir(record.meta.id);
         let mut disks =
             volumes.iter().map(|volume| volume_disk(&self.cloud.home, volume)).collect::<Result<Vec<_>, _>>()?;
-        disks.extend(dir.make_instance_store(&catalog::find(&record.instance_type)?.instance_store())?);
+        disks.extend(dir.make_instance_store(&catalog::find(&record.spec.size.instance_type)?.instance_store())?);
         let mut plan = StartPlan::new(dir, lock, of_instance(record, image, disks), monotonic_ns());
         let is_copy = matches!(source, Source::Copy { .. });
         if let Some(seed) = self.seed_of(record, &image.manifest, is_copy)? {
@@ -72,7 +72,7 @@ impl Instances<'_> {
                 Some(restore)
             }
         };
-        let interface = record.network.clone().filter(is_in_vpc);
+        let interface = record.status.network.clone().filter(is_in_vpc);
         Ok(InstanceStart { plan, interface })
     }
 

@@ -67,8 +67,9 @@ impl Images<'_> {
         let name = new.name.clone().unwrap_or(manifest.name);
         check_name(&name)?;
         let description = new.description.as_ref().unwrap_or(&manifest.description);
-        let (visibility, imds_support) = (new.visibility, manifest.imds_support);
-        let record = ImageRecord { visibility, imds_support, ..new_record(&name, description) };
+        let mut record = new_record(&name, description);
+        record.spec.visibility = new.visibility;
+        record.spec.imds_support = manifest.imds_support;
         self.register(record, scratch)
     }
 

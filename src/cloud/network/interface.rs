@@ -26,16 +26,16 @@ pub(crate) struct Interfaces<'a> {
 impl Interfaces<'_> {
     /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started.
     pub fn plan(&self, start: &mut StartPlan, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(network) = &record.network else {
-            start.machine.net = Some(device(record.id));
+        let Some(network) = &record.status.network else {
+            start.machine.net = Some(device(record.meta.id));
             return Ok(());
         };
         let link = self.netstack_config(record, network)?;
         if is_in_vpc(network) {
-            start.set_link(device(record.id), link);
+            start.set_link(device(record.meta.id), link);
             return Ok(());
         }
-        plan(start, record.id, link, network.mode);
+        plan(start, record.meta.id, link, network.mode);
         if network.mode == NetworkMode::Auto
             && let Err(error) = passt::check()
         {
@@ -47,14 +47,14 @@ impl Interfaces<'_> {
     /// Returns the netstack configuration of an instance with the interface `network`.
     fn netstack_config(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.cloud.store.read(|tx| {
-            let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            let key = record.spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            groups.retain(|group| network.security_groups.contains(&group.id));
+            groups.retain(|group| network.security_groups.contains(&group.meta.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
             let filter = filters(&groups, &instances, network);
             let known = Known {
                 subnet: by_id(tx, network.subnet_id)?,
-                public_key: key.map(|key| key.public_key),
+                public_key: key.map(|key| key.spec.public_key),
                 volumes: volumes_of(tx, record)?,
                 groups,
             };
@@ -64,8 +64,10 @@ impl Interfaces<'_> {
 
     /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
     pub fn push(&self, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
-        let dir = self.cloud.dir(record.id);
+        let Some(network) = record.status.network.as_ref().filter(|_| record.status.state.has_machine()) else {
+            return Ok(());
+        };
+        let dir = self.cloud.dir(record.meta.id);
         let link = dir.write_link(&self.netstack_config(record, network)?)?;
         let reloaded =
             MachineHandle::connect(&dir).and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
@@ -75,7 +77,7 @@ impl Interfaces<'_> {
             Ok(_) | Err(MachineError { failure: Failure::Control(_), .. }) => Vec::new(),
             Err(error) => vec![error.to_string()],
         };
-        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.id));
+        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.meta.id));
         self.cloud.warnings.borrow_mut().extend(warnings);
         Ok(())
     }
