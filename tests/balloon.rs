@@ -10,7 +10,6 @@ use common::machines::{Machine, config};
 use common::{DEADLINE, Wisp};
 use machine::MachineConfig;
 use machine::control::{ControlRequest, Message};
-use machine::end::End;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -50,14 +49,16 @@ fn assert_freed_memory_returns(machine: &mut Machine) {
     }
 }
 
-/// Saves the machine into the directory `saved` and ends it. Returns its own directory.
-fn hibernate(mut machine: Machine, saved: &Path) -> TempDir {
-    machine.control.send(&ControlRequest::Save { dir: saved.into() }).unwrap();
-    let Message::Ended { end: End::Saved, .. } = machine.control.receive(Some(DEADLINE)).unwrap() else {
-        panic!("{}", fs::read_to_string(machine.path("vmm.log")).unwrap());
-    };
+/// Ends the machine by a request, and returns its directory.
+fn end(mut machine: Machine, request: &ControlRequest) -> TempDir {
+    let message = machine.ask(request);
+    assert!(matches!(message, Message::Ended { .. }), "{message:?}");
     machine.vmm.wait().unwrap();
     std::mem::replace(&mut machine.dir, tempfile::tempdir().unwrap())
+}
+
+fn hibernate(machine: Machine, saved: &Path) -> TempDir {
+    end(machine, &ControlRequest::Save { dir: saved.into() })
 }
 
 #[test]
@@ -92,11 +93,9 @@ fn freed_memory_returns_to_host_and_snapshots_stay_exact() {
     // This snapshot contains only the pages that differ from the first one.
     let dir = hibernate(machine, &second);
     assert!(second.join("base").exists(), "the second snapshot is complete");
-    let mut machine = restore(dir, &second);
+    let machine = restore(dir, &second);
     assert_eq!(machine.shell(CHECK), digest);
 
-    machine.vmm.kill().unwrap();
-    machine.vmm.wait().unwrap();
-    let dir = std::mem::replace(&mut machine.dir, tempfile::tempdir().unwrap());
+    let dir = end(machine, &ControlRequest::Kill { by: "a test".into() });
     assert_eq!(restore(dir, &fork).shell(CHECK), digest);
 }
