@@ -36,6 +36,9 @@ const FILES_AT_A_TIME: usize = 100;
 pub enum ControlRequest {
     /// Response: [`Message::Status`].
     Status,
+    /// Request new memory statistics from the guest's balloon driver, for a later status. They cost the guest some
+    /// thousand instructions. Response: [`Message::Done`], without waiting for the driver.
+    RefreshGuestMemory,
     /// Send [`Message::Ready`] (at once if already ready) and [`Message::Ended`]. Response: [`Message::Done`].
     Subscribe,
     /// Press Ctrl+Alt+Del. Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
@@ -211,7 +214,7 @@ pub struct VmmStatus {
     pub guest_resident_bytes: u64,
     /// Resident memory of the VMM, excluding guest memory.
     pub vmm_resident_bytes: u64,
-    /// The last statistics of the guest's balloon driver. Each status request makes the driver send new ones.
+    /// The last statistics of the guest's balloon driver ([`ControlRequest::RefreshGuestMemory`]).
     #[serde(default)]
     pub guest_memory: Option<GuestMemoryRecord>,
 }

@@ -64,6 +64,7 @@ pub(super) enum Request {
 #[derive(Debug)]
 pub(super) enum ImmediateRequest {
     Status,
+    RefreshGuestMemory,
     Subscribe,
     EndAtReboot,
     Kill { by: String },
@@ -75,6 +76,7 @@ impl Request {
         let now = |request| Some(Request::Immediate(request));
         Some(Request::Job(match request {
             ControlRequest::Status => return now(ImmediateRequest::Status),
+            ControlRequest::RefreshGuestMemory => return now(ImmediateRequest::RefreshGuestMemory),
             ControlRequest::Subscribe => return now(ImmediateRequest::Subscribe),
             ControlRequest::EndAtReboot => return now(ImmediateRequest::EndAtReboot),
             ControlRequest::Kill { by } => return now(ImmediateRequest::Kill { by }),

@@ -13,7 +13,7 @@ use super::{history, limits, open_cloud};
 use cloud::Cloud;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
-use machine::control::VmmStatus;
+use machine::control::{ControlRequest, VmmStatus};
 use node::instance::MachineHandle;
 use store::InstanceRecord;
 
@@ -118,9 +118,11 @@ fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut samples = HashMap::new();
     for record in &records {
         // Skip an instance whose VMM does not respond, for example because it has just exited.
-        if let Ok(status) = MachineHandle::connect(&cloud.dir(record.meta.id)).and_then(|mut client| client.status()) {
-            samples.insert(record.meta.id, Sample { at: Instant::now(), status });
-        }
+        let Ok(mut machine) = MachineHandle::connect(&cloud.dir(record.meta.id)) else { continue };
+        let Ok(status) = machine.status() else { continue };
+        samples.insert(record.meta.id, Sample { at: Instant::now(), status });
+        // The next sample has the answer. A VMM that an earlier version started does not know the request.
+        let _ = machine.demand(&ControlRequest::RefreshGuestMemory);
     }
     Ok((records, samples))
 }

@@ -36,7 +36,7 @@ pub(super) struct BalloonService {
     activation: Activation,
     statistics: Arc<Statistics>,
     wakeups: Arc<Wakeups>,
-    /// True until the driver is told to send new statistics.
+    /// True until the statistics buffer is returned to the driver.
     is_requested: bool,
 }
 
