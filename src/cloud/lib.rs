@@ -5,18 +5,11 @@
 //! the store. An instance's VMM runs independently of commands.
 
 pub mod bench;
-pub mod bundle;
 pub mod capacity;
 pub mod create_image;
-pub mod embedded;
 mod error;
 pub mod fork;
-#[cfg(any(test, feature = "fuzzing"))]
-pub mod fuzzing;
 mod hibernate;
-pub mod image;
-pub mod image_memory;
-pub mod import;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
@@ -24,7 +17,6 @@ mod layers;
 pub mod lifecycle;
 pub mod limits;
 mod lookup;
-pub mod machine_config;
 pub mod modify;
 pub mod names;
 pub mod network;
@@ -69,13 +61,16 @@ use volume::Volumes;
 use ec2::InstanceId;
 use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
+use node::host::Node;
 use node::instance::InstanceDir;
+use node::local::LocalNode;
 use store::{Record, Store};
 
 /// An open data directory.
 #[derive(Debug)]
 pub struct Cloud {
     home: Home,
+    node: Box<dyn Node>,
     store: Store,
     warnings: RefCell<Warnings>,
 }
@@ -83,14 +78,15 @@ pub struct Cloud {
 impl Cloud {
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Cloud, CloudError> {
-        let cloud = Cloud::at(Home::open()?)?;
+        let home = Home::open()?;
+        let cloud = Cloud::at(home.clone(), Box::new(LocalNode::new(home)))?;
         cloud.instances().reconcile();
         Ok(cloud)
     }
 
-    fn at(home: Home) -> Result<Cloud, CloudError> {
+    fn at(home: Home, node: Box<dyn Node>) -> Result<Cloud, CloudError> {
         let store = Store::open(home.root())?;
-        Ok(Cloud { home, store, warnings: RefCell::default() })
+        Ok(Cloud { home, node, store, warnings: RefCell::default() })
     }
 
     pub fn addresses(&self) -> Addresses<'_> {
@@ -156,6 +152,10 @@ impl Cloud {
     /// Returns the directory of an instance, which need not exist.
     pub fn dir(&self, id: InstanceId) -> InstanceDir {
         InstanceDir::of(&self.home, id)
+    }
+
+    fn node(&self) -> &dyn Node {
+        self.node.as_ref()
     }
 
     pub fn home(&self) -> &Home {

@@ -53,7 +53,7 @@ impl Instances<'_> {
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
             action.allowed(id, record.state)?;
             if needs_stop {
-                refuse_hibernated(&self.cloud.home, &record)?;
+                refuse_hibernated(self.cloud, &record)?;
             }
             if let Some((size, overridden)) = &change.size {
                 record.instance_type = size.instance_type.name.to_string();

@@ -25,12 +25,12 @@ use self::statistics::Summary;
 use self::subject::Subject;
 use super::capacity::cpus;
 use super::error::CloudError;
-use super::image::Image;
 use super::template;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
 use node::home::{Home, HomeError};
+use node::image::Image;
 use node::instance::{ConsoleTail, MachineError};
 use node::probe;
 

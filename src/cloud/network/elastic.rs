@@ -8,7 +8,7 @@ use super::super::{Cloud, new_id, resolve};
 use super::address::AddressPool;
 use ec2::state::InstanceState;
 use ec2::{ErrorCode, InstanceId};
-use node::home::Home;
+use node::host::Node;
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ impl Addresses<'_> {
 
     pub fn allocate(&self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
         self.cloud.store.write(|tx| {
-            let public_ip = AddressPool::taken(tx, &self.cloud.home)?.free_public().ok_or_else(|| {
+            let public_ip = AddressPool::taken(tx, self.cloud.node())?.free_public().ok_or_else(|| {
                 let hint = "Release one with `wisp address release`.";
                 let what = "All addresses in 127.18.0.0/16 are in use.";
                 CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
@@ -38,7 +38,7 @@ impl Addresses<'_> {
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
-        let home = &self.cloud.home;
+        let node = self.cloud.node();
         let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
@@ -54,7 +54,7 @@ impl Addresses<'_> {
             }
             let mut before = Vec::new();
             if let Some(holder) = holder {
-                before.push(set_elastic_address(tx, holder, None, home)?);
+                before.push(set_elastic_address(tx, holder, None, node)?);
             }
             // Release the instance's previous elastic address.
             for mut other in held_by(tx, instance.id)? {
@@ -63,7 +63,7 @@ impl Addresses<'_> {
             }
             record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
             tx.put(&record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.id, Some(&record), home)?))
+            Ok((record.clone(), before, set_elastic_address(tx, instance.id, Some(&record), node)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
@@ -79,7 +79,7 @@ impl Addresses<'_> {
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&record)?;
-            Ok((record, set_elastic_address(tx, association.instance_id, None, &self.cloud.home)?))
+            Ok((record, set_elastic_address(tx, association.instance_id, None, self.cloud.node())?))
         })?;
         self.cloud.interfaces().push(&from)?;
         Ok(record)
@@ -118,14 +118,14 @@ fn set_elastic_address(
     tx: &Transaction,
     instance: InstanceId,
     address: Option<&AddressRecord>,
-    home: &Home,
+    node: &dyn Node,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
     if let Some(network) = &mut record.network {
         network.elastic_address = address.map(|address| address.id);
         network.public_ip = address.map(|address| address.public_ip);
         if address.is_none() && record.state.has_machine() {
-            AddressPool::taken(tx, home)?.give(network)?;
+            AddressPool::taken(tx, node)?.give(network)?;
         }
         tx.put(&record)?;
     }

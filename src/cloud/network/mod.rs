@@ -20,7 +20,7 @@ mod vpc;
 pub(super) use address::{AddressPool, take_public_address};
 pub use elastic::Addresses;
 pub(super) use elastic::free_addresses_of;
-pub(super) use interface::{Interfaces, device, plan};
+pub(super) use interface::{Interfaces, plan};
 pub(super) use link::run_link;
 pub(super) use placement::{Placement, for_fork};
 pub(super) use router::Routers;
