@@ -12,7 +12,8 @@ use ec2::{ErrorCode, ImageId};
 use machine::config::DiskFormat;
 use node::host::{Layer, VolumeDisk, VolumeFiles};
 use node::image::RootEntry;
-use node::local::{IMAGES, VOLUMES};
+use node::local::IMAGES;
+pub(super) use node::local::VOLUMES;
 use store::{LayerFormat, LayerRecord, Record, SnapshotRecord, VolumeRecord};
 
 /// Returns a file in the volumes directory as the backing file of an overlay.

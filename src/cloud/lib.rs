@@ -10,6 +10,7 @@ pub mod create_image;
 mod error;
 pub mod fork;
 mod hibernate;
+mod ids;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
@@ -17,6 +18,8 @@ mod layers;
 pub mod lifecycle;
 pub mod limits;
 mod lookup;
+#[cfg(test)]
+mod model;
 pub mod modify;
 pub mod names;
 pub mod network;
@@ -42,11 +45,10 @@ mod warnings;
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
-
 pub use error::CloudError;
 pub use warnings::Warnings;
 
+use ids::new_id;
 use instances::Instances;
 use key_pair::KeyPairs;
 use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
@@ -59,7 +61,6 @@ use usage::Metering;
 use volume::Volumes;
 
 use ec2::InstanceId;
-use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
 use node::host::Node;
 use node::instance::InstanceDir;
@@ -186,13 +187,6 @@ impl Cloud {
 /// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn new_id<K: ResourceKind>() -> Id<K> {
-    let mut random = [0; RANDOM_BYTES];
-    // Without flags and for so few bytes, getrandom fails only on a host that blocks the system call.
-    getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
-    Id::from_random(random)
 }
 
 /// Formats a time as in EC2's messages: `2026-11-23 08:40:00 GMT`.

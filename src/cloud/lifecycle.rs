@@ -41,6 +41,8 @@ impl Instances<'_> {
                 return Err(id.incorrect_state("stopping", "started").into());
             };
             check_capacity(self.cloud.node(), &size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
+            // If this command is killed, the end of the last machine must not decide what becomes of the instance.
+            self.cloud.node.instances().forget_end(id)?;
             record.state = InstanceState::Pending;
             record.clear_reason();
             record.launch_time = now();

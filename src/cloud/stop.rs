@@ -170,7 +170,8 @@ impl Instances<'_> {
         let instances = self.cloud.node.instances();
         let results: Vec<Result<Ended, NodeError>> = std::thread::scope(|scope| {
             let ends: Vec<_> = ids.iter().map(|id| scope.spawn(move || instances.end(*id, mode))).collect();
-            ends.into_iter().map(|end| end.join().expect("ending a machine does not panic")).collect()
+            let ended = ends.into_iter().map(|end| end.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            ended.collect()
         });
         let mut first_error = None;
         for (id, result) in ids.iter().zip(results) {

@@ -144,6 +144,9 @@ pub trait InstanceHost: Debug + Send + Sync {
     /// Returns how the last machine ended, or `None` if that is unknown, usually because its VMM was killed.
     fn last_end(&self, id: InstanceId) -> Option<EndRecord>;
 
+    /// Forgets how the last machine ended, so that the end is not attributed to the next one.
+    fn forget_end(&self, id: InstanceId) -> Result<(), NodeError>;
+
     /// Returns the snapshot of a hibernated instance, which can be restored once.
     fn hibernated(&self, id: InstanceId) -> Option<Restore>;
 

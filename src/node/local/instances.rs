@@ -120,6 +120,11 @@ impl InstanceHost for LocalNode {
         self.dir(id).end()
     }
 
+    fn forget_end(&self, id: InstanceId) -> Result<(), NodeError> {
+        let own = self.dir(id).vmm_directory();
+        EndRecord::clear(&own).map_err(NodeError::file(own, "clean up"))
+    }
+
     fn hibernated(&self, id: InstanceId) -> Option<Restore> {
         self.dir(id).hibernated()
     }
