@@ -51,11 +51,17 @@ fn root_image_is_never_written() {
 
 fn stopped_instance(id: &str) -> InstanceRecord {
     let record = json!({
-        "id": id, "reservation_id": "r-0123456789abcdef0", "launch_index": 0, "client_token": null,
-        "image_id": "ami-0123456789abcdef0", "image_name": "none", "instance_type": "t3.nano", "vcpus": 1,
-        "threads_per_core": 1, "memory_mib": 192, "state": "stopped", "state_reason": null, "created": 1,
-        "launch_time": 1, "starts": 1, "terminated": null, "key_name": null, "user_data": null,
-        "shutdown_behavior": "stop", "termination_protection": false, "block_devices": [],
+        "meta": {"id": id, "created": 1, "generation": 0},
+        "spec": {
+            "image_id": "ami-0123456789abcdef0", "key_name": null, "user_data": null, "shutdown_behavior": "stop",
+            "termination_protection": false,
+            "size": {"instance_type": "t3.nano", "vcpus": 1, "threads_per_core": 1, "memory_mib": 192},
+        },
+        "status": {
+            "launch": {"reservation_id": "r-0123456789abcdef0", "launch_index": 0, "image_name": "none"},
+            "state": "stopped", "state_reason": null, "launch_time": 1, "starts": 1, "terminated": null,
+            "block_devices": [],
+        },
     });
     serde_json::from_value(record).unwrap()
 }
@@ -82,7 +88,7 @@ fn damaged_records_do_not_block_other_commands() {
     let [torn, lost] = ["torn", "lost"].map(volume);
     let store = Store::open(wisp.home()).unwrap();
     for id in [GOOD, DAMAGED] {
-        store.write::<_, StoreError>(|tx| tx.insert(&stopped_instance(id))).unwrap();
+        store.write::<_, StoreError>(|tx| tx.insert(&mut stopped_instance(id))).unwrap();
         let dir = wisp.home().join("instances").join(id);
         fs::create_dir_all(dir.join("vmm")).unwrap();
         for name in ["config.json", "vmm/end.json", "vmm/usage"] {

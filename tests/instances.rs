@@ -258,9 +258,11 @@ fn killed_launch_is_all_or_nothing() {
     let unsettle = || {
         Store::open(wisp.home()).unwrap().write::<_, StoreError>(|tx| {
             let records: Vec<InstanceRecord> = tx.list()?;
-            records
-                .into_iter()
-                .try_for_each(|record| tx.put(&InstanceRecord { state: InstanceState::Pending, starts: 0, ..record }))
+            records.into_iter().try_for_each(|mut record| {
+                record.status.state = InstanceState::Pending;
+                record.status.starts = 0;
+                tx.put(&mut record)
+            })
         })
     };
     unsettle().unwrap();
@@ -328,7 +330,8 @@ fn contents(wisp: &Wisp) -> Vec<(String, Vec<u8>)> {
         let rows = statement.query_map([], |row| row.get(0)).unwrap();
         rows.map(Result::unwrap).collect()
     };
-    let tables = column("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name");
+    let tables =
+        column("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%record TEXT%' ORDER BY name");
     let mut all: Vec<(String, Vec<u8>)> = Vec::new();
     for table in tables {
         let rows = column(&format!("SELECT record FROM {table} ORDER BY record"));

@@ -127,13 +127,13 @@ impl Soak {
         let living: Vec<String> = state
             .instances
             .iter()
-            .filter(|it| it.state != InstanceState::Terminated)
-            .map(|it| it.id.to_string())
+            .filter(|it| it.status.state != InstanceState::Terminated)
+            .map(|it| it.meta.id.to_string())
             .collect();
-        let volumes: Vec<String> = state.volumes.iter().map(|it| it.id.to_string()).collect();
-        let snapshots: Vec<String> = state.snapshots.iter().map(|it| it.id.to_string()).collect();
+        let volumes: Vec<String> = state.volumes.iter().map(|it| it.meta.id.to_string()).collect();
+        let snapshots: Vec<String> = state.snapshots.iter().map(|it| it.meta.id.to_string()).collect();
         let images: Vec<String> =
-            state.images.iter().filter(|it| it.name != "tiny").map(|it| it.id.to_string()).collect();
+            state.images.iter().filter(|it| it.spec.name != "tiny").map(|it| it.meta.id.to_string()).collect();
         let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
         let with = |verb: &str, of: Option<String>| of.map(|id| [words(verb), vec![id]].concat());
         let wait = if self.random.below(3) == 0 { "" } else { " --no-wait" };
@@ -177,8 +177,12 @@ impl Soak {
     /// Runs the next command and checks the state after it.
     fn check(&self) -> Result<(), String> {
         let state = self.settled()?;
-        let running: BTreeSet<InstanceId> =
-            state.instances.iter().filter(|it| it.state == InstanceState::Running).map(|it| it.id).collect();
+        let running: BTreeSet<InstanceId> = state
+            .instances
+            .iter()
+            .filter(|it| it.status.state == InstanceState::Running)
+            .map(|it| it.meta.id)
+            .collect();
         let alive: BTreeSet<InstanceId> =
             common::vmm_processes(self.wisp.home()).into_iter().map(|(_, id)| id).collect();
         same("running instances", &running, "VMMs", &alive)?;
@@ -197,11 +201,15 @@ impl Soak {
             }
             let state = self.state();
             let is_passing = |it: &&InstanceRecord| {
-                !matches!(it.state, InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated)
+                !matches!(it.status.state, InstanceState::Running | InstanceState::Stopped | InstanceState::Terminated)
             };
             match state.instances.iter().find(is_passing) {
                 Some(record) => {
-                    passing = format!("{} is {}, but no command is working on it", record.id, record.state.as_str())
+                    passing = format!(
+                        "{} is {}, but no command is working on it",
+                        record.meta.id,
+                        record.status.state.as_str()
+                    )
                 }
                 None => return Ok(state),
             }
@@ -213,13 +221,15 @@ impl Soak {
         let of_instances: BTreeSet<String> = state
             .instances
             .iter()
-            .flat_map(|it| it.block_devices.iter().map(move |device| format!("{} at {}", device.volume_id, it.id)))
+            .flat_map(|it| {
+                it.status.block_devices.iter().map(move |device| format!("{} at {}", device.volume_id, it.meta.id))
+            })
             .collect();
         let of_volumes: BTreeSet<String> = state
             .volumes
             .iter()
             .filter_map(|it| {
-                it.attachment.as_ref().map(|attachment| format!("{} at {}", it.id, attachment.instance_id))
+                it.status.attachment.as_ref().map(|attachment| format!("{} at {}", it.meta.id, attachment.instance_id))
             })
             .collect();
         same("volumes of instances", &of_instances, "attached volumes", &of_volumes)
@@ -231,8 +241,8 @@ impl Soak {
         let living: BTreeSet<String> = state
             .instances
             .iter()
-            .filter(|it| it.state != InstanceState::Terminated)
-            .map(|it| it.id.to_string())
+            .filter(|it| it.status.state != InstanceState::Terminated)
+            .map(|it| it.meta.id.to_string())
             .collect();
         same("existing instances", &living, "directories", &names(&home.join("instances")))?;
         // The embedded image's directory is created on first use.
@@ -241,12 +251,12 @@ impl Soak {
             names.remove(&embedded);
             names
         };
-        let images = without(state.images.iter().map(|it| it.id.to_string()).collect());
+        let images = without(state.images.iter().map(|it| it.meta.id.to_string()).collect());
         same("images", &images, "directories", &without(names(&home.join("images"))))?;
 
         let volumes = home.join("volumes");
-        let mut needed: Vec<String> = state.volumes.iter().map(|it| it.file.clone()).collect();
-        needed.extend(state.snapshots.iter().map(|it| it.file.clone()));
+        let mut needed: Vec<String> = state.volumes.iter().map(|it| it.status.file.clone()).collect();
+        needed.extend(state.snapshots.iter().map(|it| it.status.file.clone()));
         let mut index = 0;
         while index < needed.len() {
             let below = backing(&volumes.join(&needed[index]))?;
@@ -262,12 +272,13 @@ impl Soak {
             if outcome.code == Some(0) { Ok(()) } else { Err(format!("{words:?} {id}: {}", outcome.stderr)) }
         };
         let state = self.state();
-        let living = state.instances.iter().filter(|it| it.state != InstanceState::Terminated);
-        living.into_iter().try_for_each(|it| run(&["terminate"], it.id.to_string()))?;
-        self.state().volumes.into_iter().try_for_each(|it| run(&["volume", "rm"], it.id.to_string()))?;
-        self.state().snapshots.into_iter().try_for_each(|it| run(&["snapshot", "rm"], it.id.to_string()))?;
-        let made = self.state().images.into_iter().filter(|it| it.name != "tiny" && it.deregistered.is_none());
-        made.into_iter().try_for_each(|it| run(&["image", "rm"], it.id.to_string()))?;
+        let living = state.instances.iter().filter(|it| it.status.state != InstanceState::Terminated);
+        living.into_iter().try_for_each(|it| run(&["terminate"], it.meta.id.to_string()))?;
+        self.state().volumes.into_iter().try_for_each(|it| run(&["volume", "rm"], it.meta.id.to_string()))?;
+        self.state().snapshots.into_iter().try_for_each(|it| run(&["snapshot", "rm"], it.meta.id.to_string()))?;
+        let made =
+            self.state().images.into_iter().filter(|it| it.spec.name != "tiny" && it.status.deregistered.is_none());
+        made.into_iter().try_for_each(|it| run(&["image", "rm"], it.meta.id.to_string()))?;
         self.check()?;
         let left: Vec<String> =
             ["instances", "volumes", "runs"].iter().flat_map(|dir| names(&self.wisp.home().join(dir))).collect();

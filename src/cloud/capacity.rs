@@ -19,7 +19,11 @@ pub fn threads_per_core(size: &InstanceSize) -> u32 {
 /// Returns the total memory of all instances with a VM, in MiB.
 pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
     let records: Vec<InstanceRecord> = tx.list()?;
-    Ok(records.iter().filter(|record| record.state.has_machine()).map(|record| record.memory_mib).sum())
+    Ok(records
+        .iter()
+        .filter(|record| record.status.state.has_machine())
+        .map(|record| record.spec.size.memory_mib)
+        .sum())
 }
 
 /// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances are

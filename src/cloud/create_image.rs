@@ -37,8 +37,8 @@ impl Images<'_> {
         check_name(name)?;
         self.check_name_is_free(name)?;
         let record = self.cloud.instances().find(&instance.to_string())?;
-        Action::ChangeVolumes.allowed(instance, record.state)?;
-        let source = self.open_by_id(record.image_id)?;
+        Action::ChangeVolumes.allowed(instance, record.status.state)?;
+        let source = self.open_by_id(record.spec.image_id)?;
         let (Some(root), Some(_)) = (self.cloud.volumes().of(&record)?.into_iter().next(), &source.manifest.root)
         else {
             return Err(CloudError::refused(
@@ -47,30 +47,34 @@ impl Images<'_> {
                 None,
             ));
         };
-        let of_source =
-            self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.image_id.to_string())?))?;
-        let imds_support = of_source.and_then(|image| image.imds_support);
-        let new = ImageRecord { source_instance: Some(instance), imds_support, ..new_record(name, description) };
+        let of_source = self
+            .cloud
+            .store
+            .read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&record.spec.image_id.to_string())?))?;
+        let imds_support = of_source.and_then(|image| image.spec.imds_support);
+        let mut new = new_record(name, description);
+        new.spec.source_instance = Some(instance);
+        new.spec.imds_support = imds_support;
         if moment == ImageConsistency::WithMemory {
             return self.create_with_memory(new, &record, &source);
         }
-        let running = record.state == InstanceState::Running;
+        let running = record.status.state == InstanceState::Running;
         if running && moment == ImageConsistency::Written {
             self.cloud.node.instances().sync(instance)?;
         }
         let snapshot = if running {
-            Some(self.cloud.snapshots().create(root.id, "Created for an image", Default::default())?)
+            Some(self.cloud.snapshots().create(root.meta.id, "Created for an image", Default::default())?)
         } else {
             None
         };
         let (file, backing) = match &snapshot {
-            Some(snapshot) => (&snapshot.file, &snapshot.backing),
-            None => (&root.file, &root.backing),
+            Some(snapshot) => (&snapshot.status.file, &snapshot.status.backing),
+            None => (&root.status.file, &root.status.backing),
         };
-        let made =
-            layers::files(&root.id, file, backing.as_deref()).and_then(|root| self.build(new, &source, &root, None));
+        let made = layers::files(&root.meta.id, file, backing.as_deref())
+            .and_then(|root| self.build(new, &source, &root, None));
         if let Some(snapshot) = snapshot {
-            self.cloud.snapshots().delete(snapshot.id)?;
+            self.cloud.snapshots().delete(snapshot.meta.id)?;
         }
         made
     }
@@ -89,21 +93,21 @@ impl Images<'_> {
                 format!(
                     "The instance '{}' has volumes other than its root volume. An image with memory can contain only \
                      the root volume.",
-                    record.id
+                    record.meta.id
                 ),
                 Some("Detach the other volumes first: `wisp volume detach`.".into()),
             ));
         }
         // The image can also be cold-booted, so the disk must be consistent.
-        self.cloud.node.instances().sync(record.id)?;
+        self.cloud.node.instances().sync(record.meta.id)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.cloud.instances().freeze(record)?;
         drop(sweeping);
         let memory = ImageMemory {
-            cpus: CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core },
-            memory_mib: record.memory_mib,
-            instance_type: record.instance_type.clone(),
-            overridden: record.overridden,
-            root: disk_id(volumes[0].id),
+            cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
+            memory_mib: record.spec.size.memory_mib,
+            instance_type: record.spec.size.instance_type.clone(),
+            overridden: record.spec.size.overridden,
+            root: disk_id(volumes[0].meta.id),
         };
         self.build(new, source, &volume_files(&volumes[0])?, Some((&saved, &memory)))
     }
@@ -116,7 +120,7 @@ impl Images<'_> {
         root: &VolumeFiles,
         memory: Option<(&SavedMachine, &ImageMemory)>,
     ) -> Result<ImageRecord, CloudError> {
-        let (name, description) = (&record.name, &record.description);
+        let (name, description) = (&record.spec.name, &record.spec.description);
         let build = ImageBuild { name, description, source, root, memory };
         let image = self.cloud.node.images().build(&build)?;
         self.register(record, image)

@@ -20,7 +20,7 @@ use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use node::host::{Guard, Machine, NewFile, SavedMachine, Source};
 use node::machine_config::disk_id;
-use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, VolumeRecord};
+use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, LaunchRecord, Meta, VolumeRecord};
 
 #[derive(Debug, Clone)]
 pub struct ForkSpec {
@@ -56,13 +56,13 @@ impl Instances<'_> {
     pub fn fork(&self, spec: &ForkSpec) -> Result<Forked, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
-        let image = self.cloud.images().open_by_id(record.image_id)?;
+        let image = self.cloud.images().open_by_id(record.spec.image_id)?;
         let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let Frozen { saved, volumes, sweeping, _changing } = frozen;
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
-        let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
-        let replaced: Vec<String> = volumes.iter().map(|volume| disk_id(volume.id)).collect();
+        let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
+        let replaced: Vec<String> = volumes.iter().map(|volume| disk_id(volume.meta.id)).collect();
         let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
             let restore = saved.restore.clone();
             self.plan_start(&record, lock, &image, &volumes, Source::Copy { restore, disks: &replaced })
@@ -79,8 +79,8 @@ impl Instances<'_> {
     /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
         let node = self.cloud.node();
-        let Some(operation) = node.instances().lock_operation(record.id)? else {
-            return Err(record.id.incorrect_state("stopping", "copied").into());
+        let Some(operation) = node.instances().lock_operation(record.meta.id)? else {
+            return Err(record.meta.id.incorrect_state("stopping", "copied").into());
         };
         let snapshots = node.volumes().lock_snapshots()?;
         let sweeping = [node.instances().lock_all()?, node.volumes().lock()?];
@@ -90,9 +90,9 @@ impl Instances<'_> {
     }
 
     pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
-        let id = record.id;
-        Action::Fork.allowed(id, record.state)?;
-        if !catalog::find(&record.instance_type)?.instance_store().is_empty() {
+        let id = record.meta.id;
+        Action::Fork.allowed(id, record.status.state)?;
+        if !catalog::find(&record.spec.size.instance_type)?.instance_store().is_empty() {
             return Err(CloudError::refused(
                 ErrorCode::UnsupportedOperation,
                 format!("The instance '{id}' has instance-store disks, which cannot be copied."),
@@ -118,19 +118,19 @@ impl Instances<'_> {
         let mut disks = Vec::new();
         for volume in before {
             let after = continued(volume);
-            let content = NewFile::Overlay { base: &below(&volume.file), size: Some(volume.size) };
-            self.cloud.node.volumes().create(&after.file, &content)?;
+            let content = NewFile::Overlay { base: &below(&volume.status.file), size: Some(volume.spec.size) };
+            self.cloud.node.volumes().create(&after.status.file, &content)?;
             disks.push(volume_disk(&after)?);
         }
         // From here on, the overlays are the volumes' files. They are empty, so the guest can keep writing to the
         // backing files until the switch, or for good if the switch fails.
         self.cloud.store.write::<_, CloudError>(|tx| {
             for volume in before {
-                tx.put(&continued(&get_volume(tx, volume.id)?))?;
+                tx.put(&mut continued(&get_volume(tx, volume.meta.id)?))?;
             }
             Ok(())
         })?;
-        Ok(self.cloud.node.instances().save(record.id, &disks)?)
+        Ok(self.cloud.node.instances().save(record.meta.id, &disks)?)
     }
 
     /// Creates the directories, volumes and records of all forks, or none of them.
@@ -154,12 +154,12 @@ impl Instances<'_> {
         let inserted = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut addresses = AddressPool::taken(tx, self.cloud.node())?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
-                if let Some(network) = &mut one.record.network {
+                if let Some(network) = &mut one.record.status.network {
                     addresses.give(network)?;
                 }
-                one.record.sequence = sequence;
-                tx.insert(&one.record)?;
-                one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
+                one.record.status.launch.sequence = sequence;
+                tx.insert(&mut one.record)?;
+                one.volumes.iter_mut().try_for_each(|volume| tx.insert(volume))?;
             }
             Ok(())
         });
@@ -186,30 +186,30 @@ impl Instances<'_> {
             Ok(())
         });
         made.inspect_err(|_: &CloudError| self.discard_one(&volumes, id))?;
-        let mut tags = original.tags.clone();
+        let mut tags = original.meta.tags.clone();
         tags.remove("Name");
         tags.extend(spec.name.iter().map(|name| ("Name".to_string(), name.clone())));
         let record = InstanceRecord {
-            id,
-            reservation_id,
-            launch_index,
-            client_token: None,
-            state: InstanceState::Pending,
-            state_reason: None,
-            state_transition_reason: String::new(),
-            created: time,
-            launch_time: time,
-            starts: 0,
-            terminated: None,
-            termination_protection: false,
-            // The user data script already ran in the original, so its changes are on the disk.
-            user_data: None,
-            block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect::<Vec<BlockDeviceMapping>>(),
-            network: for_fork(original.network.as_ref()),
-            // A fork starts with the CPU credits of a new instance.
-            credits: None,
-            tags,
-            ..original.clone()
+            meta: Meta::new(id, time, tags),
+            spec: store::instance::Spec {
+                termination_protection: false,
+                // The user data script already ran in the original, so its changes are on the disk.
+                user_data: None,
+                ..original.spec.clone()
+            },
+            status: store::instance::Status {
+                launch: LaunchRecord { reservation_id, launch_index, ..original.status.launch.clone() },
+                state: InstanceState::Pending,
+                state_reason: None,
+                state_transition_reason: String::new(),
+                launch_time: time,
+                starts: 0,
+                terminated: None,
+                block_devices: volumes.iter().filter_map(VolumeRecord::mapping).collect(),
+                network: for_fork(original.status.network.as_ref()),
+                // A fork starts with the CPU credits of a new instance.
+                credits: None,
+            },
         };
         Ok(Prepared { record, volumes, lock })
     }
@@ -218,9 +218,9 @@ impl Instances<'_> {
     fn fork_volume(&self, volume: &VolumeRecord, instance: InstanceId, time: u64) -> Result<VolumeRecord, CloudError> {
         let id = new_id();
         let file = volume_file(id, 1);
-        let content = NewFile::Overlay { base: &below(&volume.file), size: Some(volume.size) };
+        let content = NewFile::Overlay { base: &below(&volume.status.file), size: Some(volume.spec.size) };
         self.cloud.node.volumes().create(&file, &content)?;
-        let attachment = volume.attachment.as_ref().map(|attachment| AttachmentRecord {
+        let attachment = volume.status.attachment.as_ref().map(|attachment| AttachmentRecord {
             instance_id: instance,
             attach_time: time,
             // A fork's volumes are deleted with it, whatever the original's setting.
@@ -228,27 +228,26 @@ impl Instances<'_> {
             ..attachment.clone()
         });
         Ok(VolumeRecord {
-            id,
-            state: VolumeState::InUse,
-            created: time,
-            snapshot_id: None,
-            file,
-            backing: over(&volume.file, volume.backing.as_deref()),
-            generation: 1,
-            attachment,
-            tags: Default::default(),
-            ..volume.clone()
+            meta: Meta::new(id, time, Default::default()),
+            spec: store::volume::Spec { snapshot_id: None, ..volume.spec.clone() },
+            status: store::volume::Status {
+                state: VolumeState::InUse,
+                file,
+                file_number: 1,
+                backing: over(&volume.status.file, volume.status.backing.as_deref()),
+                attachment,
+                ..volume.status.clone()
+            },
         })
     }
 }
 
 /// Returns the record of the volume after it switched to a new overlay.
 pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
-    let generation = volume.generation + 1;
-    VolumeRecord {
-        generation,
-        file: volume_file(volume.id, generation),
-        backing: over(&volume.file, volume.backing.as_deref()),
-        ..volume.clone()
-    }
+    let file_number = volume.status.file_number + 1;
+    let mut continued = volume.clone();
+    continued.status.file_number = file_number;
+    continued.status.file = volume_file(volume.meta.id, file_number);
+    continued.status.backing = over(&volume.status.file, volume.status.backing.as_deref());
+    continued
 }

@@ -14,14 +14,14 @@ impl Instances<'_> {
     pub fn check_hibernation(&self, ids: &[InstanceId]) -> Result<(), CloudError> {
         for id in ids {
             let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, *id))?;
-            if !record.hibernation {
+            if !record.spec.hibernation {
                 return Err(CloudError::refused(
                     ErrorCode::UnsupportedHibernationConfiguration,
                     format!("The instance '{id}' is not configured for hibernation."),
                     Some("Enable it at launch: `wisp launch --hibernation`.".into()),
                 ));
             }
-            Action::Hibernate.allowed(*id, record.state)?;
+            Action::Hibernate.allowed(*id, record.status.state)?;
             let checked = check_savable(self.cloud, *id);
             checked.map_err(|error| self.unless_ended(*id, "it was hibernated", error))?;
         }
@@ -49,8 +49,8 @@ pub(super) fn check_savable(cloud: &Cloud, id: InstanceId) -> Result<(), CloudEr
 
 /// Refuses changes to a hibernated instance, which must resume with the same size and volumes.
 pub(super) fn refuse_hibernated(cloud: &Cloud, record: &InstanceRecord) -> Result<(), CloudError> {
-    let id = record.id;
-    if record.state.has_machine() || cloud.node.instances().hibernated(id).is_none() {
+    let id = record.meta.id;
+    if record.status.state.has_machine() || cloud.node.instances().hibernated(id).is_none() {
         return Ok(());
     }
     Err(CloudError::refused(

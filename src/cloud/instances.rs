@@ -25,7 +25,7 @@ impl Instances<'_> {
             let mut records: Vec<InstanceRecord> = Vec::new();
             for reference in references {
                 let record = resolve::instance(tx, reference)?;
-                if records.iter().all(|known| known.id != record.id) {
+                if records.iter().all(|known| known.meta.id != record.meta.id) {
                     records.push(record);
                 }
             }
@@ -37,20 +37,28 @@ impl Instances<'_> {
     pub fn list(&self) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.list()?))?;
         // Instances that an older version created have no sequence number.
-        records.sort_by_key(|record| (record.created, record.sequence, record.reservation_id, record.launch_index));
+        records.sort_by_key(|record| {
+            (
+                record.meta.created,
+                record.status.launch.sequence,
+                record.status.launch.reservation_id,
+                record.status.launch.launch_index,
+            )
+        });
         Ok(records)
     }
 
     pub fn reachable(&self, reference: &str) -> Result<(InstanceRecord, InstanceDir), CloudError> {
         let record = self.find(reference)?;
-        Action::Reach.allowed(record.id, record.state)?;
-        let dir = self.cloud.dir(record.id);
+        Action::Reach.allowed(record.meta.id, record.status.state)?;
+        let dir = self.cloud.dir(record.meta.id);
         Ok((record, dir))
     }
 
     pub fn agent(&self, reference: &str, timeout: Duration) -> Result<(InstanceRecord, Agent), CloudError> {
         let (record, dir) = self.reachable(reference)?;
-        let agent = dir.agent(timeout).map_err(|error| self.unless_ended(record.id, "it could be reached", error))?;
+        let agent =
+            dir.agent(timeout).map_err(|error| self.unless_ended(record.meta.id, "it could be reached", error))?;
         Ok((record, agent))
     }
 }

@@ -7,7 +7,7 @@ use super::error::CloudError;
 use super::{Cloud, new_id, now};
 use ec2::key::{self, KeyFormat, KeyName, KeyType};
 use node::key::{PublicKey, create, import, write_private};
-use store::KeyPairRecord;
+use store::{KeyPairRecord, Meta};
 
 #[derive(Debug, Clone, Copy)]
 pub struct KeyPairs<'a> {
@@ -48,20 +48,20 @@ impl KeyPairs<'_> {
     }
 
     fn keep(&self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
-        let record = KeyPairRecord {
-            id: new_id(),
-            name: name.as_str().into(),
-            fingerprint: public.fingerprint,
-            key_type: public.key_type.as_str().into(),
-            public_key: public.line,
-            created: now(),
-            tags: BTreeMap::new(),
+        let mut record = KeyPairRecord {
+            meta: Meta::new(new_id(), now(), BTreeMap::new()),
+            spec: store::key_pair::Spec {
+                name: name.as_str().into(),
+                key_type: public.key_type.as_str().into(),
+                public_key: public.line,
+            },
+            status: store::key_pair::Status { fingerprint: public.fingerprint },
         };
         self.cloud.store.write(|tx| {
             if tx.get::<KeyPairRecord>(name.as_str())?.is_some() {
                 return Err(key::duplicate(name).into());
             }
-            tx.insert(&record)?;
+            tx.insert(&mut record)?;
             Ok(record)
         })
     }

@@ -24,14 +24,14 @@ use ec2::metadata::MetadataOptions;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
 use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
-use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId};
+use ec2::{Ec2Error, ErrorCode, ImageId, InstanceId, ReservationId};
 use node::embedded;
 use node::host::{Guard, Machine, NewFile, Node, Source};
 use node::image::Image;
 use node::image_memory::ImageMemory;
 use store::{
-    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SnapshotRecord, Transaction,
-    VolumeRecord,
+    AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, LaunchRecord, Meta, SizeRecord,
+    SnapshotRecord, Transaction, VolumeRecord,
 };
 
 pub const MAX_COUNT: u32 = 100;
@@ -70,6 +70,30 @@ pub struct LaunchSpec {
     /// The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
     pub no_limits: bool,
+}
+
+impl LaunchSpec {
+    /// Returns the specification of each instance.
+    fn of_instances(&self, image_id: ImageId) -> store::instance::Spec {
+        store::instance::Spec {
+            image_id,
+            size: SizeRecord {
+                instance_type: self.size.instance_type.name.to_string(),
+                vcpus: self.size.vcpus,
+                threads_per_core: threads_per_core(&self.size),
+                memory_mib: self.size.memory_mib,
+                overridden: self.overridden,
+            },
+            key_name: self.key_name.clone(),
+            user_data: self.user_data.clone(),
+            shutdown_behavior: self.shutdown_behavior,
+            termination_protection: self.termination_protection,
+            hibernation: self.hibernation,
+            cmdline: self.cmdline.clone(),
+            cpu_credits: self.cpu_credits,
+            no_limits: self.no_limits,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +146,7 @@ impl Instances<'_> {
             // Another process used the client token first.
             Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }),
         };
-        let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.id).collect();
+        let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
         let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
         let plan = |Prepared { record, lock, .. }: Prepared| {
             let source = match &warm {
@@ -236,28 +260,28 @@ impl Instances<'_> {
             }
             if let Some(token) = &spec.client_token {
                 let (token, parameters) = (token.clone(), parameters.to_string());
-                tx.put(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
+                tx.set(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
             let place = Placement::choose(tx, self.cloud.node(), &spec.network)?;
-            let imds_support = image_record.imds_support.or(image.manifest.imds_support);
+            let imds_support = image_record.spec.imds_support.or(image.manifest.imds_support);
             let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
             let mut addresses = AddressPool::taken(tx, self.cloud.node())?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
                 addresses.give(&mut network)?;
-                one.record.network = Some(network);
+                one.record.status.network = Some(network);
                 for option in &spec.volumes {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;
                         let (device, delete_on_termination) = (option.device.clone(), option.deleted_on_termination());
                         attach(&mut one.record, &mut volume, device, delete_on_termination)?;
-                        tx.put(&volume)?;
+                        tx.put(&mut volume)?;
                     }
                 }
-                one.record.sequence = sequence;
-                tx.insert(&one.record)?;
-                one.volumes.iter().try_for_each(|volume| tx.insert(volume))?;
+                one.record.status.launch.sequence = sequence;
+                tx.insert(&mut one.record)?;
+                one.volumes.iter_mut().try_for_each(|volume| tx.insert(volume))?;
             }
             Ok(Ok(()))
         });
@@ -309,39 +333,23 @@ impl Instances<'_> {
             // The original error is more useful than one from the cleanup.
             let _ = self.cloud.node.instances().remove(id);
         })?;
-        let InstanceSize { instance_type, vcpus, memory_mib } = spec.size;
+        let launch =
+            LaunchRecord { reservation_id, launch_index, image_name: image_record.spec.name.clone(), sequence: 0 };
         let record = InstanceRecord {
-            id,
-            reservation_id,
-            launch_index,
-            client_token: spec.client_token.clone(),
-            image_id: image_record.id,
-            image_name: image_record.name.clone(),
-            instance_type: instance_type.name.to_string(),
-            vcpus,
-            threads_per_core: threads_per_core(&spec.size),
-            memory_mib,
-            overridden: spec.overridden,
-            state: InstanceState::Pending,
-            state_reason: None,
-            state_transition_reason: String::new(),
-            created: time,
-            sequence: 0,
-            launch_time: time,
-            starts: 0,
-            terminated: None,
-            key_name: spec.key_name.clone(),
-            user_data: spec.user_data.clone(),
-            shutdown_behavior: spec.shutdown_behavior,
-            termination_protection: spec.termination_protection,
-            hibernation: spec.hibernation,
-            block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
-            cmdline: spec.cmdline.clone(),
-            network: None,
-            cpu_credits: spec.cpu_credits,
-            credits: None,
-            no_limits: spec.no_limits,
-            tags: spec.tags.clone(),
+            meta: Meta { client_token: spec.client_token.clone(), ..Meta::new(id, time, spec.tags.clone()) },
+            spec: spec.of_instances(image_record.meta.id),
+            status: store::instance::Status {
+                launch,
+                state: InstanceState::Pending,
+                state_reason: None,
+                state_transition_reason: String::new(),
+                launch_time: time,
+                starts: 0,
+                terminated: None,
+                block_devices: root.iter().filter_map(VolumeRecord::mapping).collect(),
+                network: None,
+                credits: None,
+            },
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());
         self.make_volumes(spec, snapshots, &mut record, &mut volumes)
@@ -360,42 +368,44 @@ impl Instances<'_> {
         let Some(root) = &image.manifest.root else { return Ok(None) };
         let id = new_id();
         let file = volume_file(id, 1);
-        let base = layers::of_image(image_record.id, root);
+        let base = layers::of_image(image_record.meta.id, root);
         let size = match warm.and_then(Template::layer) {
             Some(layer) => template::copy_layer(layer, &self.cloud.home.volumes().join(&file))?,
             None => self.cloud.node.volumes().create(&file, &NewFile::Overlay { base: &base, size: None })?,
         };
         Ok(Some(VolumeRecord {
-            id,
-            size,
-            volume_type: ROOT_VOLUME_TYPE.into(),
-            iops: None,
-            throughput: None,
-            state: VolumeState::InUse,
-            created: time,
-            snapshot_id: None,
-            image_id: Some(image_record.id),
-            file,
-            backing: Some(vec![layers::recorded(base)]),
-            generation: 1,
-            attachment: Some(AttachmentRecord {
-                instance_id,
-                device_name: ROOT_DEVICE.into(),
-                attach_time: time,
-                delete_on_termination: true,
-            }),
-            tags: BTreeMap::new(),
+            meta: Meta::new(id, time, BTreeMap::new()),
+            spec: store::volume::Spec {
+                size,
+                volume_type: ROOT_VOLUME_TYPE.into(),
+                iops: None,
+                throughput: None,
+                snapshot_id: None,
+            },
+            status: store::volume::Status {
+                state: VolumeState::InUse,
+                image_id: Some(image_record.meta.id),
+                file,
+                file_number: 1,
+                backing: Some(vec![layers::recorded(base)]),
+                attachment: Some(AttachmentRecord {
+                    instance_id,
+                    device_name: ROOT_DEVICE.into(),
+                    attach_time: time,
+                    delete_on_termination: true,
+                }),
+            },
         }))
     }
 
     /// Removes the files that [`Self::prepare`] created. The next command removes any that are left.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
-        prepared.iter().for_each(|one| self.discard_one(&one.volumes, one.record.id));
+        prepared.iter().for_each(|one| self.discard_one(&one.volumes, one.record.meta.id));
     }
 
     pub(super) fn discard_one(&self, volumes: &[VolumeRecord], id: InstanceId) {
         for volume in volumes {
-            let _ = self.cloud.node.volumes().remove(&volume.file);
+            let _ = self.cloud.node.volumes().remove(&volume.status.file);
         }
         let _ = self.cloud.node.instances().remove(id);
     }
@@ -406,11 +416,11 @@ impl Instances<'_> {
             let mut records = Vec::new();
             for id in ids {
                 let Some(mut record) = tx.get::<InstanceRecord>(&id.to_string())? else { continue };
-                if record.state == InstanceState::Pending {
-                    record.state = InstanceState::Running;
+                if record.status.state == InstanceState::Pending {
+                    record.status.state = InstanceState::Running;
                     record.clear_reason();
-                    record.starts += 1;
-                    tx.put(&record)?;
+                    record.status.starts += 1;
+                    tx.put(&mut record)?;
                 }
                 records.push(record);
             }
@@ -478,22 +488,25 @@ fn with_token(
         ));
     }
     let mut instances: Vec<InstanceRecord> = tx.list()?;
-    instances.retain(|record| record.reservation_id == used.reservation_id);
+    instances.retain(|record| record.status.launch.reservation_id == used.reservation_id);
     // Records of terminated instances are removed before the token expires.
-    if instances.iter().all(|record| matches!(record.state, InstanceState::ShuttingDown | InstanceState::Terminated)) {
+    if instances
+        .iter()
+        .all(|record| matches!(record.status.state, InstanceState::ShuttingDown | InstanceState::Terminated))
+    {
         return Err(CloudError::refused(
             ErrorCode::IdempotentInstanceTerminated,
             format!("The instances launched with the client token '{token}' have been terminated."),
             Some("Use a different token to launch again.".into()),
         ));
     }
-    instances.sort_by_key(|record| record.launch_index);
+    instances.sort_by_key(|record| record.status.launch.launch_index);
     Ok(Some(instances))
 }
 
 fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     let parameters = serde_json::json!([
-        image.id,
+        image.meta.id,
         spec.size.instance_type.name,
         spec.size.vcpus,
         spec.size.memory_mib,

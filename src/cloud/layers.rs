@@ -14,7 +14,7 @@ use node::host::{Layer, VolumeDisk, VolumeFiles};
 use node::image::RootEntry;
 use node::local::IMAGES;
 pub(super) use node::local::VOLUMES;
-use store::{LayerFormat, LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use store::{LayerFormat, LayerRecord, Record, Resource, SnapshotRecord, VolumeRecord};
 
 /// Returns a file in the volumes directory as the backing file of an overlay.
 pub(super) fn below(file: &str) -> Layer {
@@ -57,23 +57,23 @@ pub(super) fn files(id: &dyn Display, file: &str, backing: Option<&[LayerRecord]
 }
 
 pub(super) fn volume_files(volume: &VolumeRecord) -> Result<VolumeFiles, CloudError> {
-    files(&volume.id, &volume.file, volume.backing.as_deref())
+    files(&volume.meta.id, &volume.status.file, volume.status.backing.as_deref())
 }
 
 /// Returns a volume as a disk without limits.
 pub(super) fn volume_disk(volume: &VolumeRecord) -> Result<VolumeDisk, CloudError> {
-    Ok(VolumeDisk { volume: volume.id, files: volume_files(volume)?, limits: None })
+    Ok(VolumeDisk { volume: volume.meta.id, files: volume_files(volume)?, limits: None })
 }
 
 /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only if
 /// they name files in the data directory's image and volume directories.
 pub(super) fn record_missing(cloud: &Cloud) -> Result<(), CloudError> {
-    record_missing_of::<VolumeRecord>(cloud, |volume| (&volume.file, &mut volume.backing))?;
-    record_missing_of::<SnapshotRecord>(cloud, |snapshot| (&snapshot.file, &mut snapshot.backing))
+    record_missing_of::<VolumeRecord>(cloud, |volume| (&volume.status.file, &mut volume.status.backing))?;
+    record_missing_of::<SnapshotRecord>(cloud, |snapshot| (&snapshot.status.file, &mut snapshot.status.backing))
 }
 
 /// Records the missing backing files of one kind. `parts` returns a record's file and its backing files.
-fn record_missing_of<R: Record>(
+fn record_missing_of<R: Resource>(
     cloud: &Cloud,
     parts: fn(&mut R) -> (&str, &mut Option<Vec<LayerRecord>>),
 ) -> Result<(), CloudError> {
@@ -87,7 +87,7 @@ fn record_missing_of<R: Record>(
                 (known, backing @ None) if known == file => *backing = Some(found),
                 _ => return Ok(()),
             }
-            Ok(tx.put(&record)?)
+            Ok(tx.put(&mut record)?)
         })?;
     }
     Ok(())
@@ -108,15 +108,13 @@ mod tests {
     use disk::disk_image;
     use machine::config::DiskConfig;
     use node::home::Home;
-    use node::local::LocalNode;
     use node::machine_config;
     use std::fs;
     use std::path::Path;
     use std::process::Command;
 
     fn cloud(dir: &Path) -> Cloud {
-        let home = Home::at(dir).unwrap();
-        Cloud::at(home.clone(), Box::new(LocalNode::new(home))).unwrap()
+        Cloud::at(Home::at(dir).unwrap()).unwrap()
     }
 
     fn disk_of(cloud: &Cloud, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
@@ -128,13 +126,14 @@ mod tests {
     }
 
     fn new_volume(cloud: &Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
-        let mut new = NewVolume { snapshot: snapshot.map(|snapshot| snapshot.id.to_string()), ..NewVolume::default() };
+        let mut new =
+            NewVolume { snapshot: snapshot.map(|snapshot| snapshot.meta.id.to_string()), ..NewVolume::default() };
         new.spec.size = Some("1".parse().unwrap());
         cloud.volumes().create(&new).unwrap()
     }
 
-    fn put<R: Record>(cloud: &Cloud, record: &R) {
-        cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(record)?)).unwrap();
+    fn put<R: Resource>(cloud: &Cloud, mut record: R) {
+        cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&mut record)?)).unwrap();
     }
 
     fn paths(disk: &DiskConfig) -> Vec<String> {
@@ -147,28 +146,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let first = new_volume(&cloud, None);
-        let snapshot = cloud.snapshots().create(first.id, "", Default::default()).unwrap();
+        let snapshot = cloud.snapshots().create(first.meta.id, "", Default::default()).unwrap();
         let second = new_volume(&cloud, Some(&snapshot));
-        let later = cloud.snapshots().create(second.id, "", Default::default()).unwrap();
-        let [first, second] = [first, second].map(|volume| cloud.volumes().find(&volume.id.to_string()).unwrap());
-        let base = format!("{}.1.qcow2", first.id);
+        let later = cloud.snapshots().create(second.meta.id, "", Default::default()).unwrap();
+        let [first, second] = [first, second].map(|volume| cloud.volumes().find(&volume.meta.id.to_string()).unwrap());
+        let base = format!("{}.1.qcow2", first.meta.id);
         let disk = |volume: &VolumeRecord| paths(&disk_of(&cloud, volume).unwrap());
-        assert_eq!(disk(&first), [format!("{}.2.qcow2", first.id), base.clone()]);
-        let [lower, upper] = [1, 2].map(|generation| format!("{}.{generation}.qcow2", second.id));
+        assert_eq!(disk(&first), [format!("{}.2.qcow2", first.meta.id), base.clone()]);
+        let [lower, upper] = [1, 2].map(|generation| format!("{}.{generation}.qcow2", second.meta.id));
         assert_eq!(disk(&second), [upper, lower, base.clone()]);
-        assert_eq!(later.backing.unwrap(), over(&base, Some(&[])).unwrap());
+        assert_eq!(later.status.backing.unwrap(), over(&base, Some(&[])).unwrap());
         // A VM can open all of these files, and the headers name the same ones.
         for volume in [&first, &second] {
             let disk = disk_of(&cloud, volume).unwrap();
             disk_image::grow(&disk.path, disk.format, &disk.backing, 2 << 30).unwrap();
-            assert_eq!(from_headers(&cloud, &volume.file), volume.backing);
+            assert_eq!(from_headers(&cloud, &volume.status.file), volume.status.backing);
         }
 
         // The backing files of a deleted volume stay while another volume needs them.
-        cloud.volumes().delete(first.id).unwrap();
-        cloud.snapshots().delete(snapshot.id).unwrap();
+        cloud.volumes().delete(first.meta.id).unwrap();
+        cloud.snapshots().delete(snapshot.meta.id).unwrap();
         let path = |name: &str| cloud.home.volumes().join(name);
-        assert!(path(&base).exists() && !path(&first.file).exists());
+        assert!(path(&base).exists() && !path(&first.status.file).exists());
         let disk = disk_of(&cloud, &second).unwrap();
         disk_image::grow(&disk.path, disk.format, &disk.backing, 3 << 30).unwrap();
         assert_eq!(cloud.take_warnings(), Warnings::default());
@@ -179,8 +178,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let volume = new_volume(&cloud, None);
-        cloud.snapshots().create(volume.id, "", Default::default()).unwrap();
-        let volume = cloud.volumes().find(&volume.id.to_string()).unwrap();
+        cloud.snapshots().create(volume.meta.id, "", Default::default()).unwrap();
+        let volume = cloud.volumes().find(&volume.meta.id.to_string()).unwrap();
         let disk = disk_of(&cloud, &volume).unwrap();
         let secret = dir.path().join("secret");
         fs::write(&secret, vec![7; 1 << 20]).unwrap();
@@ -191,9 +190,10 @@ mod tests {
             .expect("qemu-img (Debian package qemu-utils) can be run");
         assert!(rebased.status.success(), "{}", String::from_utf8_lossy(&rebased.stderr));
         assert_eq!(disk_of(&cloud, &volume).unwrap(), disk);
-        let grown = cloud
-            .volumes()
-            .modify(volume.id, &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() });
+        let grown = cloud.volumes().modify(
+            volume.meta.id,
+            &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
+        );
         assert!(grown.unwrap_err().to_string().contains("names"));
         cloud.sweep().volumes();
         assert!(disk.files().all(|(path, _)| path.exists()));
@@ -204,15 +204,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cloud = cloud(dir.path());
         let volume = new_volume(&cloud, None);
-        let snapshot = cloud.snapshots().create(volume.id, "", Default::default()).unwrap();
-        let volume = cloud.volumes().find(&volume.id.to_string()).unwrap();
+        let snapshot = cloud.snapshots().create(volume.meta.id, "", Default::default()).unwrap();
+        let volume = cloud.volumes().find(&volume.meta.id.to_string()).unwrap();
         let outside = new_volume(&cloud, None);
         let unreadable = new_volume(&cloud, None);
         for volume in [&volume, &outside, &unreadable] {
-            put(&cloud, &VolumeRecord { backing: None, ..volume.clone() });
+            let mut older = volume.clone();
+            older.status.backing = None;
+            put(&cloud, older);
         }
-        put(&cloud, &SnapshotRecord { backing: None, ..snapshot.clone() });
-        let path = |cloud: &Cloud, volume: &VolumeRecord| cloud.home.volumes().join(&volume.file);
+        let mut older = snapshot.clone();
+        older.status.backing = None;
+        put(&cloud, older);
+        let path = |cloud: &Cloud, volume: &VolumeRecord| cloud.home.volumes().join(&volume.status.file);
         fs::write(dir.path().join("secret"), vec![7; 1 << 20]).unwrap();
         fs::remove_file(path(&cloud, &outside)).unwrap();
         let secret = dir.path().join("secret");
@@ -221,18 +225,18 @@ mod tests {
         fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();
 
         cloud.instances().reconcile();
-        assert_eq!(cloud.volumes().find(&volume.id.to_string()).unwrap(), volume);
-        assert_eq!(cloud.snapshots().find(&snapshot.id.to_string()).unwrap(), snapshot);
+        assert_eq!(cloud.volumes().find(&volume.meta.id.to_string()).unwrap().status, volume.status);
+        assert_eq!(cloud.snapshots().find(&snapshot.meta.id.to_string()).unwrap().status, snapshot.status);
         let warnings: Vec<String> = cloud.take_warnings().into_iter().collect();
         for unknown in [&outside, &unreadable] {
-            assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.id.to_string())), "{warnings:?}");
-            let record = cloud.volumes().find(&unknown.id.to_string()).unwrap();
+            assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.meta.id.to_string())), "{warnings:?}");
+            let record = cloud.volumes().find(&unknown.meta.id.to_string()).unwrap();
             assert!(disk_of(&cloud, &record).is_err());
         }
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         // Nothing is removed while the backing files of some volumes are unknown.
         assert!(cloud.home.volumes().join("stray.qcow2").exists());
-        for unknown in [outside.id, unreadable.id] {
+        for unknown in [outside.meta.id, unreadable.meta.id] {
             cloud.volumes().delete(unknown).unwrap();
         }
         assert!(!cloud.home.volumes().join("stray.qcow2").exists());

@@ -79,13 +79,18 @@ pub struct Cloud {
 impl Cloud {
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Cloud, CloudError> {
-        let home = Home::open()?;
-        let cloud = Cloud::at(home.clone(), Box::new(LocalNode::new(home)))?;
+        let cloud = Cloud::at(Home::open()?)?;
         cloud.instances().reconcile();
         Ok(cloud)
     }
 
-    fn at(home: Home, node: Box<dyn Node>) -> Result<Cloud, CloudError> {
+    /// Opens the data directory `home` on this host.
+    fn at(home: Home) -> Result<Cloud, CloudError> {
+        let node = LocalNode::new(home.clone());
+        Cloud::with_node(home, Box::new(node))
+    }
+
+    fn with_node(home: Home, node: Box<dyn Node>) -> Result<Cloud, CloudError> {
         let store = Store::open(home.root())?;
         Ok(Cloud { home, node, store, warnings: RefCell::default() })
     }

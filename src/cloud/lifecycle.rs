@@ -33,7 +33,7 @@ impl Instances<'_> {
         let lock = self.lock_to_start(id)?;
         let started = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
-            let previous = record.state;
+            let previous = record.status.state;
             if Action::Start.allowed(id, previous)? == Transition::Already {
                 return Ok((previous, record, None));
             }
@@ -43,18 +43,18 @@ impl Instances<'_> {
             check_capacity(self.cloud.node(), &size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
             // If this command is killed, the end of the last machine must not decide what becomes of the instance.
             self.cloud.node.instances().forget_end(id)?;
-            record.state = InstanceState::Pending;
+            record.status.state = InstanceState::Pending;
             record.clear_reason();
-            record.launch_time = now();
+            record.status.launch_time = now();
             // Instances created by a version without networking get a network interface now.
             let spec = NetworkSpec::default();
-            let mut network = match record.network.take() {
+            let mut network = match record.status.network.take() {
                 Some(network) => network,
                 None => Placement::choose(tx, self.cloud.node(), &spec)?.interface(&spec, MetadataOptions::default()),
             };
             AddressPool::taken(tx, self.cloud.node())?.give(&mut network)?;
-            record.network = Some(network);
-            tx.put(&record)?;
+            record.status.network = Some(network);
+            tx.put(&mut record)?;
             Ok((previous, record, Some(lock)))
         })?;
         let (previous, record, Some(lock)) = started else {
@@ -85,7 +85,7 @@ impl Instances<'_> {
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
     fn lock_to_start(&self, id: InstanceId) -> Result<Option<Guard>, CloudError> {
         let instances = self.cloud.node.instances();
-        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state {
+        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state {
             // An exiting VMM may hold the lock for a moment longer.
             InstanceState::Stopped => Ok(instances.lock(id, RESTART_TIMEOUT)?.taken()),
             // A VMM that is being killed does not respond, but holds the lock for a moment longer.
@@ -122,13 +122,13 @@ impl Instances<'_> {
         if !instances.is_running(id)? {
             self.reconcile_instance(id)?;
         }
-        self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.state))
+        self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.status.state))
     }
 
     /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
     fn ended_before(&self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
         self.reconcile_instance(id)?;
-        let state = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state;
+        let state = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state;
         let what = format!("The instance '{id}' ended before {event}. It is now {state}.");
         let hint = (state == InstanceState::Stopped).then(|| format!("Start it again with `wisp start {id}`."));
         Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
@@ -136,11 +136,11 @@ impl Instances<'_> {
 
     fn start_machine(&self, record: &InstanceRecord, lock: Guard, cold: bool) -> Result<Box<dyn Machine>, CloudError> {
         let instances = self.cloud.node.instances();
-        if cold || instances.hibernated(record.id).is_none() {
-            instances.forget_hibernated(record.id)?;
+        if cold || instances.hibernated(record.meta.id).is_none() {
+            instances.forget_hibernated(record.meta.id)?;
         }
-        let image = self.cloud.images().open_by_id(record.image_id)?;
-        let source = instances.hibernated(record.id).map_or(Source::Boot, Source::Hibernated);
+        let image = self.cloud.images().open_by_id(record.spec.image_id)?;
+        let source = instances.hibernated(record.meta.id).map_or(Source::Boot, Source::Hibernated);
         let plan = self.plan_start(record, lock, &image, &self.cloud.volumes().of(record)?, source);
         Ok(self.start_all([plan])?.remove(0))
     }
@@ -148,7 +148,7 @@ impl Instances<'_> {
     /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.
     pub fn reboot(&self, id: InstanceId) -> Result<Box<dyn Machine>, CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        Action::Reboot.allowed(id, record.state)?;
+        Action::Reboot.allowed(id, record.status.state)?;
         match self.cloud.node.instances().reboot(id) {
             Ok(Reboot::Restarted(machine)) => Ok(machine),
             Ok(Reboot::Ended) => Err(self.ended_before(id, "it was rebooted")?),

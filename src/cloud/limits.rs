@@ -20,9 +20,9 @@ use store::{InstanceRecord, VolumeRecord};
 /// Returns the limits of an instance's type, or none if the instance is exempt.
 pub(super) fn limits_of(record: &InstanceRecord) -> MachineLimits {
     let Some(instance_type) = limited_type(record) else { return MachineLimits::default() };
-    let cpu_budget = CreditRules::of(instance_type, record.vcpus).map(|rules| {
+    let cpu_budget = CreditRules::of(instance_type, record.spec.size.vcpus).map(|rules| {
         let mode = mode_of(record, &rules);
-        budget(&rules, mode, rules.at_start(mode, record.credits.as_ref(), now()))
+        budget(&rules, mode, rules.at_start(mode, record.status.credits.as_ref(), now()))
     });
     MachineLimits { cpu_budget, ..device_limits(instance_type) }
 }
@@ -59,16 +59,16 @@ pub(super) fn volume_limits(volume: &VolumeRecord) -> Option<DiskLimits> {
 }
 
 fn limited_type(record: &InstanceRecord) -> Option<&'static InstanceType> {
-    if record.no_limits { None } else { catalog::find(&record.instance_type).ok() }
+    if record.spec.no_limits { None } else { catalog::find(&record.spec.size.instance_type).ok() }
 }
 
 /// Returns an instance's credit rules, or `None` if it is not burstable.
 pub fn credit_rules(record: &InstanceRecord) -> Option<CreditRules> {
-    CreditRules::of(catalog::find(&record.instance_type).ok()?, record.vcpus)
+    CreditRules::of(catalog::find(&record.spec.size.instance_type).ok()?, record.spec.size.vcpus)
 }
 
 pub fn mode_of(record: &InstanceRecord, rules: &CreditRules) -> CreditMode {
-    record.cpu_credits.unwrap_or_else(|| rules.default_mode())
+    record.spec.cpu_credits.unwrap_or_else(|| rules.default_mode())
 }
 
 /// Refuses a credit mode for an instance type without credits.
@@ -133,19 +133,20 @@ impl Instances<'_> {
     }
 
     pub(super) fn apply_credit_mode(&self, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(rules) = credit_rules(record).filter(|_| !record.no_limits && record.state.has_machine()) else {
+        let Some(rules) = credit_rules(record).filter(|_| !record.spec.no_limits && record.status.state.has_machine())
+        else {
             return Ok(());
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
-        Ok(self.cloud.node.instances().set_can_owe(record.id, can_owe)?)
+        Ok(self.cloud.node.instances().set_can_owe(record.meta.id, can_owe)?)
     }
 
     pub(super) fn apply_volume_limits(&self, volume: &VolumeRecord) -> Result<(), CloudError> {
-        let Some(attachment) = &volume.attachment else { return Ok(()) };
+        let Some(attachment) = &volume.status.attachment else { return Ok(()) };
         let record = self.find(&attachment.instance_id.to_string())?;
-        let limits = volume_limits(volume).filter(|_| !record.no_limits);
-        let (Some(limits), InstanceState::Running) = (limits, record.state) else { return Ok(()) };
-        Ok(self.cloud.node.instances().limit_disk(record.id, volume.id, limits)?)
+        let limits = volume_limits(volume).filter(|_| !record.spec.no_limits);
+        let (Some(limits), InstanceState::Running) = (limits, record.status.state) else { return Ok(()) };
+        Ok(self.cloud.node.instances().limit_disk(record.meta.id, volume.meta.id, limits)?)
     }
 }
 

@@ -5,9 +5,13 @@ use ec2::capacity::InstanceSize;
 use ec2::id::{Id, ResourceKind};
 use ec2::volume::{VolumeFigures, VolumeSize, VolumeType, no_size};
 use ec2::{InstanceId, VolumeId, catalog};
-use store::{InstanceRecord, Record, Transaction, VolumeRecord};
+use store::{InstanceRecord, Resource, Transaction, VolumeRecord};
 
-pub(super) fn by_id<R: Record, K: ResourceKind>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError> {
+pub(super) fn by_id<R, K>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError>
+where
+    R: Resource<Id = Id<K>>,
+    K: ResourceKind,
+{
     let key = id.to_string();
     Ok(tx.get(&key)?.ok_or_else(|| Id::<K>::not_found(&key))?)
 }
@@ -21,18 +25,18 @@ pub(super) fn get_volume(tx: &Transaction, id: VolumeId) -> Result<VolumeRecord,
 }
 
 pub(super) fn volumes_of(tx: &Transaction, record: &InstanceRecord) -> Result<Vec<VolumeRecord>, CloudError> {
-    let ids = record.block_devices.iter().map(|device| device.volume_id.to_string());
+    let ids = record.status.block_devices.iter().map(|device| device.volume_id.to_string());
     let volumes = ids.map(|id| tx.get::<VolumeRecord>(&id)).collect::<Result<Vec<_>, _>>()?;
     Ok(volumes.into_iter().flatten().collect())
 }
 
 pub(super) fn size_of(record: &InstanceRecord) -> Result<InstanceSize, CloudError> {
-    let instance_type = catalog::find(&record.instance_type)?;
-    Ok(InstanceSize { instance_type, vcpus: record.vcpus, memory_mib: record.memory_mib })
+    let instance_type = catalog::find(&record.spec.size.instance_type)?;
+    Ok(InstanceSize { instance_type, vcpus: record.spec.size.vcpus, memory_mib: record.spec.size.memory_mib })
 }
 
 pub(super) fn figures_of(record: &VolumeRecord) -> Result<VolumeFigures, CloudError> {
-    let volume_type: VolumeType = record.volume_type.parse()?;
-    let size = VolumeSize::that_holds(record.size).ok_or_else(no_size)?;
-    Ok(VolumeFigures { size, volume_type, iops: record.iops, throughput: record.throughput })
+    let volume_type: VolumeType = record.spec.volume_type.parse()?;
+    let size = VolumeSize::that_holds(record.spec.size).ok_or_else(no_size)?;
+    Ok(VolumeFigures { size, volume_type, iops: record.spec.iops, throughput: record.spec.throughput })
 }

@@ -45,48 +45,51 @@ impl Instances<'_> {
     pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
         if let Some(user_data) = &change.user_data {
             let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-            check_user_data(self.cloud.images().open_by_id(record.image_id)?.manifest.cloud_init, user_data.as_ref())?;
+            check_user_data(
+                self.cloud.images().open_by_id(record.spec.image_id)?.manifest.cloud_init,
+                user_data.as_ref(),
+            )?;
         }
         let needs_stop = change.size.is_some() || change.user_data.is_some();
         let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
-            action.allowed(id, record.state)?;
+            action.allowed(id, record.status.state)?;
             if needs_stop {
                 refuse_hibernated(self.cloud, &record)?;
             }
             if let Some((size, overridden)) = &change.size {
-                record.instance_type = size.instance_type.name.to_string();
-                (record.vcpus, record.memory_mib) = (size.vcpus, size.memory_mib);
-                record.threads_per_core = threads_per_core(size);
-                record.overridden = *overridden;
+                record.spec.size.instance_type = size.instance_type.name.to_string();
+                (record.spec.size.vcpus, record.spec.size.memory_mib) = (size.vcpus, size.memory_mib);
+                record.spec.size.threads_per_core = threads_per_core(size);
+                record.spec.size.overridden = *overridden;
             }
             if change.cpu_credits.is_some() {
-                record.cpu_credits = change.cpu_credits;
+                record.spec.cpu_credits = change.cpu_credits;
             }
-            let instance_type = catalog::find(&record.instance_type)?;
+            let instance_type = catalog::find(&record.spec.size.instance_type)?;
             check_credits(change.cpu_credits, instance_type)?;
             // If the new type is not burstable, drop the credit mode that was set for the old one.
-            record.cpu_credits = record.cpu_credits.filter(|_| instance_type.credits.is_some());
+            record.spec.cpu_credits = record.spec.cpu_credits.filter(|_| instance_type.credits.is_some());
             if let Some(user_data) = &change.user_data {
-                record.user_data.clone_from(user_data);
+                record.spec.user_data.clone_from(user_data);
             }
             if let Some(behavior) = change.shutdown_behavior {
-                record.shutdown_behavior = behavior;
+                record.spec.shutdown_behavior = behavior;
             }
             if let Some(protection) = change.termination_protection {
-                record.termination_protection = protection;
+                record.spec.termination_protection = protection;
             }
-            if let (Some(options), Some(network)) = (change.metadata_options, &mut record.network) {
+            if let (Some(options), Some(network)) = (change.metadata_options, &mut record.status.network) {
                 network.metadata_options = options.applied(network.metadata_options);
             }
             if change.metadata_options.is_some() && record.serves_tags() {
-                check_metadata_keys(record.tags.keys().map(String::as_str))?;
+                check_metadata_keys(record.meta.tags.keys().map(String::as_str))?;
             }
-            if let (false, Some(network)) = (change.security_groups.is_empty(), &mut record.network) {
+            if let (false, Some(network)) = (change.security_groups.is_empty(), &mut record.status.network) {
                 network.security_groups = chosen_groups(tx, network.vpc_id, &change.security_groups)?;
             }
-            tx.put(&record)?;
+            tx.put(&mut record)?;
             Ok(record)
         })?;
         if change.cpu_credits.is_some() {

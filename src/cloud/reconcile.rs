@@ -41,9 +41,9 @@ impl Instances<'_> {
             Err(error) => return self.cloud.warn_failed("cannot check the instances", Err(error.into())),
         };
         for record in &records {
-            if record.state.has_machine() {
-                let reconciled = self.reconcile_instance(record.id);
-                self.cloud.warn_failed(&format!("cannot check {}", record.id), reconciled);
+            if record.status.state.has_machine() {
+                let reconciled = self.reconcile_instance(record.meta.id);
+                self.cloud.warn_failed(&format!("cannot check {}", record.meta.id), reconciled);
             }
         }
         let recorded = layers::record_missing(self.cloud);
@@ -71,7 +71,7 @@ impl Instances<'_> {
         }
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        if !record.state.has_machine() {
+        if !record.status.state.has_machine() {
             return Ok(());
         }
         let outcome = judge(&record, instances.last_end(id), instances.hibernated(id).is_some());
@@ -92,24 +92,24 @@ impl Instances<'_> {
     fn reconcile_alive(&self, id: InstanceId) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
-        if record.state == InstanceState::Pending {
+        if record.status.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
-            let ids: Vec<InstanceId> = launched.iter().map(|record| record.id).collect();
+            let ids: Vec<InstanceId> = launched.iter().map(|record| record.meta.id).collect();
             // A VMM that does not respond may not have created its VM yet, and may still fail to.
             if ids.iter().all(|id| instances.status(*id, END_TIMEOUT).is_ok()) {
                 self.settle_running(&ids)?;
             }
             return Ok(());
         }
-        if !matches!(record.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
+        if !matches!(record.status.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
         let Some(_operation) = instances.lock_operation(id)? else { return Ok(()) };
         // The command may have finished in the meantime.
-        if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.state != record.state {
+        if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state != record.status.state {
             return Ok(());
         }
-        if record.state == InstanceState::ShuttingDown {
+        if record.status.state == InstanceState::ShuttingDown {
             self.cloud.warn(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
@@ -125,10 +125,10 @@ impl Instances<'_> {
         }
         self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
-            if record.state == InstanceState::Stopping {
-                record.state = InstanceState::Running;
+            if record.status.state == InstanceState::Stopping {
+                record.status.state = InstanceState::Running;
                 record.clear_reason();
-                tx.put(&record)?;
+                tx.put(&mut record)?;
             }
             Ok(())
         })?;
@@ -141,21 +141,23 @@ impl Instances<'_> {
     /// Returns the instances of the same launch as `record` that have not started yet.
     fn launched_with(&self, record: &InstanceRecord) -> Result<Vec<InstanceRecord>, CloudError> {
         let mut records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
-        records.retain(|other| other.reservation_id == record.reservation_id && is_launching(other));
+        records.retain(|other| {
+            other.status.launch.reservation_id == record.status.launch.reservation_id && is_launching(other)
+        });
         Ok(records)
     }
 
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
-        for other in self.launched_with(record)?.into_iter().filter(|other| other.id != record.id) {
-            let lock = self.cloud.node.instances().lock(other.id, Duration::ZERO)?;
+        for other in self.launched_with(record)?.into_iter().filter(|other| other.meta.id != record.meta.id) {
+            let lock = self.cloud.node.instances().lock(other.meta.id, Duration::ZERO)?;
             // Instances without a machine are reconciled separately, each with its own reason.
             if matches!(lock, InstanceLock::Held) {
                 self.cloud.warn(format!(
                     "{}: terminated because {} from the same launch did not start.",
-                    other.id, record.id
+                    other.meta.id, record.meta.id
                 ));
-                self.end_and_terminate(other.id, reason)?;
+                self.end_and_terminate(other.meta.id, reason)?;
             }
         }
         Ok(())
@@ -164,17 +166,20 @@ impl Instances<'_> {
     fn forget_old(&self, records: &[InstanceRecord]) -> Result<(), CloudError> {
         let now = now();
         let is_old = |record: &&InstanceRecord| {
-            record.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
+            record.status.terminated.is_some_and(|terminated| terminated + TERMINATED_LIFETIME <= now)
         };
         let old: Vec<&InstanceRecord> = records.iter().filter(is_old).collect();
         let tokens: Vec<ClientToken> = self.cloud.store.read::<_, StoreError>(|tx| tx.list())?;
-        let expired: Vec<&ClientToken> = tokens.iter().filter(|token| token.created + TOKEN_LIFETIME <= now).collect();
-        if old.is_empty() && expired.is_empty() {
+        let is_expired = |token: &ClientToken| token.created + TOKEN_LIFETIME <= now;
+        if old.is_empty() && !tokens.iter().any(is_expired) {
             return Ok(());
         }
         self.cloud.store.write(|tx| {
-            old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.id.to_string()))?;
-            expired.iter().try_for_each(|token| tx.remove::<ClientToken>(&token.token))
+            old.iter().try_for_each(|record| tx.remove::<InstanceRecord>(&record.meta.id.to_string()))?;
+            // A launch may have used an expired token again in the meantime.
+            let tokens = tx.list::<ClientToken>()?;
+            let mut expired = tokens.iter().filter(|token| is_expired(token));
+            expired.try_for_each(|token| tx.remove::<ClientToken>(&token.token))
         })?;
         Ok(())
     }
@@ -187,8 +192,8 @@ impl Instances<'_> {
         let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
         for HostInstance { id, is_half_removed } in instances.list()? {
-            let record = records.iter().find(|record| record.id == id);
-            if is_half_removed || record.is_none_or(|record| record.state == InstanceState::Terminated) {
+            let record = records.iter().find(|record| record.meta.id == id);
+            if is_half_removed || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
                 let removed = self.sweep_instance(id, is_half_removed);
                 swept |= matches!(removed, Ok(true));
                 self.cloud.warn_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
@@ -220,18 +225,18 @@ impl Instances<'_> {
 
 /// Returns true if the launch that created the instance has not completed.
 fn is_launching(record: &InstanceRecord) -> bool {
-    record.state == InstanceState::Pending && record.starts == 0
+    record.status.state == InstanceState::Pending && record.status.starts == 0
 }
 
 /// Decides the new state of an instance that has no machine although its record says that it has one.
 fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> Outcome {
-    let id = record.id;
+    let id = record.meta.id;
     let stopped = |reason: StateReason, warning: Option<String>| Outcome { terminated: false, reason, warning };
     let failed = |what: String| {
         let warning = format!("{id}: {what}; the instance is now stopped. `wisp console {id}` shows its last output.");
         stopped(StateReason::internal_error(&what), Some(warning))
     };
-    match (record.state, end) {
+    match (record.status.state, end) {
         (InstanceState::ShuttingDown, _) => Outcome {
             terminated: true,
             reason: StateReason::user_initiated(),
@@ -251,7 +256,7 @@ fn judge(record: &InstanceRecord, end: Option<EndRecord>, hibernated: bool) -> O
         // The instance hibernated, or it failed to resume.
         (_, _) if hibernated => stopped(StateReason::user_hibernated(), None),
         (InstanceState::Stopping, _) => stopped(StateReason::user_initiated(), None),
-        (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.shutdown_behavior {
+        (_, Some(EndRecord::Ended { end: End::PowerOff | End::Reboot, .. })) => match record.spec.shutdown_behavior {
             ShutdownBehavior::Stop => stopped(StateReason::instance_initiated(), None),
             ShutdownBehavior::Terminate => {
                 Outcome { terminated: true, reason: StateReason::instance_initiated(), warning: None }

@@ -1,6 +1,7 @@
 //! The image registry: imported images, images created from instances, and the embedded image.
 
 use super::error::CloudError;
+use super::lookup::by_id;
 use super::template;
 use super::{Cloud, new_id, now};
 use ec2::id::{Id, Image as ImageKind};
@@ -10,7 +11,7 @@ use node::host::UnfinishedImage;
 use node::image::Image;
 use node::image_memory::ImageMemory;
 use node::{embedded, shell};
-use store::{ImageRecord, StoreError, Transaction, Visibility};
+use store::{ImageRecord, Meta, StoreError, Transaction, Visibility};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Images<'a> {
@@ -22,7 +23,7 @@ impl Images<'_> {
     pub fn open(&self, reference: Option<&str>) -> Result<(ImageRecord, Image), CloudError> {
         self.register_embedded()?;
         let record = self.find(reference.unwrap_or(embedded::NAME))?;
-        let image = self.open_by_id(record.id)?;
+        let image = self.open_by_id(record.meta.id)?;
         Ok((record, image))
     }
 
@@ -34,13 +35,13 @@ impl Images<'_> {
 
     /// Opens an image. Returns `None` for the embedded image, which may have to be unpacked first.
     pub(super) fn open_unless_embedded(&self, record: &ImageRecord) -> Result<Option<Image>, CloudError> {
-        if record.id == embedded::id() { Ok(None) } else { self.open_by_id(record.id).map(Some) }
+        if record.meta.id == embedded::id() { Ok(None) } else { self.open_by_id(record.meta.id).map(Some) }
     }
 
     /// Finds the record of a registered image or of the embedded one, without changing the store.
     pub fn find(&self, reference: &str) -> Result<ImageRecord, CloudError> {
         let known = self.known()?;
-        if let Some(named) = known.iter().find(|record| record.name == reference) {
+        if let Some(named) = known.iter().find(|record| record.spec.name == reference) {
             return Ok(named.clone());
         }
         if !Id::<ImageKind>::looks_like(reference) {
@@ -56,8 +57,8 @@ impl Images<'_> {
             }
             return Err(ImageId::not_found(reference).into());
         }
-        let id = ImageId::find(reference, known.iter().map(|record| record.id))?;
-        Ok(known.into_iter().find(|record| record.id == id).expect("the ID comes from these records"))
+        let id = ImageId::find(reference, known.iter().map(|record| record.meta.id))?;
+        Ok(known.into_iter().find(|record| record.meta.id == id).expect("the ID comes from these records"))
     }
 
     pub fn list(&self) -> Result<Vec<ImageRecord>, CloudError> {
@@ -68,12 +69,12 @@ impl Images<'_> {
     /// Lists all registered images, and the embedded one, which is not registered before its first use.
     fn known(&self) -> Result<Vec<ImageRecord>, CloudError> {
         let mut records: Vec<ImageRecord> = self.cloud.records()?;
-        records.retain(|record| record.deregistered.is_none());
-        if records.iter().all(|record| record.id != embedded::id()) {
-            records.retain(|record| record.name != embedded::NAME);
+        records.retain(is_registered);
+        if records.iter().all(|record| record.meta.id != embedded::id()) {
+            records.retain(|record| record.spec.name != embedded::NAME);
             records.push(embedded_record());
         }
-        records.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        records.sort_by(|a, b| (a.meta.created, &a.spec.name).cmp(&(b.meta.created, &b.spec.name)));
         Ok(records)
     }
 
@@ -86,17 +87,29 @@ impl Images<'_> {
     pub(super) fn register_embedded(&self) -> Result<(), CloudError> {
         let id = embedded::id();
         let known = self.cloud.store.read::<_, StoreError>(|tx| tx.get::<ImageRecord>(&id.to_string()))?;
-        if known.is_some_and(|record| record.deregistered.is_none()) {
+        if known.as_ref().is_some_and(is_registered) {
             return Ok(());
         }
         self.cloud.store.write::<_, CloudError>(|tx| {
+            // Another command may have registered it in the meantime, and tagged it.
+            let known = tx.get::<ImageRecord>(&id.to_string())?;
+            if known.as_ref().is_some_and(is_registered) {
+                return Ok(());
+            }
             for mut record in tx.list::<ImageRecord>()? {
-                if record.name == embedded::NAME && record.deregistered.is_none() {
-                    record.deregistered = Some(now());
-                    tx.put(&record)?;
+                if record.spec.name == embedded::NAME && is_registered(&record) {
+                    record.status.deregistered = Some(now());
+                    tx.put(&mut record)?;
                 }
             }
-            Ok(tx.put(&embedded_record())?)
+            let mut record = embedded_record();
+            match known {
+                Some(known) => {
+                    record.meta.generation = known.meta.generation;
+                    Ok(tx.put(&mut record)?)
+                }
+                None => Ok(tx.insert(&mut record)?),
+            }
         })
     }
 
@@ -112,24 +125,24 @@ impl Images<'_> {
         description: Option<String>,
         imds_support: Option<ImdsSupport>,
     ) -> Result<ImageRecord, CloudError> {
-        let id = self.find(reference)?.id;
+        let id = self.find(reference)?.meta.id;
         refuse_embedded(id, "modified")?;
         self.cloud.store.write(|tx| {
             let mut record: ImageRecord = tx.get(&id.to_string())?.ok_or_else(|| ImageId::not_found(reference))?;
-            record.visibility = visibility.unwrap_or(record.visibility);
-            record.description = description.unwrap_or(record.description);
-            record.imds_support = imds_support.or(record.imds_support);
-            tx.put(&record)?;
+            record.spec.visibility = visibility.unwrap_or(record.spec.visibility);
+            record.spec.description = description.unwrap_or(record.spec.description);
+            record.spec.imds_support = imds_support.or(record.spec.imds_support);
+            tx.put(&mut record)?;
             Ok(record)
         })
     }
 
-    pub(super) fn register(&self, record: ImageRecord, image: UnfinishedImage) -> Result<ImageRecord, CloudError> {
+    pub(super) fn register(&self, mut record: ImageRecord, image: UnfinishedImage) -> Result<ImageRecord, CloudError> {
         // The lock is released when the image has a record.
         let _lock = self.cloud.store.write::<_, CloudError>(|tx| {
-            name_is_free(tx, &record.name)?;
-            let lock = self.cloud.node.images().keep(image, record.id)?;
-            tx.insert(&record)?;
+            name_is_free(tx, &record.spec.name)?;
+            let lock = self.cloud.node.images().keep(image, record.meta.id)?;
+            tx.insert(&mut record)?;
             Ok(lock)
         })?;
         Ok(record)
@@ -137,14 +150,22 @@ impl Images<'_> {
 
     /// Deregisters an image. Its files are kept for as long as an instance, volume or snapshot uses them.
     pub fn deregister(&self, reference: &str) -> Result<ImageRecord, CloudError> {
-        let mut record = self.find(reference)?;
-        refuse_embedded(record.id, "deregistered")?;
-        record.deregistered = Some(now());
-        self.cloud.store.write::<_, StoreError>(|tx| tx.put(&record))?;
-        template::remove_of(&self.cloud.home, &self.cloud.home.images().join(record.id.to_string()))?;
+        let id = self.find(reference)?.meta.id;
+        refuse_embedded(id, "deregistered")?;
+        let record = self.cloud.store.write::<_, CloudError>(|tx| {
+            let mut record: ImageRecord = by_id(tx, id)?;
+            record.status.deregistered.get_or_insert(now());
+            tx.put(&mut record)?;
+            Ok(record)
+        })?;
+        template::remove_of(&self.cloud.home, &self.cloud.home.images().join(record.meta.id.to_string()))?;
         self.cloud.sweep().images();
         Ok(record)
     }
+}
+
+fn is_registered(record: &ImageRecord) -> bool {
+    record.status.deregistered.is_none()
 }
 
 fn refuse_embedded(id: ImageId, change: &str) -> Result<(), CloudError> {
@@ -157,28 +178,33 @@ fn refuse_embedded(id: ImageId, change: &str) -> Result<(), CloudError> {
 
 fn embedded_record() -> ImageRecord {
     let description = "Linux with BusyBox and the Wisp agent, embedded in the binary";
-    let (id, owner, visibility) = (embedded::id(), "wisp".into(), Visibility::Public);
-    ImageRecord { id, owner, visibility, ..new_record(embedded::NAME, description) }
+    let mut record = new_record(embedded::NAME, description);
+    record.meta.id = embedded::id();
+    record.spec.visibility = Visibility::Public;
+    record.status.owner = "wisp".into();
+    record
 }
 
 /// Returns the record of a new private image. The owner is the user's name on this host, or `self` if it is unknown.
 pub(super) fn new_record(name: &str, description: &str) -> ImageRecord {
     ImageRecord {
-        id: new_id(),
-        name: name.into(),
-        description: description.into(),
-        created: now(),
-        owner: std::env::var("USER").unwrap_or_else(|_| "self".into()),
-        visibility: Visibility::Private,
-        source_instance: None,
-        deregistered: None,
-        imds_support: None,
-        tags: Default::default(),
+        meta: Meta::new(new_id(), now(), Default::default()),
+        spec: store::image::Spec {
+            name: name.into(),
+            description: description.into(),
+            visibility: Visibility::Private,
+            source_instance: None,
+            imds_support: None,
+        },
+        status: store::image::Status {
+            owner: std::env::var("USER").unwrap_or_else(|_| "self".into()),
+            deregistered: None,
+        },
     }
 }
 
 fn name_is_free(tx: &Transaction, name: &str) -> Result<(), CloudError> {
-    let is_it = |known: &ImageRecord| known.deregistered.is_none() && known.name == name;
+    let is_it = |known: &ImageRecord| is_registered(known) && known.spec.name == name;
     if name != embedded::NAME && !tx.list::<ImageRecord>()?.iter().any(is_it) {
         return Ok(());
     }

@@ -21,16 +21,16 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
 
 /// Finds an instance. A name never finds a terminated instance, because another instance may have that name now.
 pub fn instance(tx: &Transaction, reference: &str) -> Result<InstanceRecord, CloudError> {
-    let gone = |record: &InstanceRecord| record.state == InstanceState::Terminated;
-    one_of(tx.list()?, reference, |record| (record.id, if gone(record) { None } else { record.name() }))
+    let gone = |record: &InstanceRecord| record.status.state == InstanceState::Terminated;
+    one_of(tx.list()?, reference, |record| (record.meta.id, if gone(record) { None } else { record.meta.name() }))
 }
 
 pub fn volume(tx: &Transaction, reference: &str) -> Result<VolumeRecord, CloudError> {
-    one_of(tx.list()?, reference, |record: &VolumeRecord| (record.id, record.name()))
+    one_of(tx.list()?, reference, |record: &VolumeRecord| (record.meta.id, record.meta.name()))
 }
 
 pub fn snapshot(tx: &Transaction, reference: &str) -> Result<SnapshotRecord, CloudError> {
-    one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.id, record.name()))
+    one_of(tx.list()?, reference, |record: &SnapshotRecord| (record.meta.id, record.meta.name()))
 }
 
 /// Finds a security group among those that `is_meant` accepts. A group's name is an attribute, not a tag.
@@ -40,26 +40,26 @@ pub fn security_group(
     is_meant: impl Fn(&SecurityGroupRecord) -> bool,
 ) -> Result<SecurityGroupRecord, CloudError> {
     let groups = tx.list()?.into_iter().filter(is_meant).collect();
-    one_of(groups, reference, |record: &SecurityGroupRecord| (record.id, Some(record.name.as_str())))
+    one_of(groups, reference, |record: &SecurityGroupRecord| (record.meta.id, Some(record.spec.name.as_str())))
 }
 
 /// Finds a VPC. `default` is the name of the default VPC, unless it has a `Name` tag.
 pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
-    let name = |record: &VpcRecord| if record.is_default { Some("default") } else { None };
-    one_of(tx.list()?, reference, |record: &VpcRecord| (record.id, record.name().or(name(record))))
+    let name = |record: &VpcRecord| if record.status.is_default { Some("default") } else { None };
+    one_of(tx.list()?, reference, |record: &VpcRecord| (record.meta.id, record.meta.name().or(name(record))))
 }
 
 pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
-    one_of(tx.list()?, reference, |record: &SubnetRecord| (record.id, record.name()))
+    one_of(tx.list()?, reference, |record: &SubnetRecord| (record.meta.id, record.meta.name()))
 }
 
 /// Finds an elastic address. `reference` may also be the IP address.
 pub fn address(tx: &Transaction, reference: &str) -> Result<AddressRecord, CloudError> {
     let records: Vec<AddressRecord> = tx.list()?;
-    if let Some(record) = records.iter().find(|record| record.public_ip.to_string() == reference) {
+    if let Some(record) = records.iter().find(|record| record.status.public_ip.to_string() == reference) {
         return Ok(record.clone());
     }
-    one_of(records, reference, |record: &AddressRecord| (record.id, record.name()))
+    one_of(records, reference, |record: &AddressRecord| (record.meta.id, record.meta.name()))
 }
 
 fn one_of<R, K: ResourceKind>(

@@ -21,20 +21,20 @@ impl Instances<'_> {
         image: &Manifest,
         copied: bool,
     ) -> Result<Option<Seed>, CloudError> {
-        let key = match &record.key_name {
+        let key = match &record.spec.key_name {
             // The key pair may have been deleted. EC2 also starts such an instance: its disk already has the key.
             Some(name) => self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<KeyPairRecord>(name)?))?,
             None => None,
         };
-        let needs_seed = !image.cloud_init && (key.is_some() || record.user_data.is_some());
+        let needs_seed = !image.cloud_init && (key.is_some() || record.spec.user_data.is_some());
         if !needs_seed && !copied {
             return Ok(None);
         }
-        let user_data = record.user_data.as_ref().filter(|_| !image.cloud_init);
+        let user_data = record.spec.user_data.as_ref().filter(|_| !image.cloud_init);
         Ok(Some(Seed {
-            public_keys: key.into_iter().map(|key| key.public_key).collect(),
+            public_keys: key.into_iter().map(|key| key.spec.public_key).collect(),
             user_data: user_data.map(|text| unwrapped(text)).transpose()?,
-            ..identity_seed(record.id, image)
+            ..identity_seed(record.meta.id, image)
         }))
     }
 }

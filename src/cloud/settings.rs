@@ -18,7 +18,7 @@ impl Settings<'_> {
 
     /// Replaces the default metadata options of launches (`ModifyInstanceMetadataDefaults`).
     pub fn set_metadata_defaults(&self, options: MetadataChange) -> Result<(), CloudError> {
-        self.cloud.store.write(|tx| Ok(tx.put(&MetadataDefaults { options })?))
+        self.cloud.store.write(|tx| Ok(tx.set(&MetadataDefaults { options })?))
     }
 }
 

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use super::error::CloudError;
 use super::fork::continued;
 use super::layers::{below, volume_disk};
-use super::lookup::get_volume;
+use super::lookup::{by_id, get_volume};
 use super::{Cloud, new_id, now, resolve};
 use ec2::{InstanceId, SnapshotId, VolumeId};
 use node::host::NewFile;
-use store::{SnapshotRecord, SnapshotState, VolumeRecord};
+use store::{Meta, SnapshotRecord, SnapshotState, VolumeRecord};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshots<'a> {
@@ -22,7 +22,7 @@ pub struct Snapshots<'a> {
 impl Snapshots<'_> {
     pub fn list(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records: Vec<SnapshotRecord> = self.cloud.records()?;
-        records.sort_by_key(|record| (record.started, record.id));
+        records.sort_by_key(|record| (record.meta.created, record.meta.id));
         Ok(records)
     }
 
@@ -43,24 +43,26 @@ impl Snapshots<'_> {
         let before = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let running = self.cloud.volumes().running_instance(&before)?;
         let after = continued(&before);
-        volumes.create(&after.file, &NewFile::Overlay { base: &below(&before.file), size: Some(before.size) })?;
-        let snapshot = SnapshotRecord {
-            id: new_id(),
-            volume_id: id,
-            size: before.size,
-            state: SnapshotState::Pending,
-            started: now(),
-            description: description.into(),
-            file: before.file.clone(),
-            backing: before.backing.clone(),
-            image_id: before.image_id,
-            tags,
+        volumes.create(
+            &after.status.file,
+            &NewFile::Overlay { base: &below(&before.status.file), size: Some(before.spec.size) },
+        )?;
+        let mut snapshot = SnapshotRecord {
+            meta: Meta::new(new_id(), now(), tags),
+            spec: store::snapshot::Spec { volume_id: id, description: description.into() },
+            status: store::snapshot::Status {
+                size: before.spec.size,
+                state: SnapshotState::Pending,
+                file: before.status.file.clone(),
+                backing: before.status.backing.clone(),
+                image_id: before.status.image_id,
+            },
         };
         // From now on, the overlay is the volume's file. It is empty until a running VMM switches to it, so it reads as
         // its backing file, which that VMM still writes.
         self.cloud.store.write::<_, CloudError>(|tx| {
-            tx.put(&continued(&get_volume(tx, id)?))?;
-            Ok(tx.insert(&snapshot)?)
+            tx.put(&mut continued(&get_volume(tx, id)?))?;
+            Ok(tx.insert(&mut snapshot)?)
         })?;
         drop(lock);
         if let Some(instance) = running
@@ -73,19 +75,26 @@ impl Snapshots<'_> {
             }
             return Err(self.cloud.instances().unless_ended(instance, "the snapshot was complete", error));
         }
-        let snapshot = SnapshotRecord { state: SnapshotState::Completed, ..snapshot };
-        self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&snapshot)?))?;
-        Ok(snapshot)
+        self.complete(snapshot.meta.id)
+    }
+
+    fn complete(&self, id: SnapshotId) -> Result<SnapshotRecord, CloudError> {
+        self.cloud.store.write(|tx| {
+            let mut snapshot: SnapshotRecord = by_id(tx, id)?;
+            snapshot.status.state = SnapshotState::Completed;
+            tx.put(&mut snapshot)?;
+            Ok(snapshot)
+        })
     }
 
     /// Reverts a snapshot if the VMM refused to switch to the overlay: it continues to write the previous file.
     fn forget(&self, before: &VolumeRecord, snapshot: &SnapshotRecord) -> Result<(), CloudError> {
         self.cloud.store.write::<_, CloudError>(|tx| {
-            let mut volume = get_volume(tx, before.id)?;
-            volume.file.clone_from(&before.file);
-            volume.backing.clone_from(&before.backing);
-            tx.put(&volume)?;
-            Ok(tx.remove::<SnapshotRecord>(&snapshot.id.to_string())?)
+            let mut volume = get_volume(tx, before.meta.id)?;
+            volume.status.file.clone_from(&before.status.file);
+            volume.status.backing.clone_from(&before.status.backing);
+            tx.put(&mut volume)?;
+            Ok(tx.remove::<SnapshotRecord>(&snapshot.meta.id.to_string())?)
         })?;
         self.cloud.sweep().volumes();
         Ok(())
@@ -113,9 +122,9 @@ impl Snapshots<'_> {
         let Some(_operation) = self.cloud.node.volumes().try_lock_snapshots()? else { return Ok(()) };
         for snapshot in self.pending()? {
             match self.finish(&snapshot) {
-                Ok(()) => self.cloud.warn(format!("{}: an interrupted snapshot was completed.", snapshot.id)),
+                Ok(()) => self.cloud.warn(format!("{}: an interrupted snapshot was completed.", snapshot.meta.id)),
                 // The instance is changing its state or is unreachable. A later command completes the snapshot.
-                Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.id),
+                Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.meta.id),
             }
         }
         Ok(())
@@ -123,7 +132,7 @@ impl Snapshots<'_> {
 
     fn pending(&self) -> Result<Vec<SnapshotRecord>, CloudError> {
         let mut records = self.list()?;
-        records.retain(|record| record.state == SnapshotState::Pending);
+        records.retain(|record| record.status.state == SnapshotState::Pending);
         Ok(records)
     }
 
@@ -131,15 +140,15 @@ impl Snapshots<'_> {
         let volume = self
             .cloud
             .store
-            .read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.volume_id.to_string())?))?;
+            .read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.spec.volume_id.to_string())?))?;
         if let Some(volume) = volume
             && let Some(instance) = self.cloud.volumes().running_instance(&volume)?
         {
-            let before =
-                VolumeRecord { file: snapshot.file.clone(), backing: snapshot.backing.clone(), ..volume.clone() };
+            let mut before = volume.clone();
+            before.status.file.clone_from(&snapshot.status.file);
+            before.status.backing.clone_from(&snapshot.status.backing);
             self.switch(instance, &before, &volume)?;
         }
-        let completed = SnapshotRecord { state: SnapshotState::Completed, ..snapshot.clone() };
-        self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&completed)?))
+        self.complete(snapshot.meta.id).map(drop)
     }
 }

@@ -27,12 +27,12 @@ pub struct SshTarget {
 impl SshTarget {
     pub fn find(cloud: &Cloud, reference: &str) -> Result<SshTarget, CloudError> {
         let (record, dir) = cloud.instances().reachable(reference)?;
-        let user = cloud.images().open_by_id(record.image_id)?.manifest.default_user;
+        let user = cloud.images().open_by_id(record.spec.image_id)?.manifest.default_user;
         let link = NetstackConfig::read(&dir.path().join(LINK)).ok();
         Ok(SshTarget {
-            instance: record.id,
+            instance: record.meta.id,
             user,
-            key_name: record.key_name,
+            key_name: record.spec.key_name,
             endpoint: link.and_then(|link| endpoint(&link.forwards)),
             known_hosts: dir.path().join(KNOWN_HOSTS),
             dir,

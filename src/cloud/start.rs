@@ -37,29 +37,29 @@ impl Instances<'_> {
         source: Source<'a>,
     ) -> Result<InstanceStart<'a>, CloudError> {
         let disk = |volume: &VolumeRecord| {
-            let limits = volume_limits(volume).filter(|_| !record.no_limits);
+            let limits = volume_limits(volume).filter(|_| !record.spec.no_limits);
             Ok(VolumeDisk { limits, ..volume_disk(volume)? })
         };
         let is_copy = matches!(source, Source::Copy { .. });
         let plan = InstancePlan {
-            id: record.id,
+            id: record.meta.id,
             lock,
             image,
             shape: MachineShape {
-                cpus: CpuConfig { count: record.vcpus, threads_per_core: record.threads_per_core },
-                memory_mib: record.memory_mib,
-                instance_type: record.instance_type.clone(),
-                cmdline: record.cmdline.clone(),
+                cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
+                memory_mib: record.spec.size.memory_mib,
+                instance_type: record.spec.size.instance_type.clone(),
+                cmdline: record.spec.cmdline.clone(),
             },
             volumes: volumes.iter().map(disk).collect::<Result<_, CloudError>>()?,
-            instance_store: catalog::find(&record.instance_type)?.instance_store(),
+            instance_store: catalog::find(&record.spec.size.instance_type)?.instance_store(),
             limits: limits_of(record),
             seed: self.seed_of(record, &image.manifest, is_copy)?,
             network: self.cloud.interfaces().plan(record)?,
             source,
             began_ns: monotonic_ns(),
         };
-        let interface = record.network.clone().filter(is_in_vpc);
+        let interface = record.status.network.clone().filter(is_in_vpc);
         Ok(InstanceStart { plan, interface })
     }
 

@@ -68,15 +68,15 @@ impl Instances<'_> {
         let _ended = self.cloud.node.instances().end(id, StopMode::Force)?;
         self.cloud.store.write::<_, CloudError>(|tx| {
             for mut volume in tx.list::<VolumeRecord>()? {
-                match &volume.attachment {
+                match &volume.status.attachment {
                     Some(attachment) if attachment.instance_id == id => {}
                     _ => continue,
                 }
-                if volume.attachment.take().is_some_and(|attachment| attachment.delete_on_termination) {
-                    tx.remove::<VolumeRecord>(&volume.id.to_string())?;
+                if volume.status.attachment.take().is_some_and(|attachment| attachment.delete_on_termination) {
+                    tx.remove::<VolumeRecord>(&volume.meta.id.to_string())?;
                 } else {
-                    volume.state = VolumeState::Available;
-                    tx.put(&volume)?;
+                    volume.status.state = VolumeState::Available;
+                    tx.put(&mut volume)?;
                 }
             }
             free_addresses_of(tx, id)?;
@@ -90,22 +90,6 @@ impl Instances<'_> {
 
     /// Marks instances as shutting down. Fails without any change if one of them has termination protection.
     pub fn begin_terminate(&self, ids: &[InstanceId]) -> Result<StopOperation, CloudError> {
-        self.cloud.store.read::<_, CloudError>(|tx| {
-            for id in ids {
-                let record = get(tx, *id)?;
-                if record.termination_protection && record.state != InstanceState::Terminated {
-                    return Err(CloudError::refused(
-                        ErrorCode::OperationNotPermitted,
-                        format!(
-                            "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance \
-                             attribute and try again."
-                        ),
-                        Some(format!("Turn protection off with `wisp modify {id} --no-termination-protection`.")),
-                    ));
-                }
-            }
-            Ok(())
-        })?;
         self.begin(ids, Action::Terminate, InstanceState::ShuttingDown)
     }
 
@@ -117,19 +101,22 @@ impl Instances<'_> {
             locks.extend(self.cloud.node.instances().lock_operation(*id)?);
         }
         let changes = self.cloud.store.write::<_, CloudError>(|tx| {
+            if action == Action::Terminate {
+                ids.iter().try_for_each(|id| check_unprotected(&get(tx, *id)?))?;
+            }
             let mut changes = Vec::new();
             for id in ids {
                 let mut record = get(tx, *id)?;
-                let previous = record.state;
+                let previous = record.status.state;
                 let current = match action.allowed(*id, previous)? {
                     Transition::Already => previous,
                     Transition::Do => next,
                 };
                 if current != previous {
-                    record.state = current;
-                    record.state_reason = Some(StateReason::user_initiated());
-                    record.state_transition_reason = format!("User initiated ({})", utc(now()));
-                    tx.put(&record)?;
+                    record.status.state = current;
+                    record.status.state_reason = Some(StateReason::user_initiated());
+                    record.status.state_transition_reason = format!("User initiated ({})", utc(now()));
+                    tx.put(&mut record)?;
                 }
                 changes.push(StateChange { instance: *id, previous, current });
             }
@@ -153,7 +140,7 @@ impl Instances<'_> {
         for id in operation.pending() {
             let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
             // If a volume outlives the instance, the guest gets a chance to write its dirty pages.
-            let outlived = record.block_devices.iter().any(|device| !device.delete_on_termination);
+            let outlived = record.status.block_devices.iter().any(|device| !device.delete_on_termination);
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
         let settle = |instances: &Instances, id| instances.settle_terminated(id, &StateReason::user_initiated());
@@ -199,12 +186,12 @@ impl Instances<'_> {
         self.cloud.metering().keep(id);
         self.cloud.store.write(|tx| {
             let mut record = get(tx, id)?;
-            if record.state.can_become(InstanceState::Stopped) {
-                record.state = InstanceState::Stopped;
-                record.credits = kept.or(record.credits);
+            if record.status.state.can_become(InstanceState::Stopped) {
+                record.status.state = InstanceState::Stopped;
+                record.status.credits = kept.or(record.status.credits);
                 take_public_address(&mut record);
                 note_reason(&mut record, reason);
-                tx.put(&record)?;
+                tx.put(&mut record)?;
             }
             Ok(())
         })
@@ -214,32 +201,32 @@ impl Instances<'_> {
     pub(super) fn settle_terminated(&self, id: InstanceId, reason: &StateReason) -> Result<(), CloudError> {
         self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
-            if record.state == InstanceState::Terminated {
+            if record.status.state == InstanceState::Terminated {
                 return Ok(());
             }
-            for device in &record.block_devices {
+            for device in &record.status.block_devices {
                 let mut volume = match tx.get::<VolumeRecord>(&device.volume_id.to_string()) {
                     Ok(Some(volume)) => volume,
                     // An unreadable record is reported when volumes are listed. Its file is kept.
                     Ok(None) | Err(StoreError::Record { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 };
-                if volume.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination) {
-                    tx.remove::<VolumeRecord>(&volume.id.to_string())?;
+                if volume.status.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination) {
+                    tx.remove::<VolumeRecord>(&volume.meta.id.to_string())?;
                 } else {
-                    volume.attachment = None;
-                    volume.state = VolumeState::Available;
-                    tx.put(&volume)?;
+                    volume.status.attachment = None;
+                    volume.status.state = VolumeState::Available;
+                    tx.put(&mut volume)?;
                 }
             }
-            record.state = InstanceState::Terminated;
-            record.network = None;
+            record.status.state = InstanceState::Terminated;
+            record.status.network = None;
             free_addresses_of(tx, id)?;
-            record.terminated = Some(now());
-            record.block_devices.clear();
+            record.status.terminated = Some(now());
+            record.status.block_devices.clear();
             tx.forget_usage(id)?;
             note_reason(&mut record, reason);
-            Ok(tx.put(&record)?)
+            Ok(tx.put(&mut record)?)
         })?;
         self.cloud.node.instances().remove(id)?;
         self.cloud.sweep().volumes();
@@ -247,10 +234,25 @@ impl Instances<'_> {
     }
 }
 
+fn check_unprotected(record: &InstanceRecord) -> Result<(), CloudError> {
+    if !record.spec.termination_protection || record.status.state == InstanceState::Terminated {
+        return Ok(());
+    }
+    let id = record.meta.id;
+    Err(CloudError::refused(
+        ErrorCode::OperationNotPermitted,
+        format!(
+            "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance attribute and try \
+             again."
+        ),
+        Some(format!("Turn protection off with `wisp modify {id} --no-termination-protection`.")),
+    ))
+}
+
 fn note_reason(record: &mut InstanceRecord, reason: &StateReason) {
-    record.state_reason = Some(reason.clone());
-    if reason.is_failure() || record.state_transition_reason.is_empty() {
+    record.status.state_reason = Some(reason.clone());
+    if reason.is_failure() || record.status.state_transition_reason.is_empty() {
         let by = if *reason == StateReason::user_initiated() { "User initiated" } else { reason.code.as_str() };
-        record.state_transition_reason = format!("{by} ({})", utc(now()));
+        record.status.state_transition_reason = format!("{by} ({})", utc(now()));
     }
 }

@@ -34,9 +34,10 @@ impl Sweep<'_> {
     /// backing files of one of them are unknown.
     pub(super) fn kept_volumes(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.cloud.store.read(|tx| {
-            let volumes = tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.file, volume.backing));
+            let volumes =
+                tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.status.file, volume.status.backing));
             let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
-            let snapshots = snapshots.map(|snapshot| (snapshot.file, snapshot.backing));
+            let snapshots = snapshots.map(|snapshot| (snapshot.status.file, snapshot.status.backing));
             let mut kept = BTreeSet::new();
             for (file, backing) in volumes.chain(snapshots) {
                 kept.insert(file);
@@ -60,7 +61,7 @@ impl Sweep<'_> {
         let images = self.cloud.node.images();
         let known: Vec<ImageRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let found = images.list()?;
-        let is_stray = |id: &ImageId| *id != embedded::id() && !known.iter().any(|record| record.id == *id);
+        let is_stray = |id: &ImageId| *id != embedded::id() && !known.iter().any(|record| record.meta.id == *id);
         if (found.has_unfinished || found.ids.iter().any(is_stray))
             && let Some(_lock) = images.try_lock()?
         {
@@ -74,10 +75,10 @@ impl Sweep<'_> {
             let used = images_in_use(tx)?;
             let mut kept = vec![embedded::id()];
             for record in tx.list_whole::<ImageRecord>()? {
-                if record.deregistered.is_none() || used.contains(&record.id) {
-                    kept.push(record.id);
+                if record.status.deregistered.is_none() || used.contains(&record.meta.id) {
+                    kept.push(record.meta.id);
                 } else {
-                    tx.remove::<ImageRecord>(&record.id.to_string())?;
+                    tx.remove::<ImageRecord>(&record.meta.id.to_string())?;
                 }
             }
             Ok(kept)
@@ -88,8 +89,8 @@ impl Sweep<'_> {
 
 /// Returns the images that volumes or snapshots are based on, and those whose kernels instances boot.
 fn images_in_use(tx: &Transaction) -> Result<Vec<ImageId>, CloudError> {
-    let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.image_id).collect();
-    used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.image_id));
-    used.extend(tx.list_whole::<SnapshotRecord>()?.iter().filter_map(|record| record.image_id));
+    let mut used: Vec<ImageId> = tx.list_whole::<InstanceRecord>()?.iter().map(|record| record.spec.image_id).collect();
+    used.extend(tx.list_whole::<VolumeRecord>()?.iter().filter_map(|record| record.status.image_id));
+    used.extend(tx.list_whole::<SnapshotRecord>()?.iter().filter_map(|record| record.status.image_id));
     Ok(used)
 }

@@ -12,7 +12,7 @@ use ec2::id::{
 use ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
 use ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
 use store::{
-    AddressRecord, ImageRecord, InstanceRecord, Record, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
+    AddressRecord, ImageRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
     VolumeRecord, VpcRecord,
 };
 
@@ -42,13 +42,13 @@ impl Tags<'_> {
     /// tag, so only its ID matches.
     pub fn find(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
-            return Ok(Resource::Image(self.cloud.images().find(reference)?.id));
+            return Ok(Resource::Image(self.cloud.images().find(reference)?.meta.id));
         }
         let found = self.cloud.store.read(|tx| find(tx, reference))?;
         match found {
             Some(resource) => Ok(resource),
             None => match self.cloud.images().find(reference) {
-                Ok(record) => Ok(Resource::Image(record.id)),
+                Ok(record) => Ok(Resource::Image(record.meta.id)),
                 Err(_) => Err(unknown_reference(reference).into()),
             },
         }
@@ -72,14 +72,14 @@ impl Tags<'_> {
                 Ok(())
             };
             match resource {
-                Resource::Instance(id) => update(tx, id, |it: &mut InstanceRecord| &mut it.tags, &change),
-                Resource::Volume(id) => update(tx, id, |it: &mut VolumeRecord| &mut it.tags, &change),
-                Resource::Snapshot(id) => update(tx, id, |it: &mut SnapshotRecord| &mut it.tags, &change),
-                Resource::Image(id) => update(tx, id, |it: &mut ImageRecord| &mut it.tags, &change),
-                Resource::Vpc(id) => update(tx, id, |it: &mut VpcRecord| &mut it.tags, &change),
-                Resource::Subnet(id) => update(tx, id, |it: &mut SubnetRecord| &mut it.tags, &change),
-                Resource::SecurityGroup(id) => update(tx, id, |it: &mut SecurityGroupRecord| &mut it.tags, &change),
-                Resource::Address(id) => update(tx, id, |it: &mut AddressRecord| &mut it.tags, &change),
+                Resource::Instance(id) => update::<InstanceRecord, _>(tx, id, &change),
+                Resource::Volume(id) => update::<VolumeRecord, _>(tx, id, &change),
+                Resource::Snapshot(id) => update::<SnapshotRecord, _>(tx, id, &change),
+                Resource::Image(id) => update::<ImageRecord, _>(tx, id, &change),
+                Resource::Vpc(id) => update::<VpcRecord, _>(tx, id, &change),
+                Resource::Subnet(id) => update::<SubnetRecord, _>(tx, id, &change),
+                Resource::SecurityGroup(id) => update::<SecurityGroupRecord, _>(tx, id, &change),
+                Resource::Address(id) => update::<AddressRecord, _>(tx, id, &change),
             }
         })?;
         // The metadata service may serve the instance's tags.
@@ -96,13 +96,14 @@ type Candidate<'a> = (bool, &'a dyn Fn() -> Result<Resource, CloudError>);
 
 /// Finds a resource that is not an image.
 fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudError> {
-    let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.id));
-    let volume = || resolve::volume(tx, reference).map(|record| Resource::Volume(record.id));
-    let snapshot = || resolve::snapshot(tx, reference).map(|record| Resource::Snapshot(record.id));
-    let vpc = || resolve::vpc(tx, reference).map(|record| Resource::Vpc(record.id));
-    let subnet = || resolve::subnet(tx, reference).map(|record| Resource::Subnet(record.id));
-    let address = || resolve::address(tx, reference).map(|record| Resource::Address(record.id));
-    let group = || resolve::security_group(tx, reference, |_| true).map(|record| Resource::SecurityGroup(record.id));
+    let instance = || resolve::instance(tx, reference).map(|record| Resource::Instance(record.meta.id));
+    let volume = || resolve::volume(tx, reference).map(|record| Resource::Volume(record.meta.id));
+    let snapshot = || resolve::snapshot(tx, reference).map(|record| Resource::Snapshot(record.meta.id));
+    let vpc = || resolve::vpc(tx, reference).map(|record| Resource::Vpc(record.meta.id));
+    let subnet = || resolve::subnet(tx, reference).map(|record| Resource::Subnet(record.meta.id));
+    let address = || resolve::address(tx, reference).map(|record| Resource::Address(record.meta.id));
+    let group =
+        || resolve::security_group(tx, reference, |_| true).map(|record| Resource::SecurityGroup(record.meta.id));
     if SecurityGroupId::looks_like(reference) {
         return group().map(Some);
     }
@@ -146,16 +147,15 @@ fn unknown_reference(reference: &str) -> Ec2Error {
 }
 
 /// Changes the tags of one record, and returns them.
-fn update<R: Record, K: ResourceKind>(
+fn update<R: store::Resource<Id = Id<K>>, K: ResourceKind>(
     tx: &Transaction,
     id: Id<K>,
-    tags: fn(&mut R) -> &mut TagMap,
     change: &dyn Fn(&mut TagMap) -> Result<(), Ec2Error>,
 ) -> Result<TagMap, CloudError> {
     let mut record: R = by_id(tx, id)?;
-    change(tags(&mut record))?;
-    tx.put(&record)?;
-    Ok(tags(&mut record).clone())
+    change(&mut record.meta_mut().tags)?;
+    tx.put(&mut record)?;
+    Ok(record.meta().tags.clone())
 }
 
 #[cfg(test)]

@@ -38,8 +38,9 @@ impl Images<'_> {
         let name = new.name.as_ref().unwrap_or(&manifest.name);
         check_name(name)?;
         let description = new.description.as_ref().unwrap_or(&manifest.description);
-        let (visibility, imds_support) = (new.visibility, manifest.imds_support);
-        let record = ImageRecord { visibility, imds_support, ..new_record(name, description) };
+        let mut record = new_record(name, description);
+        record.spec.visibility = new.visibility;
+        record.spec.imds_support = manifest.imds_support;
         self.register(record, image)
     }
 
@@ -51,12 +52,12 @@ impl Images<'_> {
     ) -> Result<ImageRecord, CloudError> {
         self.register_embedded()?;
         let record = self.find(reference)?;
-        self.cloud.node.images().export(record.id, destination, progress)?;
+        self.cloud.node.images().export(record.meta.id, destination, progress)?;
         Ok(record)
     }
 
     pub fn verify(&self, reference: &str, progress: &dyn ImportProgress) -> Result<Vec<Verified>, CloudError> {
         self.register_embedded()?;
-        Ok(self.cloud.node.images().verify(self.find(reference)?.id, progress)?)
+        Ok(self.cloud.node.images().verify(self.find(reference)?.meta.id, progress)?)
     }
 }

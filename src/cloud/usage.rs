@@ -29,23 +29,23 @@ pub struct Metering<'a> {
 impl Metering<'_> {
     pub fn usage(&self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
         let instances = self.cloud.node.instances();
-        let mut readings = instances.readings(record.id);
-        if record.state.has_machine() {
+        let mut readings = instances.readings(record.meta.id);
+        if record.status.state.has_machine() {
             // If the VMM does not answer, use the last reading.
-            let status = instances.status(record.id, ANSWER_TIMEOUT);
+            let status = instances.status(record.meta.id, ANSWER_TIMEOUT);
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
-        self.keep_readings(record.id, &readings)
+        self.keep_readings(record.meta.id, &readings)
     }
 
     /// Recommends a size for an instance, if its usage was observed for at least `least` seconds.
     pub fn right_size(&self, record: &InstanceRecord, least: f64) -> Result<Result<Judgment, TooLittle>, CloudError> {
         let subject = Subject {
-            instance_type: catalog::find(&record.instance_type)?,
-            vcpus: record.vcpus,
-            memory_mib: record.memory_mib,
-            is_limited: !record.no_limits,
-            hibernation: record.hibernation,
+            instance_type: catalog::find(&record.spec.size.instance_type)?,
+            vcpus: record.spec.size.vcpus,
+            memory_mib: record.spec.size.memory_mib,
+            is_limited: !record.spec.no_limits,
+            hibernation: record.spec.hibernation,
         };
         Ok(judge(&subject, &self.usage(record)?, least))
     }
@@ -69,7 +69,7 @@ fn fold(
     readings: &[Reading],
     now_ms: u64,
 ) -> Result<Vec<Datapoint>, CloudError> {
-    let id = record.id;
+    let id = record.meta.id;
     let before = tx.usage(id)?;
     // A cursor that cannot be parsed, because another version of Wisp wrote it, is treated as missing.
     let cursor = tx.get::<UsageCursor>(&id.to_string())?.and_then(|cursor| serde_json::from_value(cursor.reading).ok());
@@ -79,9 +79,9 @@ fn fold(
     for (number, (previous, reading)) in (next..).zip(fresh.pairs()) {
         let of_instance = Datapoint {
             number,
-            instance_type: record.instance_type.clone(),
-            vcpus: record.vcpus,
-            memory_mib: record.memory_mib,
+            instance_type: record.spec.size.instance_type.clone(),
+            vcpus: record.spec.size.vcpus,
+            memory_mib: record.spec.size.memory_mib,
             ..difference(previous, reading)
         };
         points.push(of_instance);
@@ -90,7 +90,7 @@ fn fold(
     tx.change_usage(id, &before, &after)?;
     if let Some(last) = fresh.readings.last() {
         let reading = serde_json::to_value(last).expect("a reading is plain data");
-        tx.put(&UsageCursor { instance_id: id, reading })?;
+        tx.set(&UsageCursor { instance_id: id, reading })?;
     }
     Ok(after)
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{Record, Unversioned};
 use ec2::ReservationId;
 
 /// The client token of a launch. Times are seconds since 1970.
@@ -22,3 +22,5 @@ impl Record for ClientToken {
         self.token.clone()
     }
 }
+
+impl Unversioned for ClientToken {}

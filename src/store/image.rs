@@ -1,36 +1,40 @@
 //! Records of images in the store. The manifest in an image's directory describes its contents.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{Meta, Record, Resource};
 use ec2::metadata::ImdsSupport;
 use ec2::{ImageId, InstanceId};
 
-/// An image. Times are seconds since 1970.
+/// An image. Its ID is also the name of its directory. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// Also the name of the image's directory.
-    pub id: ImageId,
+    pub meta: Meta<ImageId>,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
     /// Unique among registered images.
     pub name: String,
     #[serde(default)]
     pub description: String,
-    pub created: u64,
-    /// The owner's user name on this host, or `wisp` for the embedded image.
-    pub owner: String,
     pub visibility: Visibility,
     #[serde(default)]
     pub source_instance: Option<InstanceId>,
-    /// Time of deregistration. The image's files are kept while an instance, volume or snapshot uses them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deregistered: Option<u64>,
     /// Metadata service version that the image requests. Takes precedence over the version in the manifest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub imds_support: Option<ImdsSupport>,
     #[serde(default)]
-    pub tags: BTreeMap<String, String>,
+    pub imds_support: Option<ImdsSupport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The owner's user name on this host, or `wisp` for the embedded image.
+    pub owner: String,
+    /// Time of deregistration. The image's files are kept while an instance, volume or snapshot uses them.
+    #[serde(default)]
+    pub deregistered: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +56,25 @@ impl Visibility {
 
 impl Record for ImageRecord {
     const TABLE: &'static str = "images";
+    const UNIQUE_KEYS: &'static [&'static str] = &["name"];
 
     fn key(&self) -> String {
-        self.id.to_string()
+        self.meta.id.to_string()
+    }
+
+    fn unique_key(&self, _name: &str) -> Option<String> {
+        self.status.deregistered.is_none().then(|| self.spec.name.clone())
+    }
+}
+
+impl Resource for ImageRecord {
+    type Id = ImageId;
+
+    fn meta(&self) -> &Meta<ImageId> {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut Meta<ImageId> {
+        &mut self.meta
     }
 }

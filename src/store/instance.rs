@@ -1,10 +1,8 @@
 //! Records of instances in the store.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{AttachmentRecord, NetworkRecord, Record, StoreError, Transaction};
+use super::{AttachmentRecord, Meta, NetworkRecord, Record, Resource, StoreError, Transaction};
 use ec2::credits::{CreditMode, KeptCredits};
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::{ImageId, InstanceId, ReservationId, VolumeId};
@@ -12,14 +10,34 @@ use ec2::{ImageId, InstanceId, ReservationId, VolumeId};
 /// An instance. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
-    pub id: InstanceId,
-    pub reservation_id: ReservationId,
-    /// Index among the instances of the same launch, from 0.
-    pub launch_index: u32,
-    pub client_token: Option<String>,
+    pub meta: Meta<InstanceId>,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
     pub image_id: ImageId,
-    /// The image's name at launch.
-    pub image_name: String,
+    pub size: SizeRecord,
+    /// Name of the key pair whose public key the guest gets.
+    pub key_name: Option<String>,
+    /// Encoded in base64.
+    pub user_data: Option<String>,
+    pub shutdown_behavior: ShutdownBehavior,
+    pub termination_protection: bool,
+    #[serde(default)]
+    pub hibernation: bool,
+    /// Options that are appended to the image's kernel command line.
+    #[serde(default)]
+    pub cmdline: Option<String>,
+    #[serde(default)]
+    pub cpu_credits: Option<CreditMode>,
+    #[serde(default)]
+    pub no_limits: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeRecord {
     pub instance_type: String,
     /// From the instance type, unless overridden.
     pub vcpus: u32,
@@ -29,46 +47,42 @@ pub struct InstanceRecord {
     /// True if the user overrode the instance type's number of vCPUs or memory size.
     #[serde(default)]
     pub overridden: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub launch: LaunchRecord,
     pub state: InstanceState,
     pub state_reason: Option<StateReason>,
     /// The initiator and the time of the last stop or termination, in EC2's words. Cleared when the instance starts.
     #[serde(default)]
     pub state_transition_reason: String,
-    /// Time of the launch.
-    pub created: u64,
-    /// Position in the order in which instances were created, for those created within one second.
-    #[serde(default)]
-    pub sequence: u64,
     /// Time of the last start.
     pub launch_time: u64,
     #[serde(default)]
     pub starts: u32,
     pub terminated: Option<u64>,
-    /// Name of the key pair whose public key the guest gets.
-    pub key_name: Option<String>,
-    /// Encoded in base64.
-    pub user_data: Option<String>,
-    pub shutdown_behavior: ShutdownBehavior,
-    pub termination_protection: bool,
-    #[serde(default)]
-    pub hibernation: bool,
     /// The attached volumes, root volume first.
     pub block_devices: Vec<BlockDeviceMapping>,
-    /// Options that are appended to the image's kernel command line.
-    #[serde(default)]
-    pub cmdline: Option<String>,
     /// `None` if the instance is terminated, or if it was last started before Wisp supported networks.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
-    #[serde(default)]
-    pub cpu_credits: Option<CreditMode>,
     /// CPU credits at the last stop, if they are known.
     #[serde(default)]
     pub credits: Option<KeptCredits>,
+}
+
+/// The launch or fork that created an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchRecord {
+    pub reservation_id: ReservationId,
+    /// Index among the instances of the same launch, from 0.
+    pub launch_index: u32,
+    /// The image's name at launch.
+    pub image_name: String,
+    /// Position in the order in which instances were created, for those created within one second.
     #[serde(default)]
-    pub no_limits: bool,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
+    pub sequence: u64,
 }
 
 /// A volume's attachment in the instance's record. The volume's record contains the [`AttachmentRecord`].
@@ -95,26 +109,22 @@ impl BlockDeviceMapping {
 impl InstanceRecord {
     /// Returns a sequence number for the next instance that `tx` creates.
     pub fn next_sequence(tx: &Transaction) -> Result<u64, StoreError> {
-        let last = tx.list::<InstanceRecord>()?.iter().map(|record| record.sequence).max();
+        let last = tx.list::<InstanceRecord>()?.iter().map(|record| record.status.launch.sequence).max();
         Ok(last.unwrap_or(0).saturating_add(1))
     }
 
     /// Clears the reasons for the last stop, after the instance has started or an interrupted stop was undone.
     pub fn clear_reason(&mut self) {
-        self.state_reason = None;
-        self.state_transition_reason.clear();
-    }
-
-    pub fn name(&self) -> Option<&str> {
-        self.tags.get("Name").map(String::as_str)
+        self.status.state_reason = None;
+        self.status.state_transition_reason.clear();
     }
 
     pub fn serves_tags(&self) -> bool {
-        self.network.as_ref().is_some_and(|network| network.metadata_options.tags)
+        self.status.network.as_ref().is_some_and(|network| network.metadata_options.tags)
     }
 
     pub fn root(&self) -> Option<&BlockDeviceMapping> {
-        self.block_devices.first()
+        self.status.block_devices.first()
     }
 }
 
@@ -122,6 +132,18 @@ impl Record for InstanceRecord {
     const TABLE: &'static str = "instances";
 
     fn key(&self) -> String {
-        self.id.to_string()
+        self.meta.id.to_string()
+    }
+}
+
+impl Resource for InstanceRecord {
+    type Id = InstanceId;
+
+    fn meta(&self) -> &Meta<InstanceId> {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut Meta<InstanceId> {
+        &mut self.meta
     }
 }

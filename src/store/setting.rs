@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{Record, Unversioned};
 use ec2::metadata::MetadataChange;
 
 /// Default metadata options of new instances (`ModifyInstanceMetadataDefaults`).
@@ -24,3 +24,5 @@ impl Record for MetadataDefaults {
         Self::KEY.to_string()
     }
 }
+
+impl Unversioned for MetadataDefaults {}

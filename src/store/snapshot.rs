@@ -1,24 +1,31 @@
 //! Records of volume snapshots in the store.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{LayerRecord, Record};
+use super::{LayerRecord, Meta, Record, Resource};
 use ec2::{ImageId, SnapshotId, VolumeId};
 
-/// A snapshot of a volume. Times are seconds since 1970.
+/// A snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
-    pub id: SnapshotId,
+    pub meta: Meta<SnapshotId>,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
     /// The source volume, which may have been deleted.
     pub volume_id: VolumeId,
+    #[serde(default)]
+    pub description: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
     /// The source volume's size in bytes.
     pub size: u64,
     pub state: SnapshotState,
-    pub started: u64,
-    #[serde(default)]
-    pub description: String,
     /// Name of the snapshot's file in the volumes directory. It is not written once the snapshot is complete.
     pub file: String,
     /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
@@ -28,8 +35,6 @@ pub struct SnapshotRecord {
     /// The image that the source volume's data is based on, if any.
     #[serde(default)]
     pub image_id: Option<ImageId>,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,16 +54,22 @@ impl SnapshotState {
     }
 }
 
-impl SnapshotRecord {
-    pub fn name(&self) -> Option<&str> {
-        self.tags.get("Name").map(String::as_str)
-    }
-}
-
 impl Record for SnapshotRecord {
     const TABLE: &'static str = "snapshots";
 
     fn key(&self) -> String {
-        self.id.to_string()
+        self.meta.id.to_string()
+    }
+}
+
+impl Resource for SnapshotRecord {
+    type Id = SnapshotId;
+
+    fn meta(&self) -> &Meta<SnapshotId> {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut Meta<SnapshotId> {
+        &mut self.meta
     }
 }

@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
-use super::{Record, StoreError, Transaction};
+use super::{Record, StoreError, Transaction, Unversioned};
 use ec2::InstanceId;
 use ec2::usage::Datapoint;
 
@@ -21,6 +21,8 @@ impl Record for UsageCursor {
         self.instance_id.to_string()
     }
 }
+
+impl Unversioned for UsageCursor {}
 
 impl Transaction<'_> {
     /// Returns an instance's datapoints in order. Fails if one is damaged.
@@ -52,6 +54,7 @@ impl Transaction<'_> {
             let record = serde_json::to_string(point).expect("a datapoint is plain data");
             put.execute(params![key, to_sql(point.number), record])?;
         }
+        self.is_changed.set(true);
         Ok(())
     }
 
@@ -85,7 +88,7 @@ mod tests {
             tx.change_usage(a, &[], &first)?;
             tx.change_usage(b, &[], &first[..1])?;
             tx.change_usage(a, &first, &second)?;
-            tx.put(&UsageCursor { instance_id: a, reading: serde_json::json!({"x": 1}) })?;
+            tx.set(&UsageCursor { instance_id: a, reading: serde_json::json!({"x": 1}) })?;
             Ok((tx.usage(a)?, tx.usage(b)?))
         });
         assert_eq!(result.unwrap(), (second.to_vec(), first[..1].to_vec()));

@@ -1,17 +1,21 @@
 //! Records of volumes in the store.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{BlockDeviceMapping, Record};
+use super::{BlockDeviceMapping, Meta, Record, Resource};
 use ec2::volume::VolumeState;
 use ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 
 /// A volume. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRecord {
-    pub id: VolumeId,
+    pub meta: Meta<VolumeId>,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
     /// In bytes.
     pub size: u64,
     /// For example `gp3`.
@@ -21,27 +25,28 @@ pub struct VolumeRecord {
     /// In MiB/s.
     #[serde(default)]
     pub throughput: Option<u32>,
-    pub state: VolumeState,
-    pub created: u64,
     #[serde(default)]
     pub snapshot_id: Option<SnapshotId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub state: VolumeState,
     /// The image that the volume's data is based on: set for a root volume, or a volume from a snapshot of one.
     #[serde(default)]
     pub image_id: Option<ImageId>,
     /// Name of the file in the volumes directory that the volume's writes go to. A snapshot or fork takes this file
     /// over, and the volume then writes to a new overlay on top of it.
     pub file: String,
+    /// Number of `file`, which increases with each snapshot or fork.
+    #[serde(default)]
+    pub file_number: u32,
     /// Backing files of `file`, topmost first. `None` in a record from an older version, until they are read from the
     /// image headers.
     #[serde(default)]
     pub backing: Option<Vec<LayerRecord>>,
-    /// Number of the volume's current file, which increases with each snapshot or fork.
-    #[serde(default)]
-    pub generation: u32,
     #[serde(default)]
     pub attachment: Option<AttachmentRecord>,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
 }
 
 /// A file that contains part of a volume's or snapshot's data and is no longer written.
@@ -70,11 +75,7 @@ pub struct AttachmentRecord {
 
 impl VolumeRecord {
     pub fn mapping(&self) -> Option<BlockDeviceMapping> {
-        self.attachment.as_ref().map(|attachment| BlockDeviceMapping::of(self.id, attachment))
-    }
-
-    pub fn name(&self) -> Option<&str> {
-        self.tags.get("Name").map(String::as_str)
+        self.status.attachment.as_ref().map(|attachment| BlockDeviceMapping::of(self.meta.id, attachment))
     }
 }
 
@@ -82,6 +83,18 @@ impl Record for VolumeRecord {
     const TABLE: &'static str = "volumes";
 
     fn key(&self) -> String {
-        self.id.to_string()
+        self.meta.id.to_string()
+    }
+}
+
+impl Resource for VolumeRecord {
+    type Id = VolumeId;
+
+    fn meta(&self) -> &Meta<VolumeId> {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut Meta<VolumeId> {
+        &mut self.meta
     }
 }

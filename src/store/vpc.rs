@@ -1,69 +1,51 @@
-//! Records of VPCs and subnets in the store.
-
-use std::collections::BTreeMap;
+//! Records of VPCs in the store.
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::Record;
-use ec2::id::{SubnetId, VpcId};
-use ec2::network::{SubnetRange, Zone};
+use super::{Meta, Record, Resource};
+use ec2::id::VpcId;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VpcRecord {
-    pub id: VpcId,
-    pub cidr: Ipv4Net,
-    /// True for the default VPC, of which there is at most one.
-    pub is_default: bool,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
+    pub meta: Meta<VpcId>,
+    pub spec: Spec,
+    pub status: Status,
 }
 
-impl VpcRecord {
-    pub fn name(&self) -> Option<&str> {
-        self.tags.get("Name").map(String::as_str)
-    }
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    pub cidr: Ipv4Net,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// True for the default VPC, of which there is at most one.
+    pub is_default: bool,
 }
 
 impl Record for VpcRecord {
     const TABLE: &'static str = "vpcs";
+    const UNIQUE_KEYS: &'static [&'static str] = &["default"];
 
     fn key(&self) -> String {
-        self.id.to_string()
+        self.meta.id.to_string()
+    }
+
+    fn unique_key(&self, _name: &str) -> Option<String> {
+        self.status.is_default.then(|| "true".to_string())
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SubnetRecord {
-    pub id: SubnetId,
-    pub vpc_id: VpcId,
-    /// Copy of the VPC's range, which cannot be changed.
-    pub vpc_cidr: Ipv4Net,
-    pub cidr: Ipv4Net,
-    pub zone: Zone,
-    /// True if this is the zone's subnet in the default VPC.
-    pub default_for_zone: bool,
-    /// True if instances in the subnet get a public address by default.
-    pub map_public_ip: bool,
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
-}
+impl Resource for VpcRecord {
+    type Id = VpcId;
 
-impl SubnetRecord {
-    pub fn name(&self) -> Option<&str> {
-        self.tags.get("Name").map(String::as_str)
+    fn meta(&self) -> &Meta<VpcId> {
+        &self.meta
     }
 
-    pub fn range(&self) -> SubnetRange {
-        SubnetRange { own: self.cidr, vpc: self.vpc_cidr }
-    }
-}
-
-impl Record for SubnetRecord {
-    const TABLE: &'static str = "subnets";
-
-    fn key(&self) -> String {
-        self.id.to_string()
+    fn meta_mut(&mut self) -> &mut Meta<VpcId> {
+        &mut self.meta
     }
 }
 
@@ -74,10 +56,10 @@ mod tests {
 
     #[test]
     fn range_text_of_earlier_builds_is_read() {
-        let vpc = r#"{"id":"vpc-0123456789abcdef0","cidr":"10.0.0.0/16","is_default":false,"tags":{}}"#;
-        let record: VpcRecord = serde_json::from_str(vpc).unwrap();
+        let spec = r#"{"cidr":"10.0.0.0/16"}"#;
+        let record: Spec = serde_json::from_str(spec).unwrap();
         assert_eq!(record.cidr, "10.0.0.0/16".parse().unwrap());
-        assert_eq!(serde_json::to_string(&record).unwrap(), vpc);
+        assert_eq!(serde_json::to_string(&record).unwrap(), spec);
         let rule = r#"{"id":"sgr-0123456789abcdef0","egress":true,"protocol":"all","peer":{"range":"0.0.0.0/0"}}"#;
         let record: Rule = serde_json::from_str(rule).unwrap();
         assert_eq!(record.peer, Peer::Range(ANYWHERE));

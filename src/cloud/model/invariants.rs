@@ -45,19 +45,22 @@ pub(super) fn check(cloud: &Cloud, host: &Host, unplugged: &BTreeSet<String>) {
 
 fn check_instances(records: &Records, host: &Host, unplugged: &BTreeSet<String>) {
     for record in &records.instances {
-        let id = record.id;
+        let id = record.meta.id;
         let hosted = host.instances.get(&id);
         let machine = hosted.and_then(|hosted| hosted.machine.as_ref());
-        match record.state {
+        match record.status.state {
             InstanceState::Running => {
                 let machine = machine.unwrap_or_else(|| panic!("{id} is running without a machine"));
                 for volume in records.volumes.iter().filter(|volume| is_attached_to(volume, record)) {
-                    let name = volume.id.to_string();
-                    assert!(machine.disks.contains_key(&volume.id) || unplugged.contains(&name), "{id} lacks {name}");
+                    let name = volume.meta.id.to_string();
+                    assert!(
+                        machine.disks.contains_key(&volume.meta.id) || unplugged.contains(&name),
+                        "{id} lacks {name}"
+                    );
                 }
                 for (volume, file) in &machine.disks {
                     let known =
-                        records.volumes.iter().find(|known| known.id == *volume && is_attached_to(known, record));
+                        records.volumes.iter().find(|known| known.meta.id == *volume && is_attached_to(known, record));
                     let known = known.unwrap_or_else(|| panic!("{id} has the disk {volume}"));
                     check_written_file(known, file, host);
                 }
@@ -70,23 +73,23 @@ fn check_instances(records: &Records, host: &Host, unplugged: &BTreeSet<String>)
         }
     }
     for id in host.instances.keys() {
-        assert!(records.instances.iter().any(|record| record.id == *id), "{id} has no record");
+        assert!(records.instances.iter().any(|record| record.meta.id == *id), "{id} has no record");
     }
 }
 
 fn is_attached_to(volume: &VolumeRecord, instance: &InstanceRecord) -> bool {
-    volume.attachment.as_ref().is_some_and(|attachment| attachment.instance_id == instance.id)
+    volume.status.attachment.as_ref().is_some_and(|attachment| attachment.instance_id == instance.meta.id)
 }
 
 /// Checks that what a machine writes reaches the volume. The files above the written one, which an interrupted command
 /// created, must be empty.
 fn check_written_file(volume: &VolumeRecord, file: &str, host: &Host) {
-    let mut name = volume.file.clone();
+    let mut name = volume.status.file.clone();
     while name != file {
         let known = host.files.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
-        assert_eq!(known.content, None, "{} is written below {name}", volume.id);
+        assert_eq!(known.content, None, "{} is written below {name}", volume.meta.id);
         let base = known.base.as_ref().and_then(|base| base.file.strip_prefix(layers::VOLUMES));
-        name = base.unwrap_or_else(|| panic!("{} is not written: {file}", volume.id)).into();
+        name = base.unwrap_or_else(|| panic!("{} is not written: {file}", volume.meta.id)).into();
     }
 }
 
@@ -95,16 +98,16 @@ fn check_attachments(records: &Records) {
         let holders = records
             .instances
             .iter()
-            .filter(|record| record.block_devices.iter().any(|device| device.volume_id == volume.id));
-        let holders: Vec<_> = holders.map(|record| record.id).collect();
-        let attached: Vec<_> = volume.attachment.iter().map(|attachment| attachment.instance_id).collect();
-        assert_eq!(holders, attached, "{} is attached where its record says", volume.id);
+            .filter(|record| record.status.block_devices.iter().any(|device| device.volume_id == volume.meta.id));
+        let holders: Vec<_> = holders.map(|record| record.meta.id).collect();
+        let attached: Vec<_> = volume.status.attachment.iter().map(|attachment| attachment.instance_id).collect();
+        assert_eq!(holders, attached, "{} is attached where its record says", volume.meta.id);
         let state = if attached.is_empty() { VolumeState::Available } else { VolumeState::InUse };
-        assert_eq!(volume.state, state, "{}", volume.id);
+        assert_eq!(volume.status.state, state, "{}", volume.meta.id);
     }
     for record in &records.instances {
-        let names: BTreeSet<_> = record.block_devices.iter().map(|device| &device.device_name).collect();
-        assert_eq!(names.len(), record.block_devices.len(), "{} uses each device name once", record.id);
+        let names: BTreeSet<_> = record.status.block_devices.iter().map(|device| &device.device_name).collect();
+        assert_eq!(names.len(), record.status.block_devices.len(), "{} uses each device name once", record.meta.id);
     }
 }
 
@@ -112,15 +115,19 @@ fn check_files(records: &Records, host: &Host) {
     let mut kept = BTreeSet::new();
     for volume in &records.volumes {
         let files = volume_files(volume).expect("the backing files are recorded");
-        host.content(&files).unwrap_or_else(|why| panic!("{}: {why}", volume.id));
-        assert!(host.files[&volume.file].size >= volume.size, "{} is smaller than recorded", volume.id);
+        host.content(&files).unwrap_or_else(|why| panic!("{}: {why}", volume.meta.id));
+        assert!(
+            host.files[&volume.status.file].size >= volume.spec.size,
+            "{} is smaller than recorded",
+            volume.meta.id
+        );
         kept.extend(names(&files));
     }
     for snapshot in &records.snapshots {
-        assert_eq!(snapshot.state, SnapshotState::Completed, "{}", snapshot.id);
-        let files = layers::files(&snapshot.id, &snapshot.file, snapshot.backing.as_deref());
+        assert_eq!(snapshot.status.state, SnapshotState::Completed, "{}", snapshot.meta.id);
+        let files = layers::files(&snapshot.meta.id, &snapshot.status.file, snapshot.status.backing.as_deref());
         let files = files.expect("the backing files are recorded");
-        host.content(&files).unwrap_or_else(|why| panic!("{}: {why}", snapshot.id));
+        host.content(&files).unwrap_or_else(|why| panic!("{}: {why}", snapshot.meta.id));
         kept.extend(names(&files));
     }
     let found: BTreeSet<String> = host.files.keys().cloned().collect();
@@ -133,15 +140,15 @@ fn names(files: &node::host::VolumeFiles) -> Vec<String> {
 }
 
 fn check_images(records: &Records, host: &Host) {
-    for record in records.images.iter().filter(|record| record.id != embedded::id()) {
-        assert!(host.images.contains_key(&record.id), "{} has no files", record.id);
+    for record in records.images.iter().filter(|record| record.meta.id != embedded::id()) {
+        assert!(host.images.contains_key(&record.meta.id), "{} has no files", record.meta.id);
     }
     for id in host.images.keys() {
-        assert!(records.images.iter().any(|record| record.id == *id), "{id} has no record");
+        assert!(records.images.iter().any(|record| record.meta.id == *id), "{id} has no record");
     }
     for record in &records.instances {
-        let id = record.image_id;
-        assert!(id == embedded::id() || host.images.contains_key(&id), "the image of {} has no files", record.id);
+        let id = record.spec.image_id;
+        assert!(id == embedded::id() || host.images.contains_key(&id), "the image of {} has no files", record.meta.id);
     }
     assert_eq!(host.unfinished_images, 0, "no unfinished image is left");
 }
@@ -149,24 +156,24 @@ fn check_images(records: &Records, host: &Host) {
 fn check_addresses(records: &Records, host: &Host) {
     let mut public = BTreeSet::new();
     for address in &records.addresses {
-        assert!(public.insert(address.public_ip), "{} is allocated twice", address.public_ip);
+        assert!(public.insert(address.status.public_ip), "{} is allocated twice", address.status.public_ip);
     }
     let mut private = BTreeSet::new();
     for record in &records.instances {
-        let Some(network) = &record.network else { continue };
+        let Some(network) = &record.status.network else { continue };
         assert!(private.insert(network.private_ip), "{} is used twice", network.private_ip);
-        let elastic = records.addresses.iter().find(|address| address.instance() == Some(record.id));
-        assert_eq!(network.elastic_address, elastic.map(|address| address.id), "{}", record.id);
+        let elastic = records.addresses.iter().find(|address| address.instance() == Some(record.meta.id));
+        assert_eq!(network.elastic_address, elastic.map(|address| address.meta.id), "{}", record.meta.id);
         match elastic {
-            Some(address) => assert_eq!(network.public_ip, Some(address.public_ip), "{}", record.id),
+            Some(address) => assert_eq!(network.public_ip, Some(address.status.public_ip), "{}", record.meta.id),
             None => {
                 let fresh = network.public_ip.is_none_or(|address| public.insert(address));
                 assert!(fresh, "{:?} is used twice", network.public_ip);
             }
         }
-        if let Some(machine) = host.instances.get(&record.id).and_then(|hosted| hosted.machine.as_ref()) {
+        if let Some(machine) = host.instances.get(&record.meta.id).and_then(|hosted| hosted.machine.as_ref()) {
             let address = network.public_ip.map(|address| address.to_string());
-            assert_eq!(machine.public_address, address, "{} has its public address", record.id);
+            assert_eq!(machine.public_address, address, "{} has its public address", record.meta.id);
         }
     }
 }

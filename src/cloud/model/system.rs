@@ -123,7 +123,7 @@ impl System {
     }
 
     fn open(&self) -> Cloud {
-        let cloud = Cloud::at(self.home.clone(), Box::new(self.node.clone())).expect("the store can be opened");
+        let cloud = Cloud::with_node(self.home.clone(), Box::new(self.node.clone())).expect("the store can be opened");
         cloud.instances().reconcile();
         cloud
     }
@@ -239,7 +239,7 @@ impl System {
     fn top_file(&self, volume: VolumeId) -> String {
         let store = store::Store::open(self.home.root()).expect("the store can be opened");
         let record = store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&volume.to_string())?));
-        record.expect("the store can be read").expect("the volume exists").file
+        record.expect("the store can be read").expect("the volume exists").status.file
     }
 
     /// Notes a volume that an interrupted command attached or detached: the record may say that it is attached although
@@ -272,38 +272,41 @@ impl System {
         });
         let (volumes, snapshots, images, addresses) = read.expect("the store can be read");
         let instances = cloud.instances().list().expect("the store can be read");
-        let is_imported = |image: &&ImageRecord| image.id != embedded::id();
-        add_new(&mut self.ids.instances, instances.iter().map(|record| record.id));
-        let attached = instances.iter().flat_map(|record| record.block_devices.iter().map(|device| device.volume_id));
-        add_new(&mut self.ids.volumes, attached.chain(volumes.iter().map(|record| record.id)));
-        add_new(&mut self.ids.snapshots, snapshots.iter().map(|record| record.id));
-        add_new(&mut self.ids.images, images.iter().filter(is_imported).map(|record| record.id));
-        add_new(&mut self.ids.addresses, addresses.iter().map(|record| record.id));
+        let is_imported = |image: &&ImageRecord| image.meta.id != embedded::id();
+        add_new(&mut self.ids.instances, instances.iter().map(|record| record.meta.id));
+        let attached =
+            instances.iter().flat_map(|record| record.status.block_devices.iter().map(|device| device.volume_id));
+        add_new(&mut self.ids.volumes, attached.chain(volumes.iter().map(|record| record.meta.id)));
+        add_new(&mut self.ids.snapshots, snapshots.iter().map(|record| record.meta.id));
+        add_new(&mut self.ids.images, images.iter().filter(is_imported).map(|record| record.meta.id));
+        add_new(&mut self.ids.addresses, addresses.iter().map(|record| record.meta.id));
         let host = self.node.host();
         let known = |id: &InstanceId| self.ids.instances.iter().position(|other| other == id);
-        let find = |id: &InstanceId| instances.iter().find(|record| record.id == *id);
+        let find = |id: &InstanceId| instances.iter().find(|record| record.meta.id == *id);
         let volume = |id: &VolumeId| {
-            let record = volumes.iter().find(|record| record.id == *id)?;
+            let record = volumes.iter().find(|record| record.meta.id == *id)?;
             let files = layers::volume_files(record).expect("the backing files are recorded");
-            let attachment = record.attachment.as_ref().map(|attachment| Attachment {
+            let attachment = record.status.attachment.as_ref().map(|attachment| Attachment {
                 instance: known(&attachment.instance_id).expect("the instance exists"),
                 delete_on_termination: attachment.delete_on_termination,
             });
             let content = host.content(&files).unwrap_or_else(|why| panic!("{id}: {why}"));
-            Some(Volume { gib: record.size / GIB, content, attachment })
+            Some(Volume { gib: record.spec.size / GIB, content, attachment })
         };
         let snapshot = |id: &SnapshotId| {
-            let record = snapshots.iter().find(|record| record.id == *id)?;
-            let files = layers::files(id, &record.file, record.backing.as_deref()).expect("they are recorded");
+            let record = snapshots.iter().find(|record| record.meta.id == *id)?;
+            let files =
+                layers::files(id, &record.status.file, record.status.backing.as_deref()).expect("they are recorded");
             let content = host.content(&files).unwrap_or_else(|why| panic!("{id}: {why}"));
-            Some(Snapshot { gib: record.size / GIB, content })
+            Some(Snapshot { gib: record.status.size / GIB, content })
         };
         let image = |id: &ImageId| {
-            let registered = images.iter().find(|record| record.id == *id && record.deregistered.is_none())?;
-            host.images.get(&registered.id).copied()
+            let registered =
+                images.iter().find(|record| record.meta.id == *id && record.status.deregistered.is_none())?;
+            host.images.get(&registered.meta.id).copied()
         };
         let address = |id: &AllocationId| {
-            let record = addresses.iter().find(|record| record.id == *id)?;
+            let record = addresses.iter().find(|record| record.meta.id == *id)?;
             Some(record.instance().map(|instance| known(&instance).expect("the instance exists")))
         };
         Model {
@@ -322,21 +325,21 @@ impl System {
         hosted: &std::collections::BTreeMap<InstanceId, super::host::HostedInstance>,
     ) -> Instance {
         let record = record.expect("a terminated instance stays visible for an hour");
-        let is_hibernated = hosted.get(&record.id).is_some_and(|hosted| hosted.is_hibernated);
-        let state = match (record.state, is_hibernated) {
+        let is_hibernated = hosted.get(&record.meta.id).is_some_and(|hosted| hosted.is_hibernated);
+        let state = match (record.status.state, is_hibernated) {
             (InstanceState::Running, false) => State::Running,
             (InstanceState::Stopped, true) => State::Hibernated,
             (InstanceState::Stopped, false) => State::Stopped,
             (InstanceState::Terminated, _) => State::Terminated,
-            (state, _) => panic!("{} is {state} between commands", record.id),
+            (state, _) => panic!("{} is {state} between commands", record.meta.id),
         };
         let position = |id: VolumeId| self.ids.volumes.iter().position(|known| *known == id);
         Instance {
             state,
-            volumes: record.block_devices.iter().filter_map(|device| position(device.volume_id)).collect(),
-            ends_at_power_off: record.shutdown_behavior == ShutdownBehavior::Terminate,
-            is_protected: record.termination_protection,
-            can_hibernate: record.hibernation,
+            volumes: record.status.block_devices.iter().filter_map(|device| position(device.volume_id)).collect(),
+            ends_at_power_off: record.spec.shutdown_behavior == ShutdownBehavior::Terminate,
+            is_protected: record.spec.termination_protection,
+            can_hibernate: record.spec.hibernation,
         }
     }
 }

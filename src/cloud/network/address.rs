@@ -29,9 +29,9 @@ impl AddressPool {
     pub fn taken(tx: &Transaction, node: &dyn Node) -> Result<AddressPool, CloudError> {
         let records: Vec<InstanceRecord> = tx.list()?;
         let private = living(&records).map(|network| (network.vpc_id, network.private_ip)).collect();
-        let elastic = tx.list::<AddressRecord>()?.into_iter().map(|address| address.public_ip);
+        let elastic = tx.list::<AddressRecord>()?.into_iter().map(|address| address.status.public_ip);
         let public = living(&records).filter_map(|network| network.public_ip).chain(elastic).collect();
-        let subnets = tx.list::<SubnetRecord>()?.into_iter().map(|subnet| (subnet.id, subnet.range())).collect();
+        let subnets = tx.list::<SubnetRecord>()?.into_iter().map(|subnet| (subnet.meta.id, subnet.range())).collect();
         Ok(AddressPool { private, public, subnets, origin: node.address_origin() })
     }
 
@@ -85,7 +85,7 @@ impl AddressPool {
 
 /// Releases an instance's public address, unless it is an elastic one.
 pub(crate) fn take_public_address(record: &mut InstanceRecord) {
-    if let Some(network) = record.network.as_mut().filter(|network| network.elastic_address.is_none()) {
+    if let Some(network) = record.status.network.as_mut().filter(|network| network.elastic_address.is_none()) {
         network.public_ip = None;
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
 use super::super::lookup::get;
-use super::super::{Cloud, new_id, resolve};
+use super::super::{Cloud, new_id, now, resolve};
 use super::address::AddressPool;
 use ec2::state::InstanceState;
 use ec2::{ErrorCode, InstanceId};
 use node::host::Node;
-use store::{AddressRecord, AssociationRecord, InstanceRecord, Transaction};
+use store::{AddressRecord, AssociationRecord, InstanceRecord, Meta, Transaction};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses<'a> {
@@ -19,7 +19,7 @@ pub struct Addresses<'a> {
 impl Addresses<'_> {
     pub fn list(&self) -> Result<Vec<AddressRecord>, CloudError> {
         let mut addresses: Vec<AddressRecord> = self.cloud.records()?;
-        addresses.sort_by_key(|address| address.public_ip);
+        addresses.sort_by_key(|address| address.status.public_ip);
         Ok(addresses)
     }
 
@@ -30,8 +30,12 @@ impl Addresses<'_> {
                 let what = "All addresses in 127.18.0.0/16 are in use.";
                 CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
             })?;
-            let record = AddressRecord { id: new_id(), public_ip, association: None, tags: tags.clone() };
-            tx.insert(&record)?;
+            let mut record = AddressRecord {
+                meta: Meta::new(new_id(), now(), tags.clone()),
+                spec: store::address::Spec::default(),
+                status: store::address::Status { public_ip },
+            };
+            tx.insert(&mut record)?;
             Ok(record)
         })
     }
@@ -42,14 +46,14 @@ impl Addresses<'_> {
         let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
-            if instance.state == InstanceState::Terminated || instance.network.is_none() {
-                let state = instance.state.as_str();
-                return Err(instance.id.incorrect_state(state, "associated with an address").into());
+            if instance.status.state == InstanceState::Terminated || instance.status.network.is_none() {
+                let state = instance.status.state.as_str();
+                return Err(instance.meta.id.incorrect_state(state, "associated with an address").into());
             }
-            let holder = record.instance().filter(|holder| *holder != instance.id);
+            let holder = record.instance().filter(|holder| *holder != instance.meta.id);
             if let Some(holder) = holder.filter(|_| !may_move) {
-                let what = format!("resource {} is already associated with {holder}.", record.id);
-                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.public_ip);
+                let what = format!("resource {} is already associated with {holder}.", record.meta.id);
+                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.status.public_ip);
                 return Err(CloudError::refused(ErrorCode::ResourceAlreadyAssociated, what, Some(hint)));
             }
             let mut before = Vec::new();
@@ -57,13 +61,14 @@ impl Addresses<'_> {
                 before.push(set_elastic_address(tx, holder, None, node)?);
             }
             // Release the instance's previous elastic address.
-            for mut other in held_by(tx, instance.id)? {
-                other.association = None;
-                tx.put(&other)?;
+            let held = held_by(tx, instance.meta.id)?;
+            for mut other in held.into_iter().filter(|other| other.meta.id != record.meta.id) {
+                other.spec.association = None;
+                tx.put(&mut other)?;
             }
-            record.association = Some(AssociationRecord { id: new_id(), instance_id: instance.id });
-            tx.put(&record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.id, Some(&record), node)?))
+            record.spec.association = Some(AssociationRecord { id: new_id(), instance_id: instance.meta.id });
+            tx.put(&mut record)?;
+            Ok((record.clone(), before, set_elastic_address(tx, instance.meta.id, Some(&record), node)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
@@ -74,11 +79,11 @@ impl Addresses<'_> {
     pub fn disassociate(&self, reference: &str) -> Result<AddressRecord, CloudError> {
         let (record, from) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
-            let Some(association) = record.association.take() else {
-                let what = format!("The address {} is not associated with an instance.", record.public_ip);
+            let Some(association) = record.spec.association.take() else {
+                let what = format!("The address {} is not associated with an instance.", record.status.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
-            tx.put(&record)?;
+            tx.put(&mut record)?;
             Ok((record, set_elastic_address(tx, association.instance_id, None, self.cloud.node())?))
         })?;
         self.cloud.interfaces().push(&from)?;
@@ -89,19 +94,20 @@ impl Addresses<'_> {
         self.cloud.store.write(|tx| {
             let record = resolve::address(tx, reference)?;
             if let Some(instance) = record.instance() {
-                let what = format!("Address {} is in use by {instance}.", record.public_ip);
-                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.public_ip);
+                let what = format!("Address {} is in use by {instance}.", record.status.public_ip);
+                let hint = format!("Disassociate it first: `wisp address disassociate {}`.", record.status.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint)));
             }
-            tx.remove::<AddressRecord>(&record.id.to_string())?;
+            tx.remove::<AddressRecord>(&record.meta.id.to_string())?;
             Ok(record)
         })
     }
 }
 
 pub(crate) fn free_addresses_of(tx: &Transaction, instance: InstanceId) -> Result<(), CloudError> {
-    for record in held_by(tx, instance)? {
-        tx.put(&AddressRecord { association: None, ..record })?;
+    for mut record in held_by(tx, instance)? {
+        record.spec.association = None;
+        tx.put(&mut record)?;
     }
     Ok(())
 }
@@ -121,13 +127,60 @@ fn set_elastic_address(
     node: &dyn Node,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
-    if let Some(network) = &mut record.network {
-        network.elastic_address = address.map(|address| address.id);
-        network.public_ip = address.map(|address| address.public_ip);
-        if address.is_none() && record.state.has_machine() {
+    if let Some(network) = &mut record.status.network {
+        network.elastic_address = address.map(|address| address.meta.id);
+        network.public_ip = address.map(|address| address.status.public_ip);
+        if address.is_none() && record.status.state.has_machine() {
             AddressPool::taken(tx, node)?.give(network)?;
         }
-        tx.put(&record)?;
+        tx.put(&mut record)?;
     }
     Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node::home::Home;
+
+    const INSTANCE: &str = "i-0123456789abcdef0";
+
+    fn stopped_instance() -> InstanceRecord {
+        let record = serde_json::json!({
+            "meta": {"id": INSTANCE, "created": 1, "generation": 0},
+            "spec": {
+                "image_id": "ami-0123456789abcdef0", "key_name": null, "user_data": null, "shutdown_behavior": "stop",
+                "termination_protection": false,
+                "size": {"instance_type": "t3.nano", "vcpus": 1, "threads_per_core": 1, "memory_mib": 192},
+            },
+            "status": {
+                "launch": {"reservation_id": "r-0123456789abcdef0", "launch_index": 0, "image_name": "none"},
+                "state": "stopped", "state_reason": null, "launch_time": 1, "terminated": null, "block_devices": [],
+                "network": {
+                    "vpc_id": "vpc-0123456789abcdef0", "subnet_id": "subnet-0123456789abcdef0", "zone": "us-east-1a",
+                    "private_ip": "172.31.0.4", "wants_public_ip": false,
+                },
+            },
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[test]
+    fn associate_replaces_association_with_same_instance() {
+        let directory = tempfile::tempdir().unwrap();
+        let cloud = Cloud::at(Home::at(directory.path()).unwrap()).unwrap();
+        cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut stopped_instance())?)).unwrap();
+        let [first, second] = [(); 2].map(|()| cloud.addresses().allocate(BTreeMap::new()).unwrap());
+        let associate = |address: &AddressRecord| {
+            cloud.addresses().associate(&address.meta.id.to_string(), INSTANCE, false).unwrap()
+        };
+        let associated = [associate(&first), associate(&first)];
+        assert_ne!(associated[0].spec.association, associated[1].spec.association);
+        associate(&second);
+        let addresses = cloud.addresses().list().unwrap();
+        let holders: Vec<bool> = addresses.iter().map(|address| address.instance().is_some()).collect();
+        assert_eq!(holders, [false, true]);
+        let network = cloud.instances().find(INSTANCE).unwrap().status.network.unwrap();
+        assert_eq!(network.elastic_address, Some(second.meta.id));
+    }
 }

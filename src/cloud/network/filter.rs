@@ -18,19 +18,19 @@ const KNOWN: [u16; 24] = [
 ];
 
 pub(super) fn groups_of(record: &InstanceRecord) -> &[SecurityGroupId] {
-    record.network.as_ref().map_or(&[], |network| &network.security_groups)
+    record.status.network.as_ref().map_or(&[], |network| &network.security_groups)
 }
 
 pub(super) fn filters(groups: &[SecurityGroupRecord], instances: &[InstanceRecord], network: &NetworkRecord) -> Filter {
-    let own = groups.iter().filter(|group| network.security_groups.contains(&group.id));
-    filter_of(own.flat_map(|group| &group.rules), |group| members(instances, group))
+    let own = groups.iter().filter(|group| network.security_groups.contains(&group.meta.id));
+    filter_of(own.flat_map(|group| &group.spec.rules), |group| members(instances, group))
 }
 
 /// Returns the private addresses of a group's members, excluding terminated instances.
 fn members(instances: &[InstanceRecord], group: SecurityGroupId) -> Vec<Ipv4Addr> {
-    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
+    let living = instances.iter().filter(|record| record.status.state != InstanceState::Terminated);
     let in_it = living.filter(|record| groups_of(record).contains(&group));
-    in_it.filter_map(|record| record.network.as_ref().map(|network| network.private_ip)).collect()
+    in_it.filter_map(|record| record.status.network.as_ref().map(|network| network.private_ip)).collect()
 }
 
 /// Builds the packet filter for `rules`. `members` returns the addresses of a group's members.

@@ -26,7 +26,7 @@ impl Interfaces<'_> {
     /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started. Returns `None` for
     /// an instance without an interface.
     pub fn plan(&self, record: &InstanceRecord) -> Result<Option<NetworkPlan>, CloudError> {
-        let Some(network) = &record.network else { return Ok(None) };
+        let Some(network) = &record.status.network else { return Ok(None) };
         let link = self.netstack_config(record, network)?;
         let connection = match network.mode {
             NetworkMode::Vpc | NetworkMode::None => Connection::None,
@@ -45,14 +45,14 @@ impl Interfaces<'_> {
     /// Returns the netstack configuration of an instance with the interface `network`.
     fn netstack_config(&self, record: &InstanceRecord, network: &NetworkRecord) -> Result<NetstackConfig, CloudError> {
         self.cloud.store.read(|tx| {
-            let key = record.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
+            let key = record.spec.key_name.as_ref().map(|name| tx.get::<KeyPairRecord>(name)).transpose()?.flatten();
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            groups.retain(|group| network.security_groups.contains(&group.id));
+            groups.retain(|group| network.security_groups.contains(&group.meta.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
             let filter = filters(&groups, &instances, network);
             let known = Known {
                 subnet: by_id(tx, network.subnet_id)?,
-                public_key: key.map(|key| key.public_key),
+                public_key: key.map(|key| key.spec.public_key),
                 volumes: volumes_of(tx, record)?,
                 groups,
             };
@@ -62,10 +62,12 @@ impl Interfaces<'_> {
 
     /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
     pub fn push(&self, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(network) = record.network.as_ref().filter(|_| record.state.has_machine()) else { return Ok(()) };
+        let Some(network) = record.status.network.as_ref().filter(|_| record.status.state.has_machine()) else {
+            return Ok(());
+        };
         let link = self.netstack_config(record, network)?;
-        let problems = self.cloud.node.instances().reload_link(record.id, &link)?;
-        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.id));
+        let problems = self.cloud.node.instances().reload_link(record.meta.id, &link)?;
+        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.meta.id));
         self.cloud.warnings.borrow_mut().extend(warnings);
         Ok(())
     }

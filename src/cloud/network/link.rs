@@ -32,7 +32,7 @@ pub(super) fn link_of(
 
 /// Returns the user data. Older versions stored empty user data, which is the same as none.
 fn user_data_of(record: &InstanceRecord) -> Option<String> {
-    record.user_data.clone().filter(|text| !text.is_empty())
+    record.spec.user_data.clone().filter(|text| !text.is_empty())
 }
 
 pub fn run_link(id: InstanceId, image: Option<&Manifest>, spec: &NetworkSpec) -> NetstackConfig {

@@ -9,7 +9,7 @@ use store::{InstanceRecord, NetworkRecord, Transaction, VpcRecord};
 /// Returns all VPCs by address range, the default VPC first.
 pub(super) fn all_vpcs(tx: &Transaction) -> Result<Vec<VpcRecord>, CloudError> {
     let mut vpcs: Vec<VpcRecord> = tx.list()?;
-    vpcs.sort_by_key(|vpc| (!vpc.is_default, vpc.cidr));
+    vpcs.sort_by_key(|vpc| (!vpc.status.is_default, vpc.spec.cidr));
     Ok(vpcs)
 }
 
@@ -21,7 +21,7 @@ pub(super) fn vpc_or_default(tx: &Transaction, reference: Option<&str>) -> Resul
 }
 
 pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
-    tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default).ok_or_else(|| {
+    tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.status.is_default).ok_or_else(|| {
         let hint = "Create one with `wisp vpc create --default`, or use another VPC (see `wisp subnet ls`).";
         CloudError::refused(ErrorCode::VpcIdNotSpecified, "There is no default VPC.", Some(hint.into()))
     })
@@ -29,8 +29,8 @@ pub(super) fn default_vpc(tx: &Transaction) -> Result<VpcRecord, CloudError> {
 
 /// Iterates over the interfaces of instances that are not terminated.
 pub(super) fn living(instances: &[InstanceRecord]) -> impl Iterator<Item = &NetworkRecord> {
-    let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
-    living.filter_map(|record| record.network.as_ref())
+    let living = instances.iter().filter(|record| record.status.state != InstanceState::Terminated);
+    living.filter_map(|record| record.status.network.as_ref())
 }
 
 pub(super) fn occupant(
@@ -38,8 +38,8 @@ pub(super) fn occupant(
     is_in: impl Fn(&NetworkRecord) -> bool,
 ) -> Result<Option<InstanceRecord>, CloudError> {
     let mut instances: Vec<InstanceRecord> = tx.list()?;
-    instances.retain(|record| record.state != InstanceState::Terminated);
-    Ok(instances.into_iter().find(|record| record.network.as_ref().is_some_and(&is_in)))
+    instances.retain(|record| record.status.state != InstanceState::Terminated);
+    Ok(instances.into_iter().find(|record| record.status.network.as_ref().is_some_and(&is_in)))
 }
 
 pub(super) fn depends(resource: &str, dependent: &str) -> CloudError {

@@ -29,22 +29,23 @@ pub(super) struct Known {
 pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &Known) -> Tree {
     let Known { subnet, public_key, volumes, groups } = known;
     let place = (network.private_ip, subnet.range(), network.zone);
-    let mut tree = common_tree(record.id, &record.image_id.to_string(), &record.instance_type, place);
+    let mut tree =
+        common_tree(record.meta.id, &record.spec.image_id.to_string(), &record.spec.size.instance_type, place);
     let mut put = |path: &str, value: String| drop(tree.insert(path.to_string(), value));
-    let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
-    let ids: Vec<String> = groups.iter().map(|group| group.id.to_string()).collect();
-    let interface = interface_path(record.id);
+    let names: Vec<&str> = groups.iter().map(|group| group.spec.name.as_str()).collect();
+    let ids: Vec<String> = groups.iter().map(|group| group.meta.id.to_string()).collect();
+    let interface = interface_path(record.meta.id);
     put("security-groups", names.join("\n"));
     put(&format!("{interface}/security-groups"), names.join("\n"));
     put(&format!("{interface}/security-group-ids"), ids.join("\n"));
     put(&format!("{interface}/subnet-id"), network.subnet_id.to_string());
     put(&format!("{interface}/vpc-id"), network.vpc_id.to_string());
-    put("ami-launch-index", record.launch_index.to_string());
-    put("reservation-id", record.reservation_id.to_string());
-    put("hibernation/configured", record.hibernation.to_string());
+    put("ami-launch-index", record.status.launch.launch_index.to_string());
+    put("reservation-id", record.status.launch.reservation_id.to_string());
+    put("hibernation/configured", record.spec.hibernation.to_string());
     let device = |name: &str| name.trim_start_matches("/dev/").to_string();
-    for (index, mapping) in record.block_devices.iter().enumerate() {
-        let known = volumes.iter().any(|volume| volume.id == mapping.volume_id);
+    for (index, mapping) in record.status.block_devices.iter().enumerate() {
+        let known = volumes.iter().any(|volume| volume.meta.id == mapping.volume_id);
         match index {
             0 => {
                 put("block-device-mapping/ami", device(&mapping.device_name));
@@ -54,7 +55,7 @@ pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &
             _ => {}
         }
     }
-    if let (Some(key), Some(name)) = (public_key, &record.key_name) {
+    if let (Some(key), Some(name)) = (public_key, &record.spec.key_name) {
         put("public-keys/0/openssh-key", openssh_key(key, name));
     }
     if let Some(public) = network.public_ip {
@@ -63,7 +64,7 @@ pub(super) fn tree_of(record: &InstanceRecord, network: &NetworkRecord, known: &
         put(&format!("{interface}/ipv4-associations/{public}"), network.private_ip.to_string());
     }
     // Keys that cannot be part of a path are refused while tags are served, but may have been set earlier.
-    for (key, value) in record.tags.iter().filter(|(key, _)| is_metadata_key(key)) {
+    for (key, value) in record.meta.tags.iter().filter(|(key, _)| is_metadata_key(key)) {
         put(&format!("tags/instance/{key}"), value.clone());
     }
     tree
@@ -135,12 +136,12 @@ pub(super) fn identity_document(record: &InstanceRecord, network: &NetworkRecord
         "availabilityZone": network.zone,
         "billingProducts": null,
         "devpayProductCodes": null,
-        "imageId": record.image_id,
-        "instanceId": record.id,
-        "instanceType": record.instance_type,
+        "imageId": record.spec.image_id,
+        "instanceId": record.meta.id,
+        "instanceType": record.spec.size.instance_type,
         "kernelId": null,
         "marketplaceProductCodes": null,
-        "pendingTime": timestamp_seconds(record.launch_time),
+        "pendingTime": timestamp_seconds(record.status.launch_time),
         "privateIp": network.private_ip,
         "ramdiskId": null,
         "region": REGION,

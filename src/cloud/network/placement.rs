@@ -29,14 +29,14 @@ impl Placement {
             Some(reference) => resolve::subnet(tx, reference)?,
             None => default_subnet(tx, spec)?,
         };
-        if let Some(zone) = spec.zone.filter(|zone| *zone != subnet.zone) {
-            let rule = format!("the subnet {} is in {}.", subnet.id, subnet.zone);
+        if let Some(zone) = spec.zone.filter(|zone| *zone != subnet.spec.zone) {
+            let rule = format!("the subnet {} is in {}.", subnet.meta.id, subnet.spec.zone);
             return Err(Ec2Error::invalid_parameter("AvailabilityZone", zone, rule).into());
         }
         if let Some(address) = spec.private_ip {
             subnet.range().check(address)?;
         }
-        let is_default = tx.get::<VpcRecord>(&subnet.vpc_id.to_string())?.is_some_and(|vpc| vpc.is_default);
+        let is_default = tx.get::<VpcRecord>(&subnet.spec.vpc_id.to_string())?.is_some_and(|vpc| vpc.status.is_default);
         let mode = match spec.mode {
             NetworkMode::Auto if !is_default || node.check_vpc_network().is_ok() => NetworkMode::Vpc,
             NetworkMode::User if !is_default => {
@@ -46,19 +46,19 @@ impl Placement {
             }
             mode => mode,
         };
-        let security_groups = chosen_groups(tx, subnet.vpc_id, &spec.security_groups)?;
+        let security_groups = chosen_groups(tx, subnet.spec.vpc_id, &spec.security_groups)?;
         Ok(Placement { subnet, security_groups, mode })
     }
 
     /// Returns an interface without addresses. `metadata` provides the options that `spec` omits.
     pub fn interface(&self, spec: &NetworkSpec, metadata: MetadataOptions) -> NetworkRecord {
         NetworkRecord {
-            vpc_id: self.subnet.vpc_id,
-            subnet_id: self.subnet.id,
-            zone: self.subnet.zone,
+            vpc_id: self.subnet.spec.vpc_id,
+            subnet_id: self.subnet.meta.id,
+            zone: self.subnet.spec.zone,
             private_ip: Ipv4Addr::UNSPECIFIED,
             public_ip: None,
-            wants_public_ip: spec.public_ip.unwrap_or(self.subnet.map_public_ip),
+            wants_public_ip: spec.public_ip.unwrap_or(self.subnet.spec.map_public_ip),
             elastic_address: None,
             mode: self.mode,
             published: spec.published.clone(),
@@ -84,10 +84,10 @@ fn default_subnet(tx: &Transaction, spec: &NetworkSpec) -> Result<SubnetRecord, 
     let zone = spec.zone.unwrap_or_default();
     let vpc = default_vpc(tx)?;
     let mut subnets: Vec<SubnetRecord> = tx.list()?;
-    subnets.retain(|subnet| subnet.vpc_id == vpc.id && subnet.default_for_zone);
-    subnets.sort_by_key(|subnet| (subnet.zone != zone, subnet.zone));
+    subnets.retain(|subnet| subnet.spec.vpc_id == vpc.meta.id && subnet.status.default_for_zone);
+    subnets.sort_by_key(|subnet| (subnet.spec.zone != zone, subnet.spec.zone));
     // If no zone was requested and the default zone's subnet was deleted, use the subnet of another zone.
-    subnets.into_iter().next().filter(|subnet| spec.zone.is_none_or(|zone| zone == subnet.zone)).ok_or_else(|| {
+    subnets.into_iter().next().filter(|subnet| spec.zone.is_none_or(|zone| zone == subnet.spec.zone)).ok_or_else(|| {
         let what = format!("There is no default subnet in {zone}.");
         let hint = "Choose a subnet with `--subnet`; `wisp subnet ls` lists them.";
         CloudError::refused(ErrorCode::MissingParameter, what, Some(hint.into()))

@@ -55,10 +55,10 @@ impl Routers<'_> {
     pub(super) fn update(&self) -> Result<(), CloudError> {
         for vpc in self.cloud.store.read(all_vpcs)? {
             // A VPC without a directory has never had an attached instance, so it has no router.
-            if self.directory(vpc.id).exists()
-                && let Some(recovery) = self.apply(vpc.id)?
+            if self.directory(vpc.meta.id).exists()
+                && let Some(recovery) = self.apply(vpc.meta.id)?
             {
-                self.warn_recovery(vpc.id, &recovery);
+                self.warn_recovery(vpc.meta.id, &recovery);
             }
         }
         Ok(())
@@ -67,8 +67,8 @@ impl Routers<'_> {
     /// Restarts the killed routers of VPCs with running instances, if an instance still holds the router's network
     /// namespace. A failure becomes a warning, because the user's command may not need the router.
     pub(crate) fn restart_killed(&self, records: &[InstanceRecord]) {
-        let running = records.iter().filter(|record| record.state.has_machine());
-        let networks = running.filter_map(|record| record.network.as_ref()).filter(|network| is_in_vpc(network));
+        let running = records.iter().filter(|record| record.status.state.has_machine());
+        let networks = running.filter_map(|record| record.status.network.as_ref()).filter(|network| is_in_vpc(network));
         let vpcs: BTreeSet<VpcId> = networks.map(|network| network.vpc_id).collect();
         for vpc in vpcs.into_iter().filter(|vpc| router::is_killed(&self.directory(*vpc))).collect::<Vec<_>>() {
             match self.apply(vpc) {
@@ -120,14 +120,20 @@ impl Routers<'_> {
             let record: VpcRecord = by_id(tx, vpc)?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
             let instances: Vec<InstanceRecord> = tx.list()?;
-            let living = instances.iter().filter(|record| record.state != InstanceState::Terminated);
+            let living = instances.iter().filter(|record| record.status.state != InstanceState::Terminated);
             let interface = |record: &InstanceRecord| {
-                let network = record.network.as_ref().filter(|network| network.vpc_id == vpc && is_in_vpc(network))?;
+                let network =
+                    record.status.network.as_ref().filter(|network| network.vpc_id == vpc && is_in_vpc(network))?;
                 let filter = filters(&groups, &instances, network);
-                let dir = instances_directory.join(record.id.to_string());
-                Some(Interface { address: network.private_ip, dir, mac: MacAddress(mac_address(record.id)), filter })
+                let dir = instances_directory.join(record.meta.id.to_string());
+                Some(Interface {
+                    address: network.private_ip,
+                    dir,
+                    mac: MacAddress(mac_address(record.meta.id)),
+                    filter,
+                })
             };
-            Ok((record.cidr, living.filter_map(interface).collect()))
+            Ok((record.spec.cidr, living.filter_map(interface).collect()))
         })?;
         // The router serves all subnets. Its own address is the router address of a subnet that spans the whole VPC.
         let first = SubnetRange { own: range, vpc: range };

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id, resolve};
+use super::super::{Cloud, new_id, now, resolve};
 use super::filter::groups_of;
 use super::lookup::{default_vpc, depends, vpc_or_default};
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
@@ -13,7 +13,7 @@ use ec2::network::{ANYWHERE, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_g
 use ec2::{Ec2Error, ErrorCode};
 use ipnet::Ipv4Net;
 use node::shell;
-use store::{InstanceRecord, SecurityGroupRecord, Transaction};
+use store::{InstanceRecord, Meta, SecurityGroupRecord, Transaction};
 
 pub const DEFAULT: &str = "default";
 
@@ -35,18 +35,18 @@ impl SecurityGroups<'_> {
     /// Lists all groups, or those of one VPC. Creates the default VPC's default group if it is missing.
     pub fn list(&self, vpc: Option<&str>) -> Result<Vec<SecurityGroupRecord>, CloudError> {
         self.cloud.store.write(|tx| {
-            let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.id);
+            let vpc = vpc.map(|reference| resolve::vpc(tx, reference)).transpose()?.map(|vpc| vpc.meta.id);
             ensure_default_group(tx)?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            groups.retain(|group| vpc.is_none_or(|vpc| vpc == group.vpc_id));
-            groups.sort_by(|a, b| (&a.name, a.vpc_id).cmp(&(&b.name, b.vpc_id)));
+            groups.retain(|group| vpc.is_none_or(|vpc| vpc == group.spec.vpc_id));
+            groups.sort_by(|a, b| (&a.spec.name, a.spec.vpc_id).cmp(&(&b.spec.name, b.spec.vpc_id)));
             Ok(groups)
         })
     }
 
     pub fn names(&self) -> Result<BTreeMap<SecurityGroupId, String>, CloudError> {
         let groups: Vec<SecurityGroupRecord> = self.cloud.records()?;
-        Ok(groups.into_iter().map(|group| (group.id, group.name)).collect())
+        Ok(groups.into_iter().map(|group| (group.meta.id, group.spec.name)).collect())
     }
 
     pub fn find(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
@@ -57,16 +57,20 @@ impl SecurityGroups<'_> {
     pub fn create(&self, name: &str, description: &str, vpc: Option<&str>) -> Result<SecurityGroupRecord, CloudError> {
         check_group_name(name)?;
         self.cloud.store.write(|tx| {
-            let vpc_id = vpc_or_default(tx, vpc)?.id;
-            if tx.list::<SecurityGroupRecord>()?.iter().any(|group| group.name == name && group.vpc_id == vpc_id) {
+            let vpc_id = vpc_or_default(tx, vpc)?.meta.id;
+            if tx
+                .list::<SecurityGroupRecord>()?
+                .iter()
+                .any(|group| group.spec.name == name && group.spec.vpc_id == vpc_id)
+            {
                 return Err(CloudError::refused(
                     ErrorCode::InvalidGroupDuplicate,
                     format!("The security group '{name}' already exists for VPC '{vpc_id}'."),
                     Some(format!("`wisp {}` shows it.", shell::command(["sg", "show", name]))),
                 ));
             }
-            let record = new_group(vpc_id, name, description);
-            tx.insert(&record)?;
+            let mut record = new_group(vpc_id, name, description);
+            tx.insert(&mut record)?;
             Ok(record)
         })
     }
@@ -75,22 +79,23 @@ impl SecurityGroups<'_> {
     pub fn delete(&self, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
         self.cloud.store.write(|tx| {
             let record = find_group(tx, reference)?;
-            if record.name == DEFAULT {
+            if record.spec.name == DEFAULT {
                 let what = "The security group 'default' cannot be deleted by a user.";
                 return Err(CloudError::refused(ErrorCode::CannotDelete, what, None));
             }
             let instances: Vec<InstanceRecord> = tx.list()?;
-            let member = instances.iter().find(|instance| groups_of(instance).contains(&record.id));
+            let member = instances.iter().find(|instance| groups_of(instance).contains(&record.meta.id));
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
             let names_it = |group: &&SecurityGroupRecord| {
-                group.id != record.id && group.rules.iter().any(|rule| rule.peer == Peer::Group(record.id))
+                group.meta.id != record.meta.id
+                    && group.spec.rules.iter().any(|rule| rule.peer == Peer::Group(record.meta.id))
             };
-            let dependent = member.map(|member| member.id.to_string());
-            let dependent = dependent.or_else(|| groups.iter().find(names_it).map(|group| group.name.clone()));
+            let dependent = member.map(|member| member.meta.id.to_string());
+            let dependent = dependent.or_else(|| groups.iter().find(names_it).map(|group| group.spec.name.clone()));
             if let Some(dependent) = dependent {
-                return Err(depends(&record.id.to_string(), &dependent));
+                return Err(depends(&record.meta.id.to_string(), &dependent));
             }
-            tx.remove::<SecurityGroupRecord>(&record.id.to_string())?;
+            tx.remove::<SecurityGroupRecord>(&record.meta.id.to_string())?;
             Ok(record)
         })
     }
@@ -99,17 +104,17 @@ impl SecurityGroups<'_> {
     pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         let record = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
-            for peer in peers(tx, record.vpc_id, spec)? {
-                if record.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
+            for peer in peers(tx, record.spec.vpc_id, spec)? {
+                if record.spec.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
                     return Err(CloudError::refused(
                         ErrorCode::InvalidPermissionDuplicate,
                         format!("the specified rule \"peer: {}, {}\" already exists", shown(peer), spec.traffic),
                         None,
                     ));
                 }
-                record.rules.push(rule(spec.egress, spec.traffic, peer));
+                record.spec.rules.push(rule(spec.egress, spec.traffic, peer));
             }
-            if record.rules.iter().filter(|rule| rule.egress == spec.egress).count() > MAX_RULES {
+            if record.spec.rules.iter().filter(|rule| rule.egress == spec.egress).count() > MAX_RULES {
                 return Err(CloudError::refused(
                     ErrorCode::RulesPerSecurityGroupLimitExceeded,
                     format!(
@@ -118,7 +123,7 @@ impl SecurityGroups<'_> {
                     None,
                 ));
             }
-            tx.put(&record)?;
+            tx.put(&mut record)?;
             Ok(record)
         })?;
         self.apply()?;
@@ -129,13 +134,13 @@ impl SecurityGroups<'_> {
     pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let is_peer = |rule: &&Rule, peer: Peer| rule.is_like(spec.egress, spec.traffic, peer);
-            let find = |peer| group.rules.iter().find(|rule| is_peer(rule, peer)).map(|rule| rule.id);
-            Ok(peers(tx, group.vpc_id, spec)?.into_iter().map(find).collect())
+            let find = |peer| group.spec.rules.iter().find(|rule| is_peer(rule, peer)).map(|rule| rule.id);
+            Ok(peers(tx, group.spec.vpc_id, spec)?.into_iter().map(find).collect())
         })
     }
 
     pub fn revoke_by_id(&self, reference: &str, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
-        self.remove_rules(reference, |_, group| match group.rules.iter().any(|rule| rule.id == id) {
+        self.remove_rules(reference, |_, group| match group.spec.rules.iter().any(|rule| rule.id == id) {
             true => Ok(Some(vec![id])),
             false => Err(SecurityGroupRuleId::not_found(&id.to_string()).into()),
         })
@@ -156,8 +161,8 @@ impl SecurityGroups<'_> {
                     Some(format!("`wisp {}` lists its rules.", shell::command(["sg", "show", reference]))),
                 ));
             };
-            record.rules.retain(|rule| !ids.contains(&rule.id));
-            tx.put(&record)?;
+            record.spec.rules.retain(|rule| !ids.contains(&rule.id));
+            tx.put(&mut record)?;
             Ok(record)
         })?;
         self.apply()?;
@@ -175,12 +180,12 @@ impl SecurityGroups<'_> {
 /// Returns or creates a VPC's default group, which allows all traffic between members and all outbound traffic.
 pub(super) fn default_group(tx: &Transaction, vpc_id: VpcId) -> Result<SecurityGroupRecord, CloudError> {
     let groups: Vec<SecurityGroupRecord> = tx.list()?;
-    if let Some(group) = groups.into_iter().find(|group| group.vpc_id == vpc_id && group.name == DEFAULT) {
+    if let Some(group) = groups.into_iter().find(|group| group.spec.vpc_id == vpc_id && group.spec.name == DEFAULT) {
         return Ok(group);
     }
     let mut record = new_group(vpc_id, DEFAULT, "default VPC security group");
-    record.rules.insert(0, rule(false, Traffic::All, Peer::Group(record.id)));
-    tx.insert(&record)?;
+    record.spec.rules.insert(0, rule(false, Traffic::All, Peer::Group(record.meta.id)));
+    tx.insert(&mut record)?;
     Ok(record)
 }
 
@@ -192,11 +197,11 @@ pub(crate) fn chosen_groups(
 ) -> Result<Vec<SecurityGroupId>, CloudError> {
     let default = default_group(tx, vpc)?;
     if references.is_empty() {
-        return Ok(vec![default.id]);
+        return Ok(vec![default.meta.id]);
     }
     let mut ids = Vec::new();
     for reference in references {
-        let id = group_in(tx, vpc, reference)?.id;
+        let id = group_in(tx, vpc, reference)?.meta.id;
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -211,7 +216,7 @@ pub(crate) fn chosen_groups(
 /// Creates the default VPC's default group if the VPC exists and the group does not.
 fn ensure_default_group(tx: &Transaction) -> Result<(), CloudError> {
     match default_vpc(tx) {
-        Ok(vpc) => default_group(tx, vpc.id).map(drop),
+        Ok(vpc) => default_group(tx, vpc.meta.id).map(drop),
         Err(_) => Ok(()),
     }
 }
@@ -219,17 +224,20 @@ fn ensure_default_group(tx: &Transaction) -> Result<(), CloudError> {
 /// Finds a group. A name is looked up in the default VPC first, as in EC2.
 fn find_group(tx: &Transaction, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
     ensure_default_group(tx)?;
-    let vpc = default_vpc(tx).ok().map(|vpc| vpc.id);
-    resolve::security_group(tx, reference, |group| Some(group.vpc_id) == vpc)
+    let vpc = default_vpc(tx).ok().map(|vpc| vpc.meta.id);
+    resolve::security_group(tx, reference, |group| Some(group.spec.vpc_id) == vpc)
         .or_else(|_| resolve::security_group(tx, reference, |_| true))
 }
 
 fn group_in(tx: &Transaction, vpc: VpcId, reference: &str) -> Result<SecurityGroupRecord, CloudError> {
-    resolve::security_group(tx, reference, |group| group.vpc_id == vpc).map_err(|error| {
+    resolve::security_group(tx, reference, |group| group.spec.vpc_id == vpc).map_err(|error| {
         match find_group(tx, reference) {
             Ok(other) => CloudError::refused(
                 ErrorCode::InvalidGroupNotFound,
-                format!("The security group '{reference}' ({}) is in another VPC, {}.", other.id, other.vpc_id),
+                format!(
+                    "The security group '{reference}' ({}) is in another VPC, {}.",
+                    other.meta.id, other.spec.vpc_id
+                ),
                 Some(format!("`wisp sg ls --vpc {vpc}` lists the groups of {vpc}.")),
             ),
             Err(_) => error,
@@ -240,7 +248,7 @@ fn group_in(tx: &Transaction, vpc: VpcId, reference: &str) -> Result<SecurityGro
 fn peers(tx: &Transaction, vpc: VpcId, spec: &RuleSpec) -> Result<Vec<Peer>, CloudError> {
     let mut peers: Vec<Peer> = spec.ranges.iter().copied().map(Peer::Range).collect();
     for group in &spec.groups {
-        peers.push(Peer::Group(group_in(tx, vpc, group)?.id));
+        peers.push(Peer::Group(group_in(tx, vpc, group)?.meta.id));
     }
     Ok(peers)
 }
@@ -248,12 +256,13 @@ fn peers(tx: &Transaction, vpc: VpcId, spec: &RuleSpec) -> Result<Vec<Peer>, Clo
 /// Returns a group that allows all outbound and no inbound traffic.
 fn new_group(vpc_id: VpcId, name: &str, description: &str) -> SecurityGroupRecord {
     SecurityGroupRecord {
-        id: new_id(),
-        vpc_id,
-        name: name.into(),
-        description: description.into(),
-        rules: vec![rule(true, Traffic::All, Peer::Range(ANYWHERE))],
-        tags: Default::default(),
+        meta: Meta::new(new_id(), now(), Default::default()),
+        spec: store::security_group::Spec {
+            vpc_id,
+            name: name.into(),
+            description: description.into(),
+            rules: vec![rule(true, Traffic::All, Peer::Range(ANYWHERE))],
+        },
     }
 }
 

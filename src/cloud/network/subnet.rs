@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id, resolve};
+use super::super::{Cloud, new_id, now, resolve};
 use super::lookup::{depends, living, occupant, vpc_or_default};
 use ec2::network::{Zone, check_subnet_range};
 use ipnet::Ipv4Net;
-use store::{InstanceRecord, SubnetRecord};
+use store::{InstanceRecord, Meta, SubnetRecord};
 
 #[derive(Debug, Clone)]
 pub struct SubnetSpec {
@@ -29,7 +29,7 @@ impl Subnets<'_> {
     /// Lists all subnets in the order of their VPCs and address ranges, default subnets first.
     pub fn list(&self) -> Result<Vec<SubnetRecord>, CloudError> {
         let mut subnets: Vec<SubnetRecord> = self.cloud.records()?;
-        subnets.sort_by_key(|subnet| (!subnet.default_for_zone, subnet.vpc_id, subnet.cidr));
+        subnets.sort_by_key(|subnet| (!subnet.status.default_for_zone, subnet.spec.vpc_id, subnet.spec.cidr));
         Ok(subnets)
     }
 
@@ -37,19 +37,19 @@ impl Subnets<'_> {
         self.cloud.store.write(|tx| {
             let vpc = vpc_or_default(tx, spec.vpc.as_deref())?;
             let others: Vec<SubnetRecord> = tx.list()?;
-            let others = others.iter().filter(|other| other.vpc_id == vpc.id).map(|other| other.cidr);
-            check_subnet_range(spec.cidr, vpc.cidr, others)?;
-            let subnet = SubnetRecord {
-                id: new_id(),
-                vpc_id: vpc.id,
-                vpc_cidr: vpc.cidr,
-                cidr: spec.cidr,
-                zone: spec.zone,
-                default_for_zone: false,
-                map_public_ip: spec.map_public_ip,
-                tags: spec.tags.clone(),
+            let others = others.iter().filter(|other| other.spec.vpc_id == vpc.meta.id).map(|other| other.spec.cidr);
+            check_subnet_range(spec.cidr, vpc.spec.cidr, others)?;
+            let mut subnet = SubnetRecord {
+                meta: Meta::new(new_id(), now(), spec.tags.clone()),
+                spec: store::subnet::Spec {
+                    vpc_id: vpc.meta.id,
+                    cidr: spec.cidr,
+                    zone: spec.zone,
+                    map_public_ip: spec.map_public_ip,
+                },
+                status: store::subnet::Status { vpc_cidr: vpc.spec.cidr, default_for_zone: false },
             };
-            tx.insert(&subnet)?;
+            tx.insert(&mut subnet)?;
             Ok(subnet)
         })
     }
@@ -57,8 +57,9 @@ impl Subnets<'_> {
     /// Sets whether instances that are launched into the subnet from now on get a public address by default.
     pub fn map_public_ip(&self, reference: &str, map_public_ip: bool) -> Result<SubnetRecord, CloudError> {
         self.cloud.store.write(|tx| {
-            let subnet = SubnetRecord { map_public_ip, ..resolve::subnet(tx, reference)? };
-            tx.put(&subnet)?;
+            let mut subnet = resolve::subnet(tx, reference)?;
+            subnet.spec.map_public_ip = map_public_ip;
+            tx.put(&mut subnet)?;
             Ok(subnet)
         })
     }
@@ -66,10 +67,10 @@ impl Subnets<'_> {
     pub fn delete(&self, reference: &str) -> Result<SubnetRecord, CloudError> {
         self.cloud.store.write(|tx| {
             let subnet = resolve::subnet(tx, reference)?;
-            if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.id)? {
-                return Err(depends(&subnet.id.to_string(), &instance.id.to_string()));
+            if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.meta.id)? {
+                return Err(depends(&subnet.meta.id.to_string(), &instance.meta.id.to_string()));
             }
-            tx.remove::<SubnetRecord>(&subnet.id.to_string())?;
+            tx.remove::<SubnetRecord>(&subnet.meta.id.to_string())?;
             Ok(subnet)
         })
     }
@@ -77,7 +78,8 @@ impl Subnets<'_> {
     /// Returns the number of free addresses of each subnet, in the given order.
     pub fn free_addresses(&self, subnets: &[SubnetRecord]) -> Result<Vec<usize>, CloudError> {
         let instances = self.cloud.records::<InstanceRecord>()?;
-        let taken = |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.id).count();
+        let taken =
+            |subnet: &SubnetRecord| living(&instances).filter(|network| network.subnet_id == subnet.meta.id).count();
         Ok(subnets.iter().map(|subnet| subnet.range().addresses().count().saturating_sub(taken(subnet))).collect())
     }
 }

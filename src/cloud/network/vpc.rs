@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id, resolve};
+use super::super::{Cloud, new_id, now, resolve};
 use super::lookup::{all_vpcs, depends, occupant};
 use super::security_group::{DEFAULT, default_group};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{DEFAULT_VPC, SubnetRange, Zone, check_vpc_range};
 use ipnet::Ipv4Net;
-use store::{SecurityGroupRecord, SubnetRecord, VpcRecord};
+use store::{Meta, SecurityGroupRecord, SubnetRecord, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
 
@@ -32,9 +32,9 @@ impl Vpcs<'_> {
     pub fn create(&self, cidr: Ipv4Net, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.cloud.store.write(|tx| {
-            let vpc = VpcRecord { id: new_id(), cidr, is_default: false, tags: tags.clone() };
-            tx.insert(&vpc)?;
-            default_group(tx, vpc.id)?;
+            let mut vpc = new_vpc(cidr, false, tags.clone());
+            tx.insert(&mut vpc)?;
+            default_group(tx, vpc.meta.id)?;
             Ok(vpc)
         })
     }
@@ -42,24 +42,19 @@ impl Vpcs<'_> {
     /// Creates the default VPC with a subnet in each zone. Fails if there is a default VPC already.
     pub fn create_default(&self) -> Result<VpcRecord, CloudError> {
         self.cloud.store.write(|tx| {
-            if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.is_default) {
-                let what = format!("A default VPC already exists: {}.", vpc.id);
+            if let Some(vpc) = tx.list::<VpcRecord>()?.into_iter().find(|vpc| vpc.status.is_default) {
+                let what = format!("A default VPC already exists: {}.", vpc.meta.id);
                 return Err(CloudError::refused(ErrorCode::DefaultVpcAlreadyExists, what, None));
             }
-            let vpc = VpcRecord { id: new_id(), cidr: DEFAULT_VPC, is_default: true, tags: Tags::new() };
-            tx.insert(&vpc)?;
-            default_group(tx, vpc.id)?;
+            let mut vpc = new_vpc(DEFAULT_VPC, true, Tags::new());
+            tx.insert(&mut vpc)?;
+            default_group(tx, vpc.meta.id)?;
             for zone in Zone::ALL {
                 let SubnetRange { own, vpc: vpc_cidr } = SubnetRange::default_in(zone);
-                tx.insert(&SubnetRecord {
-                    id: new_id(),
-                    vpc_id: vpc.id,
-                    vpc_cidr,
-                    cidr: own,
-                    zone,
-                    default_for_zone: true,
-                    map_public_ip: true,
-                    tags: Tags::new(),
+                tx.insert(&mut SubnetRecord {
+                    meta: Meta::new(new_id(), now(), Tags::new()),
+                    spec: store::subnet::Spec { vpc_id: vpc.meta.id, cidr: own, zone, map_public_ip: true },
+                    status: store::subnet::Status { vpc_cidr, default_for_zone: true },
                 })?;
             }
             Ok(vpc)
@@ -70,19 +65,20 @@ impl Vpcs<'_> {
     pub fn delete(&self, reference: &str) -> Result<VpcRecord, CloudError> {
         let vpc = self.cloud.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
-            let id = vpc.id;
+            let id = vpc.meta.id;
             let mut subnets: Vec<SubnetRecord> = tx.list()?;
             let mut groups: Vec<SecurityGroupRecord> = tx.list()?;
-            subnets.retain(|subnet| subnet.vpc_id == id);
-            groups.retain(|group| group.vpc_id == id);
-            let instance = occupant(tx, |network| network.vpc_id == id)?.map(|record| record.id.to_string());
-            let subnet = subnets.iter().find(|subnet| !subnet.default_for_zone).map(|subnet| subnet.id.to_string());
-            let group = groups.iter().find(|group| group.name != DEFAULT).map(|group| group.id.to_string());
+            subnets.retain(|subnet| subnet.spec.vpc_id == id);
+            groups.retain(|group| group.spec.vpc_id == id);
+            let instance = occupant(tx, |network| network.vpc_id == id)?.map(|record| record.meta.id.to_string());
+            let subnet =
+                subnets.iter().find(|subnet| !subnet.status.default_for_zone).map(|subnet| subnet.meta.id.to_string());
+            let group = groups.iter().find(|group| group.spec.name != DEFAULT).map(|group| group.meta.id.to_string());
             if let Some(dependent) = instance.or(subnet).or(group) {
                 return Err(depends(&id.to_string(), &dependent));
             }
-            subnets.iter().try_for_each(|subnet| tx.remove::<SubnetRecord>(&subnet.id.to_string()))?;
-            groups.iter().try_for_each(|group| tx.remove::<SecurityGroupRecord>(&group.id.to_string()))?;
+            subnets.iter().try_for_each(|subnet| tx.remove::<SubnetRecord>(&subnet.meta.id.to_string()))?;
+            groups.iter().try_for_each(|group| tx.remove::<SecurityGroupRecord>(&group.meta.id.to_string()))?;
             tx.remove::<VpcRecord>(&id.to_string())?;
             Ok(vpc)
         })?;
@@ -101,10 +97,18 @@ impl Vpcs<'_> {
         for entry in entries {
             let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VpcId>().ok());
-            if id.is_some_and(|id| vpcs.iter().all(|vpc| vpc.id != id)) {
+            if id.is_some_and(|id| vpcs.iter().all(|vpc| vpc.meta.id != id)) {
                 fs::remove_dir_all(&path).map_err(CloudError::file(&path, "remove"))?;
             }
         }
         Ok(())
+    }
+}
+
+fn new_vpc(cidr: Ipv4Net, is_default: bool, tags: Tags) -> VpcRecord {
+    VpcRecord {
+        meta: Meta::new(new_id(), now(), tags),
+        spec: store::vpc::Spec { cidr },
+        status: store::vpc::Status { is_default },
     }
 }

@@ -12,12 +12,12 @@ pub fn address(record: &AddressRecord) -> Address {
         network_interface_owner_id: ACCOUNT_ID,
     };
     Address {
-        allocation_id: record.id,
-        association: record.association.map(association),
+        allocation_id: record.meta.id,
+        association: record.spec.association.map(association),
         domain: "vpc",
         network_border_group: REGION,
-        public_ip: record.public_ip,
+        public_ip: record.status.public_ip,
         public_ipv4_pool: "amazon",
-        tags: Tag::list(&record.tags),
+        tags: Tag::list(&record.meta.tags),
     }
 }

@@ -28,24 +28,24 @@ pub fn image(record: &ImageRecord, root: Option<RootVolume>) -> Image {
         architecture: "x86_64",
         block_device_mappings: root.iter().map(|root| root_mapping(record, root)).collect(),
         boot_mode: BOOT_MODE,
-        creation_date: Timestamp::from_seconds(record.created),
-        description: record.description.clone(),
+        creation_date: Timestamp::from_seconds(record.meta.created),
+        description: record.spec.description.clone(),
         ena_support: false,
         hypervisor: HYPERVISOR,
-        image_id: record.id,
-        image_location: format!("{}/{}", record.owner, record.name),
-        image_owner_alias: record.owner.clone(),
+        image_id: record.meta.id,
+        image_location: format!("{}/{}", record.status.owner, record.spec.name),
+        image_owner_alias: record.status.owner.clone(),
         image_type: "machine",
-        imds_support: record.imds_support,
-        name: record.name.clone(),
+        imds_support: record.spec.imds_support,
+        name: record.spec.name.clone(),
         owner_id: ACCOUNT_ID,
         platform_details: PLATFORM_DETAILS,
-        public: record.visibility == Visibility::Public,
+        public: record.spec.visibility == Visibility::Public,
         root_device_name: ROOT_DEVICE,
         root_device_type: "ebs",
-        source_instance_id: record.source_instance,
+        source_instance_id: record.spec.source_instance,
         state: "available",
-        tags: Tag::list(&record.tags),
+        tags: Tag::list(&record.meta.tags),
         usage_operation: USAGE_OPERATION,
         virtualization_type: VIRTUALIZATION_TYPE,
     }
@@ -58,7 +58,7 @@ fn root_mapping(record: &ImageRecord, root: &RootVolume) -> BlockDeviceMapping {
         ebs: EbsBlockDevice {
             delete_on_termination: true,
             encrypted: false,
-            snapshot_id: record.id.with_prefix("snap"),
+            snapshot_id: record.meta.id.with_prefix("snap"),
             volume_size: root.bytes.div_ceil(GIB),
             volume_type: VolumeType::default().as_str(),
         },
@@ -69,20 +69,20 @@ fn root_mapping(record: &ImageRecord, root: &RootVolume) -> BlockDeviceMapping {
 mod tests {
     use super::*;
     use serde_json::json;
+    use store::Meta;
 
     #[test]
     fn image_with_root_file_system_has_mapping() {
         let record = ImageRecord {
-            id: "ami-0123456789abcdef0".parse().unwrap(),
-            name: "web".into(),
-            description: String::new(),
-            created: 0,
-            owner: "me".into(),
-            visibility: Visibility::Private,
-            source_instance: Some("i-0123456789abcdef0".parse().unwrap()),
-            deregistered: None,
-            imds_support: None,
-            tags: Default::default(),
+            meta: Meta::new("ami-0123456789abcdef0".parse().unwrap(), 0, Default::default()),
+            spec: store::image::Spec {
+                name: "web".into(),
+                description: String::new(),
+                visibility: Visibility::Private,
+                source_instance: Some("i-0123456789abcdef0".parse().unwrap()),
+                imds_support: None,
+            },
+            status: store::image::Status { owner: "me".into(), deregistered: None },
         };
         let shape = serde_json::to_value(image(&record, Some(RootVolume { bytes: GIB + 1 }))).unwrap();
         let ebs = &shape["BlockDeviceMappings"][0]["Ebs"];

@@ -28,7 +28,10 @@ pub type GroupNames = BTreeMap<SecurityGroupId, String>;
 pub fn reservations(instances: &[InstanceRecord], groups: &GroupNames) -> Vec<Reservation> {
     let mut launches: Vec<Vec<&InstanceRecord>> = Vec::new();
     for record in instances {
-        match launches.iter_mut().find(|launch| launch[0].reservation_id == record.reservation_id) {
+        match launches
+            .iter_mut()
+            .find(|launch| launch[0].status.launch.reservation_id == record.status.launch.reservation_id)
+        {
             Some(launch) => launch.push(record),
             None => launches.push(vec![record]),
         }
@@ -41,7 +44,7 @@ pub fn reservation<'a>(instances: impl IntoIterator<Item = &'a InstanceRecord>, 
     let mut instances = instances.into_iter().peekable();
     Reservation {
         groups: [],
-        reservation_id: instances.peek().map(|record| record.reservation_id),
+        reservation_id: instances.peek().map(|record| record.status.launch.reservation_id),
         instances: instances.map(|record| instance(record, groups)).collect(),
         owner_id: ACCOUNT_ID,
     }
@@ -49,34 +52,34 @@ pub fn reservation<'a>(instances: impl IntoIterator<Item = &'a InstanceRecord>, 
 
 pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Instance {
     Instance {
-        ami_launch_index: record.launch_index,
+        ami_launch_index: record.status.launch.launch_index,
         architecture: "x86_64",
-        block_device_mappings: record.block_devices.iter().map(block_device_mapping).collect(),
+        block_device_mappings: record.status.block_devices.iter().map(block_device_mapping).collect(),
         boot_mode: BOOT_MODE,
         capacity_reservation_specification: CapacityReservationSpecification {
             capacity_reservation_preference: "open",
         },
-        client_token: record.client_token.clone().unwrap_or_default(),
+        client_token: record.meta.client_token.clone().unwrap_or_default(),
         cpu_options: CpuOptions {
-            core_count: record.vcpus / record.threads_per_core.max(1),
-            threads_per_core: record.threads_per_core,
+            core_count: record.spec.size.vcpus / record.spec.size.threads_per_core.max(1),
+            threads_per_core: record.spec.size.threads_per_core,
         },
         current_instance_boot_mode: BOOT_MODE,
         ebs_optimized: false,
         ena_support: false,
         enclave_options: EnclaveOptions { enabled: false },
-        hibernation_options: HibernationOptions { configured: record.hibernation },
+        hibernation_options: HibernationOptions { configured: record.spec.hibernation },
         hypervisor: HYPERVISOR,
-        image_id: record.image_id,
-        instance_id: record.id,
-        instance_type: record.instance_type.clone(),
-        key_name: record.key_name.clone(),
-        launch_time: Timestamp::from_seconds(record.launch_time),
+        image_id: record.spec.image_id,
+        instance_id: record.meta.id,
+        instance_type: record.spec.size.instance_type.clone(),
+        key_name: record.spec.key_name.clone(),
+        launch_time: Timestamp::from_seconds(record.status.launch_time),
         maintenance_options: InstanceMaintenanceOptions { auto_recovery: "disabled", reboot_migration: "disabled" },
         monitoring: Monitoring { state: "disabled" },
-        network: record.network.as_ref().map(|network| network_of(record, network, groups)).unwrap_or_default(),
+        network: record.status.network.as_ref().map(|network| network_of(record, network, groups)).unwrap_or_default(),
         placement: Placement {
-            availability_zone: record.network.as_ref().map(|network| network.zone),
+            availability_zone: record.status.network.as_ref().map(|network| network.zone),
             group_name: "",
             tenancy: "default",
         },
@@ -85,12 +88,12 @@ pub fn instance(record: &InstanceRecord, groups: &GroupNames) -> Instance {
         product_codes: [],
         root_device_name: record.root().map(|root| root.device_name.clone()),
         root_device_type: "ebs",
-        state: record.state.into(),
-        state_reason: record.state_reason.clone(),
-        state_transition_reason: record.state_transition_reason.clone(),
-        tags: Tag::list(&record.tags),
+        state: record.status.state.into(),
+        state_reason: record.status.state_reason.clone(),
+        state_transition_reason: record.status.state_transition_reason.clone(),
+        tags: Tag::list(&record.meta.tags),
         usage_operation: USAGE_OPERATION,
-        usage_operation_update_time: Timestamp::from_seconds(record.created),
+        usage_operation_update_time: Timestamp::from_seconds(record.meta.created),
         virtualization_type: VIRTUALIZATION_TYPE,
     }
 }
@@ -138,8 +141,8 @@ fn interface(
     InstanceNetworkInterface {
         association: association.clone(),
         attachment: InstanceNetworkInterfaceAttachment {
-            attach_time: Timestamp::from_seconds(record.created),
-            attachment_id: record.id.with_prefix("eni-attach"),
+            attach_time: Timestamp::from_seconds(record.meta.created),
+            attachment_id: record.meta.id.with_prefix("eni-attach"),
             delete_on_termination: true,
             device_index: 0,
             network_card_index: 0,
@@ -149,8 +152,8 @@ fn interface(
         groups,
         interface_type: "interface",
         ipv6_addresses: [],
-        mac_address: MacAddress(mac_address(record.id)).to_string(),
-        network_interface_id: record.id.with_prefix(INTERFACE),
+        mac_address: MacAddress(mac_address(record.meta.id)).to_string(),
+        network_interface_id: record.meta.id.with_prefix(INTERFACE),
         owner_id: ACCOUNT_ID,
         private_dns_name: private_dns_name.clone(),
         private_ip_address: network.private_ip,
@@ -179,7 +182,7 @@ pub fn state_change(change: &StateChange) -> InstanceStateChange {
 pub fn credit_specifications(instances: &[InstanceRecord]) -> Vec<InstanceCreditSpecification> {
     let specification = |record: &InstanceRecord| {
         let rules = credit_rules(record)?;
-        Some(InstanceCreditSpecification { cpu_credits: mode_of(record, &rules).as_str(), instance_id: record.id })
+        Some(InstanceCreditSpecification { cpu_credits: mode_of(record, &rules).as_str(), instance_id: record.meta.id })
     };
     instances.iter().filter_map(specification).collect()
 }
@@ -190,6 +193,7 @@ mod tests {
     use ec2::network::Zone;
     use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
     use serde_json::{Value, json};
+    use store::{LaunchRecord, Meta, SizeRecord};
 
     const GROUP: &str = "sg-0123456789abcdef0";
 
@@ -211,42 +215,51 @@ mod tests {
 
     fn record() -> InstanceRecord {
         InstanceRecord {
-            id: "i-0123456789abcdef0".parse().unwrap(),
-            reservation_id: "r-0123456789abcdef0".parse().unwrap(),
-            launch_index: 0,
-            client_token: None,
-            image_id: "ami-0123456789abcdef0".parse().unwrap(),
-            image_name: "tiny".into(),
-            instance_type: "t3.nano".into(),
-            vcpus: 2,
-            threads_per_core: 2,
-            memory_mib: 512,
-            overridden: false,
+            meta: Meta::new("i-0123456789abcdef0".parse().unwrap(), 60, Default::default()),
+            spec: store::instance::Spec {
+                image_id: "ami-0123456789abcdef0".parse().unwrap(),
+                size: SizeRecord {
+                    instance_type: "t3.nano".into(),
+                    vcpus: 2,
+                    threads_per_core: 2,
+                    memory_mib: 512,
+                    overridden: false,
+                },
+                key_name: Some("me".into()),
+                user_data: None,
+                shutdown_behavior: ShutdownBehavior::default(),
+                termination_protection: false,
+                hibernation: false,
+                cmdline: None,
+                cpu_credits: None,
+                no_limits: false,
+            },
+            status: status(),
+        }
+    }
+
+    fn status() -> store::instance::Status {
+        store::instance::Status {
+            launch: LaunchRecord {
+                reservation_id: "r-0123456789abcdef0".parse().unwrap(),
+                launch_index: 0,
+                image_name: "tiny".into(),
+                sequence: 1,
+            },
             state: InstanceState::Running,
             state_reason: None,
             state_transition_reason: String::new(),
-            created: 60,
-            sequence: 1,
             launch_time: 120,
             starts: 2,
             terminated: None,
-            key_name: Some("me".into()),
-            user_data: None,
-            shutdown_behavior: ShutdownBehavior::default(),
-            termination_protection: false,
-            hibernation: false,
             block_devices: vec![BlockDeviceMapping {
                 device_name: "/dev/xvda".into(),
                 volume_id: "vol-0123456789abcdef0".parse().unwrap(),
                 delete_on_termination: true,
                 attach_time: 60,
             }],
-            cmdline: None,
             network: Some(network()),
-            cpu_credits: None,
             credits: None,
-            no_limits: false,
-            tags: Default::default(),
         }
     }
 
@@ -313,18 +326,18 @@ mod tests {
     #[test]
     fn elastic_address_is_owned_by_account() {
         let network = NetworkRecord { elastic_address: "eipalloc-0123456789abcdef0".parse().ok(), ..network() };
-        let shape = shape(&InstanceRecord { network: Some(network), ..record() });
+        let mut record = record();
+        record.status.network = Some(network);
+        let shape = shape(&record);
         assert_eq!(shape["NetworkInterfaces"][0]["Association"]["IpOwnerId"], "000000000000");
     }
 
     #[test]
     fn terminated_instance_has_no_network_interface() {
-        let terminated = InstanceRecord {
-            state: InstanceState::Terminated,
-            state_reason: Some(StateReason::user_initiated()),
-            network: None,
-            ..record()
-        };
+        let mut terminated = record();
+        terminated.status.state = InstanceState::Terminated;
+        terminated.status.state_reason = Some(StateReason::user_initiated());
+        terminated.status.network = None;
         let shape = shape(&terminated);
         assert_eq!((&shape["NetworkInterfaces"], &shape["SecurityGroups"]), (&json!([]), &json!([])));
         assert_eq!((shape.get("VpcId"), &shape["PrivateDnsName"]), (None, &json!("")));
@@ -334,7 +347,8 @@ mod tests {
 
     #[test]
     fn instances_of_one_launch_are_in_one_reservation() {
-        let other = InstanceRecord { reservation_id: "r-1123456789abcdef0".parse().unwrap(), ..record() };
+        let mut other = record();
+        other.status.launch.reservation_id = "r-1123456789abcdef0".parse().unwrap();
         let launches = reservations(&[record(), other, record()], &GroupNames::new());
         let sizes: Vec<usize> = launches.iter().map(|launch| launch.instances.len()).collect();
         assert_eq!(sizes, [2, 1]);
@@ -342,7 +356,8 @@ mod tests {
 
     #[test]
     fn only_burstable_instances_have_credit_specifications() {
-        let fixed = InstanceRecord { instance_type: "m5.large".into(), ..record() };
+        let mut fixed = record();
+        fixed.spec.size.instance_type = "m5.large".into();
         let shape = serde_json::to_value(credit_specifications(&[record(), fixed])).unwrap();
         assert_eq!(shape, json!([{"CpuCredits": "unlimited", "InstanceId": "i-0123456789abcdef0"}]));
     }

@@ -4,11 +4,11 @@ use store::KeyPairRecord;
 
 pub fn key_pair(record: &KeyPairRecord) -> KeyPairInfo {
     KeyPairInfo {
-        create_time: Timestamp::from_seconds(record.created),
-        key_fingerprint: record.fingerprint.clone(),
-        key_name: record.name.clone(),
-        key_pair_id: record.id,
-        key_type: record.key_type.clone(),
-        tags: Tag::list(&record.tags),
+        create_time: Timestamp::from_seconds(record.meta.created),
+        key_fingerprint: record.status.fingerprint.clone(),
+        key_name: record.spec.name.clone(),
+        key_pair_id: record.meta.id,
+        key_type: record.spec.key_type.clone(),
+        tags: Tag::list(&record.meta.tags),
     }
 }

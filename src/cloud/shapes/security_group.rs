@@ -6,22 +6,22 @@ use store::SecurityGroupRecord;
 
 pub fn security_group(record: &SecurityGroupRecord) -> SecurityGroup {
     SecurityGroup {
-        description: record.description.clone(),
-        group_id: record.id,
-        group_name: record.name.clone(),
+        description: record.spec.description.clone(),
+        group_id: record.meta.id,
+        group_name: record.spec.name.clone(),
         ip_permissions: permissions(record, false),
         ip_permissions_egress: permissions(record, true),
         owner_id: ACCOUNT_ID,
-        security_group_arn: arn("security-group", record.id),
-        tags: Tag::list(&record.tags),
-        vpc_id: record.vpc_id,
+        security_group_arn: arn("security-group", record.meta.id),
+        tags: Tag::list(&record.meta.tags),
+        vpc_id: record.spec.vpc_id,
     }
 }
 
 /// Groups the rules of one direction by traffic, in the order of each traffic's first rule.
 fn permissions(record: &SecurityGroupRecord, egress: bool) -> Vec<IpPermission> {
     let mut all: Vec<(Traffic, IpPermission)> = Vec::new();
-    for Rule { traffic, peer, .. } in record.rules.iter().filter(|rule| rule.egress == egress) {
+    for Rule { traffic, peer, .. } in record.spec.rules.iter().filter(|rule| rule.egress == egress) {
         let at = all.iter().position(|(known, _)| known == traffic).unwrap_or_else(|| {
             all.push((*traffic, permission(*traffic)));
             all.len() - 1
@@ -54,7 +54,7 @@ fn pair(group_id: SecurityGroupId) -> UserIdGroupPair {
 
 /// Returns a group's rules as `DescribeSecurityGroupRules` does.
 pub fn security_group_rules(record: &SecurityGroupRecord) -> impl Iterator<Item = SecurityGroupRule> {
-    record.rules.iter().map(|rule| {
+    record.spec.rules.iter().map(|rule| {
         let (from_port, to_port) = rule.traffic.ports().unwrap_or((-1, -1));
         let (cidr_ipv4, referenced_group_info) = match rule.peer {
             Peer::Range(range) => (Some(range.to_string()), None),
@@ -63,7 +63,7 @@ pub fn security_group_rules(record: &SecurityGroupRecord) -> impl Iterator<Item 
         SecurityGroupRule {
             cidr_ipv4,
             from_port,
-            group_id: record.id,
+            group_id: record.meta.id,
             group_owner_id: ACCOUNT_ID,
             ip_protocol: rule.traffic.protocol(),
             is_egress: rule.egress,
@@ -79,6 +79,7 @@ pub fn security_group_rules(record: &SecurityGroupRecord) -> impl Iterator<Item 
 mod tests {
     use super::*;
     use serde_json::json;
+    use store::Meta;
 
     fn rule(number: u8, egress: bool, traffic: Traffic, peer: Peer) -> Rule {
         Rule { id: format!("sgr-0123456789abcdef{number}").parse().unwrap(), egress, traffic, peer }
@@ -89,16 +90,17 @@ mod tests {
         let id: SecurityGroupId = "sg-0123456789abcdef0".parse().unwrap();
         let range = |text: &str| Peer::Range(text.parse().unwrap());
         SecurityGroupRecord {
-            id,
-            vpc_id: "vpc-0123456789abcdef0".parse().unwrap(),
-            name: "web".into(),
-            description: "web servers".into(),
-            rules: vec![
-                rule(0, false, http, range("10.0.0.0/8")),
-                rule(1, true, Traffic::All, range("0.0.0.0/0")),
-                rule(2, false, http, Peer::Group(id)),
-            ],
-            tags: Default::default(),
+            meta: Meta::new(id, 0, Default::default()),
+            spec: store::security_group::Spec {
+                vpc_id: "vpc-0123456789abcdef0".parse().unwrap(),
+                name: "web".into(),
+                description: "web servers".into(),
+                rules: vec![
+                    rule(0, false, http, range("10.0.0.0/8")),
+                    rule(1, true, Traffic::All, range("0.0.0.0/0")),
+                    rule(2, false, http, Peer::Group(id)),
+                ],
+            },
         }
     }
 
@@ -128,6 +130,9 @@ mod tests {
         let rules: Vec<_> = security_group_rules(&group).collect();
         assert_eq!(rules.len(), 3);
         assert_eq!((rules[1].from_port, rules[1].cidr_ipv4.as_deref()), (-1, Some("0.0.0.0/0")));
-        assert_eq!((rules[2].cidr_ipv4.as_deref(), &rules[2].referenced_group_info), (None, &Some(pair(group.id))));
+        assert_eq!(
+            (rules[2].cidr_ipv4.as_deref(), &rules[2].referenced_group_info),
+            (None, &Some(pair(group.meta.id)))
+        );
     }
 }

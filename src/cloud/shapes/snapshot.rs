@@ -5,16 +5,16 @@ use store::{SnapshotRecord, SnapshotState};
 
 pub fn snapshot(record: &SnapshotRecord) -> Snapshot {
     Snapshot {
-        description: record.description.clone(),
+        description: record.spec.description.clone(),
         encrypted: false,
         owner_id: ACCOUNT_ID,
-        progress: if record.state == SnapshotState::Completed { "100%" } else { "0%" },
-        snapshot_id: record.id,
-        start_time: Timestamp::from_seconds(record.started),
-        state: record.state.as_str(),
+        progress: if record.status.state == SnapshotState::Completed { "100%" } else { "0%" },
+        snapshot_id: record.meta.id,
+        start_time: Timestamp::from_seconds(record.meta.created),
+        state: record.status.state.as_str(),
         storage_tier: "standard",
-        tags: Tag::list(&record.tags),
-        volume_id: record.volume_id,
-        volume_size: record.size.div_ceil(GIB),
+        tags: Tag::list(&record.meta.tags),
+        volume_id: record.spec.volume_id,
+        volume_size: record.status.size.div_ceil(GIB),
     }
 }

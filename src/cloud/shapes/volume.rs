@@ -7,18 +7,18 @@ use store::{AttachmentRecord, VolumeRecord};
 pub fn volume(record: &VolumeRecord) -> Volume {
     let (iops, throughput) = performance(record);
     Volume {
-        attachments: record.attachment.iter().map(|attachment| attachment_of(record, attachment)).collect(),
-        create_time: Timestamp::from_seconds(record.created),
+        attachments: record.status.attachment.iter().map(|attachment| attachment_of(record, attachment)).collect(),
+        create_time: Timestamp::from_seconds(record.meta.created),
         encrypted: false,
         iops,
         multi_attach_enabled: false,
-        size: record.size.div_ceil(GIB),
-        snapshot_id: record.snapshot_id.map_or_else(String::new, |id| id.to_string()),
-        state: record.state.as_str(),
-        tags: Tag::list(&record.tags),
+        size: record.spec.size.div_ceil(GIB),
+        snapshot_id: record.spec.snapshot_id.map_or_else(String::new, |id| id.to_string()),
+        state: record.status.state.as_str(),
+        tags: Tag::list(&record.meta.tags),
         throughput,
-        volume_id: record.id,
-        volume_type: record.volume_type.clone(),
+        volume_id: record.meta.id,
+        volume_type: record.spec.volume_type.clone(),
     }
 }
 
@@ -29,15 +29,15 @@ fn attachment_of(record: &VolumeRecord, attachment: &AttachmentRecord) -> Volume
         device: attachment.device_name.clone(),
         instance_id: attachment.instance_id,
         state: "attached",
-        volume_id: record.id,
+        volume_id: record.meta.id,
     }
 }
 
 /// Returns the volume's IOPS and throughput. The record of a root volume has none: they are the type's defaults.
 fn performance(record: &VolumeRecord) -> (Option<u32>, Option<u32>) {
-    let (iops, throughput) = (record.iops, record.throughput);
-    let spec = record.volume_type.parse().ok().map(|volume_type| {
-        let size = VolumeSize::that_holds(record.size);
+    let (iops, throughput) = (record.spec.iops, record.spec.throughput);
+    let spec = record.spec.volume_type.parse().ok().map(|volume_type| {
+        let size = VolumeSize::that_holds(record.spec.size);
         VolumeSpec { size, volume_type, iops, throughput }
     });
     let figures = spec.and_then(|spec| spec.figures(None, Role::Data).ok());
@@ -49,28 +49,32 @@ mod tests {
     use super::*;
     use ec2::volume::VolumeState;
     use serde_json::json;
+    use store::Meta;
 
     fn record() -> VolumeRecord {
+        let tags = [("Name".to_string(), "data".to_string())].into();
         VolumeRecord {
-            id: "vol-0123456789abcdef0".parse().unwrap(),
-            size: 512 << 20,
-            volume_type: "gp3".into(),
-            iops: None,
-            throughput: Some(250),
-            state: VolumeState::InUse,
-            created: 0,
-            snapshot_id: None,
-            image_id: None,
-            file: "data".into(),
-            backing: None,
-            generation: 0,
-            attachment: Some(AttachmentRecord {
-                instance_id: "i-0123456789abcdef0".parse().unwrap(),
-                device_name: "/dev/sdf".into(),
-                attach_time: 60,
-                delete_on_termination: false,
-            }),
-            tags: [("Name".to_string(), "data".to_string())].into(),
+            meta: Meta::new("vol-0123456789abcdef0".parse().unwrap(), 0, tags),
+            spec: store::volume::Spec {
+                size: 512 << 20,
+                volume_type: "gp3".into(),
+                iops: None,
+                throughput: Some(250),
+                snapshot_id: None,
+            },
+            status: store::volume::Status {
+                state: VolumeState::InUse,
+                image_id: None,
+                file: "data".into(),
+                file_number: 0,
+                backing: None,
+                attachment: Some(AttachmentRecord {
+                    instance_id: "i-0123456789abcdef0".parse().unwrap(),
+                    device_name: "/dev/sdf".into(),
+                    attach_time: 60,
+                    delete_on_termination: false,
+                }),
+            },
         }
     }
 
@@ -104,7 +108,9 @@ mod tests {
 
     #[test]
     fn hdd_volume_has_no_iops_and_no_throughput() {
-        let hdd = VolumeRecord { volume_type: "standard".into(), throughput: None, ..record() };
+        let mut hdd = record();
+        hdd.spec.volume_type = "standard".into();
+        hdd.spec.throughput = None;
         let shape = serde_json::to_value(volume(&hdd)).unwrap();
         assert_eq!((shape.get("Iops"), shape.get("Throughput")), (None, None));
     }

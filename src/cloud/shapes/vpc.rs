@@ -3,9 +3,9 @@ use ec2::api::{ACCOUNT_ID, Tag, arn};
 use store::{SubnetRecord, VpcRecord};
 
 pub fn vpc(record: &VpcRecord) -> Vpc {
-    let cidr_block = record.cidr.to_string();
+    let cidr_block = record.spec.cidr.to_string();
     let association = VpcCidrBlockAssociation {
-        association_id: record.id.with_prefix("vpc-cidr-assoc"),
+        association_id: record.meta.id.with_prefix("vpc-cidr-assoc"),
         cidr_block: cidr_block.clone(),
         cidr_block_state: VpcCidrBlockState { state: "associated" },
     };
@@ -14,11 +14,11 @@ pub fn vpc(record: &VpcRecord) -> Vpc {
         cidr_block_association_set: vec![association],
         dhcp_options_id: "default",
         instance_tenancy: "default",
-        is_default: record.is_default,
+        is_default: record.status.is_default,
         owner_id: ACCOUNT_ID,
         state: "available",
-        tags: Tag::list(&record.tags),
-        vpc_id: record.id,
+        tags: Tag::list(&record.meta.tags),
+        vpc_id: record.meta.id,
     }
 }
 
@@ -26,19 +26,19 @@ pub fn vpc(record: &VpcRecord) -> Vpc {
 pub fn subnet(record: &SubnetRecord, free: usize) -> Subnet {
     Subnet {
         assign_ipv6_address_on_creation: false,
-        availability_zone: record.zone,
-        availability_zone_id: record.zone.id(),
+        availability_zone: record.spec.zone,
+        availability_zone_id: record.spec.zone.id(),
         available_ip_address_count: free,
-        cidr_block: record.cidr.to_string(),
-        default_for_az: record.default_for_zone,
-        map_public_ip_on_launch: record.map_public_ip,
+        cidr_block: record.spec.cidr.to_string(),
+        default_for_az: record.status.default_for_zone,
+        map_public_ip_on_launch: record.spec.map_public_ip,
         owner_id: ACCOUNT_ID,
         private_dns_name_options_on_launch: PrivateDnsNameOptions::IP_NAME,
         state: "available",
-        subnet_arn: arn("subnet", record.id),
-        subnet_id: record.id,
-        tags: Tag::list(&record.tags),
-        vpc_id: record.vpc_id,
+        subnet_arn: arn("subnet", record.meta.id),
+        subnet_id: record.meta.id,
+        tags: Tag::list(&record.meta.tags),
+        vpc_id: record.spec.vpc_id,
     }
 }
 
@@ -46,14 +46,14 @@ pub fn subnet(record: &SubnetRecord, free: usize) -> Subnet {
 mod tests {
     use super::*;
     use serde_json::json;
+    use store::Meta;
 
     #[test]
     fn vpc_has_association_of_its_range() {
         let record = VpcRecord {
-            id: "vpc-0123456789abcdef0".parse().unwrap(),
-            cidr: "10.0.0.0/16".parse().unwrap(),
-            is_default: false,
-            tags: Default::default(),
+            meta: Meta::new("vpc-0123456789abcdef0".parse().unwrap(), 0, Default::default()),
+            spec: store::vpc::Spec { cidr: "10.0.0.0/16".parse().unwrap() },
+            status: store::vpc::Status { is_default: false },
         };
         assert_eq!(
             serde_json::to_value(vpc(&record)).unwrap(),

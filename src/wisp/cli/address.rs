@@ -71,7 +71,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Ls => list(&cloud.addresses().list()?, output)?,
         Command::Allocate { name, tags } => {
             let record = cloud.addresses().allocate(launch::tags(tags, name.as_deref())?)?;
-            let address = record.public_ip.to_string();
+            let address = record.status.public_ip.to_string();
             resource::show(&record, &summary(&record), &["address", "associate", &address, "INSTANCE"], output)?;
         }
         Command::Associate { address, instance, no_reassociation } => {
@@ -80,10 +80,15 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Disassociate { address } => {
             let record = cloud.addresses().disassociate(&address)?;
-            resource::show(&record, &summary(&record), &["address", "release", &record.public_ip.to_string()], output)?;
+            resource::show(
+                &record,
+                &summary(&record),
+                &["address", "release", &record.status.public_ip.to_string()],
+                output,
+            )?;
         }
         Command::Release { address } => resource::remove(&[address], "released", output, |address| {
-            cloud.addresses().release(address).map(|record| format!("{}  {}", record.public_ip, record.id))
+            cloud.addresses().release(address).map(|record| format!("{}  {}", record.status.public_ip, record.meta.id))
         })?,
     }
     print_warnings(&cloud);
@@ -101,15 +106,15 @@ fn list(addresses: &[AddressRecord], output: Output) -> anyhow::Result<()> {
 
 fn summary(address: &AddressRecord) -> String {
     let holder = address.instance().map(|instance| format!("  {instance}")).unwrap_or_default();
-    format!("{}  {}{holder}", address.public_ip, address.id)
+    format!("{}  {}{holder}", address.status.public_ip, address.meta.id)
 }
 
 impl Resource for AddressRecord {
     const LIST: &'static str = "Addresses";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |address| Cell::new(address.name().unwrap_or("-"), Tone::Strong)),
-        Column::left("Address", |address| address.public_ip.to_string().into()),
-        Column::left("Allocation", |address| address.id.to_string().into()),
+        Column::left("Name", |address| Cell::new(address.meta.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Address", |address| address.status.public_ip.to_string().into()),
+        Column::left("Allocation", |address| address.meta.id.to_string().into()),
         Column::left("Instance", |address| address.instance().map_or("-".into(), |id| id.to_string().into())),
     ];
 

@@ -82,18 +82,18 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     let cloud = open_cloud()?;
     let record = cloud.instances().find(&args.instance)?;
-    let dir = cloud.dir(record.id);
+    let dir = cloud.dir(record.meta.id);
     let bytes = dir.console_output(LIMIT)?;
     let mut printer = Printer::new(io::stdout(), io::stdout().is_terminal(), args.raw);
     match output {
         Output::Json => output::print_json(&GetConsoleOutputResult {
-            instance_id: record.id,
+            instance_id: record.meta.id,
             output: String::from_utf8_lossy(&bytes).into_owned(),
-            timestamp: Timestamp::from_seconds(record.launch_time),
+            timestamp: Timestamp::from_seconds(record.status.launch_time),
         })?,
         Output::Table => printer.print(&bytes).context("cannot write to standard output")?,
     }
-    if args.follow && record.state.has_machine() {
+    if args.follow && record.status.state.has_machine() {
         follow(&dir, &mut printer)?;
     }
     printer.finish().context("cannot write to standard output")?;
@@ -104,7 +104,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 fn attach(instance: &str) -> anyhow::Result<ExitCode> {
     let (record, dir) = open_cloud()?.instances().reachable(instance)?;
     let stream = untrusted::connect(&dir.vmm_directory().join(CONSOLE_SOCKET))
-        .with_context(|| format!("{}: cannot connect to its console", record.id))?;
+        .with_context(|| format!("{}: cannot connect to its console", record.meta.id))?;
     output::say("Attached. Press Ctrl-] to detach.");
     match serial::join(stream)? {
         serial::Left::ByEscape => output::say("\nDetached. The instance is still running."),

@@ -50,13 +50,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, Some((instance, path))) => {
             let (record, agent) = cloud.instances().agent(instance, AGENT_TIMEOUT)?;
             let holes = agent.ping(AGENT_TIMEOUT)?.holes();
-            let agent = cloud.dir(record.id).agent(AGENT_TIMEOUT)?;
+            let agent = cloud.dir(record.meta.id).agent(AGENT_TIMEOUT)?;
             agent.copy_to_guest(Path::new(&args.source), OsStr::new(path), holes, &mut progress)?
         }
         (Some((instance, path)), None) => {
             let (record, agent) = cloud.instances().agent(instance, AGENT_TIMEOUT)?;
             let holes = agent.ping(AGENT_TIMEOUT)?.holes();
-            let agent = cloud.dir(record.id).agent(AGENT_TIMEOUT)?;
+            let agent = cloud.dir(record.meta.id).agent(AGENT_TIMEOUT)?;
             agent.copy_from_guest(OsStr::new(path), Path::new(&args.destination), holes, &mut progress)?
         }
         (None, None) => bail!("neither path is in an instance: write one of them as INSTANCE:PATH"),

@@ -37,8 +37,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match guest_command::run(agent, &args.command, args.user)? {
         Outcome::Exited(code) | Outcome::Interrupted(code) => Ok(ExitCode::from(code)),
         Outcome::GuestGone => {
-            let state = open_cloud()?.instances().state_after_guest_end(record.id)?;
-            anyhow::bail!("{}: the guest ended while the command was running; the instance is now {state}", record.id)
+            let state = open_cloud()?.instances().state_after_guest_end(record.meta.id)?;
+            anyhow::bail!(
+                "{}: the guest ended while the command was running; the instance is now {state}",
+                record.meta.id
+            )
         }
     }
 }

@@ -41,13 +41,13 @@ pub struct Args {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     node::probe::kvm_access()?;
     let cloud = open_cloud()?;
-    let instance = cloud.instances().find(&args.instance)?.id;
+    let instance = cloud.instances().find(&args.instance)?.meta.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
     let Forked { instances, machines, paused } = cloud.instances().fork(&spec)?;
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
-            output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+            output::print(&instances.iter().map(|record| format!("{}\n", record.meta.id)).collect::<String>())?;
         }
     }
     if let Some(timeout) = args.wait.timeout() {
@@ -58,7 +58,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             "{instance} was paused for {}.",
             output::duration(Duration::from_nanos(paused.as_nanos() as u64))
         ));
-        output::next(&format!("exec {} -- uptime", instances[0].id));
+        output::next(&format!("exec {} -- uptime", instances[0].meta.id));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,10 +20,10 @@ pub fn print(cloud: &Cloud, record: &InstanceRecord, hours: u32, output: Output)
     points.retain(|point| point.end_ms.saturating_add(u64::from(hours) * 3_600_000) >= newest);
     if output == Output::Json {
         let datapoints = points.iter().map(shape).collect();
-        return output::print_json(&History { instance_id: record.id, name: record.name(), datapoints });
+        return output::print_json(&History { instance_id: record.meta.id, name: record.meta.name(), datapoints });
     }
     if points.is_empty() {
-        output::say(&format!("No usage has been recorded for {} yet.", record.id));
+        output::say(&format!("No usage has been recorded for {} yet.", record.meta.id));
         return Ok(());
     }
     let columns = [

@@ -73,17 +73,17 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             resource::show(&record, &summary(&record), &[], output)?;
             if output == Output::Table {
                 output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
-                output::next_command(["launch", "--key", &record.name]);
+                output::next_command(["launch", "--key", &record.spec.name]);
             }
         }
         Command::Import { name, file } => {
             let record = cloud.key_pairs().import(&name, &read(&file)?)?;
-            resource::show(&record, &summary(&record), &["launch", "--key", &record.name], output)?;
+            resource::show(&record, &summary(&record), &["launch", "--key", &record.spec.name], output)?;
         }
         Command::Ls => resource::list(&cloud.key_pairs().list()?, output)?,
         Command::Rm { names } => {
             resource::remove(&names, "deleted", output, |name| {
-                cloud.key_pairs().delete(name).map(|record| record.name)
+                cloud.key_pairs().delete(name).map(|record| record.spec.name)
             })?;
         }
     }
@@ -91,17 +91,17 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn summary(pair: &KeyPairRecord) -> String {
-    format!("{}  {}  {}", pair.id, pair.key_type, pair.fingerprint)
+    format!("{}  {}  {}", pair.meta.id, pair.spec.key_type, pair.status.fingerprint)
 }
 
 impl Resource for KeyPairRecord {
     const LIST: &'static str = "KeyPairs";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |pair| Cell::new(pair.name.clone(), Tone::Strong)),
-        Column::left("Key pair", |pair| pair.id.to_string().into()),
-        Column::left("Type", |pair| pair.key_type.clone().into()),
-        Column::left("Fingerprint", |pair| pair.fingerprint.clone().into()),
-        Column::left("Created", |pair| Cell::new(utc(pair.created), Tone::Quiet)),
+        Column::left("Name", |pair| Cell::new(pair.spec.name.clone(), Tone::Strong)),
+        Column::left("Key pair", |pair| pair.meta.id.to_string().into()),
+        Column::left("Type", |pair| pair.spec.key_type.clone().into()),
+        Column::left("Fingerprint", |pair| pair.status.fingerprint.clone().into()),
+        Column::left("Created", |pair| Cell::new(utc(pair.meta.created), Tone::Quiet)),
     ];
 
     fn shape(&self) -> impl Serialize {

@@ -179,21 +179,23 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
-            output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+            output::print(&instances.iter().map(|record| format!("{}\n", record.meta.id)).collect::<String>())?;
         }
     }
     if let Some(timeout) = args.wait.timeout() {
         wait::until_ready(&instances, machines, timeout)?;
     }
     if wants_warm {
-        template::prepare_in_background(Some(&instances[0].image_id.to_string()), &spec.size);
+        template::prepare_in_background(Some(&instances[0].spec.image_id.to_string()), &spec.size);
     }
     if output == Output::Table {
         match instances.as_slice() {
-            [only] if only.state == InstanceState::Stopped => output::next_command(["start", &only.id.to_string()]),
+            [only] if only.status.state == InstanceState::Stopped => {
+                output::next_command(["start", &only.meta.id.to_string()])
+            }
             [only] => {
-                let id = only.id.to_string();
-                output::next_command(["exec", only.name().unwrap_or(&id), "--", "uname", "-a"]);
+                let id = only.meta.id.to_string();
+                output::next_command(["exec", only.meta.name().unwrap_or(&id), "--", "uname", "-a"]);
             }
             _ => output::next("ls"),
         }

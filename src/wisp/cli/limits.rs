@@ -12,7 +12,7 @@ use store::InstanceRecord;
 /// Returns the credit balance of the running VMM or, if the instance is stopped, the balance saved at the stop.
 fn credits(record: &InstanceRecord, status: Option<&VmmStatus>) -> Option<CreditBalance> {
     let running = status.and_then(|status| status.cpu_budget.as_ref()).map(|now| credits_of(&now.budget.balance));
-    running.or(record.credits.filter(|_| !record.state.has_machine()).map(|kept| kept.balance))
+    running.or(record.status.credits.filter(|_| !record.status.state.has_machine()).map(|kept| kept.balance))
 }
 
 /// Formats the credit balance for a table. Surplus credits are subtracted.
@@ -35,7 +35,7 @@ pub fn seconds(ns: u64) -> String {
 
 /// Returns labels and texts for an instance's limits.
 pub fn lines(record: &InstanceRecord, status: Option<&VmmStatus>) -> Vec<(&'static str, String)> {
-    if record.no_limits {
+    if record.spec.no_limits {
         return vec![("Limits", "none".into())];
     }
     let mut lines = Vec::new();
@@ -198,7 +198,7 @@ impl From<&CreditBalance> for CreditMetrics {
 
 pub fn shape<'a>(record: &InstanceRecord, status: Option<&'a VmmStatus>) -> LimitsShape<'a> {
     LimitsShape {
-        limited: !record.no_limits,
+        limited: !record.spec.no_limits,
         balance: credits(record, status).as_ref().map(CreditMetrics::from),
         running: status.map(running_shape),
     }

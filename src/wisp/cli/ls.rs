@@ -54,15 +54,15 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let mut instances = cloud.instances().list()?;
     instances.retain(|record| {
-        (args.states.is_empty() || args.states.contains(&record.state))
-            && args.tags.iter().all(|tag| record.tags.get(tag.key()).is_some_and(|value| value == tag.value()))
+        (args.states.is_empty() || args.states.contains(&record.status.state))
+            && args.tags.iter().all(|tag| record.meta.tags.get(tag.key()).is_some_and(|value| value == tag.value()))
     });
     if output == Output::Json {
         output::print_json(&InstanceListing::new(&instances, &cloud.security_groups().names()?))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.quiet {
-        output::print(&instances.iter().map(|record| format!("{}\n", record.id)).collect::<String>())?;
+        output::print(&instances.iter().map(|record| format!("{}\n", record.meta.id)).collect::<String>())?;
         return Ok(ExitCode::SUCCESS);
     }
     if instances.is_empty() {
@@ -94,15 +94,15 @@ impl InstanceListing {
 
 fn suggest_next(instances: &[InstanceRecord]) {
     // Suggest a name only if no other instance has it, apart from terminated ones.
-    let is_living = |record: &&InstanceRecord| record.state != InstanceState::Terminated;
-    let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.name() == Some(name)).count();
-    let called = |record: &InstanceRecord| match record.name() {
+    let is_living = |record: &&InstanceRecord| record.status.state != InstanceState::Terminated;
+    let alike = |name: &str| instances.iter().filter(is_living).filter(|other| other.meta.name() == Some(name)).count();
+    let called = |record: &InstanceRecord| match record.meta.name() {
         Some(name) if alike(name) == 1 => name.to_string(),
-        _ => record.id.to_string(),
+        _ => record.meta.id.to_string(),
     };
-    if let Some(running) = instances.iter().find(|record| record.state == InstanceState::Running) {
+    if let Some(running) = instances.iter().find(|record| record.status.state == InstanceState::Running) {
         output::next_command(["exec", &called(running)]);
-    } else if let Some(stopped) = instances.iter().find(|record| record.state == InstanceState::Stopped) {
+    } else if let Some(stopped) = instances.iter().find(|record| record.status.state == InstanceState::Stopped) {
         output::next_command(["start", &called(stopped)]);
     } else {
         output::next("launch");
@@ -127,20 +127,24 @@ fn render(cloud: &Cloud, instances: &[InstanceRecord], screen: Screen) -> String
         let (state, tone) = state_cell(record);
         let (check, check_tone) = check_cell(status(cloud, record).as_ref());
         table.row(vec![
-            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(record.id.to_string()),
+            Cell::new(record.meta.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.meta.id.to_string()),
             Cell::new(state, tone),
             Cell::new(check, check_tone),
-            Cell::from(format!("{}{}", record.instance_type, if record.overridden { "*" } else { "" })),
-            Cell::from(record.vcpus.to_string()),
-            Cell::from(approximate_mib(record.memory_mib)),
-            Cell::from(record.image_name.clone()),
-            address(record.network.as_ref().map(|network| network.private_ip)),
-            address(record.network.as_ref().and_then(|network| network.public_ip)),
+            Cell::from(format!(
+                "{}{}",
+                record.spec.size.instance_type,
+                if record.spec.size.overridden { "*" } else { "" }
+            )),
+            Cell::from(record.spec.size.vcpus.to_string()),
+            Cell::from(approximate_mib(record.spec.size.memory_mib)),
+            Cell::from(record.status.launch.image_name.clone()),
+            address(record.status.network.as_ref().map(|network| network.private_ip)),
+            address(record.status.network.as_ref().and_then(|network| network.public_ip)),
         ]);
     }
     let mut lines = table.lines();
-    if instances.iter().any(|record| record.overridden) {
+    if instances.iter().any(|record| record.spec.size.overridden) {
         lines.push(screen.paint(Tone::Quiet, "* vCPUs or memory overridden"));
     }
     lines.join("\n")
@@ -152,12 +156,14 @@ fn address(address: Option<Ipv4Addr>) -> Cell {
 
 /// Formats the state, with a note if the instance failed or is hibernated.
 pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
-    let failed = record.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
-    match record.state {
+    let failed = record.status.state_reason.as_ref().is_some_and(|reason| reason.is_failure());
+    match record.status.state {
         state @ (InstanceState::Stopped | InstanceState::Terminated) if failed => {
             (format!("{state} (failed)"), Tone::Bad)
         }
-        state @ InstanceState::Stopped if record.state_reason.as_ref().is_some_and(StateReason::is_hibernation) => {
+        state @ InstanceState::Stopped
+            if record.status.state_reason.as_ref().is_some_and(StateReason::is_hibernation) =>
+        {
             (format!("{state} (hibernated)"), Tone::Plain)
         }
         state @ InstanceState::Running => (state.to_string(), Tone::Good),
@@ -169,8 +175,8 @@ pub fn state_cell(record: &InstanceRecord) -> (String, Tone) {
 
 /// Returns the status of the instance's VMM, or `None` if the instance is not running.
 pub fn status(cloud: &Cloud, record: &InstanceRecord) -> Option<Result<VmmStatus, MachineError>> {
-    (record.state == InstanceState::Running)
-        .then(|| MachineHandle::connect(&cloud.dir(record.id)).and_then(|mut client| client.status()))
+    (record.status.state == InstanceState::Running)
+        .then(|| MachineHandle::connect(&cloud.dir(record.meta.id)).and_then(|mut client| client.status()))
 }
 
 /// Formats EC2's status check, which passes once the guest's agent is ready.

@@ -66,7 +66,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let size = if args.size.is_empty() {
         None
     } else {
-        let request = args.size.of_type(catalog::find(&record.instance_type)?)?;
+        let request = args.size.of_type(catalog::find(&record.spec.size.instance_type)?)?;
         args.size.check(&request)?;
         Some((request, args.size.overrides()))
     };
@@ -83,12 +83,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         !change.is_empty(),
         "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
     );
-    let record = cloud.instances().modify(record.id, &change)?;
+    let record = cloud.instances().modify(record.meta.id, &change)?;
     print_warnings(&cloud);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.security_groups().names()?))?,
         Output::Table => {
-            output::print(&format!("{}  modified", record.id))?;
+            output::print(&format!("{}  modified", record.meta.id))?;
             output::next_command(["show", &args.instance]);
         }
     }

@@ -32,7 +32,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let records = cloud.instances().find_all(&args.instances)?;
     let mut machines = Vec::new();
     for record in &records {
-        machines.push(cloud.instances().reboot(record.id)?);
+        machines.push(cloud.instances().reboot(record.meta.id)?);
     }
     if let Some(timeout) = args.wait.timeout() {
         wait::until_ready(&records, machines, timeout)?;
@@ -40,7 +40,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => output::print_json(&Empty {})?,
         Output::Table => {
-            output::print(&records.iter().map(|record| format!("{}  rebooted\n", record.id)).collect::<String>())?;
+            output::print(&records.iter().map(|record| format!("{}  rebooted\n", record.meta.id)).collect::<String>())?;
             output::next_command(["exec", &args.instances[0], "--", "uptime"]);
         }
     }

@@ -44,7 +44,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let is_named = !args.instances.is_empty();
     let mut records = if is_named { cloud.instances().find_all(&args.instances)? } else { cloud.instances().list()? };
     // Terminated instances have no recorded usage: it is deleted when they are terminated.
-    records.retain(|record| is_named || record.state != InstanceState::Terminated);
+    records.retain(|record| is_named || record.status.state != InstanceState::Terminated);
     let mut verdicts = Vec::with_capacity(records.len());
     for record in &records {
         verdicts.push(cloud.metering().right_size(record, args.least.into())?);
@@ -71,7 +71,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 fn called(record: &InstanceRecord) -> String {
-    record.name().map_or_else(|| record.id.to_string(), str::to_string)
+    record.meta.name().map_or_else(|| record.meta.id.to_string(), str::to_string)
 }
 
 fn suggest_next(all: &[(&InstanceRecord, Verdict)]) {
@@ -128,11 +128,15 @@ fn per_second(bytes: u64) -> String {
 /// Formats the full recommendation for one instance.
 fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen) -> Vec<String> {
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
-    let name = screen.paint(Tone::Strong, record.name().unwrap_or(""));
-    let size = format!("{}, {}", output::count(record.vcpus as usize, "vCPU"), approximate_mib(record.memory_mib));
+    let name = screen.paint(Tone::Strong, record.meta.name().unwrap_or(""));
+    let size = format!(
+        "{}, {}",
+        output::count(record.spec.size.vcpus as usize, "vCPU"),
+        approximate_mib(record.spec.size.memory_mib)
+    );
     let mut lines = vec![
-        line("Instance", &format!("{}  {name}", record.id)),
-        line("Type", &format!("{}: {size}", record.instance_type)),
+        line("Instance", &format!("{}  {name}", record.meta.id)),
+        line("Type", &format!("{}: {size}", record.spec.size.instance_type)),
     ];
     let judgment = match verdict {
         Ok(judgment) => judgment,
@@ -166,8 +170,8 @@ fn observed(figures: &Figures, confidence: Confidence) -> String {
 }
 
 fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str, String)> {
-    let known = catalog::find(&record.instance_type).ok().filter(|_| !record.no_limits);
-    let vcpus = f64::from(record.vcpus);
+    let known = catalog::find(&record.spec.size.instance_type).ok().filter(|_| !record.spec.no_limits);
+    let vcpus = f64::from(record.spec.size.vcpus);
     let baseline = known.and_then(|known| known.credits).map(|credits| credits.baseline_percent);
     let baseline = baseline.map(|baseline| format!("; baseline {baseline}%")).unwrap_or_default();
     let mut lines = vec![("CPU", format!("{}{baseline}", shares(&figures.cpu, vcpus)))];
@@ -176,7 +180,7 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
         let wanted = shares(&figures.cpu_wanted, vcpus);
         lines.push(("", format!("throttled {throttled} of the time because credits ran out; demand: {wanted}")));
     }
-    let memory_bytes = record.memory_mib << 20;
+    let memory_bytes = record.spec.size.memory_mib << 20;
     let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
     lines.push((
         "Memory",
@@ -224,13 +228,13 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
     ];
     let rows = all.iter().map(|(record, verdict)| {
         let mut row = vec![
-            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(record.id.to_string()),
-            Cell::from(record.instance_type.clone()),
+            Cell::new(record.meta.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.meta.id.to_string()),
+            Cell::from(record.spec.size.instance_type.clone()),
         ];
         row.extend(match verdict {
             Ok(Judgment { finding, options, figures, .. }) => {
-                let vcpus = f64::from(record.vcpus);
+                let vcpus = f64::from(record.spec.size.vcpus);
                 [
                     Cell::new(finding.title(), tone(*finding)),
                     Cell::from(percent(figures.cpu.average / vcpus)),
@@ -317,7 +321,7 @@ fn response<'a>(all: &'a [(&'a InstanceRecord, Verdict)], least: u32) -> Respons
     let judged = all.iter().filter_map(|(record, verdict)| Some(recommendation(record, verdict.as_ref().ok()?)));
     let errors = all.iter().filter_map(|(record, verdict)| {
         let message = too_little(*verdict.as_ref().err()?, least);
-        Some(GetRecommendationError { identifier: record.id, code: "InsufficientData", message })
+        Some(GetRecommendationError { identifier: record.meta.id, code: "InsufficientData", message })
     });
     Response { instance_recommendations: judged.collect(), errors: errors.collect() }
 }
@@ -325,9 +329,9 @@ fn response<'a>(all: &'a [(&'a InstanceRecord, Verdict)], least: u32) -> Respons
 fn recommendation<'a>(record: &'a InstanceRecord, judgment: &Judgment) -> InstanceRecommendation<'a> {
     let Judgment { finding, reasons, options, confidence, figures } = judgment;
     InstanceRecommendation {
-        instance_id: record.id,
-        instance_name: record.name(),
-        current_instance_type: &record.instance_type,
+        instance_id: record.meta.id,
+        instance_name: record.meta.name(),
+        current_instance_type: &record.spec.size.instance_type,
         finding: finding.as_str(),
         finding_reason_codes: reasons.iter().map(|reason| reason.as_str()).collect(),
         confidence: confidence.as_str(),
@@ -346,7 +350,7 @@ fn recommendation<'a>(record: &'a InstanceRecord, judgment: &Judgment) -> Instan
 }
 
 fn utilization(record: &InstanceRecord, figures: &Figures) -> Vec<UtilizationMetric> {
-    let vcpus = f64::from(record.vcpus);
+    let vcpus = f64::from(record.spec.size.vcpus);
     let metrics = [
         ("Cpu", figures.cpu, 100.0 / vcpus),
         ("CpuWanted", figures.cpu_wanted, 100.0 / vcpus),
@@ -354,7 +358,7 @@ fn utilization(record: &InstanceRecord, figures: &Figures) -> Vec<UtilizationMet
         ("EbsOperationsPerSecond", figures.ebs_operations, 1.0),
         ("NetworkBytesPerSecond", figures.network, 1.0),
     ];
-    let touched = figures.touched_bytes as f64 * 100.0 / (record.memory_mib << 20).max(1) as f64;
+    let touched = figures.touched_bytes as f64 * 100.0 / (record.spec.size.memory_mib << 20).max(1) as f64;
     let metrics = metrics.into_iter().flat_map(|(name, Statistic { average, p99, maximum }, scale)| {
         [("Average", average), ("P99", p99), ("Maximum", maximum)].map(|(statistic, value)| UtilizationMetric {
             name,

@@ -120,11 +120,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Show { group } => show(&cloud.security_groups().find(&group)?, output)?,
         Command::Rm { group } => resource::remove(&[group], "deleted", output, |group| {
-            cloud.security_groups().delete(group).map(|record| record.id)
+            cloud.security_groups().delete(group).map(|record| record.meta.id)
         })?,
         Command::Create { name, description, vpc } => {
             let record = cloud.security_groups().create(&name, &description, vpc.as_deref())?;
-            let id = record.id.to_string();
+            let id = record.meta.id.to_string();
             let group = if vpc.is_some() { &id } else { &name };
             resource::show(&record, &id, &["sg", "authorize", group, "--port", "80"], output)?;
         }
@@ -153,8 +153,13 @@ fn show(group: &SecurityGroupRecord, output: Output) -> anyhow::Result<()> {
             Cell::from(shown(rule.peer)),
         ]
     };
-    output::print(&format!("{}  {}  {}", group.id, escape_line(&group.name), escape_line(&group.description)))?;
-    Ok(output::print_table(&columns, group.rules.iter().map(row))?)
+    output::print(&format!(
+        "{}  {}  {}",
+        group.meta.id,
+        escape_line(&group.spec.name),
+        escape_line(&group.spec.description)
+    ))?;
+    Ok(output::print_table(&columns, group.spec.rules.iter().map(row))?)
 }
 
 /// The responses of `DescribeSecurityGroups` and `DescribeSecurityGroupRules`.
@@ -166,7 +171,7 @@ struct GroupsAndRules {
 }
 
 fn traffic_cell(group: &SecurityGroupRecord, egress: bool) -> Cell {
-    let rules = group.rules.iter().filter(|rule| rule.egress == egress);
+    let rules = group.spec.rules.iter().filter(|rule| rule.egress == egress);
     let words: Vec<String> = rules.map(|rule| rule.traffic.to_string()).collect();
     if words.is_empty() { "-".into() } else { words.join(", ").into() }
 }
@@ -174,12 +179,12 @@ fn traffic_cell(group: &SecurityGroupRecord, egress: bool) -> Cell {
 impl Resource for SecurityGroupRecord {
     const LIST: &'static str = "SecurityGroups";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |group| Cell::new(group.name.clone(), Tone::Strong)),
-        Column::left("Group", |group| group.id.to_string().into()),
-        Column::left("VPC", |group| Cell::new(group.vpc_id.to_string(), Tone::Quiet)),
+        Column::left("Name", |group| Cell::new(group.spec.name.clone(), Tone::Strong)),
+        Column::left("Group", |group| group.meta.id.to_string().into()),
+        Column::left("VPC", |group| Cell::new(group.spec.vpc_id.to_string(), Tone::Quiet)),
         Column::left("Ingress", |group| traffic_cell(group, false)),
         Column::left("Egress", |group| traffic_cell(group, true)),
-        Column::left("Description", |group| Cell::new(group.description.clone(), Tone::Quiet)),
+        Column::left("Description", |group| Cell::new(group.spec.description.clone(), Tone::Quiet)),
     ];
 
     fn shape(&self) -> impl Serialize {

@@ -53,12 +53,12 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let facts = Facts {
         volumes: cloud.volumes().of(&record)?,
         groups: cloud.security_groups().names()?,
-        user_data: record.user_data.as_ref().filter(|_| args.all).map(|_| user_data(&cloud, &record)),
+        user_data: record.spec.user_data.as_ref().filter(|_| args.all).map(|_| user_data(&cloud, &record)),
         status: status(&cloud, &record),
-        console: cloud.dir(record.id).console_tail().to_string(),
+        console: cloud.dir(record.meta.id).console_tail().to_string(),
     };
     output::print(&render(&record, &facts, args.all, Screen::stdout()))?;
-    match record.state {
+    match record.status.state {
         InstanceState::Running => output::next_command(["exec", &args.instance, "--", "uptime"]),
         InstanceState::Stopped => output::next_command(["start", &args.instance]),
         _ => output::next("ls"),
@@ -77,13 +77,13 @@ struct ShownInstance<'a> {
 
 /// Describes the state of the user data. The agent of a running guest reports it, unless cloud-init handles user data.
 fn user_data(cloud: &Cloud, record: &InstanceRecord) -> String {
-    if record.state != InstanceState::Running {
+    if record.status.state != InstanceState::Running {
         return "set".into();
     }
-    if cloud.images().open_by_id(record.image_id).is_ok_and(|image| image.manifest.cloud_init) {
+    if cloud.images().open_by_id(record.spec.image_id).is_ok_and(|image| image.manifest.cloud_init) {
         return "handled by cloud-init; see `cloud-init status` in the guest".into();
     }
-    let dir = cloud.dir(record.id);
+    let dir = cloud.dir(record.meta.id);
     let status = dir.agent(SHORT).and_then(|agent| agent.user_data(SHORT).map_err(dir.guest_error()));
     match status {
         Ok(UserDataStatus { state, exit: Some(exit) }) => format!("{}, exit code {exit}", state.as_str()),
@@ -132,21 +132,28 @@ fn render(record: &InstanceRecord, facts: &Facts, all: bool, screen: Screen) -> 
 
 fn summary(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
     let (screen, (state, tone)) = (page.screen, state_cell(record));
-    page.line("Instance", &format!("{}  {}", record.id, screen.paint(Tone::Strong, record.name().unwrap_or(""))));
+    page.line(
+        "Instance",
+        &format!("{}  {}", record.meta.id, screen.paint(Tone::Strong, record.meta.name().unwrap_or(""))),
+    );
     page.line("State", &screen.paint(tone, &state));
-    if let Some(reason) = &record.state_reason {
+    if let Some(reason) = &record.status.state_reason {
         page.line("State reason", &reason.message);
     }
     if facts.status.is_some() {
         let (check, tone) = check_cell(facts.status.as_ref());
         page.line("Check", &screen.paint(tone, check));
     }
-    let size = format!("{}, {}", output::count(record.vcpus as usize, "vCPU"), approximate_mib(record.memory_mib));
-    let overridden = if record.overridden { " (overridden)" } else { "" };
-    page.line("Type", &format!("{}: {size}{overridden}", record.instance_type));
-    page.line("Image", &format!("{} ({})", record.image_name, record.image_id));
-    page.line("Launched", &utc(record.launch_time));
-    if let Some(network) = &record.network {
+    let size = format!(
+        "{}, {}",
+        output::count(record.spec.size.vcpus as usize, "vCPU"),
+        approximate_mib(record.spec.size.memory_mib)
+    );
+    let overridden = if record.spec.size.overridden { " (overridden)" } else { "" };
+    page.line("Type", &format!("{}: {size}{overridden}", record.spec.size.instance_type));
+    page.line("Image", &format!("{} ({})", record.status.launch.image_name, record.spec.image_id));
+    page.line("Launched", &utc(record.status.launch_time));
+    if let Some(network) = &record.status.network {
         page.line("Private address", &network.private_ip.to_string());
         if let Some(public) = network.public_ip {
             let kind = if network.elastic_address.is_some() { " (elastic)" } else { "" };
@@ -160,11 +167,16 @@ fn summary(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
         page.line("Security groups", &groups.join(", "));
     }
     for (index, volume) in facts.volumes.iter().enumerate() {
-        let device = record.block_devices.iter().find(|device| device.volume_id == volume.id);
+        let device = record.status.block_devices.iter().find(|device| device.volume_id == volume.meta.id);
         let name = device.map_or("-", |device| device.device_name.as_str());
         let deleted = device.is_some_and(|device| device.delete_on_termination);
         let end = if deleted { "deleted on termination" } else { "kept on termination" };
-        let text = format!("{}  {} {}, {name}, {end}", volume.id, output::bytes(volume.size), volume.volume_type);
+        let text = format!(
+            "{}  {} {}, {name}, {end}",
+            volume.meta.id,
+            output::bytes(volume.spec.size),
+            volume.spec.volume_type
+        );
         page.line(if index == 0 { "Root volume" } else { "Volume" }, &text);
     }
 }
@@ -174,15 +186,15 @@ fn problems(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
         status.link_problems.iter().for_each(|problem| page.warn("Network", problem));
         status.sandbox.missing.iter().for_each(|missing| page.warn("Sandbox", missing));
     }
-    if record.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
+    if record.status.state_reason.as_ref().is_some_and(|reason| reason.is_failure()) {
         page.line("Console", facts.console.trim_start_matches(['.', ';', ' ']));
     }
 }
 
 fn network_details(page: &mut Page, record: &InstanceRecord) {
-    let Some(network) = &record.network else { return };
+    let Some(network) = &record.status.network else { return };
     let mode = match network.mode {
-        _ if !record.state.has_machine() => "not connected while stopped",
+        _ if !record.status.state.has_machine() => "not connected while stopped",
         NetworkMode::Vpc => "connected",
         NetworkMode::User | NetworkMode::Auto => "not connected: user-mode network",
         NetworkMode::None => "not connected",
@@ -205,20 +217,23 @@ fn details(page: &mut Page, record: &InstanceRecord, facts: &Facts) {
     if let Some(sandbox) = status.map(|status| &status.sandbox).filter(|sandbox| !sandbox.layers.is_empty()) {
         page.line("Sandbox", &sandbox.layers_text());
     }
-    let cores = record.vcpus / record.threads_per_core;
-    let threads = output::count(record.threads_per_core as usize, "thread");
+    let cores = record.spec.size.vcpus / record.spec.size.threads_per_core;
+    let threads = output::count(record.spec.size.threads_per_core as usize, "thread");
     page.line("CPU", &format!("{}, {threads} each", output::count(cores as usize, "core")));
     if let Some(state) = &facts.user_data {
         page.line("User data", state);
     }
-    if let Some(key) = &record.key_name {
+    if let Some(key) = &record.spec.key_name {
         page.line("Key pair", key);
     }
-    page.line("On shutdown", record.shutdown_behavior.as_str());
-    page.line("Hibernation", if record.hibernation { "enabled" } else { "disabled" });
-    page.line("Protection", if record.termination_protection { "enabled" } else { "disabled" });
-    for (key, value) in record.tags.iter().filter(|(key, _)| *key != "Name") {
+    page.line("On shutdown", record.spec.shutdown_behavior.as_str());
+    page.line("Hibernation", if record.spec.hibernation { "enabled" } else { "disabled" });
+    page.line("Protection", if record.spec.termination_protection { "enabled" } else { "disabled" });
+    for (key, value) in record.meta.tags.iter().filter(|(key, _)| *key != "Name") {
         page.line("Tag", &format!("{}={}", escape_line(key), escape_line(value)));
     }
-    page.line("Reservation", &format!("{}, launch index {}", record.reservation_id, record.launch_index));
+    page.line(
+        "Reservation",
+        &format!("{}, launch index {}", record.status.launch.reservation_id, record.status.launch.launch_index),
+    );
 }

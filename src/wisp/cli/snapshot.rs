@@ -56,8 +56,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Create { volume, name, description } => {
             let volume = cloud.volumes().find(&volume)?;
             let tags = launch::tags(Vec::new(), name.as_deref())?;
-            let record = cloud.snapshots().create(volume.id, &description, tags)?;
-            let (id, state) = (record.id.to_string(), record.state.as_str());
+            let record = cloud.snapshots().create(volume.meta.id, &description, tags)?;
+            let (id, state) = (record.meta.id.to_string(), record.status.state.as_str());
             resource::show(
                 &record,
                 &format!("{id}  {state}"),
@@ -67,7 +67,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Ls => resource::list(&cloud.snapshots().list()?, output)?,
         Command::Rm { snapshots } => resource::remove(&snapshots, "deleted", output, |snapshot| {
-            let id = cloud.snapshots().find(snapshot)?.id;
+            let id = cloud.snapshots().find(snapshot)?.meta.id;
             cloud.snapshots().delete(id).map(|_| id)
         })?,
     }
@@ -78,13 +78,13 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
 impl Resource for SnapshotRecord {
     const LIST: &'static str = "Snapshots";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |snapshot| Cell::new(snapshot.name().unwrap_or("-"), Tone::Strong)),
-        Column::left("Snapshot", |snapshot| snapshot.id.to_string().into()),
-        Column::left("State", |snapshot| snapshot.state.as_str().into()),
-        Column::right("Size", |snapshot| output::bytes(snapshot.size).into()),
-        Column::left("Volume", |snapshot| snapshot.volume_id.to_string().into()),
-        Column::left("Created", |snapshot| Cell::new(utc(snapshot.started), Tone::Quiet)),
-        Column::left("Description", |snapshot| snapshot.description.clone().into()),
+        Column::left("Name", |snapshot| Cell::new(snapshot.meta.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Snapshot", |snapshot| snapshot.meta.id.to_string().into()),
+        Column::left("State", |snapshot| snapshot.status.state.as_str().into()),
+        Column::right("Size", |snapshot| output::bytes(snapshot.status.size).into()),
+        Column::left("Volume", |snapshot| snapshot.spec.volume_id.to_string().into()),
+        Column::left("Created", |snapshot| Cell::new(utc(snapshot.meta.created), Tone::Quiet)),
+        Column::left("Description", |snapshot| snapshot.spec.description.clone().into()),
     ];
 
     fn shape(&self) -> impl Serialize {

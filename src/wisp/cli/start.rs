@@ -36,7 +36,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let records = cloud.instances().find_all(&args.instances)?;
     let (mut changes, mut started, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
-        let (change, machine) = cloud.instances().start(record.id, args.overcommit, args.cold)?;
+        let (change, machine) = cloud.instances().start(record.meta.id, args.overcommit, args.cold)?;
         changes.push(change);
         if let Some(machine) = machine {
             started.push(record);

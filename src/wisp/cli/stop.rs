@@ -31,7 +31,7 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let ids: Vec<_> = cloud.instances().find_all(&args.instances)?.iter().map(|record| record.id).collect();
+    let ids: Vec<_> = cloud.instances().find_all(&args.instances)?.iter().map(|record| record.meta.id).collect();
     if args.hibernate {
         cloud.instances().check_hibernation(&ids)?;
     }

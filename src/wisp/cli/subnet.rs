@@ -86,7 +86,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Rm { subnet } => {
             resource::remove(&[subnet], "deleted", output, |subnet| {
-                cloud.subnets().delete(subnet).map(|record| record.id)
+                cloud.subnets().delete(subnet).map(|record| record.meta.id)
             })?;
         }
         Command::Create { vpc, cidr, zone, map_public_ip, name, tags } => {
@@ -110,11 +110,11 @@ struct ListedSubnet {
 
 fn show(cloud: &Cloud, record: SubnetRecord, change: &str, output: Output) -> anyhow::Result<()> {
     let free = cloud.subnets().free_addresses(std::slice::from_ref(&record))?[0];
-    let (id, subnet) = (record.id.to_string(), ListedSubnet { record, free });
+    let (id, subnet) = (record.meta.id.to_string(), ListedSubnet { record, free });
     resource::show(
         &subnet,
         &format!("{id}{change}"),
-        &["launch", "--subnet", subnet.record.name().unwrap_or(&id)],
+        &["launch", "--subnet", subnet.record.meta.name().unwrap_or(&id)],
         output,
     )
 }
@@ -122,13 +122,13 @@ fn show(cloud: &Cloud, record: SubnetRecord, change: &str, output: Output) -> an
 impl Resource for ListedSubnet {
     const LIST: &'static str = "Subnets";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |subnet| Cell::new(subnet.record.name().unwrap_or("-"), Tone::Strong)),
-        Column::left("Subnet", |subnet| subnet.record.id.to_string().into()),
-        Column::left("VPC", |subnet| subnet.record.vpc_id.to_string().into()),
-        Column::left("CIDR", |subnet| subnet.record.cidr.to_string().into()),
+        Column::left("Name", |subnet| Cell::new(subnet.record.meta.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Subnet", |subnet| subnet.record.meta.id.to_string().into()),
+        Column::left("VPC", |subnet| subnet.record.spec.vpc_id.to_string().into()),
+        Column::left("CIDR", |subnet| subnet.record.spec.cidr.to_string().into()),
         Column::right("Free addresses", |subnet| subnet.free.to_string().into()),
-        Column::left("Zone", |subnet| subnet.record.zone.to_string().into()),
-        Column::left("Public addresses", |subnet| if subnet.record.map_public_ip { "yes" } else { "no" }.into()),
+        Column::left("Zone", |subnet| subnet.record.spec.zone.to_string().into()),
+        Column::left("Public addresses", |subnet| if subnet.record.spec.map_public_ip { "yes" } else { "no" }.into()),
     ];
 
     fn shape(&self) -> impl Serialize {

@@ -21,7 +21,7 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let references = cloud.instances().terminate_damaged(&args.instances)?;
-    let ids: Vec<_> = cloud.instances().find_all(&references)?.iter().map(|record| record.id).collect();
+    let ids: Vec<_> = cloud.instances().find_all(&references)?.iter().map(|record| record.meta.id).collect();
     let ending = cloud.instances().begin_terminate(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner("Terminating");

@@ -92,13 +92,13 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 fn of_instance(reference: &str) -> anyhow::Result<VmmStatus> {
     let cloud = super::open_cloud()?;
     let record = cloud.instances().find(reference)?;
-    let dir = cloud.dir(record.id);
-    if record.state.has_machine() {
+    let dir = cloud.dir(record.meta.id);
+    if record.status.state.has_machine() {
         return Ok(MachineHandle::connect(&dir)?.status()?);
     }
     match dir.end() {
         Some(EndRecord::Ended { status, .. }) => Ok(*status),
-        _ => anyhow::bail!("{} is {} and has no boot timeline", record.id, record.state),
+        _ => anyhow::bail!("{} is {} and has no boot timeline", record.meta.id, record.status.state),
     }
 }
 

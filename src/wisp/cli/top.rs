@@ -71,7 +71,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         history::print(&cloud, record, hours, output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let only = only.map(|record| record.id);
+    let only = only.map(|record| record.meta.id);
     let mut before = look(&cloud, only)?.1;
     loop {
         let stopped = wait(interval, once);
@@ -79,8 +79,8 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         let rows: Vec<(&InstanceRecord, &VmmStatus, Rates)> = records
             .iter()
             .filter_map(|record| {
-                let sample = now.get(&record.id)?;
-                let rates = rates(before.get(&record.id)?, sample);
+                let sample = now.get(&record.meta.id)?;
+                let rates = rates(before.get(&record.meta.id)?, sample);
                 Some((record, &sample.status, rates))
             })
             .collect();
@@ -112,12 +112,13 @@ type Look = (Vec<InstanceRecord>, HashMap<InstanceId, Sample>);
 
 fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut records = cloud.instances().list()?;
-    records.retain(|record| record.state == InstanceState::Running && only.is_none_or(|id| id == record.id));
+    records
+        .retain(|record| record.status.state == InstanceState::Running && only.is_none_or(|id| id == record.meta.id));
     let mut samples = HashMap::new();
     for record in &records {
         // Skip an instance whose VMM does not respond, for example because it has just exited.
-        if let Ok(status) = MachineHandle::connect(&cloud.dir(record.id)).and_then(|mut client| client.status()) {
-            samples.insert(record.id, Sample { at: Instant::now(), status });
+        if let Ok(status) = MachineHandle::connect(&cloud.dir(record.meta.id)).and_then(|mut client| client.status()) {
+            samples.insert(record.meta.id, Sample { at: Instant::now(), status });
         }
     }
     Ok((records, samples))
@@ -162,9 +163,9 @@ struct Usage<'a> {
 
 fn shape<'a>((record, status, rates): &(&'a InstanceRecord, &'a VmmStatus, Rates)) -> Usage<'a> {
     Usage {
-        instance_id: record.id,
-        name: record.name(),
-        instance_type: &record.instance_type,
+        instance_id: record.meta.id,
+        name: record.meta.name(),
+        instance_type: &record.spec.size.instance_type,
         vcpus: status.vcpus,
         cpu_percent: rates.cpu_percent,
         memory_mib: status.memory_mib,
@@ -199,8 +200,8 @@ fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> Stri
     for (record, status, rates) in rows {
         let tone = if rates.cpu_percent > 90.0 * f64::from(status.vcpus) { Tone::Warning } else { Tone::Plain };
         table.row(vec![
-            Cell::new(record.name().unwrap_or("-"), Tone::Strong),
-            Cell::from(record.id.to_string()),
+            Cell::new(record.meta.name().unwrap_or("-"), Tone::Strong),
+            Cell::from(record.meta.id.to_string()),
             Cell::from(status.vcpus.to_string()),
             Cell::new(format!("{:.0}%", rates.cpu_percent), tone),
             Cell::from(limits::credit_cell(status)),

@@ -116,11 +116,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));
             }
-            let id = record.id.to_string();
+            let id = record.meta.id.to_string();
             resource::show(
                 &record,
                 &summary(&record),
-                &["volume", "attach", record.name().unwrap_or(&id), "INSTANCE"],
+                &["volume", "attach", record.meta.name().unwrap_or(&id), "INSTANCE"],
                 output,
             )?;
         }
@@ -132,14 +132,14 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Attach { volume, instance, device, delete_on_termination } => {
             let (volume, instance) = (cloud.volumes().find(&volume)?, cloud.instances().find(&instance)?);
-            let record = cloud.volumes().attach(volume.id, instance.id, device, delete_on_termination)?;
-            let id = instance.id.to_string();
-            let next = ["exec", instance.name().unwrap_or(&id), "--", "cat", "/proc/partitions"];
+            let record = cloud.volumes().attach(volume.meta.id, instance.meta.id, device, delete_on_termination)?;
+            let id = instance.meta.id.to_string();
+            let next = ["exec", instance.meta.name().unwrap_or(&id), "--", "cat", "/proc/partitions"];
             resource::show(&record, &summary(&record), &next, output)?;
         }
         Command::Detach { volume, force } => {
             let volume = cloud.volumes().find(&volume)?;
-            let record = cloud.volumes().detach(volume.id, force)?;
+            let record = cloud.volumes().detach(volume.meta.id, force)?;
             resource::show(&record, &summary(&record), &[], output)?;
         }
         Command::Resize { volume, size } => {
@@ -149,7 +149,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             modify(&cloud, &volume, VolumeChange { size: None, volume_type, iops, throughput }, output)?;
         }
         Command::Rm { volumes } => resource::remove(&volumes, "deleted", output, |volume| {
-            let id = cloud.volumes().find(volume)?.id;
+            let id = cloud.volumes().find(volume)?.meta.id;
             cloud.volumes().delete(id).map(|_| id)
         })?,
     }
@@ -159,37 +159,37 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
 
 fn modify(cloud: &Cloud, volume: &str, change: VolumeChange, output: Output) -> anyhow::Result<()> {
     let volume = cloud.volumes().find(volume)?;
-    let record = cloud.volumes().modify(volume.id, &change)?;
+    let record = cloud.volumes().modify(volume.meta.id, &change)?;
     resource::show(&record, &summary(&record), &[], output)
 }
 
 fn attachment_cell(volume: &VolumeRecord, text: impl FnOnce(&AttachmentRecord) -> String) -> Cell {
-    volume.attachment.as_ref().map_or("-".into(), |attachment| text(attachment).into())
+    volume.status.attachment.as_ref().map_or("-".into(), |attachment| text(attachment).into())
 }
 
 fn summary(volume: &VolumeRecord) -> String {
-    let place = volume
-        .attachment
-        .as_ref()
-        .map_or_else(String::new, |attachment| format!(", {} on {}", attachment.device_name, attachment.instance_id));
-    let (size, state) = (output::bytes(volume.size), volume.state.as_str());
-    format!("{}  {size} {}, {state}{place}", volume.id, volume.volume_type)
+    let place =
+        volume.status.attachment.as_ref().map_or_else(String::new, |attachment| {
+            format!(", {} on {}", attachment.device_name, attachment.instance_id)
+        });
+    let (size, state) = (output::bytes(volume.spec.size), volume.status.state.as_str());
+    format!("{}  {size} {}, {state}{place}", volume.meta.id, volume.spec.volume_type)
 }
 
 impl Resource for VolumeRecord {
     const LIST: &'static str = "Volumes";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |volume| Cell::new(volume.name().unwrap_or("-"), Tone::Strong)),
-        Column::left("Volume", |volume| volume.id.to_string().into()),
+        Column::left("Name", |volume| Cell::new(volume.meta.name().unwrap_or("-"), Tone::Strong)),
+        Column::left("Volume", |volume| volume.meta.id.to_string().into()),
         Column::left("State", |volume| {
-            let tone = if volume.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
-            Cell::new(volume.state.as_str(), tone)
+            let tone = if volume.status.state == VolumeState::InUse { Tone::Good } else { Tone::Plain };
+            Cell::new(volume.status.state.as_str(), tone)
         }),
-        Column::right("Size", |volume| output::bytes(volume.size).into()),
-        Column::left("Type", |volume| volume.volume_type.clone().into()),
+        Column::right("Size", |volume| output::bytes(volume.spec.size).into()),
+        Column::left("Type", |volume| volume.spec.volume_type.clone().into()),
         Column::left("Attached to", |volume| attachment_cell(volume, |attachment| attachment.instance_id.to_string())),
         Column::left("Device", |volume| attachment_cell(volume, |attachment| attachment.device_name.clone())),
-        Column::left("Created", |volume| Cell::new(utc(volume.created), Tone::Quiet)),
+        Column::left("Created", |volume| Cell::new(utc(volume.meta.created), Tone::Quiet)),
     ];
 
     fn shape(&self) -> impl Serialize {

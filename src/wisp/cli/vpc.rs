@@ -69,20 +69,20 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             show(vpc, output)?;
         }
         Command::Rm { vpc } => {
-            resource::remove(&[vpc], "deleted", output, |vpc| cloud.vpcs().delete(vpc).map(|record| record.id))?;
+            resource::remove(&[vpc], "deleted", output, |vpc| cloud.vpcs().delete(vpc).map(|record| record.meta.id))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn show(record: VpcRecord, output: Output) -> anyhow::Result<()> {
-    let (base, length) = (record.cidr.network(), record.cidr.prefix_len().max(24));
-    let (id, cidr) = (record.id.to_string(), format!("{base}/{length}"));
+    let (base, length) = (record.spec.cidr.network(), record.spec.cidr.prefix_len().max(24));
+    let (id, cidr) = (record.meta.id.to_string(), format!("{base}/{length}"));
     let vpc = ListedVpc { record, subnets: 0, instances: 0 };
-    if vpc.record.is_default {
+    if vpc.record.status.is_default {
         return resource::show(&vpc, &id, &["launch", "--name", "first"], output);
     }
-    let name = vpc.record.name().unwrap_or(&id);
+    let name = vpc.record.meta.name().unwrap_or(&id);
     resource::show(&vpc, &id, &["subnet", "create", "--vpc", name, "--cidr", &cidr], output)
 }
 
@@ -96,10 +96,10 @@ struct ListedVpc {
 fn with_counts(cloud: &Cloud, vpcs: Vec<VpcRecord>) -> Result<Vec<ListedVpc>, CloudError> {
     let (subnets, instances) = (cloud.subnets().list()?, cloud.instances().list()?);
     let listed = |record: VpcRecord| {
-        let is_in = |network: &store::NetworkRecord| network.vpc_id == record.id;
+        let is_in = |network: &store::NetworkRecord| network.vpc_id == record.meta.id;
         ListedVpc {
-            subnets: subnets.iter().filter(|subnet| subnet.vpc_id == record.id).count(),
-            instances: instances.iter().filter(|instance| instance.network.as_ref().is_some_and(is_in)).count(),
+            subnets: subnets.iter().filter(|subnet| subnet.spec.vpc_id == record.meta.id).count(),
+            instances: instances.iter().filter(|instance| instance.status.network.as_ref().is_some_and(is_in)).count(),
             record,
         }
     };
@@ -110,10 +110,13 @@ impl Resource for ListedVpc {
     const LIST: &'static str = "Vpcs";
     const COLUMNS: &'static [Column<Self>] = &[
         Column::left("Name", |ListedVpc { record, .. }| {
-            Cell::new(record.name().unwrap_or(if record.is_default { "default" } else { "-" }), Tone::Strong)
+            Cell::new(
+                record.meta.name().unwrap_or(if record.status.is_default { "default" } else { "-" }),
+                Tone::Strong,
+            )
         }),
-        Column::left("VPC", |vpc| vpc.record.id.to_string().into()),
-        Column::left("CIDR", |vpc| vpc.record.cidr.to_string().into()),
+        Column::left("VPC", |vpc| vpc.record.meta.id.to_string().into()),
+        Column::left("CIDR", |vpc| vpc.record.spec.cidr.to_string().into()),
         Column::right("Subnets", |vpc| vpc.subnets.to_string().into()),
         Column::right("Instances", |vpc| vpc.instances.to_string().into()),
     ];

@@ -47,7 +47,7 @@ pub fn until_ready(
         }
         if !machine.wait_ready(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))? {
             spinner.finish_and_clear();
-            return Err(machine.not_ready(record.state, timeout).into());
+            return Err(machine.not_ready(record.status.state, timeout).into());
         }
         // The network can fail while the guest boots. Earlier network problems have already been reported.
         for problem in machine.link_problems().unwrap_or_default() {

@@ -189,7 +189,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 (false, false) => ImageConsistency::Written,
             };
             let spinner = super::wait::spinner("Copying the root volume");
-            let made = cloud.images().create(instance.id, &name, &description, moment);
+            let made = cloud.images().create(instance.meta.id, &name, &description, moment);
             spinner.finish_and_clear();
             created(made?, "launch", output)?;
         }
@@ -207,14 +207,19 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
         Command::Export { image, file } => {
             let record = with_bar(|bar| cloud.images().export(&image, &file, bar))?;
             match output {
-                Output::Json => output::print_json(&Exported { image_id: record.id, file })?,
-                Output::Table => output::print(&format!("{}  exported to {}", record.id, file.display()))?,
+                Output::Json => output::print_json(&Exported { image_id: record.meta.id, file })?,
+                Output::Table => output::print(&format!("{}  exported to {}", record.meta.id, file.display()))?,
             }
         }
         Command::Modify { image, visibility, description, imds_support } => {
             let record = cloud.images().modify(&image, visibility.map(Visibility::from), description, imds_support)?;
             if output == Output::Table {
-                output::print(&format!("{}  {}, {}", record.id, record.name, record.visibility.as_str()))?;
+                output::print(&format!(
+                    "{}  {}, {}",
+                    record.meta.id,
+                    record.spec.name,
+                    record.spec.visibility.as_str()
+                ))?;
             }
         }
         Command::Warm { image, size, remove, if_missing } => {
@@ -232,7 +237,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
         Command::Rm { images } => resource::remove(&images, "deregistered", output, |image| {
-            cloud.images().deregister(image).map(|record| record.id)
+            cloud.images().deregister(image).map(|record| record.meta.id)
         })?,
     }
     print_warnings(&cloud);
@@ -242,7 +247,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
 /// Prints a new image. `next` is a command that can use it.
 fn created(record: ImageRecord, next: &str, output: Output) -> anyhow::Result<()> {
     let image = ListedImage { record, root: None };
-    resource::show(&image, &image.record.id.to_string(), &[next, &image.record.name], output)
+    resource::show(&image, &image.record.meta.id.to_string(), &[next, &image.record.spec.name], output)
 }
 
 fn show(cloud: &Cloud, reference: &str, output: Output) -> anyhow::Result<()> {
@@ -328,10 +333,10 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     let line = |label: &str, text: &str| format!("{} {text}", screen.paint(Tone::Quiet, &format!("{label:<16}")));
     let manifest = &image.manifest;
     let mut lines = vec![
-        line("Image", &format!("{}  {}", record.id, screen.paint(Tone::Strong, &record.name))),
-        line("Description", &record.description),
-        line("Owner", &format!("{}, {}", record.owner, record.visibility.as_str())),
-        line("Created", &utc(record.created)),
+        line("Image", &format!("{}  {}", record.meta.id, screen.paint(Tone::Strong, &record.spec.name))),
+        line("Description", &record.spec.description),
+        line("Owner", &format!("{}, {}", record.status.owner, record.spec.visibility.as_str())),
+        line("Created", &utc(record.meta.created)),
         line("Architecture", &manifest.architecture),
         line("Default user", &manifest.default_user),
         line("Kernel", &format!("{}, options: {}", manifest.kernel.file, manifest.kernel.cmdline)),
@@ -342,10 +347,10 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     if manifest.cloud_init {
         lines.push(line("cloud-init", "yes, configured from instance metadata"));
     }
-    if let Some(version) = record.imds_support {
+    if let Some(version) = record.spec.imds_support {
         lines.push(line("IMDS support", version.as_str()));
     }
-    if let Some(instance) = record.source_instance {
+    if let Some(instance) = record.spec.source_instance {
         lines.push(line("Created from", &instance.to_string()));
     }
     if let Some(memory) = ImageMemory::of(image) {
@@ -408,13 +413,13 @@ fn list(cloud: &Cloud, output: Output) -> anyhow::Result<()> {
     let images = cloud.images().list()?;
     // The table does not show the root file systems, and the embedded image may have to be unpacked.
     let root = |record: &ImageRecord| match output {
-        Output::Json => cloud.images().open_by_id(record.id).ok().and_then(|image| RootVolume::of(&image)),
+        Output::Json => cloud.images().open_by_id(record.meta.id).ok().and_then(|image| RootVolume::of(&image)),
         Output::Table => None,
     };
     let listed: Vec<_> = images.into_iter().map(|record| ListedImage { root: root(&record), record }).collect();
     resource::list(&listed, output)?;
     if output == Output::Table {
-        output::next_command(["launch", listed.last().map_or("tiny", |image| image.record.name.as_str())]);
+        output::next_command(["launch", listed.last().map_or("tiny", |image| image.record.spec.name.as_str())]);
     }
     Ok(())
 }
@@ -427,12 +432,12 @@ struct ListedImage {
 impl Resource for ListedImage {
     const LIST: &'static str = "Images";
     const COLUMNS: &'static [Column<Self>] = &[
-        Column::left("Name", |image| Cell::new(image.record.name.clone(), Tone::Strong)),
-        Column::left("Image", |image| image.record.id.to_string().into()),
-        Column::left("Owner", |image| image.record.owner.clone().into()),
-        Column::left("Visibility", |image| image.record.visibility.as_str().into()),
-        Column::left("Created", |image| Cell::new(utc(image.record.created), Tone::Quiet)),
-        Column::left("Description", |image| image.record.description.clone().into()),
+        Column::left("Name", |image| Cell::new(image.record.spec.name.clone(), Tone::Strong)),
+        Column::left("Image", |image| image.record.meta.id.to_string().into()),
+        Column::left("Owner", |image| image.record.status.owner.clone().into()),
+        Column::left("Visibility", |image| image.record.spec.visibility.as_str().into()),
+        Column::left("Created", |image| Cell::new(utc(image.record.meta.created), Tone::Quiet)),
+        Column::left("Description", |image| image.record.spec.description.clone().into()),
     ];
 
     fn shape(&self) -> impl Serialize {
@@ -440,6 +445,6 @@ impl Resource for ListedImage {
     }
 
     fn response(&self) -> impl Serialize {
-        output::member("ImageId", self.record.id)
+        output::member("ImageId", self.record.meta.id)
     }
 }
