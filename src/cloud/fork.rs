@@ -20,7 +20,7 @@ use ec2::volume::VolumeState;
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use node::host::{Guard, Machine, NewFile, SavedMachine, Source};
 use node::machine_config::disk_id;
-use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, LaunchRecord, Meta, VolumeRecord};
+use store::{AttachmentRecord, InstanceRecord, LaunchRecord, Meta, VolumeRecord};
 
 #[derive(Debug, Clone)]
 pub struct ForkSpec {

@@ -14,7 +14,7 @@ use node::host::{Layer, VolumeDisk, VolumeFiles};
 use node::image::RootEntry;
 use node::local::IMAGES;
 pub(super) use node::local::VOLUMES;
-use store::{LayerFormat, LayerRecord, Record, Resource, SnapshotRecord, VolumeRecord};
+use store::{LayerFormat, LayerRecord, Resource, SnapshotRecord, VolumeRecord};
 
 /// Returns a file in the volumes directory as the backing file of an overlay.
 pub(super) fn below(file: &str) -> Layer {

@@ -57,6 +57,8 @@ impl Instances<'_> {
         let swept = self.cloud.vpcs().sweep_directories();
         self.cloud.warn_failed("cannot remove the directories of deleted VPCs", swept);
         self.cloud.routers().restart_killed(&records);
+        let applied = self.cloud.interfaces().finish_pending();
+        self.cloud.warn_failed("cannot apply an interrupted change of the network", applied);
         let swept = template::sweep(&self.cloud.home);
         self.cloud.warn_failed("cannot remove unfinished templates", swept);
         let swept = self.cloud.sweep().stray_images();

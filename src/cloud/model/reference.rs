@@ -259,11 +259,9 @@ impl Model {
     fn end(&mut self, instance: usize) {
         self.instances[instance].state = State::Terminated;
         for volume in std::mem::take(&mut self.instances[instance].volumes) {
-            if let Some(known) = &mut self.volumes[volume] {
-                match known.attachment.take() {
-                    Some(Attachment { delete_on_termination: true, .. }) => self.volumes[volume] = None,
-                    _ => {}
-                }
+            let attachment = self.volumes[volume].as_mut().and_then(|known| known.attachment.take());
+            if attachment.is_some_and(|attachment| attachment.delete_on_termination) {
+                self.volumes[volume] = None;
             }
         }
         for address in self.addresses.iter_mut().flatten().filter(|holder| **holder == Some(instance)) {
@@ -424,6 +422,9 @@ impl ReferenceStateMachine for Reference {
     }
 }
 
+/// The weight of an action among others, and the action for the resource at a position.
+type WeightedAction = (u32, fn(usize) -> Action);
+
 fn actions(state: &Model) -> BoxedStrategy<Action> {
     let images = proptest::option::of(select_or_none(positions(&state.images))).prop_map(Option::flatten);
     let launch = (1..=2_u32, images, any::<[bool; 3]>()).prop_map(|(count, image, flags)| {
@@ -440,7 +441,7 @@ fn actions(state: &Model) -> BoxedStrategy<Action> {
         }
     };
     let instances: Vec<usize> = (0..state.instances.len()).collect();
-    let of_instance: [(u32, fn(usize) -> Action); 9] = [
+    let of_instance: [WeightedAction; 9] = [
         (5, Action::Start),
         (4, |instance| Action::Stop { instance, hibernate: false }),
         (3, |instance| Action::Stop { instance, hibernate: true }),
@@ -455,7 +456,7 @@ fn actions(state: &Model) -> BoxedStrategy<Action> {
     each(1, instances.clone(), |instance| Action::Protect { instance, protect: true });
     each(1, instances.clone(), |instance| Action::Protect { instance, protect: false });
     let volumes = positions(&state.volumes);
-    let of_volume: [(u32, fn(usize) -> Action); 5] = [
+    let of_volume: [WeightedAction; 5] = [
         (5, Action::Write),
         (2, Action::DeleteVolume),
         (3, Action::Detach),

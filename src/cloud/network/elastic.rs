@@ -6,6 +6,7 @@ use super::super::error::CloudError;
 use super::super::lookup::get;
 use super::super::{Cloud, new_id, now, resolve};
 use super::address::AddressPool;
+use super::pending::NetworkChange;
 use ec2::state::InstanceState;
 use ec2::{ErrorCode, InstanceId};
 use node::host::Node;
@@ -43,7 +44,7 @@ impl Addresses<'_> {
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
         let node = self.cloud.node();
-        let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, from, to, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
             if instance.status.state == InstanceState::Terminated || instance.status.network.is_none() {
@@ -68,25 +69,29 @@ impl Addresses<'_> {
             }
             record.spec.association = Some(AssociationRecord { id: new_id(), instance_id: instance.meta.id });
             tx.put(&mut record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.meta.id, Some(&record), node)?))
+            let to = set_elastic_address(tx, instance.meta.id, Some(&record), node)?;
+            Ok((record, before, to, NetworkChange::begin(tx)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 
     /// Disassociates an address. A running instance that should have a public address gets a new one.
     pub fn disassociate(&self, reference: &str) -> Result<AddressRecord, CloudError> {
-        let (record, from) = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, from, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let Some(association) = record.spec.association.take() else {
                 let what = format!("The address {} is not associated with an instance.", record.status.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&mut record)?;
-            Ok((record, set_elastic_address(tx, association.instance_id, None, self.cloud.node())?))
+            let from = set_elastic_address(tx, association.instance_id, None, self.cloud.node())?;
+            Ok((record, from, NetworkChange::begin(tx)?))
         })?;
         self.cloud.interfaces().push(&from)?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 

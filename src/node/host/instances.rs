@@ -169,7 +169,7 @@ pub trait InstanceHost: Debug + Send + Sync {
     /// Hot-plugs a volume into a running machine, and binds the guest's driver to it.
     fn attach_disk(&self, id: InstanceId, disk: &VolumeDisk) -> Result<(), NodeError>;
 
-    /// Unbinds the guest's driver from a volume, and unplugs it. `force` ignores a driver that does not let go.
+    /// Unbinds the guest's driver from a volume and unplugs it, if the machine has it. `force` ignores a driver that does not let go.
     fn detach_disk(&self, id: InstanceId, volume: VolumeId, force: bool) -> Result<(), NodeError>;
 
     /// Grows the volume of a running machine.

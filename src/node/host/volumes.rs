@@ -41,8 +41,13 @@ pub enum NewFile<'a> {
         /// In bytes.
         size: u64,
     },
-    /// An overlay over another file. The default size is that of the other file.
-    Overlay { base: &'a Layer, size: Option<u64> },
+    /// An overlay over another file.
+    Overlay {
+        base: &'a Layer,
+        /// Smallest size in bytes. The overlay is at least as large as the other file, which an interrupted command may
+        /// have grown.
+        size: Option<u64>,
+    },
 }
 
 /// Creates, grows and removes the files of volumes and snapshots.

@@ -26,9 +26,13 @@ impl InstanceDir {
         self.run_driver_command("bind", &slot)
     }
 
-    /// Unbinds the guest's driver from a disk and detaches the disk.
+    /// Unbinds the guest's driver from a disk and detaches the disk, if the machine has it.
     pub(super) fn unplug(&self, id: &str, force: bool) -> Result<(), NodeError> {
         let mut machine = MachineHandle::connect(self)?;
+        // A command that was killed may have unplugged the disk, or may not have plugged it in.
+        if !machine.status()?.disks.iter().any(|disk| disk.id == id) {
+            return Ok(self.change_config(|config| config.disks.retain(|disk| disk.id != id))?);
+        }
         let slot = slot_of(&mut machine, &ControlRequest::DiskSlot { id: id.into() })?;
         match self.run_driver_command("unbind", &slot) {
             Err(error) if !force => return Err(error),

@@ -43,7 +43,10 @@ impl VolumeHost for LocalNode {
                 Ok(size)
             }
             NewFile::Overlay { base, size } => {
-                disk_image::create_layer(&path, &self.home.root().join(&base.file), base.format, size)?;
+                let below = self.home.root().join(&base.file);
+                let least = disk::virtual_size(&below, base.format).map_err(disk_image::ImageError::from)?;
+                let size = size.filter(|size| *size >= least);
+                disk_image::create_layer(&path, &below, base.format, size)?;
                 match size {
                     Some(size) => Ok(size),
                     None => Ok(disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size),
