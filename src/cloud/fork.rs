@@ -16,7 +16,7 @@ use super::names::volume_file;
 use super::network::{AddressPool, for_fork};
 use super::{new_id, now};
 use ec2::state::{Action, InstanceState};
-use ec2::volume::VolumeState;
+use ec2::volume::{AttachmentState, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
 use node::host::{Guard, Machine, NewFile, SavedMachine, Source};
 use node::machine_config::disk_id;
@@ -225,6 +225,7 @@ impl Instances<'_> {
             attach_time: time,
             // A fork's volumes are deleted with it, whatever the original's setting.
             delete_on_termination: true,
+            state: AttachmentState::Attached,
             ..attachment.clone()
         });
         Ok(VolumeRecord {

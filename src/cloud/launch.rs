@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
+use super::attachment::attach;
 use super::capacity::{check_capacity, cpus, promised_memory, threads_per_core};
 use super::error::CloudError;
 use super::instances::Instances;
@@ -15,7 +16,6 @@ use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
 use super::template::{self, Template};
-use super::volume::attach;
 use super::{new_id, now, resolve};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
@@ -23,7 +23,7 @@ use ec2::key;
 use ec2::metadata::MetadataOptions;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
-use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
+use ec2::volume::{AttachmentState, VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, ImageId, InstanceId, ReservationId};
 use node::embedded;
 use node::host::{Guard, Machine, NewFile, Node, Source};
@@ -393,6 +393,7 @@ impl Instances<'_> {
                     device_name: ROOT_DEVICE.into(),
                     attach_time: time,
                     delete_on_termination: true,
+                    state: AttachmentState::Attached,
                 }),
             },
         }))

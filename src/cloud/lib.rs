@@ -4,6 +4,7 @@
 //! There is no daemon: each command is one process, which opens a [`Cloud`]. Concurrent commands synchronize through
 //! the store. An instance's VMM runs independently of commands.
 
+mod attachment;
 pub mod bench;
 pub mod capacity;
 pub mod create_image;

@@ -52,6 +52,8 @@ impl Instances<'_> {
         self.cloud.warn_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
         self.cloud.warn_failed("cannot remove the directories of deleted instances", swept);
+        let finished = self.cloud.volumes().finish_interrupted();
+        self.cloud.warn_failed("cannot check the volumes", finished);
         let finished = self.cloud.snapshots().finish_pending();
         self.cloud.warn_failed("cannot complete interrupted snapshots", finished);
         let swept = self.cloud.vpcs().sweep_directories();

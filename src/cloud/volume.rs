@@ -5,19 +5,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::attachment::in_use;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::layers;
-use super::limits::volume_limits;
 use super::lookup::{figures_of, get, get_volume, volumes_of};
 use super::names::{ROOT_DEVICE, volume_file};
 use super::{Cloud, new_id, now, resolve};
-use ec2::block_device::DeviceName;
-use ec2::state::{Action, InstanceState};
+use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{ErrorCode, InstanceId, VolumeId};
-use node::host::{NewFile, VolumeDisk};
-use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, Meta, SnapshotRecord, VolumeRecord};
+use ec2::{InstanceId, VolumeId};
+use node::host::NewFile;
+use store::{InstanceRecord, Meta, SnapshotRecord, VolumeRecord};
 
 /// Timeout for the VMM of a running instance to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -116,85 +115,6 @@ impl Volumes<'_> {
         Ok(())
     }
 
-    /// Attaches a volume to a stopped or running instance. Returns the volume's record with the device name.
-    pub fn attach(
-        &self,
-        id: VolumeId,
-        instance: InstanceId,
-        device: Option<DeviceName>,
-        delete_on_termination: bool,
-    ) -> Result<VolumeRecord, CloudError> {
-        let (volume, record) = self.cloud.store.write::<_, CloudError>(|tx| {
-            let mut record = get(tx, instance)?;
-            Action::ChangeVolumes.allowed(instance, record.status.state)?;
-            refuse_hibernated(self.cloud, &record)?;
-            let mut volume = get_volume(tx, id)?;
-            attach(&mut record, &mut volume, device, delete_on_termination)?;
-            tx.put(&mut volume)?;
-            tx.put(&mut record)?;
-            Ok((volume, record))
-        })?;
-        let limits = volume_limits(&volume).filter(|_| !record.spec.no_limits);
-        let disk = VolumeDisk { limits, ..layers::volume_disk(&volume)? };
-        if record.status.state == InstanceState::Running
-            && let Err(error) = self.cloud.node.instances().attach_disk(instance, &disk)
-        {
-            self.forget_attachment(id, instance)?;
-            return Err(self.cloud.instances().unless_ended(instance, "the volume was attached", error));
-        }
-        Ok(volume)
-    }
-
-    /// Detaches a volume from its instance. The guest should have unmounted its file systems.
-    pub fn detach(&self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
-        let record = self.cloud.store.read::<_, CloudError>(|tx| {
-            let volume = get_volume(tx, id)?;
-            let Some(attachment) = &volume.status.attachment else {
-                return Err(CloudError::refused(
-                    ErrorCode::IncorrectState,
-                    format!(
-                        "The volume '{id}' is {}: it is not attached to an instance.",
-                        volume.status.state.as_str()
-                    ),
-                    None,
-                ));
-            };
-            let record = get(tx, attachment.instance_id)?;
-            Action::ChangeVolumes.allowed(record.meta.id, record.status.state)?;
-            refuse_hibernated(self.cloud, &record)?;
-            Ok(record)
-        })?;
-        if record.root().is_some_and(|root| root.volume_id == id) {
-            let what = format!("The volume '{id}' is the root volume of {} and cannot be detached.", record.meta.id);
-            return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
-        }
-        if record.status.state == InstanceState::Running {
-            let detached = self.cloud.node.instances().detach_disk(record.meta.id, id, force);
-            detached.map_err(|error| {
-                self.cloud.instances().unless_ended(record.meta.id, "the volume was detached", error)
-            })?;
-        }
-        self.forget_attachment(id, record.meta.id)?;
-        self.find(&id.to_string())
-    }
-
-    /// Removes a volume's attachment to `instance` from both records. Does nothing if it is not attached to `instance`.
-    fn forget_attachment(&self, id: VolumeId, instance: InstanceId) -> Result<(), CloudError> {
-        self.cloud.store.write(|tx| {
-            let mut volume = get_volume(tx, id)?;
-            let attached = volume.status.attachment.take();
-            if attached.is_none_or(|attachment| attachment.instance_id != instance) {
-                return Ok(());
-            }
-            if let Some(mut record) = tx.get::<InstanceRecord>(&instance.to_string())? {
-                record.status.block_devices.retain(|device| device.volume_id != id);
-                tx.put(&mut record)?;
-            }
-            volume.status.state = VolumeState::Available;
-            Ok(tx.put(&mut volume)?)
-        })
-    }
-
     /// Changes a volume's size, type and performance. A running guest sees the new size.
     pub fn modify(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
@@ -237,37 +157,6 @@ impl Volumes<'_> {
             state => Err(instance.meta.id.incorrect_state(state.as_str(), "modified").into()),
         }
     }
-}
-
-/// Records the attachment of a volume to an instance in both records, which the caller then stores.
-pub(super) fn attach(
-    record: &mut InstanceRecord,
-    volume: &mut VolumeRecord,
-    device: Option<DeviceName>,
-    delete_on_termination: bool,
-) -> Result<(), CloudError> {
-    if let Some(attachment) = &volume.status.attachment {
-        return Err(in_use(volume, attachment));
-    }
-    let used: Vec<DeviceName> =
-        record.status.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
-    let name = match device {
-        Some(name) => name.unless_used(&used)?,
-        None => DeviceName::next_free(&used)?,
-    };
-    let device_name = name.as_str().to_string();
-    let attachment =
-        AttachmentRecord { instance_id: record.meta.id, device_name, attach_time: now(), delete_on_termination };
-    record.status.block_devices.push(BlockDeviceMapping::of(volume.meta.id, &attachment));
-    volume.status.attachment = Some(attachment);
-    volume.status.state = VolumeState::InUse;
-    Ok(())
-}
-
-fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
-    let (id, instance) = (volume.meta.id, attachment.instance_id);
-    let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
-    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("Detach it with `wisp volume detach {id}`.")))
 }
 
 fn role_of(record: &VolumeRecord) -> Role {

@@ -464,6 +464,13 @@ impl InstanceHost for FakeNode {
         })
     }
 
+    fn lock_disk(&self, id: InstanceId, volume: VolumeId) -> Result<InstanceLock, NodeError> {
+        self.call(|host| match host.instances.contains_key(&id) {
+            false => Ok(InstanceLock::Missing),
+            true => Ok(self.take(host, format!("{volume} of {id}")).map_or(InstanceLock::Held, InstanceLock::Taken)),
+        })
+    }
+
     fn start(&self, plan: InstancePlan) -> Result<Box<dyn Machine>, NodeError> {
         self.call(|host| {
             let mut machine = HostedMachine::default();

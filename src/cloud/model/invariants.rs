@@ -7,7 +7,7 @@ use crate::error::CloudError;
 use crate::layers::volume_files;
 use crate::{Cloud, layers};
 use ec2::state::InstanceState;
-use ec2::volume::VolumeState;
+use ec2::volume::{AttachmentState, VolumeState};
 use node::embedded;
 use store::{AddressRecord, ImageRecord, InstanceRecord, SnapshotRecord, SnapshotState, VolumeRecord};
 
@@ -20,9 +20,7 @@ struct Records {
     addresses: Vec<AddressRecord>,
 }
 
-/// Checks the invariants. Volumes in `unplugged` may be missing in their running machine, because the command that
-/// attached or detached them was interrupted.
-pub(super) fn check(cloud: &Cloud, host: &Host, unplugged: &BTreeSet<String>) {
+pub(super) fn check(cloud: &Cloud, host: &Host) {
     let records = cloud
         .store
         .read::<_, CloudError>(|tx| {
@@ -36,14 +34,14 @@ pub(super) fn check(cloud: &Cloud, host: &Host, unplugged: &BTreeSet<String>) {
         })
         .expect("the store can be read");
     assert_eq!(host.locks, BTreeSet::new(), "a command released its locks");
-    check_instances(&records, host, unplugged);
+    check_instances(&records, host);
     check_attachments(&records);
     check_files(&records, host);
     check_images(&records, host);
     check_addresses(&records, host);
 }
 
-fn check_instances(records: &Records, host: &Host, unplugged: &BTreeSet<String>) {
+fn check_instances(records: &Records, host: &Host) {
     for record in &records.instances {
         let id = record.meta.id;
         let hosted = host.instances.get(&id);
@@ -52,11 +50,7 @@ fn check_instances(records: &Records, host: &Host, unplugged: &BTreeSet<String>)
             InstanceState::Running => {
                 let machine = machine.unwrap_or_else(|| panic!("{id} is running without a machine"));
                 for volume in records.volumes.iter().filter(|volume| is_attached_to(volume, record)) {
-                    let name = volume.meta.id.to_string();
-                    assert!(
-                        machine.disks.contains_key(&volume.meta.id) || unplugged.contains(&name),
-                        "{id} lacks {name}"
-                    );
+                    assert!(machine.disks.contains_key(&volume.meta.id), "{id} lacks {}", volume.meta.id);
                 }
                 for (volume, file) in &machine.disks {
                     let known =
@@ -103,6 +97,7 @@ fn check_attachments(records: &Records) {
         let attached: Vec<_> = volume.status.attachment.iter().map(|attachment| attachment.instance_id).collect();
         assert_eq!(holders, attached, "{} is attached where its record says", volume.meta.id);
         let state = if attached.is_empty() { VolumeState::Available } else { VolumeState::InUse };
+        assert!(volume.status.attachment.iter().all(|attachment| attachment.state == AttachmentState::Attached));
         assert_eq!(volume.status.state, state, "{}", volume.meta.id);
     }
     for record in &records.instances {

@@ -1,6 +1,5 @@
 //! Carries out commands with the services, and compares the records with the reference.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 
 use proptest_state_machine::StateMachineTest;
@@ -40,8 +39,6 @@ pub(super) struct System {
     expected: Model,
     ids: Ids,
     images: u32,
-    /// Volumes whose attachment or detachment was interrupted.
-    unplugged: BTreeSet<String>,
     _dir: tempfile::TempDir,
 }
 
@@ -77,7 +74,6 @@ impl StateMachineTest for System {
             expected: Model::default(),
             ids: Ids::default(),
             images: 0,
-            unplugged: BTreeSet::new(),
             _dir: dir,
         }
     }
@@ -96,9 +92,6 @@ impl System {
         self.node.host().fault = *fault;
         let outcome = self.carry_out(action);
         let is_faulty = self.node.host().fault.take().is_none() && fault.is_some();
-        if is_faulty {
-            self.note_unplugged(action);
-        }
         // The next command reconciles.
         let cloud = self.open();
         let observed = self.observe(&cloud, after.writes);
@@ -112,13 +105,7 @@ impl System {
             }
             assert_eq!(observed, after, "{action:?}");
         }
-        self.unplugged.retain(|volume| {
-            let position = self.ids.volumes.iter().position(|id| id.to_string() == *volume);
-            let volume = position.and_then(|position| observed.volumes.get(position)?.as_ref());
-            let instance = volume.and_then(|volume| volume.attachment).map(|attachment| attachment.instance);
-            instance.is_some_and(|instance| observed.instances[instance].state == State::Running)
-        });
-        invariants::check(&cloud, &self.node.host(), &self.unplugged);
+        invariants::check(&cloud, &self.node.host());
         self.expected = observed;
     }
 
@@ -229,25 +216,9 @@ impl System {
         let (instance, volume) = (self.ids.instances[attachment.instance], self.ids.volumes[volume]);
         let machine = host.instances.get(&instance).and_then(|instance| instance.machine.as_ref());
         let Some(machine) = machine else { return };
-        // A volume whose attachment was interrupted is written by nothing but this test.
-        let top = || self.top_file(volume);
-        let file = machine.disks.get(&volume).cloned().unwrap_or_else(top);
+        let file = machine.disks[&volume].clone();
         let content = self.expected.writes + 1 + super::reference::EMBEDDED;
         host.files.get_mut(&file).expect("the machine's file exists").content = Some(content);
-    }
-
-    fn top_file(&self, volume: VolumeId) -> String {
-        let store = store::Store::open(self.home.root()).expect("the store can be opened");
-        let record = store.read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&volume.to_string())?));
-        record.expect("the store can be read").expect("the volume exists").status.file
-    }
-
-    /// Notes a volume that an interrupted command attached or detached: the record may say that it is attached although
-    /// the machine does not have it. A detachment or the next start corrects that.
-    fn note_unplugged(&mut self, action: &Action) {
-        if let Action::Attach { volume, .. } | Action::Detach(volume) = *action {
-            self.unplugged.insert(self.ids.volumes[volume].to_string());
-        }
     }
 
     /// Checks that each resource is as it was before a command with a fault, or as it is after the command.

@@ -123,6 +123,9 @@ pub trait InstanceHost: Debug + Send + Sync {
     /// holds it, or if the host has no such instance.
     fn lock_operation(&self, id: InstanceId) -> Result<Option<Guard>, NodeError>;
 
+    /// Takes the lock of the command that attaches a volume to an instance or detaches it.
+    fn lock_disk(&self, id: InstanceId, volume: VolumeId) -> Result<InstanceLock, NodeError>;
+
     /// Starts the machine of an instance.
     fn start(&self, plan: InstancePlan) -> Result<Box<dyn Machine>, NodeError>;
 

@@ -1,6 +1,6 @@
 //! The instances directory, and the VMMs of its instances.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -72,16 +72,17 @@ impl InstanceHost for LocalNode {
     fn lock(&self, id: InstanceId, timeout: Duration) -> Result<InstanceLock, NodeError> {
         let dir = self.dir(id);
         let lock = if timeout.is_zero() { dir.try_lock() } else { dir.lock_within(timeout) };
-        Ok(match dir.unless_gone(lock)? {
-            Some(lock) => InstanceLock::Taken(Guard::new(lock)),
-            None if dir.path().exists() => InstanceLock::Held,
-            None => InstanceLock::Missing,
-        })
+        instance_lock(&dir, lock)
     }
 
     fn lock_operation(&self, id: InstanceId) -> Result<Option<Guard>, NodeError> {
         let dir = self.dir(id);
         Ok(dir.unless_gone(dir.try_lock_operation())?.map(Guard::new))
+    }
+
+    fn lock_disk(&self, id: InstanceId, volume: VolumeId) -> Result<InstanceLock, NodeError> {
+        let dir = self.dir(id);
+        instance_lock(&dir, dir.try_lock_disk(&disk_id(volume)))
     }
 
     fn start(&self, plan: InstancePlan) -> Result<Box<dyn Machine>, NodeError> {
@@ -234,6 +235,15 @@ impl InstanceHost for LocalNode {
             None
         })
     }
+}
+
+/// `lock` is `None` if another command or a machine holds it.
+fn instance_lock(dir: &InstanceDir, lock: Result<Option<File>, MachineError>) -> Result<InstanceLock, NodeError> {
+    Ok(match dir.unless_gone(lock)? {
+        Some(lock) => InstanceLock::Taken(Guard::new(lock)),
+        None if dir.path().exists() => InstanceLock::Held,
+        None => InstanceLock::Missing,
+    })
 }
 
 impl LocalNode {
