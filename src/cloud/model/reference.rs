@@ -199,7 +199,7 @@ impl Model {
                 }
                 Some(Ok(()))
             }
-            _ => self.apply_to_storage(action).or_else(|| self.apply_to_address(action)),
+            _ => self.apply_to_volume(action).or_else(|| self.apply_to_address(action)),
         }
     }
 
@@ -269,7 +269,7 @@ impl Model {
         }
     }
 
-    fn apply_to_storage(&mut self, action: &Action) -> Option<Result<(), ErrorCode>> {
+    fn apply_to_volume(&mut self, action: &Action) -> Option<Result<(), ErrorCode>> {
         match *action {
             Action::CreateVolume { snapshot } => {
                 let new = match snapshot {
@@ -321,6 +321,13 @@ impl Model {
                 self.volumes[volume].as_mut()?.gib += 1;
                 Some(Ok(()))
             }
+            _ => self.apply_to_copy(action),
+        }
+    }
+
+    /// Applies an action to a snapshot or an image.
+    fn apply_to_copy(&mut self, action: &Action) -> Option<Result<(), ErrorCode>> {
+        match *action {
             Action::CreateSnapshot(volume) => {
                 if self.is_frozen(volume)? {
                     return Some(Err(ErrorCode::IncorrectInstanceState));

@@ -128,7 +128,7 @@ impl System {
     }
 
     fn execute(&mut self, cloud: &Cloud, action: &Action) -> Result<(), CloudError> {
-        let (instances, volumes) = (cloud.instances(), cloud.volumes());
+        let instances = cloud.instances();
         let id = |instance: usize| self.ids.instances[instance];
         match *action {
             Action::Launch { count, image, extra, ends_at_power_off, can_hibernate } => {
@@ -155,57 +155,70 @@ impl System {
                 instances.fork(&spec).map(drop)
             }
             Action::PowerOff(instance) => {
-                self.end_machine(id(instance), Some(End::PowerOff));
+                self.node.host().end(id(instance), Some(End::PowerOff));
                 Ok(())
             }
             Action::KillVmm(instance) => {
-                self.end_machine(id(instance), None);
+                self.node.host().end(id(instance), None);
                 Ok(())
             }
             Action::Write(volume) => {
                 self.write(volume);
                 Ok(())
             }
+            Action::Allocate | Action::Associate { .. } | Action::Disassociate(_) | Action::Release(_) => {
+                self.execute_on_address(cloud, action)
+            }
+            _ => self.execute_on_storage(cloud, action),
+        }
+    }
+
+    fn execute_on_storage(&mut self, cloud: &Cloud, action: &Action) -> Result<(), CloudError> {
+        let volumes = cloud.volumes();
+        let id = |volume: usize| self.ids.volumes[volume];
+        match *action {
             Action::CreateVolume { snapshot } => {
                 let snapshot = snapshot.map(|snapshot| self.ids.snapshots[snapshot].to_string());
                 let size = snapshot.is_none().then(|| VolumeSize::from_gib(1)).flatten();
                 let spec = VolumeSpec { size, ..VolumeSpec::default() };
                 volumes.create(&NewVolume { spec, snapshot, ..NewVolume::default() }).map(drop)
             }
-            Action::DeleteVolume(volume) => volumes.delete(self.ids.volumes[volume]),
+            Action::DeleteVolume(volume) => volumes.delete(id(volume)),
             Action::Attach { volume, instance } => {
-                volumes.attach(self.ids.volumes[volume], id(instance), None, false).map(drop)
+                volumes.attach(id(volume), self.ids.instances[instance], None, false).map(drop)
             }
-            Action::Detach(volume) => volumes.detach(self.ids.volumes[volume], false).map(drop),
+            Action::Detach(volume) => volumes.detach(id(volume), false).map(drop),
             Action::Grow(volume) => {
                 let gib = self.expected.volumes[volume].as_ref().map_or(0, |volume| volume.gib) + 1;
                 let change = VolumeChange { size: VolumeSize::from_gib(gib), ..VolumeChange::default() };
-                volumes.modify(self.ids.volumes[volume], &change).map(drop)
+                volumes.modify(id(volume), &change).map(drop)
             }
-            Action::CreateSnapshot(volume) => {
-                cloud.snapshots().create(self.ids.volumes[volume], "", Default::default()).map(drop)
-            }
+            Action::CreateSnapshot(volume) => cloud.snapshots().create(id(volume), "", Default::default()).map(drop),
             Action::DeleteSnapshot(snapshot) => cloud.snapshots().delete(self.ids.snapshots[snapshot]),
             Action::CreateImage(instance) => {
                 self.images += 1;
                 let name = format!("image-{}", self.images);
-                cloud.images().create(id(instance), &name, "", ImageConsistency::Written).map(drop)
+                let instance = self.ids.instances[instance];
+                cloud.images().create(instance, &name, "", ImageConsistency::Written).map(drop)
             }
             Action::Deregister(image) => cloud.images().deregister(&self.ids.images[image].to_string()).map(drop),
-            Action::Allocate => cloud.addresses().allocate(Default::default()).map(drop),
-            Action::Associate { address, instance, may_move } => {
-                let [address, instance] = [self.ids.addresses[address].to_string(), id(instance).to_string()];
-                cloud.addresses().associate(&address, &instance, may_move).map(drop)
-            }
-            Action::Disassociate(address) => {
-                cloud.addresses().disassociate(&self.ids.addresses[address].to_string()).map(drop)
-            }
-            Action::Release(address) => cloud.addresses().release(&self.ids.addresses[address].to_string()).map(drop),
+            _ => unreachable!("{action:?} is carried out elsewhere"),
         }
     }
 
-    fn end_machine(&self, id: InstanceId, end: Option<End>) {
-        self.node.host().end(id, end);
+    fn execute_on_address(&self, cloud: &Cloud, action: &Action) -> Result<(), CloudError> {
+        let addresses = cloud.addresses();
+        let id = |address: usize| self.ids.addresses[address].to_string();
+        match *action {
+            Action::Allocate => addresses.allocate(Default::default()).map(drop),
+            Action::Associate { address, instance, may_move } => {
+                let instance = self.ids.instances[instance].to_string();
+                addresses.associate(&id(address), &instance, may_move).map(drop)
+            }
+            Action::Disassociate(address) => addresses.disassociate(&id(address)).map(drop),
+            Action::Release(address) => addresses.release(&id(address)).map(drop),
+            _ => unreachable!("{action:?} is carried out elsewhere"),
+        }
     }
 
     /// Writes to a volume, if a running machine has it. The write goes to the file that the machine has open.

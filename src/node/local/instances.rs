@@ -308,3 +308,26 @@ impl Machine for MachineHandle {
         MachineHandle::not_ready(self, state, after)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::Home;
+
+    #[test]
+    fn lock_tells_if_instance_is_missing_held_or_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = LocalNode::new(Home::at(dir.path()).unwrap());
+        let instances: &dyn InstanceHost = &node;
+        let id = InstanceId::from_random([1; 9]);
+        assert!(matches!(instances.lock(id, Duration::ZERO).unwrap(), InstanceLock::Missing));
+        let lock = instances.create(id).unwrap();
+        assert!(matches!(instances.lock(id, Duration::ZERO).unwrap(), InstanceLock::Held));
+        drop(lock);
+        assert!(instances.lock(id, Duration::ZERO).unwrap().taken().is_some());
+        assert_eq!(instances.list().unwrap(), [HostInstance { id, is_half_removed: false }]);
+        instances.remove(id).unwrap();
+        assert!(instances.lock_operation(id).unwrap().is_none());
+        assert_eq!(instances.list().unwrap(), []);
+    }
+}

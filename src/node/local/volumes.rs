@@ -110,3 +110,41 @@ fn name_in(home: &Home, path: &Path) -> Option<String> {
     };
     inside(home.volumes(), VOLUMES).or_else(|| inside(home.images(), IMAGES))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(dir: &Path) -> LocalNode {
+        LocalNode::new(Home::at(dir).unwrap())
+    }
+
+    #[test]
+    fn overlay_is_as_large_as_grown_backing_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path());
+        let volumes = || -> &dyn VolumeHost { &node };
+        volumes().create("a", &NewFile::Empty { size: 1 << 20 }).unwrap();
+        volumes().grow(&VolumeFiles { file: "a".into(), backing: Vec::new() }, 4 << 20).unwrap();
+        let base = Layer { file: format!("{VOLUMES}a"), format: DiskFormat::Qcow2 };
+        let overlay = |size| NewFile::Overlay { base: &base, size };
+        assert_eq!(volumes().create("b", &overlay(Some(1 << 20))).unwrap(), 4 << 20);
+        assert_eq!(volumes().create("c", &overlay(Some(8 << 20))).unwrap(), 8 << 20);
+        assert_eq!(volumes().create("d", &overlay(None)).unwrap(), 4 << 20);
+        assert_eq!(volumes().read_backing("b").unwrap(), [base]);
+    }
+
+    #[test]
+    fn sweep_keeps_named_files_and_locks() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path());
+        let volumes = || -> &dyn VolumeHost { &node };
+        let _lock = volumes().lock().unwrap();
+        for file in ["a", "b"] {
+            volumes().create(file, &NewFile::Empty { size: 1 << 20 }).unwrap();
+        }
+        volumes().sweep(&BTreeSet::from(["b".to_string()])).unwrap();
+        assert_eq!(volumes().list().unwrap(), ["b"]);
+        assert!(volumes().try_lock_snapshots().unwrap().is_some());
+    }
+}
