@@ -246,7 +246,7 @@ impl Soak {
             .collect();
         same("existing instances", &living, "directories", &names(&home.join("instances")))?;
         // The embedded image's directory is created on first use.
-        let embedded = cloud::embedded::id().to_string();
+        let embedded = node::embedded::id().to_string();
         let without = |mut names: BTreeSet<String>| {
             names.remove(&embedded);
             names

@@ -3,7 +3,7 @@
 use super::error::CloudError;
 use ec2::capacity::{self, InstanceSize};
 use machine::config::CpuConfig;
-use node::probe;
+use node::host::Node;
 use store::{InstanceRecord, Transaction};
 
 pub fn cpus(size: &InstanceSize) -> CpuConfig {
@@ -29,12 +29,13 @@ pub(super) fn promised_memory(tx: &Transaction) -> Result<u64, CloudError> {
 /// Checks that the host has room for `count` more instances of `size`. The `promised` MiB of running instances are
 /// treated as used, even if their guests have not touched them yet.
 pub(super) fn check_capacity(
+    node: &dyn Node,
     size: &InstanceSize,
     count: u32,
     promised: u64,
     overcommit: bool,
 ) -> Result<(), CloudError> {
-    let mut free = probe::resources();
+    let mut free = node.capacity();
     free.memory_mib = free.memory_mib.saturating_sub(promised);
     let all = InstanceSize { memory_mib: size.memory_mib.saturating_mul(count.into()), ..*size };
     Ok(capacity::check(&all, free, overcommit)?)

@@ -1,21 +1,16 @@
 //! `CreateImage`: images of instances.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use super::error::CloudError;
 use super::fork::Frozen;
-use super::image::{Image, MANIFEST, RootEntry};
-use super::image_memory::ImageMemory;
-use super::layers;
-use super::names::disk_id;
+use super::layers::{self, volume_files};
 use super::registry::{Images, check_name, new_record};
-use disk::{disk_image, sparse};
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, InstanceId};
-use machine::config::{BackingFile, DiskFormat};
-use node::home::write_private;
-use node::instance::SYNC_TIMEOUT;
+use machine::config::CpuConfig;
+use node::host::{ImageBuild, SavedMachine, VolumeFiles};
+use node::image::Image;
+use node::image_memory::ImageMemory;
+use node::machine_config::disk_id;
 use store::{ImageRecord, InstanceRecord};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +39,7 @@ impl Images<'_> {
         let record = self.cloud.instances().find(&instance.to_string())?;
         Action::ChangeVolumes.allowed(instance, record.status.state)?;
         let source = self.open_by_id(record.spec.image_id)?;
-        let (Some(root), Some(entry)) = (self.cloud.volumes().of(&record)?.into_iter().next(), &source.manifest.root)
+        let (Some(root), Some(_)) = (self.cloud.volumes().of(&record)?.into_iter().next(), &source.manifest.root)
         else {
             return Err(CloudError::refused(
                 ErrorCode::Unsupported,
@@ -61,11 +56,11 @@ impl Images<'_> {
         new.spec.source_instance = Some(instance);
         new.spec.imds_support = imds_support;
         if moment == ImageConsistency::WithMemory {
-            return self.create_with_memory(new, &record, &source, entry);
+            return self.create_with_memory(new, &record, &source);
         }
         let running = record.status.state == InstanceState::Running;
         if running && moment == ImageConsistency::Written {
-            self.cloud.dir(instance).sync(SYNC_TIMEOUT)?;
+            self.cloud.node.instances().sync(instance)?;
         }
         let snapshot = if running {
             Some(self.cloud.snapshots().create(root.meta.id, "Created for an image", Default::default())?)
@@ -76,10 +71,8 @@ impl Images<'_> {
             Some(snapshot) => (&snapshot.status.file, &snapshot.status.backing),
             None => (&root.status.file, &root.status.backing),
         };
-        let made = layers::backing_files(&self.cloud.home, &root.meta.id, backing.as_deref()).and_then(|backing| {
-            let disk = (self.cloud.home.volumes().join(file), backing);
-            self.build(new, &source, entry, &disk, |_| Ok(()))
-        });
+        let made = layers::files(&root.meta.id, file, backing.as_deref())
+            .and_then(|root| self.build(new, &source, &root, None));
         if let Some(snapshot) = snapshot {
             self.cloud.snapshots().delete(snapshot.meta.id)?;
         }
@@ -92,7 +85,6 @@ impl Images<'_> {
         new: ImageRecord,
         record: &InstanceRecord,
         source: &Image,
-        entry: &RootEntry,
     ) -> Result<ImageRecord, CloudError> {
         self.cloud.instances().check_freezable(record)?;
         if self.cloud.volumes().of(record)?.len() > 1 {
@@ -107,47 +99,30 @@ impl Images<'_> {
             ));
         }
         // The image can also be cold-booted, so the disk must be consistent.
-        self.cloud.dir(record.meta.id).sync(SYNC_TIMEOUT)?;
+        self.cloud.node.instances().sync(record.meta.id)?;
         let Frozen { saved, volumes, sweeping, _changing, .. } = self.cloud.instances().freeze(record)?;
         drop(sweeping);
-        let root = &volumes[0];
-        let memory = ImageMemory::of_instance(record, disk_id(root));
-        let backing = layers::backing_files(&self.cloud.home, &root.meta.id, root.status.backing.as_deref())?;
-        let disk = (self.cloud.home.volumes().join(&root.status.file), backing);
-        let put = |bundle: &Path| memory.put(saved.path(), bundle);
-        self.build(new, source, entry, &disk, put)
+        let memory = ImageMemory {
+            cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
+            memory_mib: record.spec.size.memory_mib,
+            instance_type: record.spec.size.instance_type.clone(),
+            overridden: record.spec.size.overridden,
+            root: disk_id(volumes[0].meta.id),
+        };
+        self.build(new, source, &volume_files(&volumes[0])?, Some((&saved, &memory)))
     }
 
-    /// Builds the image of `record` from a root disk (qcow2) with its backing files, and from the other files of
-    /// `source`. `finish` may add files to its directory.
+    /// Builds and registers an image from a root volume, and from the other files of `source`.
     fn build(
         &self,
         record: ImageRecord,
         source: &Image,
-        entry: &RootEntry,
-        (disk, backing): &(PathBuf, Vec<BackingFile>),
-        finish: impl FnOnce(&Path) -> Result<(), CloudError>,
+        root: &VolumeFiles,
+        memory: Option<(&SavedMachine, &ImageMemory)>,
     ) -> Result<ImageRecord, CloudError> {
-        let (_lock, scratch) = self.scratch()?;
-        let mut manifest = source.manifest.clone();
-        manifest.name.clone_from(&record.spec.name);
-        manifest.description.clone_from(&record.spec.description);
-        for file in manifest.digests().map(|(file, _)| file.to_string()).filter(|file| *file != entry.file) {
-            let (from, to) = (source.dir.join(&file), scratch.path().join(&file));
-            // A hard link takes no space, but works only within one file system.
-            fs::hard_link(&from, &to)
-                .or_else(|_| fs::copy(&from, &to).map(|_| ()))
-                .map_err(CloudError::file(&to, "create"))?;
-        }
-        let root = scratch.path().join(&entry.file);
-        disk_image::convert(&layers::resolved(disk.clone()), DiskFormat::Qcow2, backing, &root, DiskFormat::Raw)?;
-        let digest = |file: fs::File| sparse::sha256(&file, &|_| {});
-        let sha256 = fs::File::open(&root).and_then(digest).map_err(CloudError::file(&root, "read"))?;
-        manifest.root = Some(RootEntry { sha256, format: DiskFormat::Raw, ..entry.clone() });
-        let text = toml::to_string(&manifest).expect("a manifest is plain data");
-        let path = scratch.path().join(MANIFEST);
-        write_private(&path, text.as_bytes()).map_err(CloudError::file(&path, "write"))?;
-        finish(scratch.path())?;
-        self.register(record, scratch)
+        let (name, description) = (&record.spec.name, &record.spec.description);
+        let build = ImageBuild { name, description, source, root, memory };
+        let image = self.cloud.node.images().build(&build)?;
+        self.register(record, image)
     }
 }

@@ -1,15 +1,12 @@
 //! Errors of operations on instances, volumes and images.
 
-use std::io;
-use std::path::PathBuf;
-
-use super::embedded::EmbeddedError;
-use super::image::ImageError;
-use super::import::ImportError;
 use disk::disk_image;
 use ec2::{Ec2Error, ErrorCode, InstanceId};
+use node::error::NodeError;
 use node::home::HomeError;
 use node::instance::{Failure, MachineError};
+use std::io;
+use std::path::PathBuf;
 use store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -17,28 +14,11 @@ pub enum CloudError {
     #[error(transparent)]
     Ec2(#[from] Ec2Error),
     #[error(transparent)]
-    Home(#[from] HomeError),
-    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error(transparent)]
-    Embedded(#[from] EmbeddedError),
-    #[error(transparent)]
-    DiskImage(#[from] disk_image::ImageError),
-    #[error(transparent)]
-    Import(#[from] ImportError),
-    #[error(transparent)]
     Key(#[from] node::key::KeyError),
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        path: PathBuf,
-        /// Verb for the message, such as `read`.
-        action: &'static str,
-        source: io::Error,
-    },
     #[error(transparent)]
-    Machine(MachineError),
+    Node(NodeError),
     /// A hibernated instance could not be resumed. It can be started again once the cause is fixed.
     #[error("{source}. The saved memory is kept. To boot without it, use `wisp start {instance} --cold`")]
     NotResumed { instance: InstanceId, source: Box<CloudError> },
@@ -46,15 +26,38 @@ pub enum CloudError {
     NotWarm(String),
 }
 
-impl From<MachineError> for CloudError {
-    fn from(error: MachineError) -> CloudError {
-        match error.failure {
-            Failure::Passt(error) => {
+impl From<NodeError> for CloudError {
+    fn from(error: NodeError) -> CloudError {
+        match error {
+            NodeError::Machine(MachineError { failure: Failure::Passt(error), .. }) => {
                 let hint = "Use `--network none`, or run `wisp doctor` to check the host.";
                 CloudError::refused(ErrorCode::Unsupported, format!("{error}."), Some(hint.into()))
             }
-            _ => CloudError::Machine(error),
+            NodeError::Driver { instance, action } => {
+                let what = format!("The guest of {instance} could not {action} the disk's driver.");
+                let hint = "Check whether the guest is still using the disk. `--force` detaches it anyway.";
+                CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into()))
+            }
+            error => CloudError::Node(error),
         }
+    }
+}
+
+impl From<MachineError> for CloudError {
+    fn from(error: MachineError) -> CloudError {
+        NodeError::from(error).into()
+    }
+}
+
+impl From<HomeError> for CloudError {
+    fn from(error: HomeError) -> CloudError {
+        NodeError::from(error).into()
+    }
+}
+
+impl From<disk_image::ImageError> for CloudError {
+    fn from(error: disk_image::ImageError) -> CloudError {
+        NodeError::from(error).into()
     }
 }
 
@@ -63,14 +66,19 @@ impl CloudError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CloudError::Ec2(refusal) => refusal.hint().map(str::to_owned),
-            CloudError::Machine(error) => error.hint(),
+            CloudError::Node(NodeError::Machine(error)) => error.hint(),
             _ => None,
         }
     }
 
     /// Returns true if the error can mean that the instance's VMM or guest has ended.
     pub(super) fn is_lost_vmm(&self) -> bool {
-        matches!(self, CloudError::Machine(error) if error.is_lost_vmm())
+        matches!(self, CloudError::Node(NodeError::Machine(error)) if error.is_lost_vmm())
+    }
+
+    /// Returns true if the VMM reported that it did not carry out a request.
+    pub(super) fn is_refusal_of_vmm(&self) -> bool {
+        matches!(self, CloudError::Node(NodeError::Machine(MachineError { failure: Failure::Refused(_), .. })))
     }
 
     pub(super) fn refused(code: ErrorCode, what: impl Into<String>, hint: Option<String>) -> CloudError {
@@ -79,7 +87,6 @@ impl CloudError {
 
     /// Returns a closure that converts an I/O error on `path`. `action` is a verb, such as `read`.
     pub(super) fn file(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> CloudError {
-        let path = path.into();
-        move |source| CloudError::File { path, action, source }
+        move |source| NodeError::file(path, action)(source).into()
     }
 }

@@ -4,36 +4,23 @@
 //! are overlays over the same backing files. All forks map the snapshot's memory privately, so each one takes extra
 //! memory only for the pages that it changes.
 
-use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
-
-use tempfile::TempDir;
 
 use super::error::CloudError;
 use super::hibernate::check_savable;
 use super::instances::Instances;
 use super::launch::{MAX_COUNT, Prepared, check_forks};
-use super::layers::over;
+use super::layers::{below, over, volume_disk};
 use super::lookup::{get, get_volume};
-use super::machine_config::volume_disk;
-use super::names::{disk_id, volume_file};
+use super::names::volume_file;
 use super::network::{AddressPool, for_fork};
-use super::start::Source;
 use super::{new_id, now};
-use disk::disk_image;
 use ec2::state::{Action, InstanceState};
-use ec2::volume::VolumeState;
+use ec2::volume::{AttachmentState, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
-use machine::config::{DiskConfig, DiskFormat, MachineConfig};
-use machine::control::{ControlRequest, Message, NewOverlay};
-use machine::launch::Restore;
-use machine::snapshot_files;
-use node::instance::{InstanceDir, MachineHandle};
+use node::host::{Guard, Machine, NewFile, SavedMachine, Source};
+use node::machine_config::disk_id;
 use store::{AttachmentRecord, InstanceRecord, LaunchRecord, Meta, VolumeRecord};
-
-/// Timeout for a snapshot. The guest keeps running for most of this time.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
 pub struct ForkSpec {
@@ -48,21 +35,20 @@ pub struct ForkSpec {
 #[derive(Debug)]
 pub struct Forked {
     pub instances: Vec<InstanceRecord>,
-    pub machines: Vec<MachineHandle>,
+    pub machines: Vec<Box<dyn Machine>>,
     pub paused: Duration,
 }
 
 /// The state of a running instance at one point in time.
 pub(super) struct Frozen {
-    /// Directory with the snapshot. The VMM cannot write to it.
-    pub(super) saved: TempDir,
+    /// The snapshot. The VMM cannot write to it.
+    pub(super) saved: SavedMachine,
     /// The volumes' records at the time of the snapshot. The instance itself has switched to new overlays.
     pub(super) volumes: Vec<VolumeRecord>,
-    paused: Duration,
     /// Locks that keep other commands from deleting files that the store does not refer to yet.
-    pub(super) sweeping: [File; 2],
+    pub(super) sweeping: [Guard; 2],
     /// Locks that keep other commands from stopping the instance or taking EBS snapshots.
-    pub(super) _changing: [File; 2],
+    pub(super) _changing: [Guard; 2],
 }
 
 impl Instances<'_> {
@@ -72,17 +58,17 @@ impl Instances<'_> {
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let image = self.cloud.images().open_by_id(record.spec.image_id)?;
         let frozen = self.freeze(&record).map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
-        let Frozen { saved, volumes, paused, sweeping, _changing } = frozen;
+        let Frozen { saved, volumes, sweeping, _changing } = frozen;
         let prepared = self.prepare_forks(spec, &record, &volumes)?;
         drop(sweeping);
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
-        let replaced: Vec<String> = volumes.iter().map(disk_id).collect();
+        let replaced: Vec<String> = volumes.iter().map(|volume| disk_id(volume.meta.id)).collect();
         let plan = |Prepared { record, volumes, lock, .. }: Prepared| {
-            let restore = Restore { dir: saved.path().to_path_buf(), once: false };
+            let restore = saved.restore.clone();
             self.plan_start(&record, lock, &image, &volumes, Source::Copy { restore, disks: &replaced })
         };
         match self.start_all(prepared.into_iter().map(plan)) {
-            Ok(machines) => Ok(Forked { instances: self.settle_running(&ids)?, machines, paused }),
+            Ok(machines) => Ok(Forked { instances: self.settle_running(&ids)?, machines, paused: saved.paused }),
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
@@ -92,17 +78,15 @@ impl Instances<'_> {
 
     /// Takes a snapshot of a running instance. The instance is paused only briefly.
     pub(super) fn freeze(&self, record: &InstanceRecord) -> Result<Frozen, CloudError> {
-        let Some(operation) = self.cloud.dir(record.meta.id).try_lock_operation()? else {
+        let node = self.cloud.node();
+        let Some(operation) = node.instances().lock_operation(record.meta.id)? else {
             return Err(record.meta.id.incorrect_state("stopping", "copied").into());
         };
-        let snapshots = self.cloud.snapshots().lock()?;
-        let [own, saved] = self.cloud.dir(record.meta.id).saved_for_others()?;
-        let sweeping =
-            [self.cloud.home.lock(&self.cloud.home.instances())?, self.cloud.home.lock(&self.cloud.home.volumes())?];
+        let snapshots = node.volumes().lock_snapshots()?;
+        let sweeping = [node.instances().lock_all()?, node.volumes().lock()?];
         let volumes = self.cloud.volumes().of(record)?;
-        let paused = self.save_and_continue(record, &volumes, own.path())?;
-        snapshot_files::take(own.path(), saved.path()).map_err(CloudError::file(saved.path(), "create"))?;
-        Ok(Frozen { saved, volumes, paused, sweeping, _changing: [operation, snapshots] })
+        let saved = self.save_and_continue(record, &volumes)?;
+        Ok(Frozen { saved, volumes, sweeping, _changing: [operation, snapshots] })
     }
 
     pub(super) fn check_freezable(&self, record: &InstanceRecord) -> Result<(), CloudError> {
@@ -115,7 +99,7 @@ impl Instances<'_> {
                 Some("Use an instance type without instance storage; `wisp types` lists the types.".into()),
             ));
         }
-        check_savable(&self.cloud.dir(id))
+        check_savable(self.cloud, id)
     }
 
     fn check_fork(&self, spec: &ForkSpec) -> Result<InstanceRecord, CloudError> {
@@ -125,26 +109,19 @@ impl Instances<'_> {
         }
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, spec.instance))?;
         self.check_freezable(&record)?;
-        check_forks(&record, spec.count, spec.overcommit)?;
+        check_forks(self.cloud.node(), &record, spec.count, spec.overcommit)?;
         Ok(record)
     }
 
     /// Takes a snapshot of the VM and switches its volumes to new overlays.
-    fn save_and_continue(
-        &self,
-        record: &InstanceRecord,
-        before: &[VolumeRecord],
-        saved: &Path,
-    ) -> Result<Duration, CloudError> {
-        let dir = self.cloud.dir(record.meta.id);
-        let mut after = Vec::new();
+    fn save_and_continue(&self, record: &InstanceRecord, before: &[VolumeRecord]) -> Result<SavedMachine, CloudError> {
+        let mut disks = Vec::new();
         for volume in before {
-            let path = self.cloud.home.volumes().join(volume_file(volume.meta.id, volume.status.file_number + 1));
-            let base = self.cloud.home.volumes().join(&volume.status.file);
-            disk_image::create_layer(&path, &base, DiskFormat::Qcow2, Some(volume.spec.size))?;
-            after.push(continued(volume));
+            let after = continued(volume);
+            let content = NewFile::Overlay { base: &below(&volume.status.file), size: Some(volume.spec.size) };
+            self.cloud.node.volumes().create(&after.status.file, &content)?;
+            disks.push(volume_disk(&after)?);
         }
-        let disks = after.iter().map(|volume| volume_disk(&self.cloud.home, volume)).collect::<Result<Vec<_>, _>>()?;
         // From here on, the overlays are the volumes' files. They are empty, so the guest can keep writing to the
         // backing files until the switch, or for good if the switch fails.
         self.cloud.store.write::<_, CloudError>(|tx| {
@@ -153,19 +130,7 @@ impl Instances<'_> {
             }
             Ok(())
         })?;
-        dir.change_config(|config| {
-            disks.iter().for_each(|disk| continue_in(config, disk));
-        })?;
-        let layers = disks
-            .into_iter()
-            .map(|disk| NewOverlay { disk: disk.id, path: disk.path, backing: disk.backing })
-            .collect();
-        let request = ControlRequest::Fork { dir: saved.to_path_buf(), layers };
-        let mut machine = MachineHandle::connect(&dir)?;
-        match machine.ask_within(&request, SAVE_TIMEOUT)? {
-            Message::Saved { paused_ns } => Ok(Duration::from_nanos(paused_ns)),
-            other => Err(machine.unexpected(&other).into()),
-        }
+        Ok(self.cloud.node.instances().save(record.meta.id, &disks)?)
     }
 
     /// Creates the directories, volumes and records of all forks, or none of them.
@@ -187,7 +152,7 @@ impl Instances<'_> {
             }
         }
         let inserted = self.cloud.store.write::<_, CloudError>(|tx| {
-            let mut addresses = AddressPool::taken(tx, &self.cloud.home)?;
+            let mut addresses = AddressPool::taken(tx, self.cloud.node())?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 if let Some(network) = &mut one.record.status.network {
                     addresses.give(network)?;
@@ -214,15 +179,13 @@ impl Instances<'_> {
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let dir = InstanceDir::of(&self.cloud.home, id);
-        dir.create()?;
-        let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
+        let lock = self.cloud.node.instances().create(id)?;
         let mut volumes = Vec::new();
         let made = before.iter().try_for_each(|volume| {
             volumes.push(self.fork_volume(volume, id, time)?);
             Ok(())
         });
-        made.inspect_err(|_: &CloudError| self.discard_one(&volumes, &dir))?;
+        made.inspect_err(|_: &CloudError| self.discard_one(&volumes, id))?;
         let mut tags = original.meta.tags.clone();
         tags.remove("Name");
         tags.extend(spec.name.iter().map(|name| ("Name".to_string(), name.clone())));
@@ -248,20 +211,21 @@ impl Instances<'_> {
                 credits: None,
             },
         };
-        Ok(Prepared { record, volumes, dir, lock })
+        Ok(Prepared { record, volumes, lock })
     }
 
     /// Creates an overlay over the file that `volume` had at the time of the snapshot.
     fn fork_volume(&self, volume: &VolumeRecord, instance: InstanceId, time: u64) -> Result<VolumeRecord, CloudError> {
         let id = new_id();
         let file = volume_file(id, 1);
-        let (path, base) = (self.cloud.home.volumes().join(&file), self.cloud.home.volumes().join(&volume.status.file));
-        disk_image::create_layer(&path, &base, DiskFormat::Qcow2, Some(volume.spec.size))?;
+        let content = NewFile::Overlay { base: &below(&volume.status.file), size: Some(volume.spec.size) };
+        self.cloud.node.volumes().create(&file, &content)?;
         let attachment = volume.status.attachment.as_ref().map(|attachment| AttachmentRecord {
             instance_id: instance,
             attach_time: time,
             // A fork's volumes are deleted with it, whatever the original's setting.
             delete_on_termination: true,
+            state: AttachmentState::Attached,
             ..attachment.clone()
         });
         Ok(VolumeRecord {
@@ -287,13 +251,4 @@ pub(super) fn continued(volume: &VolumeRecord) -> VolumeRecord {
     continued.status.file = volume_file(volume.meta.id, file_number);
     continued.status.backing = over(&volume.status.file, volume.status.backing.as_deref());
     continued
-}
-
-/// Gives the disk with the same ID the files of `disk`. After a guest reboot, the VMM reads `config` again.
-pub(super) fn continue_in(config: &mut MachineConfig, disk: &DiskConfig) {
-    for known in config.disks.iter_mut().filter(|known| known.id == disk.id) {
-        known.path.clone_from(&disk.path);
-        known.format = disk.format;
-        known.backing.clone_from(&disk.backing);
-    }
 }

@@ -1,19 +1,13 @@
-//! Hibernation: the checks before an instance is hibernated or changed. [`node::instance`] saves the memory.
+//! Hibernation: the checks before an instance is hibernated or changed. The node saves the memory.
 
-use std::time::Duration;
-
+use super::Cloud;
 use super::error::CloudError;
 use super::instances::Instances;
 use super::lookup::get;
 use ec2::state::Action;
 use ec2::{ErrorCode, InstanceId};
-use machine::timeline::Mark;
-use node::guest::FEATURE;
-use node::home::Home;
-use node::instance::{InstanceDir, MachineHandle};
+use node::host::Savable;
 use store::InstanceRecord;
-
-const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Instances<'_> {
     /// Checks that all these instances have hibernation enabled and that their guests are ready.
@@ -28,7 +22,7 @@ impl Instances<'_> {
                 ));
             }
             Action::Hibernate.allowed(*id, record.status.state)?;
-            let checked = check_savable(&self.cloud.dir(*id));
+            let checked = check_savable(self.cloud, *id);
             checked.map_err(|error| self.unless_ended(*id, "it was hibernated", error))?;
         }
         Ok(())
@@ -36,27 +30,27 @@ impl Instances<'_> {
 }
 
 /// Checks that the guest is ready and that its agent detects a restore.
-pub(super) fn check_savable(dir: &InstanceDir) -> Result<(), CloudError> {
-    let id = dir.id();
+pub(super) fn check_savable(cloud: &Cloud, id: InstanceId) -> Result<(), CloudError> {
     let refused = |what: String, hint: &str| {
         Err(CloudError::refused(ErrorCode::UnsupportedOperation, what, Some(hint.to_string())))
     };
-    if MachineHandle::connect(dir)?.status()?.timeline.at(Mark::AgentReady).is_none() {
-        let what = format!("The instance '{id}' cannot be saved yet: its guest is still booting.");
-        return refused(what, "Try again when its status check in `wisp ls` is ok.");
+    match cloud.node.instances().savable(id)? {
+        Savable::Yes => Ok(()),
+        Savable::Booting => {
+            let what = format!("The instance '{id}' cannot be saved yet: its guest is still booting.");
+            refused(what, "Try again when its status check in `wisp ls` is ok.")
+        }
+        Savable::OldAgent(version) => {
+            let what = format!("The agent of the instance '{id}' ({version}) does not support snapshots.");
+            refused(what, "Import the image again to get the current agent, then launch a new instance from it.")
+        }
     }
-    let facts = dir.agent(AGENT_TIMEOUT)?.ping(AGENT_TIMEOUT).map_err(dir.guest_error())?;
-    if facts.agent_version.contains(FEATURE) {
-        return Ok(());
-    }
-    let what = format!("The agent of the instance '{id}' ({}) does not support snapshots.", facts.agent_version);
-    refused(what, "Import the image again to get the current agent, then launch a new instance from it.")
 }
 
 /// Refuses changes to a hibernated instance, which must resume with the same size and volumes.
-pub(super) fn refuse_hibernated(home: &Home, record: &InstanceRecord) -> Result<(), CloudError> {
+pub(super) fn refuse_hibernated(cloud: &Cloud, record: &InstanceRecord) -> Result<(), CloudError> {
     let id = record.meta.id;
-    if record.status.state.has_machine() || !InstanceDir::of(home, id).is_hibernated() {
+    if record.status.state.has_machine() || cloud.node.instances().hibernated(id).is_none() {
         return Ok(());
     }
     Err(CloudError::refused(

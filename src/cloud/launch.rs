@@ -1,14 +1,12 @@
 //! `RunInstances`: launches instances from an image, all or none.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 
 use sha2::{Digest, Sha256};
 
+use super::attachment::attach;
 use super::capacity::{check_capacity, cpus, promised_memory, threads_per_core};
 use super::error::CloudError;
-use super::image::Image;
-use super::image_memory::ImageMemory;
 use super::instances::Instances;
 use super::layers;
 use super::limits::check_credits;
@@ -17,21 +15,20 @@ use super::names::{ROOT_DEVICE, volume_file};
 use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
-use super::start::Source;
 use super::template::{self, Template};
-use super::volume::attach;
-use super::{embedded, new_id, now, resolve};
-use disk::disk_image;
+use super::{new_id, now, resolve};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
 use ec2::metadata::MetadataOptions;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
-use ec2::volume::{VolumeOption, VolumeSource, VolumeState};
+use ec2::volume::{AttachmentState, VolumeOption, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, ImageId, InstanceId, ReservationId};
-use machine::config::DiskFormat;
-use node::instance::{InstanceDir, MachineHandle};
+use node::embedded;
+use node::host::{Guard, Machine, NewFile, Node, Source};
+use node::image::Image;
+use node::image_memory::ImageMemory;
 use store::{
     AttachmentRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, LaunchRecord, Meta, SizeRecord,
     SnapshotRecord, Transaction, VolumeRecord,
@@ -104,17 +101,16 @@ pub struct Launched {
     /// In launch order.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
-    pub machines: Vec<MachineHandle>,
+    pub machines: Vec<Box<dyn Machine>>,
     /// The instances cold-booted because no template exists yet, although one can be created.
     pub wants_warm: bool,
 }
 
-/// An instance that has not been started yet. Its directory exists and is locked.
+/// An instance that has not been started yet. It is locked on its node.
 pub(super) struct Prepared {
     pub(super) record: InstanceRecord,
     pub(super) volumes: Vec<VolumeRecord>,
-    pub(super) dir: InstanceDir,
-    pub(super) lock: File,
+    pub(super) lock: Guard,
 }
 
 impl Instances<'_> {
@@ -189,7 +185,9 @@ impl Instances<'_> {
             check_metadata_keys(spec.tags.keys().map(String::as_str))?;
         }
         // The launch creates a missing default security group; the check must not.
-        self.cloud.store.rehearse::<_, CloudError>(|tx| Placement::choose(tx, &spec.network).map(drop))?;
+        self.cloud
+            .store
+            .rehearse::<_, CloudError>(|tx| Placement::choose(tx, self.cloud.node(), &spec.network).map(drop))?;
         if spec.count > 1 && spec.network.private_ip.is_some() {
             let what = format!(
                 "A private address can be assigned to only one instance, but the launch creates {} instances.",
@@ -223,7 +221,7 @@ impl Instances<'_> {
                 Some("See HibernationSupported in `wisp types --output json`.".into()),
             ));
         }
-        check_capacity(&spec.size, spec.count, promised, spec.overcommit)
+        check_capacity(self.cloud.node(), &spec.size, spec.count, promised, spec.overcommit)
     }
 
     fn launched_before(&self, spec: &LaunchSpec, parameters: &str) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
@@ -241,8 +239,8 @@ impl Instances<'_> {
         parameters: &str,
     ) -> Result<Result<Vec<Prepared>, Vec<InstanceRecord>>, CloudError> {
         // These locks keep other commands from sweeping files that have no record yet.
-        let _instances = self.cloud.home.lock(&self.cloud.home.instances())?;
-        let _volumes = self.cloud.home.lock(&self.cloud.home.volumes())?;
+        let _instances = self.cloud.node.instances().lock_all()?;
+        let _volumes = self.cloud.node.volumes().lock()?;
         let reservation = new_id();
         let mut prepared = Vec::new();
         // An invalid snapshot reference must fail before anything is created.
@@ -264,10 +262,10 @@ impl Instances<'_> {
                 let (token, parameters) = (token.clone(), parameters.to_string());
                 tx.set(&ClientToken { token, parameters, reservation_id: reservation, created: now() })?;
             }
-            let place = Placement::choose(tx, &spec.network)?;
+            let place = Placement::choose(tx, self.cloud.node(), &spec.network)?;
             let imds_support = image_record.spec.imds_support.or(image.manifest.imds_support);
             let metadata = metadata_defaults(tx)?.applied(MetadataOptions::of_image(imds_support));
-            let mut addresses = AddressPool::taken(tx, &self.cloud.home)?;
+            let mut addresses = AddressPool::taken(tx, self.cloud.node())?;
             for (one, sequence) in prepared.iter_mut().zip(InstanceRecord::next_sequence(tx)?..) {
                 let mut network = place.interface(&spec.network, metadata);
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
@@ -330,12 +328,10 @@ impl Instances<'_> {
     ) -> Result<Prepared, CloudError> {
         let time = now();
         let id: InstanceId = new_id();
-        let dir = InstanceDir::of(&self.cloud.home, id);
-        dir.create()?;
-        let lock = dir.try_lock()?.expect("the directory is new and unknown to others");
+        let lock = self.cloud.node.instances().create(id)?;
         let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
             // The original error is more useful than one from the cleanup.
-            let _ = dir.remove();
+            let _ = self.cloud.node.instances().remove(id);
         })?;
         let launch =
             LaunchRecord { reservation_id, launch_index, image_name: image_record.spec.name.clone(), sequence: 0 };
@@ -357,8 +353,8 @@ impl Instances<'_> {
         };
         let (mut record, mut volumes) = (record, root.into_iter().collect());
         self.make_volumes(spec, snapshots, &mut record, &mut volumes)
-            .inspect_err(|_| self.discard_one(&volumes, &dir))?;
-        Ok(Prepared { record, volumes, dir, lock })
+            .inspect_err(|_| self.discard_one(&volumes, id))?;
+        Ok(Prepared { record, volumes, lock })
     }
 
     /// Creates an overlay over the image's root file system: empty, or a copy of the template's overlay.
@@ -372,12 +368,11 @@ impl Instances<'_> {
         let Some(root) = &image.manifest.root else { return Ok(None) };
         let id = new_id();
         let file = volume_file(id, 1);
-        let path = self.cloud.home.volumes().join(&file);
-        match warm.and_then(Template::layer) {
-            Some(layer) => template::copy_layer(layer, &path)?,
-            None => disk_image::create_layer(&path, &image.dir.join(&root.file), root.format, None)?,
-        }
-        let size = disk_image::information(&path, DiskFormat::Qcow2)?.virtual_size;
+        let base = layers::of_image(image_record.meta.id, root);
+        let size = match warm.and_then(Template::layer) {
+            Some(layer) => template::copy_layer(layer, &self.cloud.home.volumes().join(&file))?,
+            None => self.cloud.node.volumes().create(&file, &NewFile::Overlay { base: &base, size: None })?,
+        };
         Ok(Some(VolumeRecord {
             meta: Meta::new(id, time, BTreeMap::new()),
             spec: store::volume::Spec {
@@ -392,12 +387,13 @@ impl Instances<'_> {
                 image_id: Some(image_record.meta.id),
                 file,
                 file_number: 1,
-                backing: Some(vec![layers::of_image(image_record.meta.id, root)]),
+                backing: Some(vec![layers::recorded(base)]),
                 attachment: Some(AttachmentRecord {
                     instance_id,
                     device_name: ROOT_DEVICE.into(),
                     attach_time: time,
                     delete_on_termination: true,
+                    state: AttachmentState::Attached,
                 }),
             },
         }))
@@ -405,14 +401,14 @@ impl Instances<'_> {
 
     /// Removes the files that [`Self::prepare`] created. The next command removes any that are left.
     pub(super) fn discard(&self, prepared: &[Prepared]) {
-        prepared.iter().for_each(|one| self.discard_one(&one.volumes, &one.dir));
+        prepared.iter().for_each(|one| self.discard_one(&one.volumes, one.record.meta.id));
     }
 
-    pub(super) fn discard_one(&self, volumes: &[VolumeRecord], dir: &InstanceDir) {
+    pub(super) fn discard_one(&self, volumes: &[VolumeRecord], id: InstanceId) {
         for volume in volumes {
-            let _ = std::fs::remove_file(self.cloud.home.volumes().join(&volume.status.file));
+            let _ = self.cloud.node.volumes().remove(&volume.status.file);
         }
-        let _ = dir.remove();
+        let _ = self.cloud.node.instances().remove(id);
     }
 
     /// Marks pending instances as running, and returns all records.
@@ -464,9 +460,14 @@ fn size_warning(memory: &ImageMemory, size: &InstanceSize) -> Option<String> {
 }
 
 /// Checks that the host can run `count` forks of an instance. Forks share memory, so only vCPUs are checked.
-pub(super) fn check_forks(record: &InstanceRecord, count: u32, overcommit: bool) -> Result<(), CloudError> {
+pub(super) fn check_forks(
+    node: &dyn Node,
+    record: &InstanceRecord,
+    count: u32,
+    overcommit: bool,
+) -> Result<(), CloudError> {
     let size = InstanceSize { memory_mib: 0, ..size_of(record)? };
-    check_capacity(&size, count, 0, overcommit)
+    check_capacity(node, &size, count, 0, overcommit)
 }
 
 /// Returns the instances that were launched with `token`. Fails if the parameters differ or all are terminated.

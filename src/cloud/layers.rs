@@ -5,60 +5,64 @@
 //! any file of the user there.
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
 
 use super::Cloud;
 use super::error::CloudError;
-use super::image::RootEntry;
-use disk::MAX_LAYERS;
-use disk::disk_image;
 use ec2::{ErrorCode, ImageId};
-use machine::config::{BackingFile, DiskFormat};
-use node::home::Home;
+use machine::config::DiskFormat;
+use node::host::{Layer, VolumeDisk, VolumeFiles};
+use node::image::RootEntry;
+use node::local::IMAGES;
+pub(super) use node::local::VOLUMES;
 use store::{LayerFormat, LayerRecord, Resource, SnapshotRecord, VolumeRecord};
 
-/// Directories in the data directory that contain disk images.
-pub(super) const VOLUMES: &str = "volumes/";
-const IMAGES: &str = "images/";
+/// Returns a file in the volumes directory as the backing file of an overlay.
+pub(super) fn below(file: &str) -> Layer {
+    Layer { file: format!("{VOLUMES}{file}"), format: DiskFormat::Qcow2 }
+}
 
 /// Returns the backing files of an overlay over `file` in the volumes directory, if those of `file` are known.
 pub(super) fn over(file: &str, backing: Option<&[LayerRecord]>) -> Option<Vec<LayerRecord>> {
-    let below = LayerRecord { file: format!("{VOLUMES}{file}"), format: LayerFormat::Qcow2 };
-    Some(std::iter::once(below).chain(backing?.iter().cloned()).collect())
+    Some(std::iter::once(recorded(below(file))).chain(backing?.iter().cloned()).collect())
 }
 
-pub(super) fn of_image(id: ImageId, root: &RootEntry) -> LayerRecord {
-    let format = match root.format {
+/// Returns an image's root file system as the backing file of an overlay.
+pub(super) fn of_image(id: ImageId, root: &RootEntry) -> Layer {
+    Layer { file: format!("{IMAGES}{id}/{}", root.file), format: root.format }
+}
+
+pub(super) fn recorded(Layer { file, format }: Layer) -> LayerRecord {
+    let format = match format {
         DiskFormat::Raw => LayerFormat::Raw,
         DiskFormat::Qcow2 => LayerFormat::Qcow2,
     };
-    LayerRecord { file: format!("{IMAGES}{id}/{}", root.file), format }
+    LayerRecord { file, format }
 }
 
-/// Returns the backing files of the volume or snapshot `id` for a VM. Fails if they are not recorded.
-pub(super) fn backing_files(
-    home: &Home,
-    id: &dyn Display,
-    backing: Option<&[LayerRecord]>,
-) -> Result<Vec<BackingFile>, CloudError> {
+/// Returns the files of the volume or snapshot `id` for a machine. Fails if its backing files are not recorded.
+pub(super) fn files(id: &dyn Display, file: &str, backing: Option<&[LayerRecord]>) -> Result<VolumeFiles, CloudError> {
     let Some(backing) = backing else {
         let what = format!("The backing files of '{id}' are unknown: they could not be read from its file's header.");
         let hint = "Run `qemu-img check` on its file in the volumes directory to find out why.";
         return Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())));
     };
-    let file = |layer: &LayerRecord| BackingFile {
-        path: resolved(home.root().join(&layer.file)),
-        format: match layer.format {
+    let layer = |layer: &LayerRecord| {
+        let format = match layer.format {
             LayerFormat::Raw => DiskFormat::Raw,
             LayerFormat::Qcow2 => DiskFormat::Qcow2,
-        },
+        };
+        Layer { file: layer.file.clone(), format }
     };
-    Ok(backing.iter().map(file).collect())
+    Ok(VolumeFiles { file: file.into(), backing: backing.iter().map(layer).collect() })
 }
 
-/// Resolves symbolic links, as in overlay headers. Returns the path unchanged if the file does not exist.
-pub(super) fn resolved(path: PathBuf) -> PathBuf {
-    path.canonicalize().unwrap_or(path)
+pub(super) fn volume_files(volume: &VolumeRecord) -> Result<VolumeFiles, CloudError> {
+    files(&volume.meta.id, &volume.status.file, volume.status.backing.as_deref())
+}
+
+/// Returns a volume as a disk without limits.
+pub(super) fn volume_disk(volume: &VolumeRecord) -> Result<VolumeDisk, CloudError> {
+    Ok(VolumeDisk { volume: volume.meta.id, files: volume_files(volume)?, limits: None })
 }
 
 /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only if
@@ -91,57 +95,34 @@ fn record_missing_of<R: Resource>(
 
 /// Returns the backing files of `file` according to its header. A failure becomes a warning.
 fn read_backing_files(cloud: &Cloud, id: &str, file: &str) -> Option<Vec<LayerRecord>> {
-    let backing = from_headers(&cloud.home, file);
+    let backing = cloud.node.volumes().read_backing(file);
     let warn = |why: &String| cloud.warn(format!("{id}: cannot be used because its backing files are unknown: {why}"));
-    backing.inspect_err(warn).ok()
-}
-
-/// Returns the backing files of `file` in the volumes directory, according to the headers. The error is a sentence.
-fn from_headers(home: &Home, file: &str) -> Result<Vec<LayerRecord>, String> {
-    let mut layers = Vec::new();
-    let mut path = home.volumes().join(file);
-    loop {
-        let information = disk_image::information(&path, DiskFormat::Qcow2).map_err(|error| error.to_string())?;
-        let Some(backing) = information.backing else { return Ok(layers) };
-        let name = name_in(home, &backing.path).ok_or_else(|| {
-            format!("{} refers to {:?}, which is not an image or a volume", path.display(), backing.name)
-        })?;
-        let format = match backing.format {
-            DiskFormat::Raw => LayerFormat::Raw,
-            DiskFormat::Qcow2 => LayerFormat::Qcow2,
-        };
-        layers.push(LayerRecord { file: name, format });
-        if layers.len() > MAX_LAYERS {
-            return Err(format!("{} has more than {MAX_LAYERS} backing files", path.display()));
-        }
-        if format == LayerFormat::Raw {
-            return Ok(layers);
-        }
-        path = backing.path;
-    }
-}
-
-/// Returns the path relative to the data directory if the file is a volume or belongs to an image.
-fn name_in(home: &Home, path: &Path) -> Option<String> {
-    let path = path.canonicalize().ok()?;
-    let inside = |dir: PathBuf, name: &str| {
-        let rest = path.strip_prefix(dir.canonicalize().ok()?).ok()?.to_str()?.to_string();
-        Some(format!("{name}{rest}"))
-    };
-    inside(home.volumes(), VOLUMES).or_else(|| inside(home.images(), IMAGES))
+    Some(backing.inspect_err(warn).ok()?.into_iter().map(recorded).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Warnings;
-    use crate::machine_config::volume_disk;
     use crate::volume::NewVolume;
+    use disk::disk_image;
+    use machine::config::DiskConfig;
+    use node::home::Home;
+    use node::machine_config;
     use std::fs;
+    use std::path::Path;
     use std::process::Command;
 
     fn cloud(dir: &Path) -> Cloud {
         Cloud::at(Home::at(dir).unwrap()).unwrap()
+    }
+
+    fn disk_of(cloud: &Cloud, volume: &VolumeRecord) -> Result<DiskConfig, CloudError> {
+        Ok(machine_config::volume_disk(&cloud.home, &volume_disk(volume)?))
+    }
+
+    fn from_headers(cloud: &Cloud, file: &str) -> Option<Vec<LayerRecord>> {
+        Some(cloud.node.volumes().read_backing(file).ok()?.into_iter().map(recorded).collect())
     }
 
     fn new_volume(cloud: &Cloud, snapshot: Option<&SnapshotRecord>) -> VolumeRecord {
@@ -155,7 +136,7 @@ mod tests {
         cloud.store.write::<_, CloudError>(|tx| Ok(tx.put(&mut record)?)).unwrap();
     }
 
-    fn paths(disk: &machine::config::DiskConfig) -> Vec<String> {
+    fn paths(disk: &DiskConfig) -> Vec<String> {
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
         disk.files().map(|(path, _)| name(path)).collect()
     }
@@ -170,16 +151,16 @@ mod tests {
         let later = cloud.snapshots().create(second.meta.id, "", Default::default()).unwrap();
         let [first, second] = [first, second].map(|volume| cloud.volumes().find(&volume.meta.id.to_string()).unwrap());
         let base = format!("{}.1.qcow2", first.meta.id);
-        let disk = |volume: &VolumeRecord| paths(&volume_disk(&cloud.home, volume).unwrap());
+        let disk = |volume: &VolumeRecord| paths(&disk_of(&cloud, volume).unwrap());
         assert_eq!(disk(&first), [format!("{}.2.qcow2", first.meta.id), base.clone()]);
-        let [lower, upper] = [1, 2].map(|number| format!("{}.{number}.qcow2", second.meta.id));
+        let [lower, upper] = [1, 2].map(|generation| format!("{}.{generation}.qcow2", second.meta.id));
         assert_eq!(disk(&second), [upper, lower, base.clone()]);
         assert_eq!(later.status.backing.unwrap(), over(&base, Some(&[])).unwrap());
         // A VM can open all of these files, and the headers name the same ones.
         for volume in [&first, &second] {
-            let disk = volume_disk(&cloud.home, volume).unwrap();
+            let disk = disk_of(&cloud, volume).unwrap();
             disk_image::grow(&disk.path, disk.format, &disk.backing, 2 << 30).unwrap();
-            assert_eq!(from_headers(&cloud.home, &volume.status.file).as_ref().ok(), volume.status.backing.as_ref());
+            assert_eq!(from_headers(&cloud, &volume.status.file), volume.status.backing);
         }
 
         // The backing files of a deleted volume stay while another volume needs them.
@@ -187,7 +168,7 @@ mod tests {
         cloud.snapshots().delete(snapshot.meta.id).unwrap();
         let path = |name: &str| cloud.home.volumes().join(name);
         assert!(path(&base).exists() && !path(&first.status.file).exists());
-        let disk = volume_disk(&cloud.home, &second).unwrap();
+        let disk = disk_of(&cloud, &second).unwrap();
         disk_image::grow(&disk.path, disk.format, &disk.backing, 3 << 30).unwrap();
         assert_eq!(cloud.take_warnings(), Warnings::default());
     }
@@ -199,7 +180,7 @@ mod tests {
         let volume = new_volume(&cloud, None);
         cloud.snapshots().create(volume.meta.id, "", Default::default()).unwrap();
         let volume = cloud.volumes().find(&volume.meta.id.to_string()).unwrap();
-        let disk = volume_disk(&cloud.home, &volume).unwrap();
+        let disk = disk_of(&cloud, &volume).unwrap();
         let secret = dir.path().join("secret");
         fs::write(&secret, vec![7; 1 << 20]).unwrap();
         let rebased = Command::new("qemu-img")
@@ -208,7 +189,7 @@ mod tests {
             .output()
             .expect("qemu-img (Debian package qemu-utils) can be run");
         assert!(rebased.status.success(), "{}", String::from_utf8_lossy(&rebased.stderr));
-        assert_eq!(volume_disk(&cloud.home, &volume).unwrap(), disk);
+        assert_eq!(disk_of(&cloud, &volume).unwrap(), disk);
         let grown = cloud.volumes().modify(
             volume.meta.id,
             &ec2::volume::VolumeChange { size: Some("2".parse().unwrap()), ..Default::default() },
@@ -250,7 +231,7 @@ mod tests {
         for unknown in [&outside, &unreadable] {
             assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.meta.id.to_string())), "{warnings:?}");
             let record = cloud.volumes().find(&unknown.meta.id.to_string()).unwrap();
-            assert!(volume_disk(&cloud.home, &record).is_err());
+            assert!(disk_of(&cloud, &record).is_err());
         }
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         // Nothing is removed while the backing files of some volumes are unknown.

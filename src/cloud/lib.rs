@@ -4,19 +4,14 @@
 //! There is no daemon: each command is one process, which opens a [`Cloud`]. Concurrent commands synchronize through
 //! the store. An instance's VMM runs independently of commands.
 
+mod attachment;
 pub mod bench;
-pub mod bundle;
 pub mod capacity;
 pub mod create_image;
-pub mod embedded;
 mod error;
 pub mod fork;
-#[cfg(any(test, feature = "fuzzing"))]
-pub mod fuzzing;
 mod hibernate;
-pub mod image;
-pub mod image_memory;
-pub mod import;
+mod ids;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
@@ -24,7 +19,8 @@ mod layers;
 pub mod lifecycle;
 pub mod limits;
 mod lookup;
-pub mod machine_config;
+#[cfg(test)]
+mod model;
 pub mod modify;
 pub mod names;
 pub mod network;
@@ -50,11 +46,10 @@ mod warnings;
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
-
 pub use error::CloudError;
 pub use warnings::Warnings;
 
+use ids::new_id;
 use instances::Instances;
 use key_pair::KeyPairs;
 use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
@@ -67,15 +62,17 @@ use usage::Metering;
 use volume::Volumes;
 
 use ec2::InstanceId;
-use ec2::id::{Id, RANDOM_BYTES, ResourceKind};
 use node::home::Home;
+use node::host::Node;
 use node::instance::InstanceDir;
+use node::local::LocalNode;
 use store::{Record, Store};
 
 /// An open data directory.
 #[derive(Debug)]
 pub struct Cloud {
     home: Home,
+    node: Box<dyn Node>,
     store: Store,
     warnings: RefCell<Warnings>,
 }
@@ -88,9 +85,15 @@ impl Cloud {
         Ok(cloud)
     }
 
+    /// Opens the data directory `home` on this host.
     fn at(home: Home) -> Result<Cloud, CloudError> {
+        let node = LocalNode::new(home.clone());
+        Cloud::with_node(home, Box::new(node))
+    }
+
+    fn with_node(home: Home, node: Box<dyn Node>) -> Result<Cloud, CloudError> {
         let store = Store::open(home.root())?;
-        Ok(Cloud { home, store, warnings: RefCell::default() })
+        Ok(Cloud { home, node, store, warnings: RefCell::default() })
     }
 
     pub fn addresses(&self) -> Addresses<'_> {
@@ -158,6 +161,10 @@ impl Cloud {
         InstanceDir::of(&self.home, id)
     }
 
+    fn node(&self) -> &dyn Node {
+        self.node.as_ref()
+    }
+
     pub fn home(&self) -> &Home {
         &self.home
     }
@@ -186,13 +193,6 @@ impl Cloud {
 /// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn new_id<K: ResourceKind>() -> Id<K> {
-    let mut random = [0; RANDOM_BYTES];
-    // Without flags and for so few bytes, getrandom fails only on a host that blocks the system call.
-    getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
-    Id::from_random(random)
 }
 
 /// Formats a time as in EC2's messages: `2026-11-23 08:40:00 GMT`.

@@ -3,7 +3,6 @@
 //! A start has three steps: record the transition in the store, which succeeds for only one of several concurrent
 //! commands; start the VM; record the result. If a command is killed, `reconcile.rs` completes or undoes its operation.
 
-use std::fs::File;
 use std::time::Duration;
 
 use super::capacity::{check_capacity, promised_memory};
@@ -12,18 +11,15 @@ use super::instances::Instances;
 use super::lookup::{get, size_of};
 use super::network::{AddressPool, NetworkSpec, Placement};
 use super::now;
-use super::start::Source;
-use super::stop::{AGENT_TIMEOUT, RESTART_TIMEOUT, SHUTDOWN_TIMEOUTS, StateChange, answers};
+use super::stop::StateChange;
 use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::{ErrorCode, InstanceId};
-use machine::control;
-use node::instance::{Awaited, InstanceDir, MachineHandle};
-use node::probe;
+use node::host::{Guard, InstanceLock, Machine, Reboot, Source};
 use store::InstanceRecord;
 
-/// Timeout for a guest to power off after its agent has ended.
-const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout for a VMM that is exiting to release the instance's lock.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Instances<'_> {
     /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already.
@@ -33,9 +29,8 @@ impl Instances<'_> {
         id: InstanceId,
         overcommit: bool,
         cold: bool,
-    ) -> Result<(StateChange, Option<MachineHandle>), CloudError> {
-        let dir = self.cloud.dir(id);
-        let lock = self.lock_to_start(&dir)?;
+    ) -> Result<(StateChange, Option<Box<dyn Machine>>), CloudError> {
+        let lock = self.lock_to_start(id)?;
         let started = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.status.state;
@@ -45,7 +40,9 @@ impl Instances<'_> {
             let Some(lock) = lock else {
                 return Err(id.incorrect_state("stopping", "started").into());
             };
-            check_capacity(&size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
+            check_capacity(self.cloud.node(), &size_of(&record)?, 1, promised_memory(tx)?, overcommit)?;
+            // If this command is killed, the end of the last machine must not decide what becomes of the instance.
+            self.cloud.node.instances().forget_end(id)?;
             record.status.state = InstanceState::Pending;
             record.clear_reason();
             record.status.launch_time = now();
@@ -53,9 +50,9 @@ impl Instances<'_> {
             let spec = NetworkSpec::default();
             let mut network = match record.status.network.take() {
                 Some(network) => network,
-                None => Placement::choose(tx, &spec)?.interface(&spec, MetadataOptions::default()),
+                None => Placement::choose(tx, self.cloud.node(), &spec)?.interface(&spec, MetadataOptions::default()),
             };
-            AddressPool::taken(tx, &self.cloud.home)?.give(&mut network)?;
+            AddressPool::taken(tx, self.cloud.node())?.give(&mut network)?;
             record.status.network = Some(network);
             tx.put(&mut record)?;
             Ok((previous, record, Some(lock)))
@@ -63,14 +60,14 @@ impl Instances<'_> {
         let (previous, record, Some(lock)) = started else {
             return Ok((StateChange { instance: id, previous: started.0, current: started.0 }, None));
         };
-        match self.start_machine(&record, &dir, lock, cold) {
+        match self.start_machine(&record, lock, cold) {
             Ok(machine) => {
                 self.settle_running(&[id])?;
                 Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(machine)))
             }
             Err(error) => {
                 // If the restore failed before the guest ran, the snapshot still exists: the instance stays hibernated.
-                let is_hibernated = dir.is_hibernated();
+                let is_hibernated = self.cloud.node.instances().hibernated(id).is_some();
                 let reason = match is_hibernated {
                     true => StateReason::user_hibernated(),
                     false => StateReason::internal_error(&error.to_string()),
@@ -86,21 +83,20 @@ impl Instances<'_> {
     }
 
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
-    fn lock_to_start(&self, dir: &InstanceDir) -> Result<Option<File>, CloudError> {
-        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, dir.id()))?.status.state {
+    fn lock_to_start(&self, id: InstanceId) -> Result<Option<Guard>, CloudError> {
+        let instances = self.cloud.node.instances();
+        match self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state {
             // An exiting VMM may hold the lock for a moment longer.
-            InstanceState::Stopped => Ok(dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))?),
+            InstanceState::Stopped => Ok(instances.lock(id, RESTART_TIMEOUT)?.taken()),
             // A VMM that is being killed does not respond, but holds the lock for a moment longer.
-            InstanceState::Running if !dir.unless_gone(answers(dir))? => {
-                match dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))? {
-                    Some(lock) => drop(lock),
-                    None => return Ok(None),
-                }
-                self.reconcile_instance(dir.id())?;
-                Ok(dir.unless_gone(dir.lock_within(RESTART_TIMEOUT))?)
+            InstanceState::Running if !instances.is_running(id)? => {
+                let InstanceLock::Taken(lock) = instances.lock(id, RESTART_TIMEOUT)? else { return Ok(None) };
+                drop(lock);
+                self.reconcile_instance(id)?;
+                Ok(instances.lock(id, RESTART_TIMEOUT)?.taken())
             }
             InstanceState::Running => Ok(None),
-            _ => Ok(dir.unless_gone(dir.try_lock())?),
+            _ => Ok(instances.lock(id, Duration::ZERO)?.taken()),
         }
     }
 
@@ -111,8 +107,7 @@ impl Instances<'_> {
         if !error.is_lost_vmm() {
             return error;
         }
-        let dir = self.cloud.dir(id);
-        match dir.unless_gone(answers(&dir)) {
+        match self.cloud.node.instances().is_running(id) {
             Ok(true) => error,
             Ok(false) => self.ended_before(id, event).unwrap_or_else(|other| other),
             Err(other) => other.into(),
@@ -122,13 +117,9 @@ impl Instances<'_> {
     /// Returns an instance's state after its guest ended. Waits for the VMM to exit or, after a reboot, for the next
     /// VMM, and reconciles the record.
     pub fn state_after_guest_end(&self, id: InstanceId) -> Result<InstanceState, CloudError> {
-        let dir = self.cloud.dir(id);
-        // The agent ends before its guest powers off.
-        if let Ok(mut machine) = MachineHandle::connect(&dir) {
-            // An error means that the VMM is exiting.
-            let _ = machine.subscribe().and_then(|()| machine.wait_ended(POWER_OFF_TIMEOUT));
-        }
-        if !dir.unless_gone(answers(&dir))? {
+        let instances = self.cloud.node.instances();
+        instances.await_guest_end(id);
+        if !instances.is_running(id)? {
             self.reconcile_instance(id)?;
         }
         self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.status.state))
@@ -143,46 +134,25 @@ impl Instances<'_> {
         Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
     }
 
-    fn start_machine(
-        &self,
-        record: &InstanceRecord,
-        dir: &InstanceDir,
-        lock: File,
-        cold: bool,
-    ) -> Result<MachineHandle, CloudError> {
-        if cold || !dir.is_hibernated() {
-            dir.forget_hibernated()?;
+    fn start_machine(&self, record: &InstanceRecord, lock: Guard, cold: bool) -> Result<Box<dyn Machine>, CloudError> {
+        let instances = self.cloud.node.instances();
+        if cold || instances.hibernated(record.meta.id).is_none() {
+            instances.forget_hibernated(record.meta.id)?;
         }
         let image = self.cloud.images().open_by_id(record.spec.image_id)?;
-        let source = dir.hibernated().map_or(Source::Boot, Source::Hibernated);
+        let source = instances.hibernated(record.meta.id).map_or(Source::Boot, Source::Hibernated);
         let plan = self.plan_start(record, lock, &image, &self.cloud.volumes().of(record)?, source);
         Ok(self.start_all([plan])?.remove(0))
     }
 
     /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.
-    pub fn reboot(&self, id: InstanceId) -> Result<MachineHandle, CloudError> {
+    pub fn reboot(&self, id: InstanceId) -> Result<Box<dyn Machine>, CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         Action::Reboot.allowed(id, record.status.state)?;
-        let dir = self.cloud.dir(id);
-        let timeout = SHUTDOWN_TIMEOUTS[usize::from(probe::is_software_kvm())];
-        let restarted = dir.reboot_by(timeout, || {
-            let asked = dir
-                .agent(AGENT_TIMEOUT)
-                .and_then(|agent| agent.shutdown(true, AGENT_TIMEOUT).map_err(dir.guest_error()));
-            let Err(error) = asked else { return Ok(()) };
-            log::info!("{id}: the agent did not reboot the guest ({error}); pressing Ctrl-Alt-Del");
-            MachineHandle::connect(&dir)?.demand(&control::ControlRequest::CtrlAltDel)
-        });
-        match restarted {
-            Ok(Awaited::Listening(mut machine)) => {
-                machine.subscribe().map_err(|error| self.unless_ended(id, "it was rebooted", error))?;
-                Ok(*machine)
-            }
-            Ok(Awaited::Ended(lock)) => {
-                drop(lock);
-                Err(self.ended_before(id, "it was rebooted")?)
-            }
-            Ok(Awaited::TimedOut) => {
+        match self.cloud.node.instances().reboot(id) {
+            Ok(Reboot::Restarted(machine)) => Ok(machine),
+            Ok(Reboot::Ended) => Err(self.ended_before(id, "it was rebooted")?),
+            Ok(Reboot::TimedOut(timeout)) => {
                 let what = format!(
                     "The instance '{id}' did not reboot within {} s. It may still reboot later.",
                     timeout.as_secs()

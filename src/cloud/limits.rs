@@ -3,7 +3,6 @@
 use super::error::CloudError;
 use super::instances::Instances;
 use super::lookup::figures_of;
-use super::names::disk_id;
 use super::now;
 use ec2::credits::{CreditBalance, CreditMode, CreditRules, KeptCredits};
 use ec2::instance_type::InstanceType;
@@ -12,24 +11,20 @@ use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeSize, VolumeSpec};
 use ec2::{ErrorCode, InstanceId, catalog};
 use machine::MachineConfig;
-use machine::control::{ControlRequest, VmmStatus};
+use machine::control::VmmStatus;
 use machine::kept_balance::KeptBalance;
 use machine::limits::{CpuBalance, CpuBudgetConfig, DiskLimits, NetLimits, Rate};
-use node::instance::MachineHandle;
+use node::host::MachineLimits;
 use store::{InstanceRecord, VolumeRecord};
 
-/// Applies an instance's limits to its VM, unless the instance is exempt. The first disks of `config` must be the
-/// instance's volumes, and its network device must be configured.
-pub(super) fn limit(config: &mut MachineConfig, record: &InstanceRecord, volumes: &[VolumeRecord]) {
-    let Some(instance_type) = limited_type(record) else { return };
-    config.cpu_budget = CreditRules::of(instance_type, record.spec.size.vcpus).map(|rules| {
+/// Returns the limits of an instance's type, or none if the instance is exempt.
+pub(super) fn limits_of(record: &InstanceRecord) -> MachineLimits {
+    let Some(instance_type) = limited_type(record) else { return MachineLimits::default() };
+    let cpu_budget = CreditRules::of(instance_type, record.spec.size.vcpus).map(|rules| {
         let mode = mode_of(record, &rules);
         budget(&rules, mode, rules.at_start(mode, record.status.credits.as_ref(), now()))
     });
-    limit_devices(config, instance_type);
-    for (disk, volume) in config.disks.iter_mut().zip(volumes) {
-        disk.limits = volume_limits(volume);
-    }
+    MachineLimits { cpu_budget, ..device_limits(instance_type) }
 }
 
 /// Applies the limits of an instance type to the VM of an ephemeral instance, which has no record.
@@ -38,7 +33,11 @@ pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType)
         let mode = rules.default_mode();
         budget(&rules, mode, rules.at_launch(mode))
     });
-    limit_devices(config, instance_type);
+    let limits = device_limits(instance_type);
+    config.disk_limits = limits.disks;
+    if let Some(net) = &mut config.net {
+        net.limits = limits.network;
+    }
     // The disks are not EBS volumes and have no volume type, so they get the limits of a default volume.
     let plain = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
     if let Ok(figures) = plain.figures(None, Role::Root) {
@@ -46,10 +45,11 @@ pub(super) fn limit_as(config: &mut MachineConfig, instance_type: &InstanceType)
     }
 }
 
-fn limit_devices(config: &mut MachineConfig, instance_type: &InstanceType) {
-    config.disk_limits = instance_type.ebs_performance().map(disk_limits);
-    if let Some(net) = &mut config.net {
-        net.limits = Some(NetLimits { bytes: rate(instance_type.network_speed()) });
+fn device_limits(instance_type: &InstanceType) -> MachineLimits {
+    MachineLimits {
+        cpu_budget: None,
+        disks: instance_type.ebs_performance().map(disk_limits),
+        network: Some(NetLimits { bytes: rate(instance_type.network_speed()) }),
     }
 }
 
@@ -128,10 +128,7 @@ fn disk_limits(Performance { bytes, operations, operation_bytes }: Performance) 
 impl Instances<'_> {
     /// Returns the CPU credits of an instance at its stop, or `None` if its VMM was killed and could not save them.
     pub(super) fn kept_credits(&self, id: InstanceId) -> Option<KeptCredits> {
-        let kept = KeptBalance::read(&self.cloud.dir(id).vmm_directory()).unwrap_or_else(|error| {
-            log::warn!("{id}: cannot read its CPU credits: {error}");
-            None
-        });
+        let kept = self.cloud.node.instances().kept_balance(id);
         kept.map(|KeptBalance { balance, at }| KeptCredits { balance: credits_of(&balance), at })
     }
 
@@ -141,14 +138,7 @@ impl Instances<'_> {
             return Ok(());
         };
         let can_owe = mode_of(record, &rules) == CreditMode::Unlimited;
-        let dir = self.cloud.dir(record.meta.id);
-        let mut machine = MachineHandle::connect(&dir)?;
-        // A VM that was started without a budget gets one at the next start.
-        if machine.status()?.cpu_budget.is_none() {
-            return Ok(());
-        }
-        machine.demand(&ControlRequest::SetCanOwe { can_owe })?;
-        Ok(dir.change_config(|config| config.cpu_budget.iter_mut().for_each(|budget| budget.can_owe = can_owe))?)
+        Ok(self.cloud.node.instances().set_can_owe(record.meta.id, can_owe)?)
     }
 
     pub(super) fn apply_volume_limits(&self, volume: &VolumeRecord) -> Result<(), CloudError> {
@@ -156,16 +146,7 @@ impl Instances<'_> {
         let record = self.find(&attachment.instance_id.to_string())?;
         let limits = volume_limits(volume).filter(|_| !record.spec.no_limits);
         let (Some(limits), InstanceState::Running) = (limits, record.status.state) else { return Ok(()) };
-        let (dir, id) = (self.cloud.dir(record.meta.id), disk_id(volume));
-        let mut machine = MachineHandle::connect(&dir)?;
-        // A VM that was started without limits gets them at the next start.
-        if !machine.status()?.disks.iter().any(|disk| disk.id == id && disk.limits.is_some()) {
-            return Ok(());
-        }
-        machine.demand(&ControlRequest::SetDiskLimits { id: id.clone(), limits: Some(limits) })?;
-        Ok(dir.change_config(|config| {
-            config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = Some(limits));
-        })?)
+        Ok(self.cloud.node.instances().limit_disk(record.meta.id, volume.meta.id, limits)?)
     }
 }
 

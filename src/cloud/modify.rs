@@ -6,7 +6,7 @@ use super::hibernate::refuse_hibernated;
 use super::instances::Instances;
 use super::limits::check_credits;
 use super::lookup::get;
-use super::network::chosen_groups;
+use super::network::{NetworkChange, chosen_groups};
 use super::seed::check_user_data;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
@@ -51,12 +51,12 @@ impl Instances<'_> {
             )?;
         }
         let needs_stop = change.size.is_some() || change.user_data.is_some();
-        let record = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, network_change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let action = if needs_stop { Action::ModifyStopped } else { Action::Modify };
             action.allowed(id, record.status.state)?;
             if needs_stop {
-                refuse_hibernated(&self.cloud.home, &record)?;
+                refuse_hibernated(self.cloud, &record)?;
             }
             if let Some((size, overridden)) = &change.size {
                 record.spec.size.instance_type = size.instance_type.name.to_string();
@@ -90,7 +90,8 @@ impl Instances<'_> {
                 network.security_groups = chosen_groups(tx, network.vpc_id, &change.security_groups)?;
             }
             tx.put(&mut record)?;
-            Ok(record)
+            let has_new_network = change.metadata_options.is_some() || !change.security_groups.is_empty();
+            Ok((record, has_new_network.then(|| NetworkChange::begin(tx)).transpose()?))
         })?;
         if change.cpu_credits.is_some() {
             self.apply_credit_mode(&record)?;
@@ -99,6 +100,9 @@ impl Instances<'_> {
             self.cloud.security_groups().apply()?;
         } else if change.metadata_options.is_some() {
             self.cloud.interfaces().push(&record)?;
+        }
+        if let Some(change) = network_change {
+            self.cloud.interfaces().finish(change)?;
         }
         Ok(record)
     }

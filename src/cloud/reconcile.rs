@@ -3,7 +3,6 @@
 //! Every command that opens a [`Cloud`] does this first. If an instance's lock is free, no VMM is running and no
 //! command is about to start one. Only the command that reconciles a difference reports it.
 
-use std::fs;
 use std::time::Duration;
 
 use super::error::CloudError;
@@ -18,8 +17,7 @@ use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
 use machine::end_record::EndRecord;
 use machine::files::LOG;
-use node::home::is_lock;
-use node::instance::{GONE, InstanceDir, MachineError, MachineHandle};
+use node::host::{HostInstance, InstanceLock};
 use store::{ClientToken, InstanceRecord, StoreError};
 
 /// Time in seconds for which a terminated instance stays visible.
@@ -54,11 +52,15 @@ impl Instances<'_> {
         self.cloud.warn_failed("cannot remove old records", forgotten);
         let swept = self.sweep_directories();
         self.cloud.warn_failed("cannot remove the directories of deleted instances", swept);
+        let finished = self.cloud.volumes().finish_interrupted();
+        self.cloud.warn_failed("cannot check the volumes", finished);
         let finished = self.cloud.snapshots().finish_pending();
         self.cloud.warn_failed("cannot complete interrupted snapshots", finished);
         let swept = self.cloud.vpcs().sweep_directories();
         self.cloud.warn_failed("cannot remove the directories of deleted VPCs", swept);
         self.cloud.routers().restart_killed(&records);
+        let applied = self.cloud.interfaces().finish_pending();
+        self.cloud.warn_failed("cannot apply an interrupted change of the network", applied);
         let swept = template::sweep(&self.cloud.home);
         self.cloud.warn_failed("cannot remove unfinished templates", swept);
         let swept = self.cloud.sweep().stray_images();
@@ -66,17 +68,17 @@ impl Instances<'_> {
     }
 
     pub(super) fn reconcile_instance(&self, id: InstanceId) -> Result<(), CloudError> {
-        let dir = self.cloud.dir(id);
-        let lock = dir.unless_gone(dir.try_lock())?;
-        if lock.is_none() && dir.path().exists() {
-            return self.reconcile_alive(id, &dir);
+        let instances = self.cloud.node.instances();
+        let lock = instances.lock(id, Duration::ZERO)?;
+        if matches!(lock, InstanceLock::Held) {
+            return self.reconcile_alive(id);
         }
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.status.state.has_machine() {
             return Ok(());
         }
-        let outcome = judge(&record, dir.end(), dir.is_hibernated());
+        let outcome = judge(&record, instances.last_end(id), instances.hibernated(id).is_some());
         if is_launching(&record) {
             self.undo_launch(&record, &outcome.reason)?;
         }
@@ -91,17 +93,14 @@ impl Instances<'_> {
 
     /// Reconciles an instance whose machine is running. An interrupted start or termination is completed; an
     /// interrupted stop is undone, unless the machine is about to end.
-    fn reconcile_alive(&self, id: InstanceId, dir: &InstanceDir) -> Result<(), CloudError> {
+    fn reconcile_alive(&self, id: InstanceId) -> Result<(), CloudError> {
+        let instances = self.cloud.node.instances();
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.status.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.meta.id).collect();
             // A VMM that does not respond may not have created its VM yet, and may still fail to.
-            if ids.iter().all(|id| {
-                MachineHandle::connect(&self.cloud.dir(*id))
-                    .and_then(|mut machine| machine.status_within(END_TIMEOUT))
-                    .is_ok()
-            }) {
+            if ids.iter().all(|id| instances.status(*id, END_TIMEOUT).is_ok()) {
                 self.settle_running(&ids)?;
             }
             return Ok(());
@@ -109,7 +108,7 @@ impl Instances<'_> {
         if !matches!(record.status.state, InstanceState::Stopping | InstanceState::ShuttingDown) {
             return Ok(());
         }
-        let Some(_operation) = dir.unless_gone(dir.try_lock_operation())? else { return Ok(()) };
+        let Some(_operation) = instances.lock_operation(id)? else { return Ok(()) };
         // The command may have finished in the meantime.
         if self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state != record.status.state {
             return Ok(());
@@ -119,9 +118,8 @@ impl Instances<'_> {
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM may be saving the guest's memory, or may not respond because it is exiting.
-        let status = MachineHandle::connect(dir).and_then(|mut machine| machine.status_within(END_TIMEOUT));
-        if status.map_or(true, |status| status.is_ending) {
-            return match dir.unless_gone(dir.lock_within(END_TIMEOUT))? {
+        if instances.status(id, END_TIMEOUT).map_or(true, |status| status.is_ending) {
+            return match instances.lock(id, END_TIMEOUT)?.taken() {
                 Some(lock) => {
                     drop(lock);
                     self.reconcile_instance(id)
@@ -156,10 +154,9 @@ impl Instances<'_> {
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
     fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.meta.id != record.meta.id) {
-            let dir = self.cloud.dir(other.meta.id);
-            let has_machine = dir.unless_gone(dir.try_lock())?.is_none() && dir.path().exists();
+            let lock = self.cloud.node.instances().lock(other.meta.id, Duration::ZERO)?;
             // Instances without a machine are reconciled separately, each with its own reason.
-            if has_machine {
+            if matches!(lock, InstanceLock::Held) {
                 self.cloud.warn(format!(
                     "{}: terminated because {} from the same launch did not start.",
                     other.meta.id, record.meta.id
@@ -194,24 +191,16 @@ impl Instances<'_> {
     /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
     /// and terminations left them.
     fn sweep_directories(&self) -> Result<(), CloudError> {
-        let dir = self.cloud.home.instances();
-        // A launch holds this lock only for milliseconds, until its instances have records.
-        let _lock = self.cloud.home.lock(&dir)?;
+        let instances = self.cloud.node.instances();
+        let _lock = instances.lock_all()?;
         let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
-        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
-            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let Ok(id) = name.strip_prefix(GONE).unwrap_or(&name).parse::<InstanceId>() else { continue };
+        for HostInstance { id, is_half_removed } in instances.list()? {
             let record = records.iter().find(|record| record.meta.id == id);
-            let is_gone = name.starts_with(GONE);
-            if is_gone || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
-                let removed = sweep_directory(&InstanceDir::of(&self.cloud.home, id), is_gone);
+            if is_half_removed || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
+                let removed = self.sweep_instance(id, is_half_removed);
                 swept |= matches!(removed, Ok(true));
-                self.cloud.warn_failed(
-                    &format!("cannot remove the directory of {id}"),
-                    removed.map(drop).map_err(CloudError::from),
-                );
+                self.cloud.warn_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
             }
         }
         if swept || self.has_stray_volumes()? {
@@ -220,22 +209,22 @@ impl Instances<'_> {
         Ok(())
     }
 
-    fn has_stray_volumes(&self) -> Result<bool, CloudError> {
-        let dir = self.cloud.home.volumes();
-        let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
-        let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let Some(known) = self.cloud.sweep().kept_volumes()? else { return Ok(false) };
-        Ok(names.iter().any(|name| !is_lock(name) && !known.contains(name)))
+    /// Removes an instance from its node, unless it is running. Returns true if it was removed.
+    fn sweep_instance(&self, id: InstanceId, is_half_removed: bool) -> Result<bool, CloudError> {
+        let instances = self.cloud.node.instances();
+        let lock = instances.lock(id, Duration::ZERO)?;
+        if matches!(lock, InstanceLock::Held) && !is_half_removed {
+            return Ok(false);
+        }
+        instances.remove(id)?;
+        Ok(true)
     }
-}
 
-/// Removes an instance's directory, unless the instance is running. Returns true if the directory was removed.
-fn sweep_directory(dir: &InstanceDir, is_gone: bool) -> Result<bool, MachineError> {
-    if is_gone {
-        return dir.remove().map(|()| true);
+    fn has_stray_volumes(&self) -> Result<bool, CloudError> {
+        let names = self.cloud.node.volumes().list()?;
+        let Some(known) = self.cloud.sweep().kept_volumes()? else { return Ok(false) };
+        Ok(names.iter().any(|name| !known.contains(name)))
     }
-    let Some(_lock) = dir.try_lock()? else { return Ok(false) };
-    dir.remove().map(|()| true)
 }
 
 /// Returns true if the launch that created the instance has not completed.

@@ -1,20 +1,16 @@
 //! The image registry: imported images, images created from instances, and the embedded image.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-
 use super::error::CloudError;
-use super::image::{Image, MANIFEST};
-use super::image_memory::ImageMemory;
 use super::lookup::by_id;
 use super::template;
-use super::{Cloud, embedded, new_id, now};
+use super::{Cloud, new_id, now};
 use ec2::id::{Id, Image as ImageKind};
 use ec2::metadata::ImdsSupport;
 use ec2::{ErrorCode, ImageId};
-use node::home::Home;
-use node::shell;
+use node::host::UnfinishedImage;
+use node::image::Image;
+use node::image_memory::ImageMemory;
+use node::{embedded, shell};
 use store::{ImageRecord, Meta, StoreError, Transaction, Visibility};
 
 #[derive(Debug, Clone, Copy)]
@@ -84,11 +80,7 @@ impl Images<'_> {
 
     /// Opens the bundle of an image that is or was registered.
     pub fn open_by_id(&self, id: ImageId) -> Result<Image, CloudError> {
-        if id == embedded::id() {
-            let dir = embedded::unpacked(&self.cloud.home)?;
-            return Ok(Image::open(&dir)?);
-        }
-        Ok(Image::open(&self.cloud.home.images().join(id.to_string()))?)
+        Ok(self.cloud.node.images().open(id)?)
     }
 
     /// Registers the embedded image if necessary. Deregisters that of another version of Wisp, which has the same name.
@@ -121,20 +113,6 @@ impl Images<'_> {
         })
     }
 
-    /// Creates a directory for a new image. The caller holds the lock until the image has a record, so an unfinished
-    /// directory that is found under the lock was left by a killed process.
-    pub(super) fn scratch(&self) -> Result<(fs::File, tempfile::TempDir), CloudError> {
-        let images = self.cloud.home.images();
-        let lock = self.cloud.home.lock(&images)?;
-        embedded::remove_unfinished(&images).map_err(CloudError::file(&images, "clean up"))?;
-        let scratch = tempfile::Builder::new()
-            .prefix(embedded::UNFINISHED)
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(&images)
-            .map_err(CloudError::file(&images, "create a directory in"))?;
-        Ok((lock, scratch))
-    }
-
     pub(super) fn check_name_is_free(&self, name: &str) -> Result<(), CloudError> {
         self.cloud.store.read(|tx| name_is_free(tx, name))
     }
@@ -159,19 +137,15 @@ impl Images<'_> {
         })
     }
 
-    pub(super) fn register(
-        &self,
-        mut record: ImageRecord,
-        bundle: tempfile::TempDir,
-    ) -> Result<ImageRecord, CloudError> {
-        let dir = self.cloud.home.images().join(record.meta.id.to_string());
-        self.cloud.store.write(|tx| {
+    pub(super) fn register(&self, mut record: ImageRecord, image: UnfinishedImage) -> Result<ImageRecord, CloudError> {
+        // The lock is released when the image has a record.
+        let _lock = self.cloud.store.write::<_, CloudError>(|tx| {
             name_is_free(tx, &record.spec.name)?;
-            fs::rename(bundle.path(), &dir).map_err(CloudError::file(&dir, "create"))?;
-            let _ = bundle.keep();
+            let lock = self.cloud.node.images().keep(image, record.meta.id)?;
             tx.insert(&mut record)?;
-            Ok(record)
-        })
+            Ok(lock)
+        })?;
+        Ok(record)
     }
 
     /// Deregisters an image. Its files are kept for as long as an instance, volume or snapshot uses them.
@@ -200,19 +174,6 @@ fn refuse_embedded(id: ImageId, change: &str) -> Result<(), CloudError> {
     }
     let what = format!("The image '{}' is embedded in wisp and cannot be {change}.", embedded::NAME);
     Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None))
-}
-
-/// Opens an image that need not be registered: the embedded image by its name or ID, or a bundle by its directory.
-/// The embedded image is the default. Returns `None` if `reference` can only be a registered image.
-pub fn unregistered(home: &Home, reference: Option<&str>) -> Result<Option<Image>, CloudError> {
-    let reference = reference.unwrap_or(embedded::NAME);
-    if reference == embedded::NAME || reference == embedded::id().to_string() {
-        return Ok(Some(Image::open(&embedded::unpacked(home)?)?));
-    }
-    if reference.contains('/') || Path::new(reference).join(MANIFEST).exists() {
-        return Ok(Some(Image::open(Path::new(reference))?));
-    }
-    Ok(None)
 }
 
 fn embedded_record() -> ImageRecord {

@@ -3,11 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::CloudError;
-use super::image::Image;
 use super::limits::limit_as;
-use super::machine_config::{
-    FREE_SLOTS, add_options, identity, image_kernel, layer_disk, machine, name_host, root_disk,
-};
 use super::network::{self, NetworkSpec};
 use super::new_id;
 use super::seed::identity_seed;
@@ -20,7 +16,11 @@ use machine::config::{
     BackingFile, BootProtocol, CpuConfig, DiskAccess, DiskConfig, DiskFormat, KernelConfig, MachineConfig,
 };
 use node::home::Home;
+use node::image::Image;
 use node::instance::{EphemeralInstance, StartPlan};
+use node::machine_config::{
+    FREE_SLOTS, add_options, device, identity, image_kernel, layer_disk, machine, name_host, root_disk,
+};
 
 #[derive(Debug, Clone)]
 pub struct RunSpec {
@@ -90,7 +90,7 @@ impl RunSpec {
         if let (Some(_), Some(image)) = (warm, image) {
             plan.set_seed(identity_seed(id, image));
         }
-        plan.machine.net = Some(network::device(id));
+        plan.machine.net = Some(device(id));
         if let Some(network) = &self.network {
             network::plan(&mut plan, id, network::run_link(id, image, network), network.mode);
         }

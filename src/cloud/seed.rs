@@ -4,12 +4,12 @@
 //! twice. A restored guest gets its host name and key in a seed even then, because cloud-init runs only at boot.
 
 use super::error::CloudError;
-use super::image::Manifest;
 use super::instances::Instances;
-use super::machine_config::host_name;
 use ec2::InstanceId;
 use ec2::user_data::UserData;
 use node::guest::Seed;
+use node::image::Manifest;
+use node::machine_config::host_name;
 use store::{InstanceRecord, KeyPairRecord};
 
 impl Instances<'_> {

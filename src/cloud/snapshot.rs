@@ -4,20 +4,14 @@
 //! No data is copied, and the snapshot outlives the volume.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
 
 use super::error::CloudError;
-use super::fork::{continue_in, continued};
+use super::fork::continued;
+use super::layers::{below, volume_disk};
 use super::lookup::{by_id, get_volume};
-use super::machine_config::volume_disk;
 use super::{Cloud, new_id, now, resolve};
-use disk::disk_image;
-use ec2::{SnapshotId, VolumeId};
-use machine::config::DiskFormat;
-use machine::control::ControlRequest;
-use node::home::{SNAPSHOTS_LOCK, lock_file, try_lock_file};
-use node::instance::{Failure, MachineError, MachineHandle};
+use ec2::{InstanceId, SnapshotId, VolumeId};
+use node::host::NewFile;
 use store::{Meta, SnapshotRecord, SnapshotState, VolumeRecord};
 
 #[derive(Debug, Clone, Copy)]
@@ -43,18 +37,15 @@ impl Snapshots<'_> {
         description: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord, CloudError> {
-        let volumes = self.cloud.home.volumes();
-        let _operation = self.lock()?;
-        let lock = self.cloud.home.lock(&volumes)?;
+        let volumes = self.cloud.node.volumes();
+        let _operation = volumes.lock_snapshots()?;
+        let lock = volumes.lock()?;
         let before = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
-        let running = self.cloud.volumes().running_machine(&before)?;
+        let running = self.cloud.volumes().running_instance(&before)?;
         let after = continued(&before);
-        let layer = volumes.join(&after.status.file);
-        disk_image::create_layer(
-            &layer,
-            &volumes.join(&before.status.file),
-            DiskFormat::Qcow2,
-            Some(before.spec.size),
+        volumes.create(
+            &after.status.file,
+            &NewFile::Overlay { base: &below(&before.status.file), size: Some(before.spec.size) },
         )?;
         let mut snapshot = SnapshotRecord {
             meta: Meta::new(new_id(), now(), tags),
@@ -74,18 +65,15 @@ impl Snapshots<'_> {
             Ok(tx.insert(&mut snapshot)?)
         })?;
         drop(lock);
-        if let Some(mut machine) = running
-            && let Err(error) = self.switch(&mut machine, &before, &after)
+        if let Some(instance) = running
+            && let Err(error) = self.switch(instance, &before, &after)
         {
-            if is_refusal(&error) {
+            // A VMM that ended or did not answer may have switched: the overlay stays the volume's file, and a later
+            // command completes the snapshot.
+            if error.is_refusal_of_vmm() {
                 self.forget(&before, &snapshot)?;
             }
-            return Err(match &before.status.attachment {
-                Some(attachment) => {
-                    self.cloud.instances().unless_ended(attachment.instance_id, "the snapshot was complete", error)
-                }
-                None => error,
-            });
+            return Err(self.cloud.instances().unless_ended(instance, "the snapshot was complete", error));
         }
         self.complete(snapshot.meta.id)
     }
@@ -113,22 +101,9 @@ impl Snapshots<'_> {
     }
 
     /// Switches a running VMM from the files in `before` to those in `after`, even if the guest reboots meanwhile.
-    fn switch(
-        &self,
-        machine: &mut MachineHandle,
-        before: &VolumeRecord,
-        after: &VolumeRecord,
-    ) -> Result<(), CloudError> {
-        let Some(attachment) = &after.status.attachment else { return Ok(()) };
-        let [before, after] = [volume_disk(&self.cloud.home, before)?, volume_disk(&self.cloud.home, after)?];
-        let dir = self.cloud.dir(attachment.instance_id);
-        dir.change_config(|config| continue_in(config, &after))?;
-        let request = ControlRequest::SwitchDisk { id: after.id, layer: after.path, backing: after.backing };
-        let switched = machine.demand(&request).map_err(CloudError::from);
-        if switched.as_ref().is_err_and(is_refusal) {
-            dir.change_config(|config| continue_in(config, &before))?;
-        }
-        switched
+    fn switch(&self, instance: InstanceId, before: &VolumeRecord, after: &VolumeRecord) -> Result<(), CloudError> {
+        let [before, after] = [volume_disk(before)?, volume_disk(after)?];
+        Ok(self.cloud.node.instances().switch_disk(instance, &before, &after)?)
     }
 
     /// Deletes a snapshot. Volumes that were created from it keep the files they need.
@@ -139,24 +114,12 @@ impl Snapshots<'_> {
         Ok(())
     }
 
-    /// Waits for the snapshot lock, which excludes other commands that take snapshots.
-    pub(super) fn lock(&self) -> Result<File, CloudError> {
-        let path = self.lock_path();
-        lock_file(&path).map_err(CloudError::file(path, "lock"))
-    }
-
-    /// Path of the lock that a command holds from before its snapshot has a record until the snapshot is complete.
-    fn lock_path(&self) -> PathBuf {
-        self.cloud.home.volumes().join(SNAPSHOTS_LOCK)
-    }
-
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
     pub(super) fn finish_pending(&self) -> Result<(), CloudError> {
         if self.pending()?.is_empty() {
             return Ok(());
         }
-        let path = self.lock_path();
-        let Some(_operation) = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))? else { return Ok(()) };
+        let Some(_operation) = self.cloud.node.volumes().try_lock_snapshots()? else { return Ok(()) };
         for snapshot in self.pending()? {
             match self.finish(&snapshot) {
                 Ok(()) => self.cloud.warn(format!("{}: an interrupted snapshot was completed.", snapshot.meta.id)),
@@ -179,19 +142,13 @@ impl Snapshots<'_> {
             .store
             .read::<_, CloudError>(|tx| Ok(tx.get::<VolumeRecord>(&snapshot.spec.volume_id.to_string())?))?;
         if let Some(volume) = volume
-            && let Some(mut machine) = self.cloud.volumes().running_machine(&volume)?
+            && let Some(instance) = self.cloud.volumes().running_instance(&volume)?
         {
             let mut before = volume.clone();
             before.status.file.clone_from(&snapshot.status.file);
             before.status.backing.clone_from(&snapshot.status.backing);
-            self.switch(&mut machine, &before, &volume)?;
+            self.switch(instance, &before, &volume)?;
         }
         self.complete(snapshot.meta.id).map(drop)
     }
-}
-
-/// Returns true if the VMM reported that it did not switch. A VMM that ended or did not answer may have switched: the
-/// overlay stays the volume's file, and a later command completes the snapshot.
-fn is_refusal(error: &CloudError) -> bool {
-    matches!(error, CloudError::Machine(MachineError { failure: Failure::Refused(_), .. }))
 }

@@ -1,96 +1,83 @@
 //! Starts instances. Launches, starts and forks differ only in their start plans.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::CloudError;
-use super::image::Image;
 use super::instances::Instances;
-use super::limits::limit;
-use super::machine_config::{of_instance, volume_disk};
+use super::layers::volume_disk;
+use super::limits::{limits_of, volume_limits};
 use super::network::is_in_vpc;
 use ec2::catalog;
 use ec2::id::VpcId;
-use machine::launch::Restore;
+use machine::config::CpuConfig;
 use machine::timeline::monotonic_ns;
-use node::instance::{Backend, MachineHandle, StartPlan};
-use node::probe;
+use node::host::{Connection, Guard, InstancePlan, Machine, MachineShape, Source, VolumeDisk};
+use node::image::Image;
 use store::{InstanceRecord, NetworkRecord, VolumeRecord};
 
 /// Maximum time that the next start waits for a restored guest's agent.
 const TURN: Duration = Duration::from_secs(10);
 
-/// The state from which an instance's machine starts.
-#[derive(Debug)]
-pub(super) enum Source<'a> {
-    Boot,
-    /// The instance's own snapshot.
-    Hibernated(Restore),
-    /// The snapshot of another machine. Its disks with these IDs are replaced by the instance's volumes, in order.
-    Copy {
-        restore: Restore,
-        disks: &'a [String],
-    },
-}
-
 /// The start plan of an instance.
 #[derive(Debug)]
-pub(super) struct InstanceStart {
-    plan: StartPlan,
+pub(super) struct InstanceStart<'a> {
+    plan: InstancePlan<'a>,
     /// The interface, if it is connected to the router of its VPC.
     interface: Option<NetworkRecord>,
 }
 
 impl Instances<'_> {
     /// Plans the start of an instance whose lock is held. `volumes` are in the order of its block devices.
-    pub(super) fn plan_start(
+    pub(super) fn plan_start<'a>(
         &self,
         record: &InstanceRecord,
-        lock: File,
-        image: &Image,
+        lock: Guard,
+        image: &'a Image,
         volumes: &[VolumeRecord],
-        source: Source,
-    ) -> Result<InstanceStart, CloudError> {
-        let dir = self.cloud.dir(record.meta.id);
-        let mut disks =
-            volumes.iter().map(|volume| volume_disk(&self.cloud.home, volume)).collect::<Result<Vec<_>, _>>()?;
-        disks.extend(dir.make_instance_store(&catalog::find(&record.spec.size.instance_type)?.instance_store())?);
-        let mut plan = StartPlan::new(dir, lock, of_instance(record, image, disks), monotonic_ns());
+        source: Source<'a>,
+    ) -> Result<InstanceStart<'a>, CloudError> {
+        let disk = |volume: &VolumeRecord| {
+            let limits = volume_limits(volume).filter(|_| !record.spec.no_limits);
+            Ok(VolumeDisk { limits, ..volume_disk(volume)? })
+        };
         let is_copy = matches!(source, Source::Copy { .. });
-        if let Some(seed) = self.seed_of(record, &image.manifest, is_copy)? {
-            plan.set_seed(seed);
-        }
-        self.cloud.interfaces().plan(&mut plan, record)?;
-        limit(&mut plan.machine, record, volumes);
-        plan.restore = match source {
-            Source::Boot => None,
-            Source::Hibernated(restore) => Some(restore),
-            Source::Copy { restore, disks } => {
-                for (disk, replaced) in plan.machine.disks.iter_mut().zip(disks) {
-                    disk.was = Some(replaced.clone());
-                }
-                Some(restore)
-            }
+        let plan = InstancePlan {
+            id: record.meta.id,
+            lock,
+            image,
+            shape: MachineShape {
+                cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
+                memory_mib: record.spec.size.memory_mib,
+                instance_type: record.spec.size.instance_type.clone(),
+                cmdline: record.spec.cmdline.clone(),
+            },
+            volumes: volumes.iter().map(disk).collect::<Result<_, CloudError>>()?,
+            instance_store: catalog::find(&record.spec.size.instance_type)?.instance_store(),
+            limits: limits_of(record),
+            seed: self.seed_of(record, &image.manifest, is_copy)?,
+            network: self.cloud.interfaces().plan(record)?,
+            source,
+            began_ns: monotonic_ns(),
         };
         let interface = record.status.network.clone().filter(is_in_vpc);
         Ok(InstanceStart { plan, interface })
     }
 
     /// Starts all machines, and returns when their guests run.
-    pub(super) fn start_all(
+    pub(super) fn start_all<'a>(
         &self,
-        starts: impl IntoIterator<Item = Result<InstanceStart, CloudError>>,
-    ) -> Result<Vec<MachineHandle>, CloudError> {
+        starts: impl IntoIterator<Item = Result<InstanceStart<'a>, CloudError>>,
+    ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
         let mut starts = starts.into_iter().collect::<Result<Vec<_>, _>>()?;
         let vpcs = self.attach(&mut starts)?;
         let mut machines = Vec::new();
         for InstanceStart { plan, .. } in starts {
-            if plan.restore.is_some() {
-                await_turn(&mut machines)?;
+            if !matches!(plan.source, Source::Boot) {
+                self.await_turn(&mut machines)?;
             }
-            machines.push(plan.start()?);
+            machines.push(self.cloud.node.instances().start(plan)?);
         }
         for machine in &mut machines {
             self.cloud.warnings.borrow_mut().extend(machine.wait_started()?);
@@ -117,20 +104,22 @@ impl Instances<'_> {
             let addresses: Vec<Ipv4Addr> = interfaces.map(|interface| interface.private_ip).collect();
             let taps = self.cloud.routers().attach(vpc, &addresses)?;
             for (start, tap) in starts.into_iter().zip(taps) {
-                start.plan.backend = Backend::Tap(tap);
+                if let Some(network) = &mut start.plan.network {
+                    network.connection = Connection::Vpc(Guard::new(tap));
+                }
             }
             attached.insert(vpc, addresses);
         }
         Ok(attached)
     }
-}
 
-/// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
-/// guests start at once than the host has CPUs.
-fn await_turn(machines: &mut [MachineHandle]) -> Result<(), CloudError> {
-    let at_once = probe::resources().cpus as usize;
-    match machines.len().checked_sub(at_once) {
-        Some(index) => Ok(machines[index].wait_ready(TURN).map(drop)?),
-        None => Ok(()),
+    /// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more
+    /// guests start at once than the host has CPUs.
+    fn await_turn(&self, machines: &mut [Box<dyn Machine>]) -> Result<(), CloudError> {
+        let at_once = self.cloud.node.capacity().cpus as usize;
+        match machines.len().checked_sub(at_once) {
+            Some(index) => Ok(machines[index].wait_ready(TURN).map(drop)?),
+            None => Ok(()),
+        }
     }
 }

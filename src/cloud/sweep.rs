@@ -1,14 +1,12 @@
 //! Removes the files of volumes, snapshots and images that no record refers to.
 
 use std::collections::BTreeSet;
-use std::fs;
 
+use super::Cloud;
 use super::error::CloudError;
-use super::image::MANIFEST;
-use super::layers::VOLUMES;
-use super::{Cloud, embedded};
 use ec2::ImageId;
-use node::home::is_lock;
+use node::embedded;
+use node::local::VOLUMES;
 use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord};
 
 #[derive(Debug, Clone, Copy)]
@@ -25,19 +23,11 @@ impl Sweep<'_> {
     }
 
     fn try_volumes(&self) -> Result<(), CloudError> {
-        let dir = self.cloud.home.volumes();
-        let _lock = self.cloud.home.lock(&dir)?;
+        let volumes = self.cloud.node.volumes();
+        let _lock = volumes.lock()?;
         // Nothing is removed if the backing files of a volume or snapshot are unknown.
         let Some(kept) = self.kept_volumes()? else { return Ok(()) };
-        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
-            let entry = entry.map_err(CloudError::file(&dir, "read"))?;
-            let name = entry.file_name();
-            let is_kept = name.to_str().is_none_or(|name| is_lock(name) || kept.contains(name));
-            if !is_kept {
-                fs::remove_file(entry.path()).map_err(CloudError::file(entry.path(), "remove"))?;
-            }
-        }
-        Ok(())
+        Ok(volumes.sweep(&kept)?)
     }
 
     /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
@@ -61,23 +51,19 @@ impl Sweep<'_> {
     /// Removes the files of unused deregistered images. A failure becomes a warning: the user asked for something else,
     /// and a later command tries again.
     pub(super) fn images(&self) {
-        let lock = self.cloud.home.lock(&self.cloud.home.images()).map_err(CloudError::from);
+        let lock = self.cloud.node.images().lock().map_err(CloudError::from);
         let swept = lock.and_then(|_lock| self.images_locked());
         self.cloud.warn_failed("cannot remove the files of deregistered images", swept);
     }
 
     /// Removes image files that killed commands left, unless another command is creating an image.
     pub(super) fn stray_images(&self) -> Result<(), CloudError> {
-        let dir = self.cloud.home.images();
+        let images = self.cloud.node.images();
         let known: Vec<ImageRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
-        let is_stray = |name: &str| {
-            let id = name.parse::<ImageId>().ok();
-            name.starts_with(embedded::UNFINISHED)
-                || id.is_some_and(|id| id != embedded::id() && !known.iter().any(|record| record.meta.id == id))
-        };
-        let entries = fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))?;
-        if entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(is_stray))
-            && let Some(_lock) = self.cloud.home.try_lock(&dir)?
+        let found = images.list()?;
+        let is_stray = |id: &ImageId| *id != embedded::id() && !known.iter().any(|record| record.meta.id == *id);
+        if (found.has_unfinished || found.ids.iter().any(is_stray))
+            && let Some(_lock) = images.try_lock()?
         {
             self.images_locked()?;
         }
@@ -85,7 +71,6 @@ impl Sweep<'_> {
     }
 
     fn images_locked(&self) -> Result<(), CloudError> {
-        let dir = self.cloud.home.images();
         let kept: Vec<ImageId> = self.cloud.store.write::<_, CloudError>(|tx| {
             let used = images_in_use(tx)?;
             let mut kept = vec![embedded::id()];
@@ -98,16 +83,7 @@ impl Sweep<'_> {
             }
             Ok(kept)
         })?;
-        embedded::remove_unfinished(&dir).map_err(CloudError::file(&dir, "clean up"))?;
-        for entry in fs::read_dir(&dir).map_err(CloudError::file(&dir, "read"))? {
-            let path = entry.map_err(CloudError::file(&dir, "read"))?.path();
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<ImageId>().ok());
-            // An unregistered directory holds an older version's embedded image, or an interrupted import.
-            if id.is_some_and(|id| !kept.contains(&id)) && path.join(MANIFEST).exists() {
-                fs::remove_dir_all(&path).map_err(CloudError::file(&path, "remove"))?;
-            }
-        }
-        Ok(())
+        Ok(self.cloud.node.images().sweep(&kept)?)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::CloudError;
 use super::lookup::{by_id, get};
+use super::network::NetworkChange;
 use super::{Cloud, resolve};
 use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
@@ -59,7 +60,7 @@ impl Tags<'_> {
         if matches!(resource, Resource::Image(_)) {
             self.cloud.images().register_embedded()?;
         }
-        let tags = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (tags, network_change) = self.cloud.store.write::<_, CloudError>(|tx| {
             if let Resource::Instance(id) = resource
                 && get(tx, id)?.serves_tags()
             {
@@ -71,7 +72,7 @@ impl Tags<'_> {
                 tags.retain(|key, _| !remove.contains(key));
                 Ok(())
             };
-            match resource {
+            let tags = match resource {
                 Resource::Instance(id) => update::<InstanceRecord, _>(tx, id, &change),
                 Resource::Volume(id) => update::<VolumeRecord, _>(tx, id, &change),
                 Resource::Snapshot(id) => update::<SnapshotRecord, _>(tx, id, &change),
@@ -80,12 +81,15 @@ impl Tags<'_> {
                 Resource::Subnet(id) => update::<SubnetRecord, _>(tx, id, &change),
                 Resource::SecurityGroup(id) => update::<SecurityGroupRecord, _>(tx, id, &change),
                 Resource::Address(id) => update::<AddressRecord, _>(tx, id, &change),
-            }
+            }?;
+            let is_instance = matches!(resource, Resource::Instance(_));
+            Ok((tags, is_instance.then(|| NetworkChange::begin(tx)).transpose()?))
         })?;
         // The metadata service may serve the instance's tags.
-        if let Resource::Instance(id) = resource {
+        if let (Resource::Instance(id), Some(change)) = (resource, network_change) {
             let record = self.cloud.instances().find(&id.to_string())?;
             self.cloud.interfaces().push(&record)?;
+            self.cloud.interfaces().finish(change)?;
         }
         Ok(tags)
     }

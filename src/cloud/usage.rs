@@ -3,6 +3,8 @@
 //! The series is updated when it is queried and when the instance's end is recorded. The store keeps the last reading
 //! as a cursor, so each reading enters the series only once. A datapoint is the difference between two readings.
 
+use std::time::Duration;
+
 use super::error::CloudError;
 use super::lookup::get;
 use super::{Cloud, now};
@@ -11,10 +13,11 @@ use ec2::right_size::{Judgment, Subject, TooLittle, judge};
 use ec2::usage::{Datapoint, DiskUse, NetworkUse, settled};
 use ec2::{InstanceId, catalog};
 use machine::control::NetRecord;
-use machine::usage::{BudgetReading, DiskReading, FILE, Reading, read};
-use node::instance::MachineHandle;
+use machine::usage::{BudgetReading, DiskReading, Reading};
 use store::{InstanceRecord, Transaction, UsageCursor};
 
+/// Timeout for a running instance's VMM to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Name prefix of volumes among a machine's disks. All other disks are instance-store disks.
 const VOLUME: &str = "vol";
 
@@ -25,11 +28,11 @@ pub struct Metering<'a> {
 
 impl Metering<'_> {
     pub fn usage(&self, record: &InstanceRecord) -> Result<Vec<Datapoint>, CloudError> {
-        let mut readings = self.readings(record.meta.id);
+        let instances = self.cloud.node.instances();
+        let mut readings = instances.readings(record.meta.id);
         if record.status.state.has_machine() {
             // If the VMM does not answer, use the last reading.
-            let status =
-                MachineHandle::connect(&self.cloud.dir(record.meta.id)).and_then(|mut machine| machine.status());
+            let status = instances.status(record.meta.id, ANSWER_TIMEOUT);
             readings.extend(status.ok().map(|status| Reading::of(&status)));
         }
         self.keep_readings(record.meta.id, &readings)
@@ -49,18 +52,10 @@ impl Metering<'_> {
 
     /// Saves the usage of an instance whose machine has ended. A failure is only logged: it must not block the caller.
     pub(super) fn keep(&self, id: InstanceId) {
-        let readings = self.readings(id);
+        let readings = self.cloud.node.instances().readings(id);
         if let Err(error) = self.keep_readings(id, &readings) {
             log::warn!("{id}: cannot record its usage: {error}");
         }
-    }
-
-    fn readings(&self, id: InstanceId) -> Vec<Reading> {
-        let own = self.cloud.dir(id).vmm_directory();
-        read(&own).unwrap_or_else(|error| {
-            log::warn!("{id}: cannot read its usage from {}: {error}", own.join(FILE).display());
-            Vec::new()
-        })
     }
 
     fn keep_readings(&self, id: InstanceId, readings: &[Reading]) -> Result<Vec<Datapoint>, CloudError> {

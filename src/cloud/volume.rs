@@ -3,32 +3,23 @@
 //! A volume's writes go to one qcow2 file: a standalone file, or an overlay over the file of a snapshot or an image.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsFd;
+use std::time::Duration;
 
+use super::attachment::in_use;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::layers;
-use super::limits::volume_limits;
 use super::lookup::{figures_of, get, get_volume, volumes_of};
-use super::machine_config::volume_disk;
-use super::names::{ROOT_DEVICE, disk_id, volume_file};
+use super::names::{ROOT_DEVICE, volume_file};
 use super::{Cloud, new_id, now, resolve};
-use disk::disk_image;
-use ec2::block_device::DeviceName;
-use ec2::state::{Action, InstanceState};
+use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{ErrorCode, InstanceId, VolumeId};
-use machine::config::{DiskConfig, DiskFormat};
-use machine::control::{ControlRequest, Message};
-use node::guest::{ExecRequest, ExitStatus, Streams};
-use node::instance::MachineHandle;
-use store::{AttachmentRecord, BlockDeviceMapping, InstanceRecord, Meta, SnapshotRecord, VolumeRecord};
+use ec2::{InstanceId, VolumeId};
+use node::host::NewFile;
+use store::{InstanceRecord, Meta, SnapshotRecord, VolumeRecord};
 
-const AGENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
-/// Maximum time for the guest's driver to bind or unbind a disk. The guest may have to write much data first.
-const DRIVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
+/// Timeout for the VMM of a running instance to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
@@ -61,13 +52,12 @@ impl Volumes<'_> {
     pub fn create(&self, new: &NewVolume) -> Result<VolumeRecord, CloudError> {
         let find = |reference: &String| self.cloud.store.read(|tx| resolve::snapshot(tx, reference));
         let source = new.snapshot.as_ref().map(find).transpose()?;
-        let _lock = self.cloud.home.lock(&self.cloud.home.volumes())?;
+        let _lock = self.cloud.node.volumes().lock()?;
         let mut record = self.make(&new.spec, source.as_ref(), new.tags.clone())?;
-        let path = self.cloud.home.volumes().join(&record.status.file);
         let inserted = self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut record)?));
         if inserted.is_err() {
             // Without a record, no volume owns the file.
-            let _ = std::fs::remove_file(&path);
+            let _ = self.cloud.node.volumes().remove(&record.status.file);
         }
         inserted.map(|()| record)
     }
@@ -81,21 +71,19 @@ impl Volumes<'_> {
     ) -> Result<VolumeRecord, CloudError> {
         let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.status.size));
         let figures = spec.figures(source_size, Role::Data)?;
-        let volumes = self.cloud.home.volumes();
         let id: VolumeId = new_id();
         let file = volume_file(id, 1);
-        let path = volumes.join(&file);
+        let size = figures.size.bytes();
+        let volumes = self.cloud.node.volumes();
         match source {
-            Some(snapshot) => {
-                let backing = volumes.join(&snapshot.status.file);
-                disk_image::create_layer(&path, &backing, DiskFormat::Qcow2, Some(figures.size.bytes()))?;
-            }
-            None => disk_image::create(&path, DiskFormat::Qcow2, figures.size.bytes())?,
-        }
+            Some(snapshot) => volumes
+                .create(&file, &NewFile::Overlay { base: &layers::below(&snapshot.status.file), size: Some(size) })?,
+            None => volumes.create(&file, &NewFile::Empty { size })?,
+        };
         Ok(VolumeRecord {
             meta: Meta::new(id, now(), tags),
             spec: store::volume::Spec {
-                size: figures.size.bytes(),
+                size,
                 volume_type: figures.volume_type.as_str().into(),
                 iops: figures.iops,
                 throughput: figures.throughput,
@@ -127,135 +115,6 @@ impl Volumes<'_> {
         Ok(())
     }
 
-    /// Attaches a volume to a stopped or running instance. Returns the volume's record with the device name.
-    pub fn attach(
-        &self,
-        id: VolumeId,
-        instance: InstanceId,
-        device: Option<DeviceName>,
-        delete_on_termination: bool,
-    ) -> Result<VolumeRecord, CloudError> {
-        let (volume, record) = self.cloud.store.write::<_, CloudError>(|tx| {
-            let mut record = get(tx, instance)?;
-            Action::ChangeVolumes.allowed(instance, record.status.state)?;
-            refuse_hibernated(&self.cloud.home, &record)?;
-            let mut volume = get_volume(tx, id)?;
-            attach(&mut record, &mut volume, device, delete_on_termination)?;
-            tx.put(&mut volume)?;
-            tx.put(&mut record)?;
-            Ok((volume, record))
-        })?;
-        let limits = volume_limits(&volume).filter(|_| !record.spec.no_limits);
-        let disk = DiskConfig { limits, ..volume_disk(&self.cloud.home, &volume)? };
-        if record.status.state == InstanceState::Running
-            && let Err(error) = self.plug(instance, disk)
-        {
-            self.forget_attachment(id, instance)?;
-            return Err(self.cloud.instances().unless_ended(instance, "the volume was attached", error));
-        }
-        Ok(volume)
-    }
-
-    /// Detaches a volume from its instance. The guest should have unmounted its file systems.
-    pub fn detach(&self, id: VolumeId, force: bool) -> Result<VolumeRecord, CloudError> {
-        let (volume, record) = self.cloud.store.read::<_, CloudError>(|tx| {
-            let volume = get_volume(tx, id)?;
-            let Some(attachment) = &volume.status.attachment else {
-                return Err(CloudError::refused(
-                    ErrorCode::IncorrectState,
-                    format!(
-                        "The volume '{id}' is {}: it is not attached to an instance.",
-                        volume.status.state.as_str()
-                    ),
-                    None,
-                ));
-            };
-            let record = get(tx, attachment.instance_id)?;
-            Action::ChangeVolumes.allowed(record.meta.id, record.status.state)?;
-            refuse_hibernated(&self.cloud.home, &record)?;
-            Ok((volume, record))
-        })?;
-        if record.root().is_some_and(|root| root.volume_id == id) {
-            let what = format!("The volume '{id}' is the root volume of {} and cannot be detached.", record.meta.id);
-            return Err(CloudError::refused(ErrorCode::OperationNotPermitted, what, None));
-        }
-        if record.status.state == InstanceState::Running {
-            let unplugged = self.unplug(&record, &disk_id(&volume), force);
-            unplugged.map_err(|error| {
-                self.cloud.instances().unless_ended(record.meta.id, "the volume was detached", error)
-            })?;
-        }
-        self.forget_attachment(id, record.meta.id)?;
-        self.find(&id.to_string())
-    }
-
-    /// Removes a volume's attachment to `instance` from both records. Does nothing if it is not attached to `instance`.
-    fn forget_attachment(&self, id: VolumeId, instance: InstanceId) -> Result<(), CloudError> {
-        self.cloud.store.write(|tx| {
-            let mut volume = get_volume(tx, id)?;
-            let attached = volume.status.attachment.take();
-            if attached.is_none_or(|attachment| attachment.instance_id != instance) {
-                return Ok(());
-            }
-            if let Some(mut record) = tx.get::<InstanceRecord>(&instance.to_string())? {
-                record.status.block_devices.retain(|device| device.volume_id != id);
-                tx.put(&mut record)?;
-            }
-            volume.status.state = VolumeState::Available;
-            Ok(tx.put(&mut volume)?)
-        })
-    }
-
-    /// Hot-plugs a disk and binds the guest's driver to it.
-    fn plug(&self, instance: InstanceId, disk: DiskConfig) -> Result<(), CloudError> {
-        let dir = self.cloud.dir(instance);
-        let mut machine = MachineHandle::connect(&dir)?;
-        let slot = slot_of(&mut machine, &ControlRequest::AttachDisk { disk: disk.clone() })?;
-        dir.change_config(|config| config.disks.push(disk))?;
-        self.run_driver_command(instance, "bind", &slot)
-    }
-
-    /// Unbinds the guest's driver from a disk and detaches the disk.
-    fn unplug(&self, record: &InstanceRecord, id: &str, force: bool) -> Result<(), CloudError> {
-        let mut machine = MachineHandle::connect(&self.cloud.dir(record.meta.id))?;
-        let slot = slot_of(&mut machine, &ControlRequest::DiskSlot { id: id.into() })?;
-        match self.run_driver_command(record.meta.id, "unbind", &slot) {
-            Err(error) if !force => return Err(error),
-            _ => {}
-        }
-        // If the guest reboots from now on, it must come up without the disk.
-        self.cloud.dir(record.meta.id).change_config(|config| config.disks.retain(|disk| disk.id != id))?;
-        Ok(machine.demand(&ControlRequest::DetachDisk { id: id.into(), force })?)
-    }
-
-    /// Writes a slot's device name to `bind` or `unbind` of the guest's virtio-mmio driver. The name depends on whether
-    /// the guest's kernel found the device on its command line or in ACPI.
-    fn run_driver_command(
-        &self,
-        instance: InstanceId,
-        file: &str,
-        [bus, acpi]: &[String; 2],
-    ) -> Result<(), CloudError> {
-        let driver = "/sys/bus/platform/drivers/virtio-mmio";
-        let script = format!(
-            "cd {driver} && for name in {bus} {acpi}; do echo $name > {file} && exit 0; done 2>/dev/null; exit 1"
-        );
-        let request =
-            ExecRequest { argv: ["/bin/sh", "-c", &script].map(OsString::from).to_vec(), ..ExecRequest::default() };
-        let null =
-            File::options().read(true).write(true).open("/dev/null").map_err(CloudError::file("/dev/null", "open"))?;
-        let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-        let dir = self.cloud.dir(instance);
-        let agent = dir.agent(AGENT_TIMEOUT)?.with_silence_limit(DRIVER_TIMEOUT);
-        let status = agent.exec(request, streams).map_err(dir.guest_error())?;
-        if status == ExitStatus::Exited(0) {
-            return Ok(());
-        }
-        let what = format!("The guest of {instance} could not {file} the disk's driver.");
-        let hint = "Check whether the guest is still using the disk. `--force` detaches it anyway.";
-        Err(CloudError::refused(ErrorCode::IncorrectState, what, Some(hint.into())))
-    }
-
     /// Changes a volume's size, type and performance. A running guest sees the new size.
     pub fn modify(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
         let record = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
@@ -278,68 +137,26 @@ impl Volumes<'_> {
     }
 
     fn grow(&self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
-        let running = self.running_machine(record)?;
-        match running {
-            Some(mut machine) => {
-                let id = disk_id(record);
-                Ok(machine.demand(&ControlRequest::ResizeDisk { id, size })?)
-            }
-            None => {
-                let disk = volume_disk(&self.cloud.home, record)?;
-                Ok(disk_image::grow(&disk.path, disk.format, &disk.backing, size)?)
-            }
+        match self.running_instance(record)? {
+            Some(instance) => Ok(self.cloud.node.instances().resize_disk(instance, record.meta.id, size)?),
+            None => Ok(self.cloud.node.volumes().grow(&layers::volume_files(record)?, size)?),
         }
     }
 
-    /// Connects to the VMM of the instance to which the volume is attached, if it is running. Fails if the instance is
-    /// hibernated or changing its state.
-    pub(super) fn running_machine(&self, record: &VolumeRecord) -> Result<Option<MachineHandle>, CloudError> {
+    /// Returns the instance to which the volume is attached, if it is running. Fails if the instance is hibernated,
+    /// changing its state, or not reachable.
+    pub(super) fn running_instance(&self, record: &VolumeRecord) -> Result<Option<InstanceId>, CloudError> {
         let Some(attachment) = &record.status.attachment else { return Ok(None) };
         let instance = self.cloud.store.read::<_, CloudError>(|tx| get(tx, attachment.instance_id))?;
         match instance.status.state {
-            InstanceState::Running => Ok(Some(MachineHandle::connect(&self.cloud.dir(instance.meta.id))?)),
-            InstanceState::Stopped => refuse_hibernated(&self.cloud.home, &instance).map(|()| None),
+            InstanceState::Running => {
+                self.cloud.node.instances().status(instance.meta.id, ANSWER_TIMEOUT)?;
+                Ok(Some(instance.meta.id))
+            }
+            InstanceState::Stopped => refuse_hibernated(self.cloud, &instance).map(|()| None),
             state => Err(instance.meta.id.incorrect_state(state.as_str(), "modified").into()),
         }
     }
-}
-
-/// Records the attachment of a volume to an instance in both records, which the caller then stores.
-pub(super) fn attach(
-    record: &mut InstanceRecord,
-    volume: &mut VolumeRecord,
-    device: Option<DeviceName>,
-    delete_on_termination: bool,
-) -> Result<(), CloudError> {
-    if let Some(attachment) = &volume.status.attachment {
-        return Err(in_use(volume, attachment));
-    }
-    let used: Vec<DeviceName> =
-        record.status.block_devices.iter().filter_map(|known| known.device_name.parse().ok()).collect();
-    let name = match device {
-        Some(name) => name.unless_used(&used)?,
-        None => DeviceName::next_free(&used)?,
-    };
-    let device_name = name.as_str().to_string();
-    let attachment =
-        AttachmentRecord { instance_id: record.meta.id, device_name, attach_time: now(), delete_on_termination };
-    record.status.block_devices.push(BlockDeviceMapping::of(volume.meta.id, &attachment));
-    volume.status.attachment = Some(attachment);
-    volume.status.state = VolumeState::InUse;
-    Ok(())
-}
-
-fn slot_of(machine: &mut MachineHandle, request: &ControlRequest) -> Result<[String; 2], CloudError> {
-    match machine.ask(request)? {
-        Message::Attached { bus_device, acpi_device, .. } => Ok([bus_device, acpi_device]),
-        other => Err(machine.unexpected(&other).into()),
-    }
-}
-
-fn in_use(volume: &VolumeRecord, attachment: &AttachmentRecord) -> CloudError {
-    let (id, instance) = (volume.meta.id, attachment.instance_id);
-    let what = format!("The volume '{id}' is attached to {instance} as {}.", attachment.device_name);
-    CloudError::refused(ErrorCode::VolumeInUse, what, Some(format!("Detach it with `wisp volume detach {id}`.")))
 }
 
 fn role_of(record: &VolumeRecord) -> Role {

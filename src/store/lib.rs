@@ -43,7 +43,7 @@ pub use key_pair::KeyPairRecord;
 pub use meta::Meta;
 pub use network::NetworkRecord;
 pub use security_group::SecurityGroupRecord;
-pub use setting::MetadataDefaults;
+pub use setting::{MetadataDefaults, PendingNetworkChanges};
 pub use snapshot::{SnapshotRecord, SnapshotState};
 pub use subnet::SubnetRecord;
 use table::Damaged;

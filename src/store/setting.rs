@@ -1,4 +1,6 @@
-//! Settings of the data directory, the counterpart of EC2's account settings.
+//! Settings of the data directory, the counterpart of EC2's account settings, and what commands note for later ones.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,3 +28,26 @@ impl Record for MetadataDefaults {
 }
 
 impl Unversioned for MetadataDefaults {}
+
+/// Network changes that running machines may not have yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingNetworkChanges {
+    /// Number of the next change.
+    pub next: u64,
+    pub numbers: BTreeSet<u64>,
+}
+
+impl PendingNetworkChanges {
+    /// The key of the only record.
+    pub const KEY: &'static str = "pending-network-changes";
+}
+
+impl Record for PendingNetworkChanges {
+    const TABLE: &'static str = "settings";
+
+    fn key(&self) -> String {
+        Self::KEY.to_string()
+    }
+}
+
+impl Unversioned for PendingNetworkChanges {}

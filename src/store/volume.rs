@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{BlockDeviceMapping, Meta, Record, Resource};
-use ec2::volume::VolumeState;
+use ec2::volume::{AttachmentState, VolumeState};
 use ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 
 /// A volume. Times are seconds since 1970.
@@ -71,6 +71,8 @@ pub struct AttachmentRecord {
     pub device_name: String,
     pub attach_time: u64,
     pub delete_on_termination: bool,
+    #[serde(default)]
+    pub state: AttachmentState,
 }
 
 impl VolumeRecord {

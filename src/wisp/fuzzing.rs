@@ -46,8 +46,8 @@ targets! {
     snapshot_device: vmm::snapshot::fuzzing::device,
     agent_frames: guest::fuzzing::frames,
     agent_host: guest::fuzzing::host,
-    import_manifest: cloud::fuzzing::manifest,
-    import_archive: cloud::fuzzing::archive,
+    import_manifest: node::fuzzing::manifest,
+    import_archive: node::fuzzing::archive,
     ec2_words: ec2::fuzzing::words,
 }
 

@@ -134,7 +134,7 @@ impl Wisp {
     }
 
     pub fn bundle(&self) -> PathBuf {
-        cloud::embedded::unpacked(&node::home::Home::at(self.home()).unwrap()).unwrap()
+        node::embedded::unpacked(&node::home::Home::at(self.home()).unwrap()).unwrap()
     }
 
     pub fn runs(&self) -> Vec<PathBuf> {

@@ -30,12 +30,12 @@ use self::round::Round;
 use self::schedule::{Budget, groups, order};
 use super::capacity::cpus;
 use super::error::CloudError;
-use super::image::Image;
 use super::template;
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
 use node::home::{Home, HomeError};
+use node::image::Image;
 use node::instance::{ConsoleTail, MachineError};
 use node::probe;
 

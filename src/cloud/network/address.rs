@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use sha2::{Digest, Sha256};
-
 use super::super::error::CloudError;
 use super::lookup::living;
 use ec2::ErrorCode;
 use ec2::id::{SubnetId, VpcId};
 use ec2::network::SubnetRange;
-use node::home::Home;
+use node::host::Node;
 use store::{AddressRecord, InstanceRecord, NetworkRecord, SubnetRecord, Transaction};
 
 /// Public addresses: 127.18.0.1 to 127.18.255.254 on the host's loopback interface.
@@ -22,21 +20,19 @@ pub(crate) struct AddressPool {
     private: BTreeSet<(VpcId, Ipv4Addr)>,
     public: BTreeSet<Ipv4Addr>,
     subnets: BTreeMap<SubnetId, SubnetRange>,
+    /// The number at which the search for a free public address starts.
     origin: u16,
 }
 
 impl AddressPool {
-    /// Reads the addresses in use. The search for a free public address starts at a number that usually differs between
-    /// the data directories on a host, so that two of them rarely use the same address.
-    pub fn taken(tx: &Transaction, home: &Home) -> Result<AddressPool, CloudError> {
+    /// Reads the addresses in use.
+    pub fn taken(tx: &Transaction, node: &dyn Node) -> Result<AddressPool, CloudError> {
         let records: Vec<InstanceRecord> = tx.list()?;
         let private = living(&records).map(|network| (network.vpc_id, network.private_ip)).collect();
         let elastic = tx.list::<AddressRecord>()?.into_iter().map(|address| address.status.public_ip);
         let public = living(&records).filter_map(|network| network.public_ip).chain(elastic).collect();
         let subnets = tx.list::<SubnetRecord>()?.into_iter().map(|subnet| (subnet.meta.id, subnet.range())).collect();
-        let digest = Sha256::digest(home.root().as_os_str().as_encoded_bytes());
-        let origin = u16::from_be_bytes([digest[0], digest[1]]);
-        Ok(AddressPool { private, public, subnets, origin })
+        Ok(AddressPool { private, public, subnets, origin: node.address_origin() })
     }
 
     /// Assigns the requested private address to a new interface. Fails if the address is in use.

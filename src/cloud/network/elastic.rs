@@ -6,9 +6,10 @@ use super::super::error::CloudError;
 use super::super::lookup::get;
 use super::super::{Cloud, new_id, now, resolve};
 use super::address::AddressPool;
+use super::pending::NetworkChange;
 use ec2::state::InstanceState;
 use ec2::{ErrorCode, InstanceId};
-use node::home::Home;
+use node::host::Node;
 use store::{AddressRecord, AssociationRecord, InstanceRecord, Meta, Transaction};
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +26,7 @@ impl Addresses<'_> {
 
     pub fn allocate(&self, tags: BTreeMap<String, String>) -> Result<AddressRecord, CloudError> {
         self.cloud.store.write(|tx| {
-            let public_ip = AddressPool::taken(tx, &self.cloud.home)?.free_public().ok_or_else(|| {
+            let public_ip = AddressPool::taken(tx, self.cloud.node())?.free_public().ok_or_else(|| {
                 let hint = "Release one with `wisp address release`.";
                 let what = "All addresses in 127.18.0.0/16 are in use.";
                 CloudError::refused(ErrorCode::InvalidIpAddressInUse, what, Some(hint.into()))
@@ -42,8 +43,8 @@ impl Addresses<'_> {
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
     pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
-        let home = &self.cloud.home;
-        let (record, from, to) = self.cloud.store.write::<_, CloudError>(|tx| {
+        let node = self.cloud.node();
+        let (record, from, to, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let instance = resolve::instance(tx, instance)?;
             if instance.status.state == InstanceState::Terminated || instance.status.network.is_none() {
@@ -58,7 +59,7 @@ impl Addresses<'_> {
             }
             let mut before = Vec::new();
             if let Some(holder) = holder {
-                before.push(set_elastic_address(tx, holder, None, home)?);
+                before.push(set_elastic_address(tx, holder, None, node)?);
             }
             // Release the instance's previous elastic address.
             let held = held_by(tx, instance.meta.id)?;
@@ -68,25 +69,29 @@ impl Addresses<'_> {
             }
             record.spec.association = Some(AssociationRecord { id: new_id(), instance_id: instance.meta.id });
             tx.put(&mut record)?;
-            Ok((record.clone(), before, set_elastic_address(tx, instance.meta.id, Some(&record), home)?))
+            let to = set_elastic_address(tx, instance.meta.id, Some(&record), node)?;
+            Ok((record, before, to, NetworkChange::begin(tx)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
         from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 
     /// Disassociates an address. A running instance that should have a public address gets a new one.
     pub fn disassociate(&self, reference: &str) -> Result<AddressRecord, CloudError> {
-        let (record, from) = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, from, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let Some(association) = record.spec.association.take() else {
                 let what = format!("The address {} is not associated with an instance.", record.status.public_ip);
                 return Err(CloudError::refused(ErrorCode::InvalidAssociationIdNotFound, what, None));
             };
             tx.put(&mut record)?;
-            Ok((record, set_elastic_address(tx, association.instance_id, None, &self.cloud.home)?))
+            let from = set_elastic_address(tx, association.instance_id, None, self.cloud.node())?;
+            Ok((record, from, NetworkChange::begin(tx)?))
         })?;
         self.cloud.interfaces().push(&from)?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 
@@ -124,14 +129,14 @@ fn set_elastic_address(
     tx: &Transaction,
     instance: InstanceId,
     address: Option<&AddressRecord>,
-    home: &Home,
+    node: &dyn Node,
 ) -> Result<InstanceRecord, CloudError> {
     let mut record = get(tx, instance)?;
     if let Some(network) = &mut record.status.network {
         network.elastic_address = address.map(|address| address.meta.id);
         network.public_ip = address.map(|address| address.status.public_ip);
         if address.is_none() && record.status.state.has_machine() {
-            AddressPool::taken(tx, home)?.give(network)?;
+            AddressPool::taken(tx, node)?.give(network)?;
         }
         tx.put(&mut record)?;
     }
@@ -141,6 +146,7 @@ fn set_elastic_address(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node::home::Home;
 
     const INSTANCE: &str = "i-0123456789abcdef0";
 

@@ -8,13 +8,12 @@ use super::super::lookup::{by_id, volumes_of};
 use super::filter::filters;
 use super::link::link_of;
 use super::metadata::Known;
-use super::spec::{MTU, is_in_vpc};
 use ec2::InstanceId;
-use ec2::network::{NetworkMode, mac_address};
-use machine::config::NetConfig;
-use machine::control::{ControlRequest, Message};
-use machine::network::{MacAddress, NetstackConfig};
-use node::instance::{Failure, MachineError, MachineHandle, StartPlan};
+use ec2::network::NetworkMode;
+use machine::network::NetstackConfig;
+use node::host::{Connection, NetworkPlan};
+use node::instance::StartPlan;
+use node::machine_config::device;
 use node::passt;
 use store::{InstanceRecord, KeyPairRecord, NetworkRecord, SecurityGroupRecord};
 
@@ -24,24 +23,23 @@ pub(crate) struct Interfaces<'a> {
 }
 
 impl Interfaces<'_> {
-    /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started.
-    pub fn plan(&self, start: &mut StartPlan, record: &InstanceRecord) -> Result<(), CloudError> {
-        let Some(network) = &record.status.network else {
-            start.machine.net = Some(device(record.meta.id));
-            return Ok(());
-        };
+    /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started. Returns `None` for
+    /// an instance without an interface.
+    pub fn plan(&self, record: &InstanceRecord) -> Result<Option<NetworkPlan>, CloudError> {
+        let Some(network) = &record.status.network else { return Ok(None) };
         let link = self.netstack_config(record, network)?;
-        if is_in_vpc(network) {
-            start.set_link(device(record.meta.id), link);
-            return Ok(());
-        }
-        plan(start, record.meta.id, link, network.mode);
-        if network.mode == NetworkMode::Auto
-            && let Err(error) = passt::check()
-        {
-            self.cloud.warn(format!("Guests have no outbound connectivity: {error}."));
-        }
-        Ok(())
+        let connection = match network.mode {
+            NetworkMode::Vpc | NetworkMode::None => Connection::None,
+            NetworkMode::User => Connection::User,
+            NetworkMode::Auto => match self.cloud.node.check_user_network() {
+                Ok(()) => Connection::User,
+                Err(error) => {
+                    self.cloud.warn(format!("Guests have no outbound connectivity: {error}."));
+                    Connection::None
+                }
+            },
+        };
+        Ok(Some(NetworkPlan { link, connection }))
     }
 
     /// Returns the netstack configuration of an instance with the interface `network`.
@@ -67,25 +65,12 @@ impl Interfaces<'_> {
         let Some(network) = record.status.network.as_ref().filter(|_| record.status.state.has_machine()) else {
             return Ok(());
         };
-        let dir = self.cloud.dir(record.meta.id);
-        let link = dir.write_link(&self.netstack_config(record, network)?)?;
-        let reloaded =
-            MachineHandle::connect(&dir).and_then(|mut machine| machine.ask(&ControlRequest::ReloadLink { link }));
-        let problems = match reloaded {
-            Ok(Message::Reloaded { problems }) => problems,
-            // An instance that is ending needs no new configuration.
-            Ok(_) | Err(MachineError { failure: Failure::Control(_), .. }) => Vec::new(),
-            Err(error) => vec![error.to_string()],
-        };
+        let link = self.netstack_config(record, network)?;
+        let problems = self.cloud.node.instances().reload_link(record.meta.id, &link)?;
         let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.meta.id));
         self.cloud.warnings.borrow_mut().extend(warnings);
         Ok(())
     }
-}
-
-/// Returns the network device of an instance, without a netstack configuration and limits.
-pub(crate) fn device(id: InstanceId) -> NetConfig {
-    NetConfig { mac: MacAddress(mac_address(id)), mtu: MTU, link: None, limits: None }
 }
 
 /// Plans the network of a machine that is not in a VPC. There is no outbound connectivity in the mode `None`, and in the

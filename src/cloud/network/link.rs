@@ -2,13 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::super::image::Manifest;
 use super::filter::public_forwards;
 use super::metadata::{self, Known, tree_of};
 use super::spec::{MTU, NetworkSpec, is_in_vpc};
 use ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use ec2::{InstanceId, metadata::MetadataOptions};
 use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
+use node::image::Manifest;
 use store::{InstanceRecord, NetworkRecord};
 
 pub(super) fn link_of(

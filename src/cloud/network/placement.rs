@@ -11,7 +11,7 @@ use ec2::id::SecurityGroupId;
 use ec2::metadata::MetadataOptions;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, ErrorCode};
-use node::router;
+use node::host::Node;
 use store::{NetworkRecord, SubnetRecord, Transaction, VpcRecord};
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Placement {
 impl Placement {
     /// Chooses the placement that `spec` requests. The default subnet is the default VPC's in the requested zone, or in
     /// any zone if none is requested.
-    pub fn choose(tx: &Transaction, spec: &NetworkSpec) -> Result<Placement, CloudError> {
+    pub fn choose(tx: &Transaction, node: &dyn Node, spec: &NetworkSpec) -> Result<Placement, CloudError> {
         let subnet = match &spec.subnet {
             Some(reference) => resolve::subnet(tx, reference)?,
             None => default_subnet(tx, spec)?,
@@ -38,7 +38,7 @@ impl Placement {
         }
         let is_default = tx.get::<VpcRecord>(&subnet.spec.vpc_id.to_string())?.is_some_and(|vpc| vpc.status.is_default);
         let mode = match spec.mode {
-            NetworkMode::Auto if !is_default || router::check().is_ok() => NetworkMode::Vpc,
+            NetworkMode::Auto if !is_default || node.check_vpc_network().is_ok() => NetworkMode::Vpc,
             NetworkMode::User if !is_default => {
                 let what = "A user-mode network is available only in the default VPC.";
                 let hint = "Use `--network vpc`, which is the default in other VPCs.";

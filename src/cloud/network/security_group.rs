@@ -8,6 +8,7 @@ use super::super::error::CloudError;
 use super::super::{Cloud, new_id, now, resolve};
 use super::filter::groups_of;
 use super::lookup::{default_vpc, depends, vpc_or_default};
+use super::pending::NetworkChange;
 use ec2::id::{SecurityGroupId, SecurityGroupRuleId, VpcId};
 use ec2::network::{ANYWHERE, MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
 use ec2::{Ec2Error, ErrorCode};
@@ -102,7 +103,7 @@ impl SecurityGroups<'_> {
 
     /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
     pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             for peer in peers(tx, record.spec.vpc_id, spec)? {
                 if record.spec.rules.iter().any(|rule| rule.is_like(spec.egress, spec.traffic, peer)) {
@@ -124,9 +125,10 @@ impl SecurityGroups<'_> {
                 ));
             }
             tx.put(&mut record)?;
-            Ok(record)
+            Ok((record, NetworkChange::begin(tx)?))
         })?;
         self.apply()?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 
@@ -152,7 +154,7 @@ impl SecurityGroups<'_> {
         reference: &str,
         chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<Option<Vec<SecurityGroupRuleId>>, CloudError>,
     ) -> Result<SecurityGroupRecord, CloudError> {
-        let record = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             let Some(ids) = chosen(tx, &record)? else {
                 return Err(CloudError::refused(
@@ -163,9 +165,10 @@ impl SecurityGroups<'_> {
             };
             record.spec.rules.retain(|rule| !ids.contains(&rule.id));
             tx.put(&mut record)?;
-            Ok(record)
+            Ok((record, NetworkChange::begin(tx)?))
         })?;
         self.apply()?;
+        self.cloud.interfaces().finish(change)?;
         Ok(record)
     }
 

@@ -4,10 +4,8 @@ use std::net::Ipv4Addr;
 
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, PublishedPort, Zone};
+pub use node::machine_config::MTU;
 use store::NetworkRecord;
-
-/// Maximum packet size in bytes, as within a VPC in EC2 (jumbo frames).
-pub const MTU: u16 = 9001;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {

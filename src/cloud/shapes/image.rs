@@ -1,11 +1,11 @@
 use super::GIB;
-use crate::image::Image as Bundle;
 use crate::names::ROOT_DEVICE;
 use ec2::api::image::{BlockDeviceMapping, EbsBlockDevice, Image};
 use ec2::api::{
     ACCOUNT_ID, BOOT_MODE, HYPERVISOR, PLATFORM_DETAILS, Tag, Timestamp, USAGE_OPERATION, VIRTUALIZATION_TYPE,
 };
 use ec2::volume::VolumeType;
+use node::image::Image as Bundle;
 use store::{ImageRecord, Visibility};
 
 /// The root file system of an image, from which launches create root volumes.

@@ -28,7 +28,7 @@ fn attachment_of(record: &VolumeRecord, attachment: &AttachmentRecord) -> Volume
         delete_on_termination: attachment.delete_on_termination,
         device: attachment.device_name.clone(),
         instance_id: attachment.instance_id,
-        state: "attached",
+        state: attachment.state.as_str(),
         volume_id: record.meta.id,
     }
 }
@@ -47,7 +47,7 @@ fn performance(record: &VolumeRecord) -> (Option<u32>, Option<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ec2::volume::VolumeState;
+    use ec2::volume::{AttachmentState, VolumeState};
     use serde_json::json;
     use store::Meta;
 
@@ -73,6 +73,7 @@ mod tests {
                     device_name: "/dev/sdf".into(),
                     attach_time: 60,
                     delete_on_termination: false,
+                    state: AttachmentState::Attached,
                 }),
             },
         }

@@ -13,13 +13,13 @@ use super::{
     list, paths, relative_image, remove,
 };
 use crate::error::CloudError;
-use crate::image::Image;
 use crate::now;
 use crate::run::{Boot, RunSpec};
 use disk::disk_image;
 use machine::config::CpuConfig;
 use node::guest::{self, Agent, ExecRequest, FEATURE, Streams};
 use node::home::{Home, write_private};
+use node::image::Image;
 
 /// Boots a guest of the image and size, saves it as a template when its agent is ready, and evicts old templates.
 /// Replaces an existing template, and fails if that one is in use.

@@ -20,14 +20,15 @@ use sha2::{Digest, Sha256};
 pub use make::make;
 
 use crate::error::CloudError;
-use crate::image::Image;
-use crate::image_memory::{self, ImageMemory};
-use crate::machine_config::ROOT;
-use machine::config::CpuConfig;
+use disk::disk_image;
+use machine::config::{CpuConfig, DiskFormat};
 use machine::fs::remove_if_exists;
 use machine::launch::Restore;
 use machine::snapshot_files;
 use node::home::{Home, private_file, try_lock_file};
+use node::image::Image;
+use node::image_memory::{self, ImageMemory};
+use node::machine_config::ROOT;
 use vmm::snapshot;
 
 /// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
@@ -258,11 +259,12 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
     Ok(())
 }
 
-pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<(), CloudError> {
+/// Copies a template's overlay. Returns the size of its disk in bytes.
+pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<u64, CloudError> {
     let failed = || CloudError::file(destination, "create");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
     // The copy shares its data blocks with the source if the file system supports it.
     io::copy(&mut source, &mut file).map_err(failed())?;
-    Ok(())
+    Ok(disk_image::information(destination, DiskFormat::Qcow2)?.virtual_size)
 }

@@ -11,7 +11,7 @@ mod state;
 pub use kind::{IopsLimits, Limits, ThroughputLimits, VolumeType};
 pub use option::{VolumeOption, VolumeSource};
 pub use size::VolumeSize;
-pub use state::VolumeState;
+pub use state::{AttachmentState, VolumeState};
 
 use super::error::{Ec2Error, ErrorCode};
 

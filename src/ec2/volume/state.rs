@@ -1,4 +1,4 @@
-//! The states of a volume (EC2 API Reference, `Volume`).
+//! The states of a volume and of its attachment (EC2 API Reference, `Volume`).
 
 use std::fmt;
 
@@ -35,6 +35,26 @@ impl VolumeState {
             VolumeState::Deleting => "deleting",
             VolumeState::Deleted => "deleted",
             VolumeState::Error => "error",
+        }
+    }
+}
+
+/// `VolumeAttachmentState` in EC2's API. A detached volume has no attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachmentState {
+    Attaching,
+    #[default]
+    Attached,
+    Detaching,
+}
+
+impl AttachmentState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AttachmentState::Attaching => "attaching",
+            AttachmentState::Attached => "attached",
+            AttachmentState::Detaching => "detaching",
         }
     }
 }

@@ -97,6 +97,11 @@ impl InstanceDir {
         self.try_lock_named(OPERATION_LOCK)
     }
 
+    /// Takes the lock of the command that plugs or unplugs a disk.
+    pub fn try_lock_disk(&self, disk: &str) -> Result<Option<File>, MachineError> {
+        self.try_lock_named(&format!("{disk}.lock"))
+    }
+
     pub fn lock_within(&self, timeout: Duration) -> Result<Option<File>, MachineError> {
         let path = self.path.join(LOCK);
         let (sender, receiver) = mpsc::channel();

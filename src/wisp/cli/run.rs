@@ -14,9 +14,6 @@ use super::size::SizeArgs;
 use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
 use super::{disk_option, output, serial, template, timeline};
 use cloud::capacity::cpus;
-use cloud::image::Image;
-use cloud::image_memory::ImageMemory;
-use cloud::registry;
 use cloud::run::{Boot, RunSpec};
 use cloud::template::{Template, can_have, find};
 use ec2::capacity::InstanceSize;
@@ -24,7 +21,10 @@ use machine::config::BootProtocol;
 use machine::end::End;
 use machine::timeline::Mark;
 use node::home::Home;
+use node::image::Image;
+use node::image_memory::ImageMemory;
 use node::instance::{EphemeralInstance, MachineError};
+use node::local;
 use node::probe;
 
 /// The default size. It is smaller than any EC2 type, because small guests boot fastest.
@@ -197,7 +197,7 @@ fn boot(args: &Args, home: &Home) -> anyhow::Result<Boot> {
 
 /// Opens the image. Does not open the store, which takes time, for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
-    match registry::unregistered(home, reference)? {
+    match local::unregistered(home, reference)? {
         Some(image) => Ok(image),
         None => Ok(super::open_cloud()?.images().open(reference)?.1),
     }

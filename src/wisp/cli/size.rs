@@ -1,10 +1,10 @@
 //! Instance size options that several subcommands share.
 
-use cloud::image_memory::ImageMemory;
 use ec2::capacity::{self, InstanceSize};
 use ec2::catalog;
 use ec2::size::MemorySize;
 use ec2::{Ec2Error, InstanceType};
+use node::image_memory::ImageMemory;
 use node::probe;
 
 /// The base type if --type is not given. Its vCPUs and memory are both overridden.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::output::{self, Output};
 use super::{args, open_cloud, print_changes, print_warnings, wait};
-use cloud::stop::StopMode;
+use node::host::StopMode;
 
 /// Stop instances. Their volumes are kept.
 ///

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
-use node::instance::MachineHandle;
+use node::host::Machine;
 use node::probe;
 use store::InstanceRecord;
 
@@ -35,7 +35,7 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
 /// Waits until every agent is ready. Fails with the first guest that ends early or times out.
 pub fn until_ready(
     instances: &[InstanceRecord],
-    machines: Vec<MachineHandle>,
+    machines: Vec<Box<dyn Machine>>,
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;

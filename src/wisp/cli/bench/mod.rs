@@ -23,13 +23,13 @@ use cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
 use cloud::bench::report::{Report, TypeReport};
 use cloud::bench::schedule::Budget;
 use cloud::bench::{self, BenchError, BenchProgress, BenchSpec};
-use cloud::image::Image;
-use cloud::registry;
 use ec2::api::Timestamp;
 use ec2::capacity::InstanceSize;
 use ec2::network::NetworkMode;
 use ec2::{Ec2Error, catalog};
 use node::home::Home;
+use node::image::Image;
+use node::local;
 use node::probe;
 
 /// Compare instance types on this host.
@@ -225,7 +225,7 @@ fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
 
 /// Opens the image. Does not open the store for the embedded image and bundle directories.
 fn image(home: &Home, reference: Option<&str>) -> anyhow::Result<Image> {
-    match registry::unregistered(home, reference)? {
+    match local::unregistered(home, reference)? {
         Some(image) => Ok(image),
         None => Ok(super::open_cloud()?.images().open(reference)?.1),
     }

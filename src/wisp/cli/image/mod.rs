@@ -15,23 +15,24 @@ use super::output::{self, Cell, Output, Screen, Tone};
 use super::resource::{self, Column, Resource};
 use super::size::SizeArgs;
 use super::{args, launch, open_cloud, print_warnings};
-use cloud::bundle::Verified;
 use cloud::capacity::cpus;
 use cloud::create_image::ImageConsistency;
-use cloud::image::Image;
-use cloud::image_memory::{self, ImageMemory};
-use cloud::import::ImportProgress;
 use cloud::names::ROOT_DEVICE;
-use cloud::registry;
 use cloud::shapes::{self, RootVolume};
 use cloud::template::{self, TemplateRecord};
-use cloud::transfer::{NewImage, RootChoices};
+use cloud::transfer::NewImage;
 use cloud::{Cloud, CloudError, utc};
 use ec2::catalog;
 use ec2::metadata::ImdsSupport;
 use ec2::size::{MemorySize, approximate_mib};
 use machine::config::CpuConfig;
+use node::bundle::Verified;
 use node::guest::parse_user_name;
+use node::host::RootChoices;
+use node::image::Image;
+use node::image_memory::{self, ImageMemory};
+use node::import::ImportProgress;
+use node::local;
 use node::shell;
 use store::{ImageRecord, Visibility};
 
@@ -222,7 +223,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             }
         }
         Command::Warm { image, size, remove, if_missing } => {
-            let image = match registry::unregistered(cloud.home(), Some(&image))? {
+            let image = match local::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.images().open(Some(&image))?.1,
             };

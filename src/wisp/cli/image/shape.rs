@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use cloud::bundle::Verified;
-use cloud::image::Image;
-use cloud::image_memory::{self, ImageMemory};
 use cloud::template::TemplateRecord;
 use ec2::ImageId;
 use ec2::api::{self, Timestamp};
 use machine::config::CpuConfig;
+use node::bundle::Verified;
+use node::image::Image;
+use node::image_memory::{self, ImageMemory};
 
 /// The output of `image export`.
 #[derive(Serialize)]

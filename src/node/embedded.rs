@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::bundle;
 use super::image::MANIFEST;
 use super::import::ImportError;
+use crate::home::{Home, HomeError, private_file};
 use disk::space::FreeSpace;
 use disk::sparse;
 use ec2::id::ImageId;
-use node::home::{Home, HomeError, private_file};
 
 pub const NAME: &str = "tiny";
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::check_user_name;
 use ec2::metadata::ImdsSupport;
 use machine::config::{BootProtocol, DiskFormat};
-use node::guest::check_user_name;
 
 pub const MANIFEST: &str = "image.toml";
 /// Maximum size of a manifest in bytes.

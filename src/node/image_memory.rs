@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::error::CloudError;
-use super::image::Image;
+use crate::error::NodeError;
+use crate::home::write_private;
+use crate::image::Image;
 use machine::config::CpuConfig;
 use machine::snapshot_files::{self, BASE, MEMORY, STATE};
-use node::home::write_private;
-use store::InstanceRecord;
 
 const DIRECTORY: &str = "memory";
 const FACTS: &str = "memory.json";
@@ -40,20 +39,10 @@ impl ImageMemory {
         (self.cpus, self.memory_mib) == (cpus, memory_mib)
     }
 
-    pub(super) fn of_instance(record: &InstanceRecord, root: String) -> ImageMemory {
-        ImageMemory {
-            cpus: CpuConfig { count: record.spec.size.vcpus, threads_per_core: record.spec.size.threads_per_core },
-            memory_mib: record.spec.size.memory_mib,
-            instance_type: record.spec.size.instance_type.clone(),
-            overridden: record.spec.size.overridden,
-            root,
-        }
-    }
-
     /// Moves the snapshot in `saved` into the directory of a new image's bundle.
-    pub(super) fn put(&self, saved: &Path, bundle: &Path) -> Result<(), CloudError> {
+    pub fn put(&self, saved: &Path, bundle: &Path) -> Result<(), NodeError> {
         let dir = bundle.join(DIRECTORY);
-        let failed = || CloudError::file(&dir, "create");
+        let failed = || NodeError::file(&dir, "create");
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed())?;
         for name in [MEMORY, BASE, STATE] {
             if saved.join(name).exists() {
