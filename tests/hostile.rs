@@ -51,7 +51,7 @@ fn hostile_kernel_harms_neither_vmm_nor_other_guest() {
         "none",
         "--console",
     ]);
-    hostile.wait_for("hostile: 0 rounds, 4 devices");
+    hostile.wait_for("hostile: 0 rounds, 5 devices");
     let dir = wisp.runs().into_iter().find(|dir| !others.contains(dir)).expect("a second machine");
     let pid = vmm_pid(&dir);
     let before = descriptors(pid);

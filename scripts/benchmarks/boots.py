@@ -1,20 +1,37 @@
-"""Measures boots and disks of Wisp, and boots of QEMU's microvm and Firecracker if they are installed."""
+"""Measures boots, memory and disks of Wisp, and of QEMU's microvm and Firecracker if they are installed."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
-from .common import CMDLINE, DEADLINE, MEMORY_MIB, bundle, emulated_options, tabulate, wisp
+from . import firecracker
+from .common import (
+    CMDLINE, DEADLINE, INIT, bundle, emulated_options, put_init, resident_mib_beyond_guest, started_guest, tabulate, wisp
+)
 from .qemu import QEMU, qemu_command
 
 # Transferring this much takes seconds under software KVM.
 BLOCK_MIB = 2
-READY = b"wisp-init: ready"
-INIT = CMDLINE + " init=/sbin/wisp-init"
+# Reads and writes each disk with dd. Prints the uptime before, between and after.
+BLOCK_SCRIPT = """
+    t() { read up _ < /proc/uptime; echo $up; }
+    for disk in %s; do
+        a=$(t); dd if=/dev/$disk of=/dev/null bs=64k 2>/dev/null; b=$(t)
+        dd if=/dev/zero of=/dev/$disk bs=64k count=%d conv=fsync 2>/dev/null; c=$(t); echo disk $a $b $c
+    done"""
+# The same as the init of a guest without Wisp's agent.
+BLOCK_INIT = """#!/bin/sh
+mount -t proc proc /proc; mount -t devtmpfs devtmpfs /dev 2> /dev/null
+%s
+reboot -f
+"""
 
 
 def bench(args):
@@ -23,20 +40,19 @@ def bench(args):
         env = dict(os.environ, WISP_HOME=os.path.join(directory, "home"), WISP_WARM_LIMIT="0")
         wisp(env, "run", "--", "true")  # unpack the image before the measurement
         image = bundle(env["WISP_HOME"])
-        measures = [
-            lambda: wisp_boot(env), lambda: wisp_command(env), lambda: wisp_block(env, directory),
-            lambda: qemu(image, directory), lambda: firecracker(image, directory),
-        ]
+        measures = [lambda: wisp_boot(env), lambda: wisp_command(env), lambda: wisp_block(env, directory)]
+        for other in filter(Other.is_installed, (QEMU_MICROVM, FIRECRACKER)):
+            measures += [lambda other=other: boot(other, image, directory), lambda other=other: block(other, image, directory)]
         for run in range(args.runs):
             for measure in measures:
-                for name, value in (measure() or {}).items():
+                for name, value in measure().items():
                     samples.setdefault(name, []).append(value)
             print(f"run {run + 1} of {args.runs}", file=sys.stderr)
 
     figures = tabulate(samples, args.runs)
-    for program, name in (("qemu-system-x86_64", "QEMU"), ("firecracker", "Firecracker")):
-        if not shutil.which(program):
-            print(f"{name} is not installed and was not measured.")
+    for other in (QEMU_MICROVM, FIRECRACKER):
+        if not other.is_installed():
+            print(f"{other.name} is not installed and was not measured.")
     return figures
 
 
@@ -73,59 +89,74 @@ def wisp_block(env, directory):
         shutil.copy(raw, base)
         subprocess.run(["qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", base, layer], **quiet)
         disks |= {"qcow2": whole, "qcow2 overlay": f"{layer},backing={base}"}
-    script = """
-        t() { read up _ < /proc/uptime; echo $up; }
-        for disk in %s; do
-            a=$(t); dd if=/dev/$disk of=/dev/null bs=64k 2>/dev/null; b=$(t)
-            dd if=/dev/zero of=/dev/$disk bs=64k count=%d conv=fsync 2>/dev/null; c=$(t); echo $a $b $c
-        done""" % (" ".join(f"vd{letter}" for letter, _ in zip("bcd", disks)), BLOCK_MIB * 16)
+    script = block_script(len(disks))
     options = [word for disk in disks.values() for word in ("--disk", disk)]
-    lines = wisp(env, "run", *options, "--", "sh", "-c", script).split(b"\n")
+    output = wisp(env, "run", *options, "--", "sh", "-c", script)
+    return rates("wisp", disks, output)
+
+
+def block_script(disks):
+    return BLOCK_SCRIPT % (" ".join(f"vd{letter}" for letter in "bcd"[:disks]), BLOCK_MIB * 16)
+
+
+def rates(name, disks, output):
+    """Returns the rates for the lines that the script printed, one per disk."""
+    lines = re.findall(rb"disk ([\d.]+) ([\d.]+) ([\d.]+)", output)
     figures = {}
-    for kind, line in zip(disks, lines):
-        began, read, written = map(float, line.split())
-        figures[f"wisp: {kind} disk, read in 64 KiB blocks, MiB/s"] = BLOCK_MIB / max(read - began, 0.01)
-        figures[f"wisp: {kind} disk, write in 64 KiB blocks and flush, MiB/s"] = BLOCK_MIB / max(written - read, 0.01)
+    for kind, line in zip(disks, lines, strict=True):
+        began, read, written = map(float, line)
+        figures[f"{name}: {kind} disk, read in 64 KiB blocks, MiB/s"] = BLOCK_MIB / max(read - began, 0.01)
+        figures[f"{name}: {kind} disk, write in 64 KiB blocks and flush, MiB/s"] = BLOCK_MIB / max(written - read, 0.01)
     return figures
 
 
-def until_ready(command, env=None):
-    """Returns the milliseconds until the guest's console reports a ready agent."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    seen = b""
-    try:
-        while READY not in seen:
-            chunk = os.read(process.stdout.fileno(), 4096)
-            if not chunk or time.monotonic() - began > DEADLINE:
-                raise RuntimeError(f"{command[0]}: the guest did not become ready: {seen[-500:]!r}")
-            seen += chunk
-        return (time.monotonic() - began) * 1e3
-    finally:
-        process.kill()
-        process.wait()
+@dataclasses.dataclass
+class Other:
+    """Another VMM. `command` returns its command line for an image, a directory, a root disk, a command line and disks."""
+
+    name: str
+    program: str
+    command: Callable
+
+    def is_installed(self):
+        return shutil.which(self.program) is not None
 
 
-def qemu(image, directory):
-    if not shutil.which(QEMU):
-        return None
-    disk = os.path.join(directory, "qemu.ext4")
-    shutil.copy(os.path.join(image, "root.ext4"), disk)
-    command = qemu_command(image, disk, INIT + emulated_options())
-    return {"QEMU microvm: process start to agent ready, ms": until_ready(command)}
+def qemu(image, directory, root, cmdline, disks):
+    more = [
+        word
+        for number, disk in enumerate(disks)
+        for word in ("-drive", f"id=disk{number},file={disk},format=raw,if=none",
+                     "-device", f"virtio-blk-device,drive=disk{number}")
+    ]
+    return qemu_command(image, root, cmdline, more)
 
 
-def firecracker(image, directory):
-    binary = shutil.which("firecracker")
-    if not binary:
-        return None
-    disk = os.path.join(directory, "firecracker.ext4")
-    shutil.copy(os.path.join(image, "root.ext4"), disk)
-    config = os.path.join(directory, "firecracker.json")
-    with open(config, "w") as file:
-        json.dump({
-            "boot-source": {"kernel_image_path": os.path.join(image, "vmlinux"), "boot_args": INIT + emulated_options()},
-            "drives": [{"drive_id": "root", "path_on_host": disk, "is_root_device": True, "is_read_only": False}],
-            "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB},
-        }, file)
-    return {"Firecracker: process start to agent ready, ms": until_ready([binary, "--no-api", "--config-file", config])}
+def firecracker_command(image, directory, root, cmdline, disks):
+    return firecracker.command(firecracker.write_config(directory, image, root, cmdline, disks))
+
+
+QEMU_MICROVM = Other("QEMU microvm", QEMU, qemu)
+FIRECRACKER = Other("Firecracker", firecracker.FIRECRACKER, firecracker_command)
+
+
+def boot(other, image, directory):
+    root = os.path.join(directory, "root.ext4")
+    shutil.copy(os.path.join(image, "root.ext4"), root)
+    with started_guest(other.command(image, directory, root, INIT + emulated_options(), ())) as (process, took):
+        return {
+            f"{other.name}: process start to agent ready, ms": took,
+            f"{other.name}: VMM memory beyond the guest's, MiB": resident_mib_beyond_guest(process.pid),
+        }
+
+
+def block(other, image, directory):
+    """Measures sequential throughput of a raw disk with the script that Wisp's guest runs."""
+    root, disk = (os.path.join(directory, name) for name in ("root.ext4", "other.img"))
+    put_init(image, root, BLOCK_INIT % block_script(1))
+    with open(disk, "wb") as file:
+        file.write(os.urandom(BLOCK_MIB << 20))
+    command = other.command(image, directory, root, CMDLINE + emulated_options() + " init=/bench", (disk,))
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    ended = subprocess.run(command, timeout=DEADLINE, **quiet)
+    return rates(other.name, ["raw"], ended.stdout)

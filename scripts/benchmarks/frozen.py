@@ -1,15 +1,17 @@
-"""Measures snapshots, restores, warm starts and forks of guests."""
+"""Measures snapshots, restores, warm starts and forks of guests, and snapshots of Firecracker if it is installed."""
 
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from .common import DEADLINE, MEMORY_MIB, SIZE, host, wisp, wisp_command
+from .common import DEADLINE, MEMORY_MIB, SIZE, bundle, host, wisp, wisp_command
+from .firecracker import FIRECRACKER, Snapshots
 
 
 # A hundred instances of this size fit on a small host. Forks share memory, but launched instances reserve their own.
@@ -81,7 +83,10 @@ def bench(args):
         env = dict(os.environ, WISP_HOME=os.path.join(directory, "home"), WISP_WARM_LIMIT="4096")
         for size in (SIZE, SMALL):
             wisp(env, "image", "warm", "tiny", *size)
-        measures = [lambda: frozen(env, SIZE)] * args.runs
+        measures = [lambda: frozen(env, SIZE)]
+        if shutil.which(FIRECRACKER):
+            measures.append(Snapshots(bundle(env["WISP_HOME"]), directory).measure)
+        measures *= args.runs
         measures += [lambda count=count: forks(env, SIZE, count) for count in args.many] * args.runs
         measures += [lambda count=count: launches(env, count) for count in args.many] * args.runs
         for number, measure in enumerate(measures):
@@ -95,4 +100,6 @@ def bench(args):
         p99 = sorted(values)[max(0, -(-99 * len(values) // 100) - 1)]
         figures[name] = {"min": min(values), "median": statistics.median(values), "p99": p99, "samples": values}
         print(f"{name:66} {len(values):5} {min(values):9.1f} {statistics.median(values):9.1f} {p99:9.1f}")
+    if not shutil.which(FIRECRACKER):
+        print("Firecracker is not installed and was not measured.")
     return figures

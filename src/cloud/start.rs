@@ -1,6 +1,7 @@
 //! Starts instances. Launches, starts and forks differ only in their start plans.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::CloudError;
@@ -9,6 +10,7 @@ use super::layers::volume_disk;
 use super::limits::{limits_of, volume_limits};
 use super::network::is_in_vpc;
 use ec2::catalog;
+use ec2::id::VpcId;
 use machine::config::CpuConfig;
 use machine::timeline::monotonic_ns;
 use node::host::{Connection, Guard, InstancePlan, Machine, MachineShape, Source, VolumeDisk};
@@ -68,14 +70,10 @@ impl Instances<'_> {
         &self,
         starts: impl IntoIterator<Item = Result<InstanceStart<'a>, CloudError>>,
     ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
+        let mut starts = starts.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let vpcs = self.attach(&mut starts)?;
         let mut machines = Vec::new();
-        let mut vpcs = BTreeSet::new();
-        for start in starts {
-            let InstanceStart { mut plan, interface } = start?;
-            if let (Some(interface), Some(network)) = (interface, &mut plan.network) {
-                network.connection = Connection::Vpc(Guard::new(self.cloud.routers().attach(&interface)?));
-                vpcs.insert(interface.vpc_id);
-            }
+        for InstanceStart { plan, .. } in starts {
             if !matches!(plan.source, Source::Boot) {
                 self.await_turn(&mut machines)?;
             }
@@ -84,8 +82,35 @@ impl Instances<'_> {
         for machine in &mut machines {
             self.cloud.warnings.borrow_mut().extend(machine.wait_started()?);
         }
-        self.cloud.routers().warn_missing_uplinks(vpcs);
+        // The routers have set up their packet filters meanwhile.
+        for (vpc, addresses) in &vpcs {
+            self.cloud.routers().settle(*vpc, addresses.clone())?;
+        }
+        self.cloud.routers().warn_missing_uplinks(vpcs.into_keys());
         Ok(machines)
+    }
+
+    /// Connects the instances to their VPCs. Returns their addresses by VPC.
+    fn attach(&self, starts: &mut [InstanceStart]) -> Result<BTreeMap<VpcId, Vec<Ipv4Addr>>, CloudError> {
+        let mut vpcs: BTreeMap<VpcId, Vec<&mut InstanceStart>> = BTreeMap::new();
+        for start in starts {
+            if let Some(interface) = &start.interface {
+                vpcs.entry(interface.vpc_id).or_default().push(start);
+            }
+        }
+        let mut attached = BTreeMap::new();
+        for (vpc, starts) in vpcs {
+            let interfaces = starts.iter().filter_map(|start| start.interface.as_ref());
+            let addresses: Vec<Ipv4Addr> = interfaces.map(|interface| interface.private_ip).collect();
+            let taps = self.cloud.routers().attach(vpc, &addresses)?;
+            for (start, tap) in starts.into_iter().zip(taps) {
+                if let Some(network) = &mut start.plan.network {
+                    network.connection = Connection::Vpc(Guard::new(tap));
+                }
+            }
+            attached.insert(vpc, addresses);
+        }
+        Ok(attached)
     }
 
     /// Waits until the next VM can be restored. A waiting guest's timer ticks take CPU time from the others, so no more

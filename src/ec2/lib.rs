@@ -18,6 +18,7 @@ pub mod key;
 pub mod metadata;
 pub mod network;
 pub mod performance;
+pub mod prices;
 pub mod right_size;
 pub mod size;
 pub mod state;

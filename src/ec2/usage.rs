@@ -36,7 +36,7 @@ pub struct Datapoint {
     /// Time for which vCPUs were throttled, summed over the vCPUs. Stored datapoints have it under its earlier name.
     #[serde(rename = "cpu_held_ns", default, skip_serializing_if = "is_default")]
     pub cpu_throttled_ns: u64,
-    /// Maximum of guest memory touched.
+    /// Maximum of guest memory that the host held.
     pub touched_bytes: u64,
     /// Sum over all EBS volumes.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -78,7 +78,7 @@ impl<'a> Layout<'a> {
             return Err(SnapshotError::NewDisk(disk.id.clone()).into());
         }
         // A machine that was saved without a network device is restored without one.
-        let has_net = state.virtio.len() > disks.len() + 1 + usize::from(config.vsock.is_some());
+        let has_net = state.virtio.len() > device_count(config, disks.len());
         Layout::new(config, disks, config.net.as_ref().filter(|_| has_net))
     }
 
@@ -87,9 +87,14 @@ impl<'a> Layout<'a> {
         disks: Vec<Option<&'a DiskConfig>>,
         net: Option<&'a NetConfig>,
     ) -> Result<Layout<'a>, Error> {
-        let count = disks.len() + 1 + usize::from(config.vsock.is_some()) + usize::from(net.is_some());
+        let count = device_count(config, disks.len()) + usize::from(net.is_some());
         Ok(Layout { disks, net, resources: assign_resources(count)? })
     }
+}
+
+/// Returns the number of virtio devices without the network device: disk slots, entropy, vsock and balloon.
+fn device_count(config: &MachineConfig, slots: usize) -> usize {
+    slots + 1 + usize::from(config.vsock.is_some()) + 1
 }
 
 /// Starts a thread that loads the kernel in parallel with the creation of devices, which takes about as long.

@@ -14,6 +14,7 @@ use super::memory;
 use super::sandbox;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::origin::Origin;
+use super::virtio::balloon::BalloonControl;
 use super::virtio::net::NetControl;
 use super::wiring::Devices;
 use machine::config::MachineConfig;
@@ -150,6 +151,10 @@ impl ControlledMachine for RunningMachine {
         self.cancellation.cancel();
     }
 
+    fn request_statistics(&self) {
+        self.devices.balloon.iter().for_each(BalloonControl::request_statistics);
+    }
+
     fn status(&self) -> VmmStatus {
         let guest = memory::resident_bytes(&self.context.memory).unwrap_or(0);
         let faults = self.devices.faults.iter().filter(|(_, faults)| faults.count() > 0);
@@ -175,6 +180,7 @@ impl ControlledMachine for RunningMachine {
                 .collect(),
             guest_resident_bytes: guest,
             vmm_resident_bytes: memory::process_resident_bytes().saturating_sub(guest),
+            guest_memory: self.devices.balloon.as_ref().and_then(BalloonControl::statistics),
         }
     }
 }

@@ -28,6 +28,7 @@ use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE};
 use super::resources::{ResourceAllocator, ResourceError};
 use super::resume_message::ResumeMessage;
 use super::virtio::VirtioDevice;
+use super::virtio::balloon::{Balloon, BalloonControl};
 use super::virtio::block::{Block, DiskHandle, Ring};
 use super::virtio::interrupt::Interrupt;
 use super::virtio::mmio::{MmioResources, MmioTransport};
@@ -61,6 +62,8 @@ pub(super) struct Devices {
     pub(super) generation: Arc<Mutex<Generation>>,
     pub(super) disks: DiskSlots,
     pub(super) net: Option<NetControl>,
+    /// `None` until the virtio devices are added.
+    pub(super) balloon: Option<BalloonControl>,
     pub(super) virtio: Vec<Arc<Mutex<dyn Transport>>>,
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
     /// CPU clocks of the virtio devices' threads.
@@ -141,6 +144,7 @@ impl<'a> DeviceManager<'a> {
             generation: Arc::new(Mutex::new(Generation::new(state.generation))),
             disks: DiskSlots::default(),
             net: None,
+            balloon: None,
             virtio: Vec::new(),
             faults: Vec::new(),
             clocks: Vec::new(),
@@ -163,7 +167,7 @@ impl<'a> DeviceManager<'a> {
         Ok(DeviceManager { vm, memory, resources: resources.into_iter(), ports, mmio: Bus::default(), devices })
     }
 
-    /// Adds the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network.
+    /// Adds the virtio devices: one per disk slot (including empty ones), then entropy, vsock, network, balloon.
     pub(super) fn add_virtio_devices(
         &mut self,
         VirtioParts { disks, mut rings, files, disk_limits, vsock, net, dir }: VirtioParts,
@@ -186,6 +190,9 @@ impl<'a> DeviceManager<'a> {
             self.devices.net = Some(net.control());
             self.add_virtio("net".into(), Box::new(net))?;
         }
+        let balloon = Balloon::new().map_err(Error::host("create an eventfd"))?;
+        self.devices.balloon = Some(balloon.control());
+        self.add_virtio("balloon".into(), Box::new(balloon))?;
         Ok(())
     }
 

@@ -38,6 +38,7 @@ targets! {
     net_frames: vmm::virtio::net::fuzzing::frames,
     vsock_packets: vmm::virtio::vsock::fuzzing::packets,
     rng_requests: vmm::virtio::fuzzing::rng,
+    balloon_requests: vmm::virtio::balloon::fuzzing::requests,
     virtio_registers: vmm::virtio::fuzzing::registers,
     boot_kernel: vmm::boot::fuzzing::kernel,
     ports: vmm::devices::fuzzing::ports,

@@ -241,7 +241,7 @@ fn drive(random: &mut Random, device: u64) {
         set(0x20, if random.one_in(16) { random.next() as u32 } else { taken });
     }
     set(0x70, 11);
-    for queue in 0..3 {
+    for queue in 0..4 {
         set(0x30, queue);
         let most = read::<u32>(device + 0x34);
         if most == 0 && !random.one_in(16) {
@@ -260,7 +260,7 @@ fn drive(random: &mut Random, device: u64) {
     }
     set(0x70, 15);
     for _ in 0..4 {
-        for queue in 0..3 {
+        for queue in 0..4 {
             let rings = AREA + queue * 0x4000;
             if random.one_in(4) {
                 fill(random, device, kind, queue as u32);
@@ -294,8 +294,14 @@ fn fill(random: &mut Random, device: u64, kind: u32, queue: u32) {
             2 => 1,
             _ => [16, 44, 60, 512, 1600, 4096][random.below(6) as usize % 6],
         };
-        // Buffers of receive queues must be device-writable.
-        let is_receive = queue == 0 && matches!(kind, 1 | 19) || kind == 4;
+        // The balloon may release all memory but that of this program, which is below the area.
+        let (address, length) = match (kind, queue) {
+            (5, 3) => (address | AREA, length),
+            (5, _) => (buffer, length.min(64)),
+            _ => (address, length),
+        };
+        // Buffers of receive queues, and free pages that are reported to the balloon, must be device-writable.
+        let is_receive = queue == 0 && matches!(kind, 1 | 19) || kind == 4 || kind == 5 && queue == 3;
         let mut flags = if is_receive { 2 } else { 0 };
         if kind == 2 {
             flags = [1, 3, 2][(index % 3) as usize];
@@ -339,6 +345,11 @@ fn content(random: &mut Random, device: u64, at: u64, kind: u32) {
         2 => {
             write(at, [0_u32, 1, 4, 8, 11, 13, random.next() as u32][random.below(7) as usize % 7]);
             write(at + 8, if random.one_in(4) { random.number() } else { random.below(128) });
+        }
+        // Page numbers for the balloon.
+        5 => {
+            let page = |random: &mut Random| (AREA >> 12) as u32 + random.below(1 << 20) as u32;
+            return (0..16).for_each(|index| write(at + 4 * index, page(random)));
         }
         // A vsock packet: context ids, ports, length, type and operation, credit.
         19 => {

@@ -30,7 +30,10 @@ pub enum By {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     pub by: By,
-    pub why: String,
+    /// The limit, without figures of the measurement: equal limits of several measures have equal texts.
+    pub limit: String,
+    /// Figures of this measurement.
+    pub detail: Option<String>,
 }
 
 /// Observations of the VMM during a measurement. All fields except `cpu_share` are the shares of the time for which a
@@ -85,10 +88,8 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
     };
     if seen.cpu_throttled > THROTTLED {
         let baseline = of.credits.map_or(100.0, |credits| credits.baseline_percent);
-        let throttled = seen.cpu_throttled * 100.0;
-        return type_bound(format!(
-            "CPU credits are used up: {baseline}% of each vCPU (throttled {throttled:.0}% of the time)"
-        ));
+        return type_bound(format!("no CPU credits left, so {baseline}% of each vCPU"))
+            .with(throttled(seen.cpu_throttled));
     }
     match measure.about {
         About::OneCpu => {
@@ -101,9 +102,8 @@ pub fn judge(measure: &Measure, of: &InstanceType, limits: &Limits, host: &HostF
         About::Memory => cpu(&seen, 1, host).unwrap_or_else(|| memory(median_of(|sample| sample.bytes as f64), host)),
         About::DiskBytes | About::DiskOperations => disk(measure, figure, seen.disk_throttled, limits, host),
         About::Network => network(figure, seen.net_throttled, limits, host),
-        About::NetworkLatency => host_bound(&format!("the type does not limit latency{}", emulation(host))),
-        About::Start if host.software_kvm => host_bound("guest kernels are emulated (software KVM)"),
-        About::Start => host_bound("no limit of the type was reached"),
+        About::NetworkLatency => speed(host, "network latency").with("the type does not limit latency".into()),
+        About::Start => speed(host, "start of a VM"),
         About::Command => command(&seen, of, host),
     }
 }
@@ -114,8 +114,8 @@ fn cpu(seen: &Observed, threads: u32, host: &HostFacts) -> Option<Bound> {
         return Some(host_bound(&format!("only {} for {threads} vCPUs", plural(host.cpus, "CPU"))));
     }
     let percent = seen.cpu_share * 100.0;
-    (seen.cpu_share < WHOLE)
-        .then(|| host_bound(&format!("CPUs were busy with other work: each vCPU got {percent:.0}% of a CPU")))
+    let bound = || host_bound("CPUs busy with other work").with(format!("each vCPU got {percent:.0}% of a CPU"));
+    (seen.cpu_share < WHOLE).then(bound)
 }
 
 /// Returns the host as the bound if the figures vary too much. This also detects steal time that the host cannot see.
@@ -124,16 +124,18 @@ fn unsteady(samples: &[Sample]) -> Option<Bound> {
     let (smallest, largest) = (figures.clone().fold(f64::INFINITY, f64::min), figures.fold(0.0, f64::max));
     let ratio = largest / smallest;
     let percent = (ratio - 1.0) * 100.0;
-    (ratio > STEADY).then(|| host_bound(&format!("unsteady speed: figures differ by {percent:.0}% between runs")))
+    let bound = || host_bound("unsteady CPU speed").with(format!("figures differ by {percent:.0}% between runs"));
+    (ratio > STEADY).then(bound)
 }
 
 fn memory(bytes: f64, host: &HostFacts) -> Bound {
     let mib = bytes / MIB;
     match host.cache.map(|cache| cache as f64) {
         Some(cache) if bytes <= cache => {
-            host_bound(&format!("caches: {mib:.0} MiB were measured; the last-level cache has {:.0} MiB", cache / MIB))
+            let detail = format!("{mib:.0} MiB were measured; the last-level cache has {:.0} MiB", cache / MIB);
+            host_bound("CPU caches").with(detail)
         }
-        _ => host_bound(&format!("memory ({mib:.0} MiB were measured)")),
+        _ => host_bound("memory").with(format!("{mib:.0} MiB were measured")),
     }
 }
 
@@ -156,9 +158,9 @@ fn disk(measure: &Measure, figure: f64, throttled: f64, limits: &Limits, host: &
     let candidates = [candidate("root volume", limits.volume), candidate("EBS path", limits.path)];
     rated(candidates, figure, throttled, unit).unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { whose, text, .. }) => {
-            host_bound(&format!("reached {percent:.0}% of the {whose}'s limit of {text}{}", emulation(host)))
+            speed(host, "disk").with(format!("{percent:.0}% of the {whose}'s {text}"))
         }
-        None => host_bound(&format!("the instance has no limits{}", emulation(host))),
+        None => speed(host, "disk"),
     })
 }
 
@@ -171,9 +173,9 @@ fn network(figure: f64, throttled: f64, limits: &Limits, host: &HostFacts) -> Bo
     rated([candidate, None], figure, throttled, "Mbit/s").unwrap_or_else(|(lowest, percent)| match lowest {
         Some(Candidate { text, .. }) => {
             let percent = if percent < 1.0 { "less than 1".into() } else { format!("{percent:.0}") };
-            host_bound(&format!("reached {percent}% of the type's {text}{}", emulation(host)))
+            speed(host, "network").with(format!("{percent}% of the type's {text}"))
         }
-        None => host_bound(&format!("the instance has no limits{}", emulation(host))),
+        None => speed(host, "network"),
     })
 }
 
@@ -192,33 +194,44 @@ fn rated(
     }
     let Candidate { whose, text, most, always } = lowest;
     let while_saved = (always < most).then(|| format!(" during a burst, {} {unit} afterward", number(always)));
-    Ok(type_bound(format!("the {whose} is limited to {text}{}", while_saved.unwrap_or_default())))
+    Ok(type_bound(format!("{whose}: {text}{}", while_saved.unwrap_or_default())))
 }
 
 fn command(seen: &Observed, of: &InstanceType, host: &HostFacts) -> Bound {
     if seen.disk_throttled > THROTTLED {
-        return type_bound(format!("volumes (throttled {:.0}% of the time)", seen.disk_throttled * 100.0));
+        return type_bound("volumes".into()).with(throttled(seen.disk_throttled));
     }
     if seen.net_throttled > THROTTLED {
-        return type_bound(format!("network (throttled {:.0}% of the time)", seen.net_throttled * 100.0));
+        return type_bound("network".into()).with(throttled(seen.net_throttled));
     }
-    let busy = seen.cpu_share * 100.0;
+    let busy = format!("the vCPUs were {:.0}% busy", seen.cpu_share * 100.0);
     if seen.cpu_share >= WHOLE && of.vcpus <= host.cpus {
-        return type_bound(format!("{}: {busy:.0}% busy", plural(of.vcpus, "vCPU")));
+        return type_bound(plural(of.vcpus, "vCPU")).with(busy);
     }
-    host_bound(&format!("no limit of the type was reached; the vCPUs were {busy:.0}% busy{}", emulation(host)))
+    speed(host, "no limit of the type was reached").with(busy)
 }
 
-fn type_bound(why: String) -> Bound {
-    Bound { by: By::Type, why }
+impl Bound {
+    fn with(self, detail: String) -> Bound {
+        Bound { detail: Some(detail), ..self }
+    }
 }
 
-fn host_bound(why: &str) -> Bound {
-    Bound { by: By::Host, why: why.into() }
+fn type_bound(limit: String) -> Bound {
+    Bound { by: By::Type, limit, detail: None }
 }
 
-fn emulation(host: &HostFacts) -> &'static str {
-    if host.software_kvm { "; guest kernels are emulated (software KVM)" } else { "" }
+fn host_bound(limit: &str) -> Bound {
+    Bound { by: By::Host, limit: limit.into(), detail: None }
+}
+
+/// Returns the host's speed as the bound. On software KVM, the emulation of guest kernels is slower than all else.
+fn speed(host: &HostFacts, of: &str) -> Bound {
+    host_bound(if host.software_kvm { "emulated guest kernels (software KVM)" } else { of })
+}
+
+fn throttled(share: f64) -> String {
+    format!("throttled {:.0}% of the time", share * 100.0)
 }
 
 fn plural(count: u32, noun: &str) -> String {
@@ -262,66 +275,89 @@ mod tests {
     }
 
     #[track_caller]
-    fn is(bound: Bound, by: By, text: &str) {
-        assert!(bound.by == by && bound.why.contains(text), "{bound:?}");
+    fn is(bound: Bound, by: By, limit: &str, detail: &str) {
+        let is_as_expected =
+            bound.by == by && bound.limit == limit && bound.detail.as_deref().unwrap_or_default() == detail;
+        assert!(is_as_expected, "{bound:?}");
     }
 
     #[test]
     fn spent_credits_are_type_bound_for_every_measure() {
         let throttled = Observed { cpu_throttled: 0.8, ..IDLE };
         for name in ["integer-one", "disk-read-1", "command"] {
-            is(verdict(name, "t3.micro", 1.0, throttled), By::Type, "10% of each vCPU");
+            let bound = verdict(name, "t3.micro", 1.0, throttled);
+            is(bound, By::Type, "no CPU credits left, so 10% of each vCPU", "throttled 80% of the time");
         }
     }
 
     #[test]
     fn vcpus_are_type_bound_if_host_has_cpus() {
-        is(verdict("integer-one", "m5.large", 1.0, IDLE), By::Host, "one CPU");
-        is(verdict("integer-all", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs");
-        is(verdict("integer-all", "m5.xlarge", 1.0, IDLE), By::Host, "2 CPUs for 4 vCPUs");
+        is(verdict("integer-one", "m5.large", 1.0, IDLE), By::Host, "speed of one CPU", "");
+        let limit = "2 vCPUs, each as fast as one of this host's CPUs";
+        is(verdict("integer-all", "m5.large", 1.0, IDLE), By::Type, limit, "");
+        is(verdict("integer-all", "m5.xlarge", 1.0, IDLE), By::Host, "only 2 CPUs for 4 vCPUs", "");
         let crowded = Observed { cpu_share: 0.5, ..IDLE };
-        is(verdict("integer-all", "m5.large", 1.0, crowded), By::Host, "busy with other work");
+        let bound = verdict("integer-all", "m5.large", 1.0, crowded);
+        is(bound, By::Host, "CPUs busy with other work", "each vCPU got 50% of a CPU");
     }
 
     #[test]
     fn unsteady_figures_are_host_bound() {
         let measure = chosen(["integer-all"]).unwrap()[0];
         let of = catalog::find("m5.large").unwrap();
-        let samples = |figures: [f64; 3]| figures.map(|figure| Sample { figure, bytes: 0, observed: IDLE });
-        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 150.0])), By::Host, "differ by 67%");
-        is(judge(measure, of, &limits(), &host(), &samples([100.0, 90.0, 110.0])), By::Type, "2 vCPUs");
+        let judged = |figures: [f64; 3]| {
+            let samples = figures.map(|figure| Sample { figure, bytes: 0, observed: IDLE });
+            judge(measure, of, &limits(), &host(), &samples)
+        };
+        let detail = "figures differ by 67% between runs";
+        is(judged([100.0, 90.0, 150.0]), By::Host, "unsteady CPU speed", detail);
+        assert_eq!(judged([100.0, 90.0, 110.0]).by, By::Type);
     }
 
     #[test]
     fn lowest_limit_is_bound_if_near_or_throttled() {
-        is(verdict("disk-random-read-32", "t3.micro", 2800.0, IDLE), By::Type, "root volume is limited to 3000 IOPS");
-        is(
-            verdict("disk-read-32", "t3.micro", 95.0, IDLE),
-            By::Type,
-            "EBS path is limited to 100 MiB/s during a burst, 10",
-        );
-        is(verdict("disk-read-32", "t3.micro", 50.0, IDLE), By::Host, "50% of the EBS path's limit of 100 MiB/s");
+        let (kib, mib) = ("disk-random-read-32", "disk-read-32");
+        is(verdict(kib, "t3.micro", 2800.0, IDLE), By::Type, "root volume: 3000 IOPS", "");
+        let burst = "EBS path: 100 MiB/s during a burst, 10 MiB/s afterward";
+        is(verdict(mib, "t3.micro", 95.0, IDLE), By::Type, burst, "");
+        is(verdict(mib, "t3.micro", 50.0, IDLE), By::Host, "disk", "50% of the EBS path's 100 MiB/s");
         let throttled = Observed { disk_throttled: 0.5, ..IDLE };
-        is(verdict("disk-read-32", "t3.micro", 50.0, throttled), By::Type, "EBS path");
-        is(verdict("network-throughput", "t3.micro", 4900.0, IDLE), By::Type, "5000 Mbit/s during");
-        is(verdict("network-throughput", "t3.micro", 5.0, IDLE), By::Host, "less than 1% of the type's 5000");
+        is(verdict(mib, "t3.micro", 50.0, throttled), By::Type, burst, "");
+        let network = "network-throughput";
+        let burst = "network: 5000 Mbit/s during a burst, 32 Mbit/s afterward";
+        is(verdict(network, "t3.micro", 4900.0, IDLE), By::Type, burst, "");
+        is(verdict(network, "t3.micro", 5.0, IDLE), By::Host, "network", "less than 1% of the type's 5000 Mbit/s");
+    }
+
+    #[test]
+    fn emulation_is_bound_below_limits_on_software_kvm() {
+        let host = HostFacts { software_kvm: true, ..host() };
+        let of = catalog::find("t3.micro").unwrap();
+        for name in ["disk-read-1", "network-throughput", "network-latency", "warm-launch", "boot"] {
+            let sample = Sample { figure: 1.0, bytes: 0, observed: IDLE };
+            let bound = judge(chosen([name]).unwrap()[0], of, &limits(), &host, &[sample]);
+            assert_eq!((bound.by, bound.limit.as_str()), (By::Host, "emulated guest kernels (software KVM)"), "{name}");
+        }
     }
 
     #[test]
     fn memory_within_cache_is_bound_by_cache() {
-        is(verdict("memory-latency", "t3.micro", 1.0, IDLE), By::Host, "memory (64 MiB");
+        is(verdict("memory-latency", "t3.micro", 1.0, IDLE), By::Host, "memory", "64 MiB were measured");
         let host = HostFacts { cache: Some(96 << 20), ..host() };
         let sample = Sample { figure: 1.0, bytes: 64 << 20, observed: IDLE };
         let of = catalog::find("t3.micro").unwrap();
         let bound = judge(chosen(["memory-latency"]).unwrap()[0], of, &limits(), &host, &[sample]);
-        is(bound, By::Host, "64 MiB were measured; the last-level cache has 96");
+        is(bound, By::Host, "CPU caches", "64 MiB were measured; the last-level cache has 96 MiB");
     }
 
     #[test]
     fn command_is_bound_by_throttled_resource() {
-        is(verdict("command", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs: 100% busy");
-        is(verdict("command", "m5.large", 1.0, Observed { cpu_share: 0.4, ..IDLE }), By::Host, "no limit");
-        is(verdict("command", "m5.large", 1.0, Observed { net_throttled: 0.4, ..IDLE }), By::Type, "network");
-        is(verdict("command", "m5.large", 1.0, Observed { disk_throttled: 0.4, ..IDLE }), By::Type, "volumes");
+        is(verdict("command", "m5.large", 1.0, IDLE), By::Type, "2 vCPUs", "the vCPUs were 100% busy");
+        let idle = verdict("command", "m5.large", 1.0, Observed { cpu_share: 0.4, ..IDLE });
+        is(idle, By::Host, "no limit of the type was reached", "the vCPUs were 40% busy");
+        let network = verdict("command", "m5.large", 1.0, Observed { net_throttled: 0.4, ..IDLE });
+        is(network, By::Type, "network", "throttled 40% of the time");
+        let disk = verdict("command", "m5.large", 1.0, Observed { disk_throttled: 0.4, ..IDLE });
+        is(disk, By::Type, "volumes", "throttled 40% of the time");
     }
 }

@@ -1,36 +1,102 @@
-//! Chooses the cheapest instance type that is fast enough.
+//! Compares types in a measure, and chooses the cheapest type that is fast enough.
 //!
-//! The user provides prices, because they change and differ by region. Without prices, types are ordered by baseline
-//! vCPUs and then memory, which is the order of EC2's prices within a generation.
+//! A difference between two types is found only if the confidence intervals of their medians do not overlap. Without a
+//! price for each type, types are ordered by baseline vCPUs and then memory, which is the order of EC2's prices within
+//! a generation.
 
 use std::cmp::Ordering;
 
-use super::measure::Measure;
+use super::measure::{Better, Measure};
+use super::statistics::Summary;
 use ec2::InstanceType;
 
+/// Comparison of a type with the fastest type in a measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
     /// Index of the instance type in the report.
     pub subject: usize,
-    pub median: f64,
+    /// Slowdown of the median: 0.25 is a quarter slower.
+    pub slowdown: f64,
+    /// Largest slowdown that the intervals allow. `None` with too few runs.
+    pub largest_slowdown: Option<f64>,
+    pub difference: Difference,
 }
 
-/// Returns the slowdown of each type relative to the fastest in a measure, in the order of the types.
-pub fn slowdowns(measure: &Measure, standings: &[Standing]) -> Vec<(usize, f64)> {
-    let best = standings.iter().map(|standing| standing.median).reduce(|one, other| measure.better_of(one, other));
-    let Some(best) = best else { return Vec::new() };
-    standings.iter().map(|standing| (standing.subject, measure.slowdown(standing.median, best))).collect()
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// This type is the fastest, and at least one other is slower.
+    Fastest,
+    /// The intervals of this type and the fastest do not overlap.
+    Slower,
+    /// The intervals overlap. For the fastest type: they overlap with those of all other types.
+    NotFound,
+    /// One of the two types has no interval.
+    TooFewRuns,
 }
 
-/// Returns the first type of `by_price` (indices, cheapest first) whose slowdown is at most `within` in all measures.
-pub fn cheapest(by_price: &[usize], measures: &[Vec<(usize, f64)>], within: f64) -> Option<usize> {
-    let fast = |subject: usize| {
-        let is_fast = |slowdowns: &Vec<(usize, f64)>| {
-            slowdowns.iter().any(|(other, slowdown)| *other == subject && *slowdown <= within)
-        };
-        !measures.is_empty() && measures.iter().all(is_fast)
+impl Standing {
+    /// Returns true if the slowdown is at most `within`, or if no difference from the fastest type was found.
+    fn is_fast_enough(&self, within: f64) -> bool {
+        self.slowdown <= within || self.difference == Difference::NotFound
+    }
+
+    /// Returns true if the type may be slower than `within` allows.
+    pub fn is_uncertain(&self, within: f64) -> bool {
+        self.largest_slowdown.is_none_or(|slowdown| slowdown > within)
+    }
+}
+
+/// Compares types in a measure, in the order given.
+pub fn standings(measure: &Measure, types: &[(usize, Summary)]) -> Vec<Standing> {
+    let is_better = |one: f64, other: f64| one != other && measure.better_of(one, other) == one;
+    let mut others = types.iter();
+    let Some(first) = others.next() else { return Vec::new() };
+    let best = others.fold(first, |best, one| if is_better(one.1.median, best.1.median) { one } else { best });
+    let mut standings: Vec<Standing> =
+        types.iter().map(|(subject, summary)| standing(measure, *subject, summary, &best.1)).collect();
+    let of_best = standings.iter().position(|standing| standing.subject == best.0);
+    let others = || standings.iter().filter(|standing| standing.subject != best.0).map(|other| other.difference);
+    let difference = if others().any(|difference| difference == Difference::Slower) || types.len() == 1 {
+        Difference::Fastest
+    } else if others().all(|difference| difference == Difference::NotFound) {
+        Difference::NotFound
+    } else {
+        Difference::TooFewRuns
     };
-    by_price.iter().copied().find(|subject| fast(*subject))
+    if let Some(index) = of_best {
+        let largest_slowdown = standings[index].largest_slowdown.map(|_| 0.0);
+        standings[index] = Standing { difference, largest_slowdown, ..standings[index] };
+    }
+    standings
+}
+
+fn standing(measure: &Measure, subject: usize, summary: &Summary, best: &Summary) -> Standing {
+    let slowdown = measure.slowdown(summary.median, best.median);
+    let intervals = summary.interval.zip(best.interval);
+    let difference = match intervals {
+        None => Difference::TooFewRuns,
+        Some((own, fastest)) if own.overlaps(&fastest) => Difference::NotFound,
+        Some(_) => Difference::Slower,
+    };
+    let largest_slowdown = intervals.map(|(own, fastest)| {
+        let (worst, best) = match measure.better {
+            Better::Higher => (own.low, fastest.high),
+            Better::Lower => (own.high, fastest.low),
+        };
+        measure.slowdown(worst, best)
+    });
+    Standing { subject, slowdown, largest_slowdown, difference }
+}
+
+/// Returns the first type of `by_price` (indices, cheapest first) that is fast enough in all measures.
+pub fn cheapest(by_price: &[usize], measures: &[Vec<Standing>], within: f64) -> Option<usize> {
+    let is_fast = |subject: usize| {
+        let in_measure = |standings: &Vec<Standing>| {
+            standings.iter().any(|standing| standing.subject == subject && standing.is_fast_enough(within))
+        };
+        !measures.is_empty() && measures.iter().all(in_measure)
+    };
+    by_price.iter().copied().find(|subject| is_fast(*subject))
 }
 
 /// Orders types by price if both have one, else by size.
@@ -51,28 +117,71 @@ fn by_size(instance_type: &InstanceType) -> (u64, u64, bool) {
 #[cfg(test)]
 mod tests {
     use super::super::measure::chosen;
+    use super::super::statistics::Interval;
     use super::*;
     use ec2::catalog;
     use proptest::prelude::*;
 
-    fn standings(medians: &[f64]) -> Vec<Standing> {
-        medians.iter().enumerate().map(|(subject, median)| Standing { subject, median: *median }).collect()
+    /// Returns types with these medians and without intervals.
+    fn medians(medians: &[f64]) -> Vec<(usize, Summary)> {
+        let of = |median: &f64| Summary { min: *median, median: *median, p95: *median, interval: None };
+        medians.iter().map(of).enumerate().collect()
+    }
+
+    /// Returns types with these intervals, whose medians are in the middle.
+    fn intervals(intervals: &[(f64, f64)]) -> Vec<(usize, Summary)> {
+        let of = |(low, high): &(f64, f64)| {
+            let (low, high) = (*low, *high);
+            let interval = Some(Interval { low, high });
+            Summary { min: low, median: f64::midpoint(low, high), p95: high, interval }
+        };
+        intervals.iter().map(of).enumerate().collect()
+    }
+
+    fn differences(standings: &[Standing]) -> Vec<Difference> {
+        standings.iter().map(|standing| standing.difference).collect()
     }
 
     #[test]
     fn cheapest_type_is_within_slowdown_in_every_measure() {
         let measures = chosen(["integer-one", "boot"]).unwrap();
-        let rate = slowdowns(measures[0], &standings(&[50.0, 90.0, 100.0]));
-        let time = slowdowns(measures[1], &standings(&[1.0, 1.05, 1.2]));
-        assert_eq!(rate[0], (0, 1.0));
+        let rate = standings(measures[0], &medians(&[50.0, 90.0, 100.0]));
+        let time = standings(measures[1], &medians(&[1.0, 1.05, 1.2]));
+        assert_eq!((rate[0].subject, rate[0].slowdown), (0, 1.0));
         let order = [0, 1, 2];
         assert_eq!(cheapest(&order, std::slice::from_ref(&rate), 0.25), Some(1));
         assert_eq!(cheapest(&order, std::slice::from_ref(&rate), 1.0), Some(0));
         assert_eq!(cheapest(&[2, 1, 0], std::slice::from_ref(&rate), 0.25), Some(2));
         assert_eq!(cheapest(&order, &[rate.clone(), time], 0.15), Some(1));
         // A type without results is not chosen; without any results, none is.
-        assert_eq!(cheapest(&order, &[rate, slowdowns(measures[1], &standings(&[1.0]))], 0.25), None);
+        assert_eq!(cheapest(&order, &[rate, standings(measures[1], &medians(&[1.0]))], 0.25), None);
         assert_eq!(cheapest(&order, &[], 0.25), None);
+    }
+
+    #[test]
+    fn difference_needs_disjoint_intervals() {
+        use Difference::{Fastest, NotFound, Slower, TooFewRuns};
+        let [rate, time] = ["integer-one", "boot"].map(|name| chosen([name]).unwrap()[0]);
+        let same = standings(rate, &intervals(&[(90.0, 110.0), (100.0, 130.0)]));
+        assert_eq!(differences(&same), [NotFound, NotFound]);
+        let three = standings(rate, &intervals(&[(90.0, 110.0), (100.0, 130.0), (50.0, 60.0)]));
+        assert_eq!(differences(&three), [NotFound, Fastest, Slower]);
+        let times = standings(time, &intervals(&[(1.0, 2.0), (2.5, 3.5)]));
+        assert_eq!(differences(&times), [Fastest, Slower]);
+        assert_eq!((times[0].largest_slowdown, times[1].largest_slowdown), (Some(0.0), Some(2.5)));
+        assert_eq!(differences(&standings(rate, &medians(&[1.0, 2.0]))), [TooFewRuns, TooFewRuns]);
+        assert_eq!(differences(&standings(rate, &medians(&[1.0]))), [Fastest]);
+        assert_eq!(standings(rate, &[]), []);
+    }
+
+    #[test]
+    fn type_without_found_difference_is_fast_enough_but_uncertain() {
+        let rate = chosen(["integer-one"]).unwrap()[0];
+        let same = standings(rate, &intervals(&[(40.0, 100.0), (90.0, 110.0)]));
+        assert!(same[0].slowdown > 0.25);
+        assert_eq!(cheapest(&[0, 1], std::slice::from_ref(&same), 0.25), Some(0));
+        assert!(same[0].is_uncertain(0.25) && !same[1].is_uncertain(0.25) && !same[0].is_uncertain(2.0));
+        assert!(standings(rate, &medians(&[1.0, 1.0]))[0].is_uncertain(9.0));
     }
 
     #[test]
@@ -90,17 +199,36 @@ mod tests {
     proptest! {
         #[test]
         fn wider_limit_never_chooses_dearer_type(
-            medians in prop::collection::vec(0.1_f64..100.0, 1..8),
+            figures in prop::collection::vec(0.1_f64..100.0, 1..8),
             within in 0.0_f64..2.0,
             more in 0.0_f64..2.0,
         ) {
             let measure = chosen(["integer-one"]).unwrap()[0];
-            let order: Vec<usize> = (0..medians.len()).collect();
-            let slowdowns = [slowdowns(measure, &standings(&medians))];
+            let order: Vec<usize> = (0..figures.len()).collect();
+            let standings = [standings(measure, &medians(&figures))];
             // The fastest type always qualifies.
-            let chosen = cheapest(&order, &slowdowns, within).unwrap();
-            prop_assert!(cheapest(&order, &slowdowns, within + more).unwrap() <= chosen);
-            prop_assert!(slowdowns[0][chosen].1 <= within);
+            let chosen = cheapest(&order, &standings, within).unwrap();
+            prop_assert!(cheapest(&order, &standings, within + more).unwrap() <= chosen);
+            prop_assert!(standings[0][chosen].slowdown <= within);
+        }
+
+        #[test]
+        fn standings_follow_overlap_with_fastest(
+            ends in prop::collection::vec((1.0_f64..100.0, 0.0_f64..50.0), 1..6),
+            lower_is_better: bool,
+        ) {
+            let name = if lower_is_better { "boot" } else { "integer-one" };
+            let measure = chosen([name]).unwrap()[0];
+            let types = intervals(&ends.iter().map(|(low, width)| (*low, low + width)).collect::<Vec<_>>());
+            let standings = standings(measure, &types);
+            let best = standings.iter().find(|standing| standing.slowdown == 0.0).unwrap().subject;
+            let fastest = types[best].1.interval.unwrap();
+            for standing in standings.iter().filter(|standing| standing.subject != best) {
+                let overlaps = types[standing.subject].1.interval.unwrap().overlaps(&fastest);
+                let expected = if overlaps { Difference::NotFound } else { Difference::Slower };
+                prop_assert_eq!(standing.difference, expected);
+                prop_assert!(standing.largest_slowdown.unwrap() >= standing.slowdown);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Handles Ctrl-C and termination signals during a benchmark: kills the running VM, so that no wait for it continues.
+//! Handles Ctrl-C and termination signals during a benchmark: kills the running VMs, so that no wait for them continues.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 struct Shared {
     /// Number of the signal that has arrived, or 0.
     signal: AtomicI32,
-    /// Directory of the running VMM.
-    machine: Mutex<Option<PathBuf>>,
+    /// Directories of the running VMMs.
+    machines: Mutex<Vec<PathBuf>>,
 }
 
 /// Handles this process's signals until it is dropped.
@@ -46,14 +46,14 @@ impl Interrupt {
 
     /// Registers the VMM in `dir` as running. If a signal has already arrived, kills the VM.
     pub(super) fn guard(&self, dir: &Path) {
-        *lock(&self.shared.machine) = Some(dir.to_path_buf());
+        lock(&self.shared.machines).push(dir.to_path_buf());
         if self.signal().is_some() {
-            self.shared.end_machine();
+            kill(dir);
         }
     }
 
-    pub(super) fn release(&self) {
-        *lock(&self.shared.machine) = None;
+    pub(super) fn release(&self, dir: &Path) {
+        lock(&self.shared.machines).retain(|guarded| guarded != dir);
     }
 
     pub(super) fn signal(&self) -> Option<i32> {
@@ -72,14 +72,19 @@ impl Drop for Interrupt {
 }
 
 impl Shared {
-    /// Kills the registered VM. Returns false if none is registered or if its VMM cannot be reached.
-    fn end_machine(&self) -> bool {
-        let machine = lock(&self.machine).clone();
-        let Some(dir) = machine else { return false };
-        let sent = ControlClient::connect(&dir.join(SOCKET))
-            .and_then(|mut client| client.send(&ControlRequest::Kill { by: "a signal to wisp bench".into() }));
-        sent.is_ok()
+    /// Kills the registered VMs. Returns false if none is registered or if the VMM of one cannot be reached.
+    fn kill_machines(&self) -> bool {
+        let machines = lock(&self.machines).clone();
+        let reached = machines.iter().filter(|dir| kill(dir)).count();
+        !machines.is_empty() && reached == machines.len()
     }
+}
+
+/// Kills the VM in `dir`. Returns false if its VMM cannot be reached.
+fn kill(dir: &Path) -> bool {
+    let sent = ControlClient::connect(&dir.join(SOCKET))
+        .and_then(|mut client| client.send(&ControlRequest::Kill { by: "a signal to wisp bench".into() }));
+    sent.is_ok()
 }
 
 fn wait(signals: &Signals, over: &OwnedFd, shared: &Shared) {
@@ -90,7 +95,7 @@ fn wait(signals: &Signals, over: &OwnedFd, shared: &Shared) {
         }
         let Some(number) = signal.read.then(|| signals.next()).flatten() else { continue };
         shared.signal.store(number, Ordering::Release);
-        if !shared.end_machine() {
+        if !shared.kill_machines() {
             // A VM that is still starting, or whose VMM is not listening yet, ends when its owner, this process, exits.
             std::process::exit(128 + number);
         }

@@ -1,8 +1,9 @@
 //! `wisp bench`: compares instance types on this host.
 //!
-//! Each run starts a new ephemeral instance of a type, from a template if possible, and takes the requested measures in
-//! it. Runs of all types alternate, so that a period in which the host is slow affects all of them. One instance runs
-//! at a time.
+//! In a round, each type gets a new ephemeral instance, from a template if possible, and takes each measure once. If the
+//! memory suffices, instances of all types run at the same time and take turns, so that a period in which the host is
+//! slow affects all of them. Only one instance is measured at a time; the others are idle. Rounds repeat until the
+//! medians are precise or the budget is used up.
 
 pub mod bound;
 pub mod choice;
@@ -11,18 +12,22 @@ mod connection;
 mod interrupt;
 pub mod measure;
 mod program;
+pub mod report;
+mod round;
+pub mod schedule;
 pub mod statistics;
 mod subject;
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use self::bound::{HostFacts, Limits, Sample};
+use self::bound::{HostFacts, Limits};
 use self::interrupt::Interrupt;
 use self::measure::{COMMAND, Measure};
-use self::statistics::Summary;
-use self::subject::Subject;
+use self::report::{MeasureReport, Report, TypeReport};
+use self::round::Round;
+use self::schedule::{Budget, groups, order};
 use super::capacity::cpus;
 use super::error::CloudError;
 use super::template;
@@ -46,7 +51,7 @@ pub enum BenchError {
     Program { path: PathBuf, source: io::Error },
     #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
-    #[error("interrupted by signal {0}; the benchmark's instance was removed")]
+    #[error("interrupted by signal {0}; the benchmark's instances were removed")]
     Interrupted(i32),
 }
 
@@ -63,51 +68,13 @@ pub struct BenchSpec {
     pub measures: Vec<&'static Measure>,
     /// The user's command, run by the guest's shell.
     pub command: Option<String>,
-    pub runs: u32,
+    pub budget: Budget,
     /// Duration of each workload.
     pub target: Duration,
     pub limited: bool,
     pub overcommit: bool,
     pub network: NetworkMode,
     pub boot_timeout: Duration,
-}
-
-#[derive(Debug, Clone)]
-pub struct Report {
-    pub host: HostFacts,
-    /// In the order of [`BenchSpec::types`].
-    pub types: Vec<TypeReport>,
-}
-
-#[derive(Debug, Clone)]
-pub struct TypeReport {
-    pub request: InstanceSize,
-    /// Reason why the type was not measured, or why its measurements were stopped.
-    pub failed: Option<String>,
-    pub limits: Limits,
-    pub results: Vec<MeasureReport>,
-}
-
-#[derive(Debug, Clone)]
-pub struct MeasureReport {
-    pub measure: &'static Measure,
-    /// At most one per run.
-    pub samples: Vec<Sample>,
-    /// Reason why an attempt produced no figure.
-    pub not_measured: Option<String>,
-}
-
-impl MeasureReport {
-    pub fn summary(&self) -> Option<Summary> {
-        Summary::of(&self.samples.iter().map(|sample| sample.figure).collect::<Vec<_>>())
-    }
-
-    fn note(&mut self, result: Result<Sample, String>) {
-        match result {
-            Ok(sample) => self.samples.push(sample),
-            Err(why) => self.not_measured = Some(why),
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -120,20 +87,35 @@ pub struct BenchProgress {
 
 /// Runs the benchmark. If a type fails, its report contains the error, and the other types continue.
 pub fn run(home: &Home, spec: &BenchSpec, progress: &mut dyn FnMut(BenchProgress)) -> Result<Report, BenchError> {
+    let began = Instant::now();
     let interrupt = Interrupt::watch().map_err(BenchError::Signals)?;
     let mut bench = Bench { home, spec, program: program::unpacked(home)?, interrupt: &interrupt, progress };
     let mut types: Vec<TypeReport> = spec.types.iter().map(|request| bench.begin(request)).collect();
     types.iter().try_for_each(|report| bench.warm_up(report))?;
-    for run in 1..=spec.runs {
-        for turn in 0..types.len() {
-            let first = run as usize - 1;
-            let index = (first + turn) % types.len();
-            bench.run(&mut types[index], run)?;
+    let is_concurrent = groups(&measurable(&types, 0), &spec.types, probe::resources().memory_mib).len() <= 1;
+    let (mut rounds, mut last) = (0, Duration::ZERO);
+    let stop = loop {
+        let due = bench.due(&types, rounds);
+        if let Some(stop) = spec.budget.stop(rounds, began.elapsed(), last, !due.contains(&true)) {
+            break stop;
         }
-    }
+        let round_began = Instant::now();
+        let order = measurable(&types, rounds);
+        let groups = if is_concurrent { vec![order] } else { order.into_iter().map(|index| vec![index]).collect() };
+        Round { bench: &mut bench, run: rounds + 1, due }.measure(&mut types, &groups)?;
+        (rounds, last) = (rounds + 1, round_began.elapsed());
+    };
+    Ok(Report { host: host_facts(), types, rounds, stop, is_concurrent })
+}
+
+/// Returns the types that have not failed, in the order of a round.
+fn measurable(types: &[TypeReport], round: u32) -> Vec<usize> {
+    order(types.len(), round).into_iter().filter(|index| types[*index].failed.is_none()).collect()
+}
+
+fn host_facts() -> HostFacts {
     let (cpu, cache) = probe::processor();
-    let host = HostFacts { cpu, cache, cpus: probe::resources().cpus, software_kvm: probe::is_software_kvm() };
-    Ok(Report { host, types })
+    HostFacts { cpu, cache, cpus: probe::resources().cpus, software_kvm: probe::is_software_kvm() }
 }
 
 struct Bench<'a> {
@@ -155,6 +137,7 @@ impl Bench<'_> {
             request: *request,
             failed: fits.err().map(|error| error.to_string()),
             limits: Limits::default(),
+            pinning: None,
             results: measures.map(result).collect(),
         }
     }
@@ -185,96 +168,25 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn run(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
-        if report.failed.is_some() {
-            return Ok(());
-        }
-        let result = self.boot(report, run).and_then(|()| self.launch(report, run));
-        self.checked(result, report)
-    }
-
-    /// Records an error as the failure of this type. Fails only if a signal interrupted the benchmark.
-    fn checked(&self, result: Result<(), BenchError>, report: &mut TypeReport) -> Result<(), BenchError> {
-        if let Some(signal) = self.interrupt.signal() {
-            return Err(BenchError::Interrupted(signal));
-        }
-        if let Err(error) = result {
-            report.failed = Some(error.to_string());
-        }
-        Ok(())
-    }
-
-    /// Measures a cold boot if requested. On software KVM, where boots are slow, this happens in the first run only. If
-    /// the image cannot have a template, [`Bench::launch`] measures the boot instead.
-    fn boot(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
-        let has_warm = template::can_have(&self.spec.image);
-        let is_due = run == 1 || !probe::is_software_kvm();
-        if !is_due || !has_warm || !report.results.iter().any(|result| result.measure.name == "boot") {
-            return Ok(());
-        }
-        self.report_progress(run, report, "boot");
-        let request = report.request;
-        let subject = Subject::start(self.home, self.spec, &request, None, self.interrupt)?;
-        note_start(report, "boot", &subject);
-        Ok(())
-    }
-
-    /// Starts an instance, from a template if there is one, and takes the remaining measures in it.
-    fn launch(&mut self, report: &mut TypeReport, run: u32) -> Result<(), BenchError> {
-        let BenchSpec { image, command, .. } = self.spec;
-        let request = report.request;
-        let is_wanted = |result: &MeasureReport| result.not_measured.is_none();
-        let has_warm = template::can_have(image);
-        if !report.results.iter().any(|result| is_wanted(result) && (result.measure.name != "boot" || !has_warm)) {
-            return Ok(());
-        }
-        self.report_progress(run, report, "launch");
-        let warm = template::find(self.home, image, cpus(&request), request.memory_mib);
-        let mut subject = Subject::start(self.home, self.spec, &request, warm.as_ref(), self.interrupt)?;
-        report.limits = subject.limits();
-        if warm.is_some() {
-            note_start(report, "warm-launch", &subject);
-        } else {
-            note_start(report, "boot", &subject);
-            let why = "there is no template for this image and size (see `wisp image warm`)";
-            note(report, "warm-launch", Err(why.into()));
-        }
-        let workloads = |report: &TypeReport| {
-            let all = report.results.iter().filter(|result| result.measure.workload().is_some() && is_wanted(result));
-            all.map(|result| result.measure).collect::<Vec<_>>()
+    /// Returns, for each measure, true if it is due in the next round: some type can still be measured and is not
+    /// precise yet.
+    fn due(&self, types: &[TypeReport], rounds: u32) -> Vec<bool> {
+        let count = types.first().map_or(0, |first| first.results.len());
+        let is_due = |index: usize| {
+            let is_once = self.is_measured_once(types[0].results[index].measure);
+            let mut left = types.iter().filter(|report| report.failed.is_none()).map(|report| &report.results[index]);
+            (rounds == 0 || !is_once)
+                && left.any(|result| {
+                    let is_precise = |summary: statistics::Summary| summary.is_precise(self.spec.budget.precision);
+                    result.not_measured.is_none() && !result.summary().is_some_and(is_precise)
+                })
         };
-        if !workloads(report).is_empty() {
-            self.report_progress(run, report, "copying the workloads");
-            subject.copy_program(&self.program)?;
-        }
-        if workloads(report).iter().any(|measure| measure.is_of_disk()) {
-            self.report_progress(run, report, "writing the test file");
-            if let Err(why) = subject.prepare_disk()? {
-                let of_disk = report.results.iter_mut().filter(|result| result.measure.is_of_disk());
-                of_disk.for_each(|result| result.note(Err(why.clone())));
-            }
-        }
-        for measure in workloads(report) {
-            self.report_progress(run, report, measure.name);
-            note(report, measure.name, subject.measure(measure)?);
-        }
-        if let Some(command) = command
-            && report.results.iter().any(|result| result.measure.name == COMMAND.name && is_wanted(result))
-        {
-            self.report_progress(run, report, "command");
-            note(report, COMMAND.name, subject.run(command)?);
-        }
-        Ok(())
+        (0..count).map(is_due).collect()
     }
-}
 
-fn note_start(report: &mut TypeReport, name: &str, subject: &Subject) {
-    note(report, name, subject.start_sample().ok_or_else(|| "the instance's start timeline is incomplete".into()));
-}
-
-/// Records the result of a measure, if it was requested.
-fn note(report: &mut TypeReport, name: &str, result: Result<Sample, String>) {
-    if let Some(wanted) = report.results.iter_mut().find(|wanted| wanted.measure.name == name) {
-        wanted.note(result);
+    /// Returns true for a cold boot on software KVM, where boots are slow, unless the image cannot have a template, so
+    /// that each launch is a boot.
+    fn is_measured_once(&self, measure: &Measure) -> bool {
+        measure.name == "boot" && template::can_have(&self.spec.image) && probe::is_software_kvm()
     }
 }

@@ -58,7 +58,7 @@ struct Done {
 
 pub(super) struct Subject<'a> {
     instance: EphemeralInstance,
-    request: &'a InstanceSize,
+    request: InstanceSize,
     interrupt: &'a Interrupt,
     port: Option<SocketAddrV4>,
     target: Duration,
@@ -71,7 +71,7 @@ impl<'a> Subject<'a> {
     pub(super) fn start(
         home: &Home,
         spec: &BenchSpec,
-        request: &'a InstanceSize,
+        request: InstanceSize,
         warm: Option<&Template>,
         interrupt: &'a Interrupt,
     ) -> Result<Subject<'a>, BenchError> {
@@ -82,7 +82,7 @@ impl<'a> Subject<'a> {
         let network =
             NetworkSpec { mode: spec.network, published: published.into_iter().collect(), ..NetworkSpec::default() };
         let run = RunSpec {
-            cpus: cpus(request),
+            cpus: cpus(&request),
             memory_mib: request.memory_mib,
             boot: Boot::Image(Box::new(spec.image.clone())),
             disks: Vec::new(),
@@ -98,7 +98,7 @@ impl<'a> Subject<'a> {
             Ok(true) => instance.status(),
             Err(error) => Err(error),
         };
-        let status = ready.inspect_err(|_| interrupt.release())?;
+        let status = ready.inspect_err(|_| interrupt.release(&instance.dir().vmm_directory()))?;
         Ok(Subject { instance, request, interrupt, port, target: spec.target, status })
     }
 
@@ -108,6 +108,11 @@ impl<'a> Subject<'a> {
         let vcpus = self.request.vcpus;
         let observed = observe(&VmmStatus::default(), &self.status, took, took * vcpus, vcpus);
         Some(Sample { figure: took.as_secs_f64(), bytes: 0, observed })
+    }
+
+    /// Pins the vCPUs. Returns their CPUs, or the reason why they are not pinned.
+    pub(super) fn pin(&self) -> Result<Vec<usize>, String> {
+        self.instance.pin_vcpus(self.request.vcpus).map_err(|error| error.to_string())
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -234,7 +239,7 @@ impl<'a> Subject<'a> {
 
 impl Drop for Subject<'_> {
     fn drop(&mut self) {
-        self.interrupt.release();
+        self.interrupt.release(&self.instance.dir().vmm_directory());
     }
 }
 

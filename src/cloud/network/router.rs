@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use ec2::network::{SubnetRange, mac_address};
 use ec2::state::InstanceState;
 use machine::network::MacAddress;
 use node::router::{self, Attached, Interface, Router, RouterConfig, RouterError, RouterRecovery, UPLINK_PROGRAM};
-use store::{InstanceRecord, NetworkRecord, SecurityGroupRecord, VpcRecord};
+use store::{InstanceRecord, SecurityGroupRecord, VpcRecord};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Routers<'a> {
@@ -26,20 +27,26 @@ pub(crate) struct Routers<'a> {
 }
 
 impl Routers<'_> {
-    /// Connects an instance to its VPC. Returns the instance's tap device.
-    pub fn attach(&self, network: &NetworkRecord) -> Result<OwnedFd, CloudError> {
-        let router = self.lock(network.vpc_id)?;
-        let config = self.config(network.vpc_id)?;
-        let Attached { tap, recovery } = router.attach(&config, network.private_ip).map_err(refused)?;
+    /// Connects instances to a VPC. Returns their tap devices, in the order of the addresses. Traffic passes after
+    /// [`settle`](Self::settle).
+    pub fn attach(&self, vpc: VpcId, addresses: &[Ipv4Addr]) -> Result<Vec<OwnedFd>, CloudError> {
+        let router = self.lock(vpc)?;
+        let config = self.config(vpc)?;
+        let Attached { taps, recovery } = router.attach(&config, addresses).map_err(refused)?;
         if let Some(recovery) = recovery {
-            self.warn_recovery(network.vpc_id, &recovery);
+            self.warn_recovery(vpc, &recovery);
         }
-        Ok(tap)
+        Ok(taps)
+    }
+
+    /// Waits until the packet filters of these instances are in force, so that their traffic passes.
+    pub fn settle(&self, vpc: VpcId, addresses: Vec<Ipv4Addr>) -> Result<(), CloudError> {
+        router::settle(&self.directory(vpc), addresses).map_err(refused)
     }
 
     /// Adds a warning for each of these VPCs that has no uplink. Call this after starting the instances, to give the
     /// uplink time to come up.
-    pub(crate) fn warn_missing_uplinks(&self, vpcs: BTreeSet<VpcId>) {
+    pub(crate) fn warn_missing_uplinks(&self, vpcs: impl IntoIterator<Item = VpcId>) {
         for vpc in vpcs {
             // An error means that the router is ending, so it needs no uplink.
             if let Ok(false) = router::has_uplink(&self.directory(vpc)) {

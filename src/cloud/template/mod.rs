@@ -110,7 +110,7 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let initrd = manifest.initrd.as_ref().map(|initrd| &initrd.sha256);
     // The last part stands for the machine's devices: change it when they change, so that older templates are not used.
     let dir = relative_image(home, &image.dir);
-    let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net"]);
+    let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net, balloon"]);
     let mut key = disk::sparse::hex(&Sha256::digest(parts.to_string()));
     key.truncate(20);
     key

@@ -26,7 +26,7 @@ pub struct Figures {
     pub cpu_wanted: Statistic,
     /// Throttled share of the vCPUs' time.
     pub cpu_throttled: f64,
-    /// Maximum of guest memory touched, over the series.
+    /// Maximum of guest memory that the host held, over the series.
     pub touched_bytes: u64,
     /// EBS bytes per second.
     pub ebs_bytes: Statistic,

@@ -211,8 +211,7 @@ impl Capacity {
         speed_load(self.network, &figures.network)
     }
 
-    /// Returns a reason for each resource that is too small. Memory is not checked: what a guest has touched may be
-    /// page cache.
+    /// Returns a reason for each resource that is too small. Memory is not checked: held memory may be page cache.
     fn shortages(&self, figures: &Figures) -> Vec<Reason> {
         let network_is_throttled = self.network.is_some() && figures.network_throttled > THROTTLED;
         [
@@ -251,7 +250,7 @@ fn options(
     is_wanted: impl Fn(&InstanceType) -> bool,
 ) -> Vec<&'static InstanceType> {
     let current = Capacity::of_instance(subject);
-    // The instance's own memory is the upper bound: a guest that touched all of it may not need all of it.
+    // The instance's own memory is the upper bound: a guest that holds all of it may not need all of it.
     let memory_bytes = (figures.touched_bytes as f64 / HEADROOM).min(current.memory_bytes);
     let network_is_throttled = subject.is_limited && figures.network_throttled > THROTTLED;
     let is_fast_enough = |other: &InstanceType| {

@@ -36,6 +36,9 @@ const FILES_AT_A_TIME: usize = 100;
 pub enum ControlRequest {
     /// Response: [`Message::Status`].
     Status,
+    /// Request new memory statistics from the guest's balloon driver, for a later status. They cost the guest some
+    /// thousand instructions. Response: [`Message::Done`], without waiting for the driver.
+    RefreshGuestMemory,
     /// Send [`Message::Ready`] (at once if already ready) and [`Message::Ended`]. Response: [`Message::Done`].
     Subscribe,
     /// Press Ctrl+Alt+Del. Response: [`Message::Done`], or [`Message::Failed`] if the guest has no keyboard driver.
@@ -211,6 +214,26 @@ pub struct VmmStatus {
     pub guest_resident_bytes: u64,
     /// Resident memory of the VMM, excluding guest memory.
     pub vmm_resident_bytes: u64,
+    /// The last statistics of the guest's balloon driver ([`ControlRequest::RefreshGuestMemory`]).
+    #[serde(default)]
+    pub guest_memory: Option<GuestMemoryRecord>,
+}
+
+/// Memory in bytes as the guest's balloon driver reports it. A hostile guest may report anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryRecord {
+    pub total_bytes: u64,
+    /// Unused memory, without the page cache.
+    pub free_bytes: u64,
+    /// An estimate of the memory that programs can get without swapping.
+    pub available_bytes: u64,
+}
+
+impl GuestMemoryRecord {
+    /// Returns the memory that the guest cannot give to programs.
+    pub fn used_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.available_bytes)
+    }
 }
 
 /// The number of errors of the guest's driver for one device.

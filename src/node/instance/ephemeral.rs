@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::dir::InstanceDir;
 use super::error::{Failure, MachineError};
 use super::handle::MachineHandle;
+use super::pinning::{self, PinError};
 use super::start::{Connection, StartPlan};
 use crate::home::{Home, lock_file, try_lock_file};
 use crate::vmm_process;
@@ -89,6 +90,11 @@ impl EphemeralInstance {
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<bool, MachineError> {
         let ready = self.machine.wait_ready(timeout);
         ready.map_err(|error| self.explain(error))
+    }
+
+    /// Pins each vCPU to a host CPU: the first vCPU to the first usable CPU, and so on. Returns the CPUs.
+    pub fn pin_vcpus(&self, vcpus: u32) -> Result<Vec<usize>, PinError> {
+        pinning::pin(self.vmm.id(), vcpus)
     }
 
     pub fn not_ready(&self, after: Duration) -> MachineError {

@@ -313,7 +313,7 @@ fn low_ports() -> Result<(), Errno> {
 }
 
 /// Optional programs. Guests run without any of them.
-pub const HELPERS: [Helper; 6] = [
+pub const HELPERS: [Helper; 5] = [
     Helper {
         program: "qemu-img",
         purpose: "converting disk formats that `wisp image import` cannot read",
@@ -321,7 +321,6 @@ pub const HELPERS: [Helper; 6] = [
     },
     Helper { program: "mmdebstrap", purpose: "building Debian images (scripts/debian-image)", package: "mmdebstrap" },
     Helper { program: "passt", purpose: "outbound connectivity of guests", package: "passt" },
-    Helper { program: "ip", purpose: "VPCs", package: "iproute2" },
     Helper { program: "nft", purpose: "VPCs", package: "nftables" },
     Helper { program: "ssh", purpose: "`wisp ssh`", package: "openssh-client" },
 ];

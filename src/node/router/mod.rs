@@ -8,6 +8,7 @@
 //! If a router is killed, only the uplink is lost: the kernel continues to forward traffic that the rules allow. A new
 //! router enters the same namespaces, which the supervisors of the VMMs hold open.
 
+mod links;
 mod namespace;
 mod namespace_holder;
 mod process;
@@ -41,7 +42,7 @@ pub use namespace::namespace_of;
 pub use process::run;
 
 /// Required programs and their Debian packages.
-pub const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
+pub const PROGRAMS: [(&str, &str); 1] = [("nft", "nftables")];
 /// Program that provides the uplink.
 pub const UPLINK_PROGRAM: &str = "pasta";
 
@@ -52,6 +53,8 @@ const LOG: &str = "router.log";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of an answer and of a request in bytes.
 const ANSWER_LIMIT: u64 = 64 << 10;
+/// Maximum number of interfaces that one request attaches. The kernel passes at most 253 descriptors.
+pub const MAX_TAPS: usize = 128;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
@@ -71,17 +74,20 @@ pub struct Interface {
     pub filter: Filter,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RouterRequest {
     Apply,
-    /// Apply the configuration and return a tap for the interface with this address.
-    Attach(Ipv4Addr),
+    /// Apply the configuration, and return a tap for the interface with each of these addresses. Their ports are opened
+    /// after the response, when the rules are in force.
+    Attach(Vec<Ipv4Addr>),
+    /// Report whether the ports of these addresses are open.
+    Settle(Vec<Ipv4Addr>),
     /// Report whether there is an uplink, once that is known.
     Uplink,
 }
 
-/// Response of the router. The response to [`RouterRequest::Attach`] carries the descriptor of a tap.
+/// Response of the router. The response to [`RouterRequest::Attach`] carries the descriptors of the taps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RouterResponse {
@@ -93,8 +99,8 @@ enum RouterResponse {
 
 #[derive(Debug)]
 pub enum NamespaceSource {
-    /// New namespaces, created for the interface with this address.
-    New(Ipv4Addr),
+    /// New namespaces.
+    New,
     /// Network namespace of a killed router.
     Held(OwnedFd),
 }
@@ -125,7 +131,8 @@ pub struct Router {
 
 #[derive(Debug)]
 pub struct Attached {
-    pub tap: OwnedFd,
+    /// In the order of the addresses.
+    pub taps: Vec<OwnedFd>,
     /// State of the other instances. `None` if the router was already running.
     pub recovery: Option<RouterRecovery>,
 }
@@ -201,32 +208,35 @@ impl Router {
             },
             other => (other?, None),
         };
-        ask(&self.dir, &stream, RouterRequest::Apply)?;
+        ask(&self.dir, &stream, &RouterRequest::Apply)?;
         killed.map(|disconnected| Ok(RouterRecovery { uplink: Some(has_uplink(&self.dir)?), disconnected })).transpose()
     }
 
-    /// Applies `config` and connects the interface with `address`. Starts the router if needed.
-    pub fn attach(&self, config: &RouterConfig, address: Ipv4Addr) -> Result<Attached, RouterError> {
+    /// Applies `config` and connects the interfaces with these addresses, at most [`MAX_TAPS`]. Starts the router if
+    /// needed. No traffic passes until the rules are in force. [`settle`] waits for that.
+    pub fn attach(&self, config: &RouterConfig, addresses: &[Ipv4Addr]) -> Result<Attached, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
             Err(error) if is_absent(&error) => {
                 let (namespace, disconnected) = self.find(config, &error)?;
                 let uplink = namespace.is_some();
                 (
-                    self.start(namespace.map_or(NamespaceSource::New(address), NamespaceSource::Held))?,
+                    self.start(namespace.map_or(NamespaceSource::New, NamespaceSource::Held))?,
                     Some((uplink, disconnected)),
                 )
             }
             other => (other?, None),
         };
-        let (_, Some(tap)) = ask(&self.dir, &stream, RouterRequest::Attach(address))? else {
-            return Err(RouterError::Refused("its response carries no tap".into()));
-        };
+        let (_, taps) = ask(&self.dir, &stream, &RouterRequest::Attach(addresses.to_vec()))?;
+        if taps.len() != addresses.len() {
+            let what = format!("its response carries {} taps instead of {}", taps.len(), addresses.len());
+            return Err(RouterError::Refused(what));
+        }
         let recovery = |(uplink, disconnected): (bool, _)| {
             let uplink = uplink.then(|| has_uplink(&self.dir)).transpose()?;
             Ok::<_, RouterError>(RouterRecovery { uplink, disconnected })
         };
-        Ok(Attached { tap, recovery: killed.map(recovery).transpose()? })
+        Ok(Attached { taps, recovery: killed.map(recovery).transpose()? })
     }
 
     /// Returns the network namespace of a killed router, and the running instances outside it. `absent` is the error of
@@ -259,10 +269,7 @@ impl Router {
         command.arg0("wisp").arg("router").arg(&self.dir);
         command.args(["--listener-fd", &listener.as_raw_fd().to_string()]);
         let namespace = match place {
-            NamespaceSource::New(first) => {
-                command.args(["--first", &first.to_string()]);
-                None
-            }
+            NamespaceSource::New => None,
             NamespaceSource::Held(namespace) => {
                 command.args(["--namespace-fd", &namespace.as_raw_fd().to_string()]);
                 Some(namespace)
@@ -286,9 +293,14 @@ impl Router {
     }
 }
 
+/// Waits until traffic passes between the router in `dir` and the interfaces with these addresses.
+pub fn settle(dir: &Path, addresses: Vec<Ipv4Addr>) -> Result<(), RouterError> {
+    ask(dir, &connect(dir)?, &RouterRequest::Settle(addresses)).map(drop)
+}
+
 /// Returns true if the router has an uplink. Waits until that is known, usually tens of milliseconds after its start.
 pub fn has_uplink(dir: &Path) -> Result<bool, RouterError> {
-    match ask(dir, &connect(dir)?, RouterRequest::Uplink)? {
+    match ask(dir, &connect(dir)?, &RouterRequest::Uplink)? {
         (RouterResponse::Uplink(is_there), _) => Ok(is_there),
         _ => Err(RouterError::Refused("its response lacks the state of the uplink".into())),
     }
@@ -306,14 +318,14 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Sends a request. Returns the answer, and the descriptor attached to it, if any.
+/// Sends a request. Returns the answer, and the descriptors attached to it.
 fn ask(
     dir: &Path,
     stream: &UnixStream,
-    request: RouterRequest,
-) -> Result<(RouterResponse, Option<OwnedFd>), RouterError> {
+    request: &RouterRequest,
+) -> Result<(RouterResponse, Vec<OwnedFd>), RouterError> {
     let ended = || RouterError::Ended(dir.join(LOG));
-    let (text, fd) = exchange(stream, request).map_err(|error| match error.kind() {
+    let (text, fds) = exchange(stream, request).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
         _ => error.into(),
     })?;
@@ -325,26 +337,26 @@ fn ask(
     }
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
         RouterResponse::Failed(why) => Err(RouterError::Refused(why)),
-        answer => Ok((answer, fd)),
+        answer => Ok((answer, fds)),
     }
 }
 
 /// Sends a request. Returns the unparsed answer, which is empty if the router has exited.
-fn exchange(stream: &UnixStream, request: RouterRequest) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut line = serde_json::to_vec(&request)?;
+fn exchange(stream: &UnixStream, request: &RouterRequest) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     (&*stream).write_all(&line)?;
     let mut text = vec![0; 64 << 10];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TAPS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(stream, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fd = fds.last();
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
         }
     }
     text.truncate(received.bytes);
     stream.take(ANSWER_LIMIT).read_to_end(&mut text)?;
-    Ok((text, fd))
+    Ok((text, fds))
 }

@@ -1,6 +1,5 @@
 //! The router's namespaces and the interfaces in them.
 
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -9,10 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use ipnet::Ipv4Net;
 use rustix::fs::{FileType, fstat};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::links::{self, Links, StaticEntry};
 use super::{Interface, RouterConfig, UPLINK_PROGRAM};
 use machine::environment;
 use machine::network::{GATEWAY_MAC, MacAddress};
@@ -112,64 +114,74 @@ fn descriptor_by(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
 
 /// Returns true if [`configure`] has set up this network namespace for `config`.
 pub(super) fn is_configured(network: &OwnedFd, config: &RouterConfig) -> bool {
-    let mut command = program("ip");
-    command.args(["-oneline", "-family", "inet", "address", "show", "dev", BRIDGE]);
-    command.stdin(Stdio::null()).stderr(Stdio::null());
     let Ok(network) = network.try_clone() else { return false };
-    // SAFETY: ioctl and setns are async-signal-safe, and nothing else here allocates.
-    unsafe { command.pre_exec(move || enter_again(&network)) };
-    let address = format!(" {}/32 ", config.router);
-    command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&address))
+    let address = config.router;
+    // A process with threads cannot enter a user namespace, so a child looks.
+    let mut command = Command::new("true");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: setns, socket and ioctl are async-signal-safe, and nothing here allocates.
+    unsafe {
+        command.pre_exec(move || {
+            enter_again(&network)?;
+            if bridge_address()? == address { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        });
+    }
+    command.status().is_ok()
 }
 
-/// Creates the bridge, connects the first interface's tap and enables IP forwarding.
-pub(super) fn configure(config: &RouterConfig, first: &Interface, tap: Tap) -> io::Result<OwnedFd> {
+/// Returns the bridge's address. Async-signal-safe.
+fn bridge_address() -> io::Result<Ipv4Addr> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut request = interface_request(BRIDGE);
+    // SAFETY: the kernel reads and writes an interface request at the pointer, which is valid for the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: after success, the request holds an address; an all-zero union would be valid, too.
+    let data = unsafe { request.ifr_ifru.ifru_addr.sa_data };
+    // The port comes before the address (`sockaddr_in`).
+    let [_, _, a, b, c, d, ..] = data.map(|byte| byte as u8);
+    Ok(Ipv4Addr::new(a, b, c, d))
+}
+
+/// Returns a request for an interface, whose name must be shorter than `IFNAMSIZ`.
+fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: an all-zero interface request is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *target = byte as libc::c_char;
+    }
+    request
+}
+
+/// Creates the bridge, the route to the VPC's range, and enables IP forwarding.
+pub(super) fn configure(links: &mut Links, config: &RouterConfig) -> io::Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     // The links carry IPv4 only. Ignore an error: a kernel without IPv6 does not have this file.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    let RouterConfig { range, router, mtu, .. } = config;
-    ip(&format!(
-        "link set lo up
-link add {BRIDGE} address {GATEWAY_MAC} mtu {mtu} type bridge mcast_snooping 0
-link set {BRIDGE} arp off up
-address add {router}/32 dev {BRIDGE}
-route add {range} dev {BRIDGE}
-{}",
-        tap.lines(config, first)
-    ))?;
-    tap.enter_in_bridge(first)
+    links.set_up("lo")?;
+    links.add_bridge(BRIDGE, GATEWAY_MAC, config.mtu)?;
+    links.set_address(BRIDGE, config.router, 32)?;
+    links.set_route(config.range, None, BRIDGE)
 }
 
 /// Removes the uplink interface of a killed router, unless the interface disappears by itself.
-pub(super) fn remove_uplink() -> io::Result<()> {
+pub(super) fn remove_uplink(links: &mut Links) -> io::Result<()> {
     match uplink_exists()? {
-        true => ip(&format!("link delete {OUT}\n")).or_else(|error| if uplink_exists()? { Err(error) } else { Ok(()) }),
+        true => links.delete(OUT).or_else(|error| if uplink_exists()? { Err(error) } else { Ok(()) }),
         false => Ok(()),
     }
 }
 
 pub(super) fn uplink_exists() -> io::Result<bool> {
-    let name = CString::new(OUT)?;
-    // SAFETY: the name is NUL-terminated.
-    Ok(unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
+    Ok(links::find_index(OUT)?.is_some())
 }
 
-pub(super) fn configure_uplink(config: &RouterConfig) -> io::Result<()> {
-    ip(&format!(
-        "address replace {OUT_ADDRESS}/{OUT_PREFIX} dev {OUT}
-link set {OUT} mtu {mtu} up
-route replace default via {OUT_ROUTER} dev {OUT}
-route replace {dns}/32 via {OUT_ROUTER} dev {OUT}
-",
-        mtu = config.mtu,
-        dns = config.dns,
-    ))
-}
-
-/// Connects an instance's tap. The tap exists as long as its descriptor is open.
-pub(super) fn connect(config: &RouterConfig, interface: &Interface, tap: Tap) -> io::Result<OwnedFd> {
-    ip(&tap.lines(config, interface))?;
-    tap.enter_in_bridge(interface)
+pub(super) fn configure_uplink(links: &mut Links, config: &RouterConfig) -> io::Result<()> {
+    links.set_address(OUT, OUT_ADDRESS, OUT_PREFIX)?;
+    links.set_up_with_mtu(OUT, config.mtu)?;
+    links.set_route(Ipv4Net::default(), Some(OUT_ROUTER), OUT)?;
+    links.set_route(config.dns.into(), Some(OUT_ROUTER), OUT)
 }
 
 /// A bridge port and its instance's addresses. Frames with other source addresses are dropped.
@@ -180,27 +192,20 @@ pub(super) struct Port {
     pub address: Ipv4Addr,
 }
 
-/// Returns the ports that an earlier router connected, from the bridge's forwarding table.
-pub(super) fn connected_ports(config: &RouterConfig) -> io::Result<Vec<Port>> {
-    let mut command = program("bridge");
-    let output = command.args(["fdb", "show", "br", BRIDGE]).stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("bridge failed with {}: {}", output.status, message.trim())));
+impl Port {
+    /// Lets traffic pass. Called when the rules for the port are in force.
+    pub(super) fn open(&self, links: &mut Links) -> io::Result<()> {
+        links.set_up(&self.tap)
     }
-    Ok(ports_in(&String::from_utf8_lossy(&output.stdout), config))
 }
 
-fn ports_in(entries: &str, config: &RouterConfig) -> Vec<Port> {
-    let port = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [mac, "dev", tap, ..] = words.as_slice() else { return None };
-        let is_connected = tap.starts_with(TAPS) && words.contains(&"static");
-        let interface = config.interfaces.iter().find(|interface| interface.mac.to_string() == *mac)?;
-        let Interface { mac, address, .. } = *interface;
-        is_connected.then(|| Port { tap: tap.to_string(), mac, address })
+/// Returns the ports that an earlier router connected, from the bridge's forwarding table.
+pub(super) fn connected_ports(links: &mut Links, config: &RouterConfig) -> io::Result<Vec<Port>> {
+    let port = |StaticEntry { mac, port }: StaticEntry| {
+        let interface = config.interfaces.iter().find(|interface| interface.mac == mac)?;
+        port.starts_with(TAPS).then_some(Port { tap: port, mac, address: interface.address })
     };
-    entries.lines().filter_map(port).collect()
+    Ok(links.static_entries(BRIDGE)?.into_iter().filter_map(port).collect())
 }
 
 pub(super) fn tap_names() -> io::Result<Vec<String>> {
@@ -234,11 +239,7 @@ pub(super) struct Tap {
 impl Tap {
     pub(super) fn new() -> io::Result<Tap> {
         let file = open_tun()?;
-        // SAFETY: an all-zero interface request is valid.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (target, byte) in request.ifr_name.iter_mut().zip(format!("{TAPS}%d").bytes()) {
-            *target = byte as libc::c_char;
-        }
+        let mut request = interface_request(&format!("{TAPS}%d"));
         request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         // SAFETY: the kernel reads and writes an interface request at the pointer, which is valid for the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
@@ -248,26 +249,19 @@ impl Tap {
         Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
     }
 
-    pub(super) fn port(&self, interface: &Interface) -> Port {
-        Port { tap: self.name.clone(), mac: interface.mac, address: interface.address }
-    }
-
-    /// Returns the `ip` commands that make the tap the bridge port of `interface`.
-    fn lines(&self, config: &RouterConfig, interface: &Interface) -> String {
-        let (Tap { name, .. }, Interface { address, mac, .. }, mtu) = (self, interface, config.mtu);
-        format!(
-            "link set {name} mtu {mtu} master {BRIDGE} up
-link set {name} type bridge_slave isolated on learning off flood off mcast_flood off bcast_flood off
-neighbor replace {address} lladdr {mac} nud permanent dev {BRIDGE}
-"
-        )
-    }
-
-    /// Adds the instance's MAC address to the bridge's forwarding table, because the bridge does not learn addresses.
-    fn enter_in_bridge(self, interface: &Interface) -> io::Result<OwnedFd> {
-        let line = format!("fdb replace {} dev {} master static\n", interface.mac, self.name);
-        feed("bridge", &["-batch", "-"], &line)?;
-        Ok(self.file.into())
+    /// Makes the tap the bridge port of an instance. The port is closed: the tap is down and refuses frames. The tap exists as long as the returned descriptor is open.
+    pub(super) fn connect(
+        self,
+        links: &mut Links,
+        config: &RouterConfig,
+        interface: &Interface,
+    ) -> io::Result<(Port, OwnedFd)> {
+        let Tap { name, file } = self;
+        links.add_port(&name, BRIDGE, config.mtu)?;
+        links.set_neighbor(interface.address, interface.mac, BRIDGE)?;
+        // The bridge does not learn addresses.
+        links.add_static_entry(interface.mac, &name)?;
+        Ok((Port { tap: name, mac: interface.mac, address: interface.address }, file.into()))
     }
 }
 
@@ -280,10 +274,6 @@ pub(super) fn set_rules(rules: &str) -> io::Result<()> {
         message if message.contains(UNSUPPORTED) => io::Error::other(format!("{message}\n{KERNEL_NEEDS}")),
         _ => error,
     })
-}
-
-fn ip(lines: &str) -> io::Result<()> {
-    feed("ip", &["-batch", "-"], lines)
 }
 
 /// Prepares a command with root's path added, because the program may be installed only there.

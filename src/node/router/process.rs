@@ -1,15 +1,13 @@
 //! The router process (`wisp router`): sets up the VPC's network and serves requests in an event loop.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Child;
-use std::slice;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,9 +16,11 @@ use rustix::net::{
     netlink::SocketAddrNetlink, sendmsg, socket_with,
 };
 
+use super::links::Links;
 use super::namespace::{self, Port, Tap};
 use super::{
-    ANSWER_LIMIT, CONFIG, Interface, LOCK, NamespaceSource, RouterConfig, RouterRequest, RouterResponse, SOCKET, rules,
+    ANSWER_LIMIT, CONFIG, Interface, LOCK, MAX_TAPS, NamespaceSource, RouterConfig, RouterRequest, RouterResponse,
+    SOCKET, rules,
 };
 use crate::home::try_lock_file;
 use crate::probe;
@@ -39,18 +39,20 @@ const IDLE_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 struct Running<'a> {
     dir: &'a Path,
     /// Netlink socket for interface notifications.
-    links: OwnedFd,
+    notifications: OwnedFd,
+    links: Links,
     uplink: Option<Child>,
     /// Time by which the uplink's process must create its interface. Starting an instance does not wait for it.
     uplink_deadline: Option<Instant>,
     /// Clients that wait for the state of the uplink.
     waiting: Vec<UnixStream>,
-    /// Rules in force. They cover all instances of a launch from the start, even those that are not connected yet.
-    rules: String,
+    has_bridge: bool,
+    /// Rules in force. `None` before the first ones.
+    rules: Option<String>,
     /// Ports from which the bridge's table accepts frames.
     ports: Vec<Port>,
-    /// Tap of the interface for which the router was started, until a client requests it.
-    first: Option<(Interface, OwnedFd)>,
+    /// Addresses whose ports could not be opened, with the reasons, until a client asks.
+    failed: BTreeMap<Ipv4Addr, String>,
 }
 
 /// Runs the router of the VPC in `dir` until the VPC's last instance has stopped.
@@ -75,7 +77,7 @@ fn refuse_first(listener: &UnixListener, why: &io::Error) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     BufReader::new(&stream).read_line(&mut String::new())?;
-    send(&stream, &RouterResponse::Failed(why.to_string()), None)
+    send(&stream, &RouterResponse::Failed(why.to_string()), &[])
 }
 
 fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
@@ -86,49 +88,48 @@ fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
     };
     match &place {
         NamespaceSource::Held(network) => namespace::enter_again(network)?,
-        NamespaceSource::New(_) => namespace::enter()?,
+        NamespaceSource::New => namespace::enter()?,
     }
-    let links =
+    let notifications =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    bind(&links, &SocketAddrNetlink::new(0, LINK_GROUP))?;
-    let rules = rules::render(&config);
-    let (ports, first) = match place {
-        NamespaceSource::Held(_) => {
-            namespace::remove_uplink()?;
-            let ports = namespace::connected_ports(&config)?;
-            // Replace the previous rules before there is an uplink: they may allow traffic that no security group
-            // allows anymore.
-            namespace::set_rules(&format!("{rules}{}", rules::render_ports(&ports)))?;
-            (ports, None)
-        }
-        NamespaceSource::New(address) => {
-            let (first, tap) = (find(&config, address)?, Tap::new()?);
-            let port = tap.port(first);
-            let text = format!("{rules}{}", rules::render_ports(slice::from_ref(&port)));
-            let tap = set_rules_during(&text, || namespace::configure(&config, first, tap))?;
-            (vec![port], Some((first.clone(), tap)))
-        }
+    bind(&notifications, &SocketAddrNetlink::new(0, LINK_GROUP))?;
+    let mut running = Running {
+        dir,
+        notifications,
+        links: Links::open()?,
+        uplink,
+        uplink_deadline: None,
+        waiting: Vec::new(),
+        has_bridge: false,
+        rules: None,
+        ports: Vec::new(),
+        failed: BTreeMap::new(),
     };
-    Ok(Running { dir, links, uplink, uplink_deadline: None, waiting: Vec::new(), rules, ports, first })
-}
-
-/// Applies `rules` and connects a tap in parallel, to save milliseconds. Returns the tap after both succeed.
-fn set_rules_during(rules: &str, connect: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
-    thread::scope(|scope| {
-        let set = scope.spawn(|| namespace::set_rules(rules));
-        let tap = connect();
-        set.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        tap
-    })
+    if matches!(place, NamespaceSource::Held(_)) {
+        running.take_over(&config)?;
+    }
+    Ok(running)
 }
 
 impl Running<'_> {
+    /// Continues the work of a killed router in its namespaces.
+    fn take_over(&mut self, config: &RouterConfig) -> io::Result<()> {
+        self.has_bridge = true;
+        namespace::remove_uplink(&mut self.links)?;
+        let ports = namespace::connected_ports(&mut self.links, config)?;
+        // Replace the previous rules before there is an uplink: they may allow traffic that no security group allows
+        // anymore.
+        self.set_rules(rules::render(config), ports)?;
+        // The killed router may not have opened its last ports.
+        self.ports.iter().try_for_each(|port| port.open(&mut self.links))
+    }
+
     fn serve(mut self, listener: &UnixListener) -> io::Result<()> {
         let mut had_client = false;
         // The process that started the router holds the lock until it has connected an instance or given up.
         let mut may_exit = true;
         loop {
-            let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.links, PollFlags::IN)];
+            let fds = &mut [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.notifications, PollFlags::IN)];
             let timeout = if self.uplink_deadline.is_some() {
                 Some(&UPLINK_INTERVAL)
             } else {
@@ -138,7 +139,7 @@ impl Running<'_> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            drain(&self.links);
+            drain(&self.notifications);
             self.check_uplink();
             while let Ok((stream, _)) = listener.accept() {
                 had_client = true;
@@ -171,7 +172,7 @@ impl Running<'_> {
     }
 
     fn has_no_instances(&self) -> io::Result<bool> {
-        Ok(namespace::tap_names()?.len() == usize::from(self.first.is_some()))
+        Ok(namespace::tap_names()?.is_empty())
     }
 
     fn remove_stale_ports(&mut self) -> io::Result<()> {
@@ -200,45 +201,69 @@ impl Running<'_> {
                     self.waiting.push(stream);
                     return Ok(());
                 }
-                Ok((RouterResponse::Uplink(self.has_uplink()), None))
+                Ok(RouterResponse::Uplink(self.has_uplink()))
             }
-            Ok(RouterRequest::Apply) => self.apply().map(|_| (RouterResponse::Done, None)),
-            Ok(RouterRequest::Attach(address)) => self.attach(address).map(|tap| (RouterResponse::Done, Some(tap))),
+            Ok(RouterRequest::Apply) => self.apply().map(|()| RouterResponse::Done),
+            Ok(RouterRequest::Attach(addresses)) => return self.attach(&stream, &addresses),
+            Ok(RouterRequest::Settle(addresses)) => Ok(self.settled(&addresses)),
             Err(error) => Err(error.into()),
         };
-        let (answer, tap) = done.unwrap_or_else(|error| (RouterResponse::Failed(error.to_string()), None));
-        send(&stream, &answer, tap)
+        send(&stream, &done.unwrap_or_else(failed), &[])
     }
 
-    fn apply(&mut self) -> io::Result<RouterConfig> {
-        let config = read_config(self.dir)?;
-        let rules = rules::render(&config);
-        if rules != self.rules {
-            namespace::set_rules(&rules)?;
-            self.rules = rules;
+    fn apply(&mut self) -> io::Result<()> {
+        let rules = rules::render(&read_config(self.dir)?);
+        if self.rules.as_ref() != Some(&rules) {
+            self.set_rules(rules, self.ports.clone())?;
         }
-        Ok(config)
+        Ok(())
     }
 
-    fn attach(&mut self, address: Ipv4Addr) -> io::Result<OwnedFd> {
-        let config = self.apply()?;
-        let interface = find(&config, address)?;
-        // If the process that started this router gave up, another instance may have the address now.
-        match self.first.take() {
-            Some((first, tap)) if (first.address, first.mac) == (address, interface.mac) => Ok(tap),
-            _ => self.add_tap(&config, interface),
+    /// Sends the taps of interfaces with these addresses, and then opens their ports. The VMMs start meanwhile.
+    fn attach(&mut self, stream: &UnixStream, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        let connected = read_config(self.dir).and_then(|config| Ok((self.connect(&config, addresses)?, config)));
+        let ((ports, taps), config) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return send(stream, &failed(error), &[]),
+        };
+        send(stream, &RouterResponse::Done, &taps)?;
+        if let Err(error) = self.open(&config, ports) {
+            self.failed.extend(addresses.iter().map(|address| (*address, error.to_string())));
         }
+        Ok(())
     }
 
-    fn add_tap(&mut self, config: &RouterConfig, interface: &Interface) -> io::Result<OwnedFd> {
-        let tap = Tap::new()?;
-        let port = tap.port(interface);
+    fn connect(&mut self, config: &RouterConfig, addresses: &[Ipv4Addr]) -> io::Result<(Vec<Port>, Vec<OwnedFd>)> {
+        if !self.has_bridge {
+            namespace::configure(&mut self.links, config)?;
+            self.has_bridge = true;
+        }
+        let mut connect = |address: &Ipv4Addr| Tap::new()?.connect(&mut self.links, config, find(config, *address)?);
+        addresses.iter().map(&mut connect).collect::<io::Result<Vec<_>>>().map(|ports| ports.into_iter().unzip())
+    }
+
+    /// Sets the rules for these ports and the configuration, and opens the ports.
+    fn open(&mut self, config: &RouterConfig, added: Vec<Port>) -> io::Result<()> {
         // The kernel may have reused the name of a deleted tap.
-        let mut ports: Vec<Port> = self.ports.iter().filter(|other| other.tap != port.tap).cloned().collect();
-        ports.push(port);
-        let tap = set_rules_during(&rules::render_ports(&ports), || namespace::connect(config, interface, tap))?;
-        self.ports = ports;
-        Ok(tap)
+        let is_other = |port: &&Port| added.iter().all(|new| new.tap != port.tap);
+        let ports = self.ports.iter().filter(is_other).chain(&added).cloned().collect();
+        self.set_rules(rules::render(config), ports)?;
+        added.iter().try_for_each(|port| port.open(&mut self.links))
+    }
+
+    /// Puts rules in force, with one transaction of the kernel.
+    fn set_rules(&mut self, rules: String, ports: Vec<Port>) -> io::Result<()> {
+        let is_known = self.rules.as_ref() == Some(&rules);
+        let changed = if is_known { "" } else { rules.as_str() };
+        namespace::set_rules(&format!("{changed}{}", rules::render_ports(&ports)))?;
+        (self.rules, self.ports) = (Some(rules), ports);
+        Ok(())
+    }
+
+    /// Returns whether the ports of these addresses are open. Requests are answered in order, so none is pending.
+    fn settled(&mut self, addresses: &[Ipv4Addr]) -> RouterResponse {
+        let failures: Vec<String> = addresses.iter().filter_map(|address| self.failed.remove(address)).collect();
+        failures.into_iter().next().map_or(RouterResponse::Done, RouterResponse::Failed)
     }
 
     /// Lets the uplink's process continue, after the first request. Earlier, it would delay the first instance's start.
@@ -258,7 +283,7 @@ impl Running<'_> {
     fn check_uplink(&mut self) {
         let (Some(deadline), Some(child)) = (self.uplink_deadline, &mut self.uplink) else { return };
         let outcome = match namespace::uplink_exists() {
-            Ok(true) => read_config(self.dir).and_then(|config| namespace::configure_uplink(&config)),
+            Ok(true) => read_config(self.dir).and_then(|config| namespace::configure_uplink(&mut self.links, &config)),
             Ok(false) => match child.try_wait() {
                 Ok(None) if Instant::now() < deadline => return,
                 Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, "its interface did not appear in time")),
@@ -277,20 +302,24 @@ impl Running<'_> {
         }
         let answer = RouterResponse::Uplink(self.uplink.is_some());
         for client in self.waiting.drain(..) {
-            if let Err(error) = send(&client, &answer, None) {
+            if let Err(error) = send(&client, &answer, &[]) {
                 log::warn!("cannot answer a client: {error}");
             }
         }
     }
 }
 
-fn send(stream: &UnixStream, answer: &RouterResponse, tap: Option<OwnedFd>) -> io::Result<()> {
+fn failed(error: io::Error) -> RouterResponse {
+    RouterResponse::Failed(error.to_string())
+}
+
+fn send(stream: &UnixStream, answer: &RouterResponse, taps: &[OwnedFd]) -> io::Result<()> {
     let text = serde_json::to_vec(answer)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TAPS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
+    let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no space for a descriptor in the control message"));
+        return Err(io::Error::other(format!("a request can attach at most {MAX_TAPS} interfaces")));
     }
     let sent = sendmsg(stream, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
     (&*stream).write_all(&text[sent..])

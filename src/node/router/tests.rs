@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 
+use super::links::Links;
 use super::namespace::{self, Port, Tap};
 use super::*;
 use machine::network::{FilterProtocol, FilterRule, GATEWAY_MAC};
@@ -59,19 +60,35 @@ fn address(number: u8) -> [u8; 4] {
     [172, 31, 0, number]
 }
 
-fn network(config: &RouterConfig) -> (Vec<Port>, Vec<OwnedFd>) {
-    let (mut ports, mut taps) = (Vec::new(), Vec::new());
-    namespace::set_rules(&rules::render(config)).unwrap();
-    for interface in &config.interfaces {
-        let tap = Tap::new().unwrap();
-        ports.push(tap.port(interface));
-        namespace::set_rules(&rules::render_ports(&ports)).unwrap();
-        let connect = if taps.is_empty() { namespace::configure } else { namespace::connect };
-        let tap = connect(config, interface, tap).unwrap();
-        fcntl_setfl(&tap, OFlags::NONBLOCK).unwrap();
-        taps.push(tap);
+fn network(config: &RouterConfig) -> (Links, Vec<Port>, Vec<OwnedFd>) {
+    let mut links = Links::open().unwrap();
+    namespace::configure(&mut links, config).unwrap();
+    let connect = |interface| Tap::new().unwrap().connect(&mut links, config, interface).unwrap();
+    let (ports, taps): (Vec<Port>, Vec<OwnedFd>) = config.interfaces.iter().map(connect).unzip();
+    taps.iter().for_each(|tap| fcntl_setfl(tap, OFlags::NONBLOCK).unwrap());
+    // No traffic passes before the ports are open.
+    let early = packet(mac(4), address(4), address(6), b"early");
+    let refused = File::from(taps[0].try_clone().unwrap()).write_all(&early);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO));
+    namespace::set_rules(&format!("{}{}", rules::render(config), rules::render_ports(&ports))).unwrap();
+    ports.iter().for_each(|port| port.open(&mut links).unwrap());
+    await_bridge(&taps[0], &taps[2]);
+    (links, ports, taps)
+}
+
+/// Sends packets from the instance 4 until the instance 6 gets one. The kernel lets the bridge send a moment after its
+/// first port was opened.
+fn await_bridge(from: &OwnedFd, to: &OwnedFd) {
+    let deadline = Instant::now() + DEADLINE;
+    let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        write(from, &packet(mac(4), address(4), address(6), b"ready"));
+        poll(&mut [PollFd::new(&to.as_fd(), PollFlags::IN)], Some(&tenth)).unwrap();
+        match File::from(to.try_clone().unwrap()).read(&mut [0; 2048]) {
+            Ok(length) => return assert!(length > VNET_HEADER),
+            Err(error) => assert!(error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline, "{error}"),
+        }
     }
-    (ports, taps)
 }
 
 fn ethernet(source: [u8; 6], rest: &[&[u8]]) -> Vec<u8> {
@@ -122,7 +139,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
         return;
     }
     let config = config();
-    let (ports, taps) = network(&config);
+    let (mut links, ports, taps) = network(&config);
     let [from, _, to] = taps.as_slice() else { unreachable!() };
     write(from, &packet(mac(4), address(4), address(6), b"first"));
     assert_eq!(texts(to, b"first"), [b"first"]);
@@ -147,7 +164,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
     assert_eq!(texts(to, b"last"), [b"last"]);
 
     // After a kill, a new router restores the same state.
-    let mut connected = namespace::connected_ports(&config).unwrap();
+    let mut connected = namespace::connected_ports(&mut links, &config).unwrap();
     connected.sort_by(|one, other| one.tap.cmp(&other.tap));
     assert_eq!(connected, ports);
     namespace::set_rules(&rules::render_ports(&connected)).unwrap();
@@ -162,7 +179,7 @@ fn tap_without_rules_sends_nothing() {
         return;
     }
     let config = config();
-    let (mut ports, taps) = network(&config);
+    let (mut links, mut ports, taps) = network(&config);
     let without = ports.remove(0);
     namespace::set_rules(&rules::render_ports(&ports)).unwrap();
     write(&taps[0], &packet(mac(4), address(4), address(6), b"unbound"));
@@ -173,7 +190,7 @@ fn tap_without_rules_sends_nothing() {
     assert!(namespace::tap_names().unwrap().contains(&without.tap));
     drop(taps);
     assert_eq!(namespace::tap_names().unwrap(), Vec::<String>::new());
-    assert!(namespace::connected_ports(&config).unwrap().is_empty());
+    assert!(namespace::connected_ports(&mut links, &config).unwrap().is_empty());
 }
 
 #[test]
@@ -181,7 +198,7 @@ fn endless_response_is_refused_at_its_limit() {
     let (near, mut far) = UnixStream::pair().unwrap();
     // Writes until the client has closed its end.
     let router = std::thread::spawn(move || while far.write_all(&[b' '; 4096]).is_ok() {});
-    let error = ask(Path::new("/networks/vpc-1"), &near, RouterRequest::Apply).unwrap_err();
+    let error = ask(Path::new("/networks/vpc-1"), &near, &RouterRequest::Apply).unwrap_err();
     assert!(matches!(&error, RouterError::Refused(why) if why.contains(&ANSWER_LIMIT.to_string())), "{error}");
     drop(near);
     router.join().unwrap();
@@ -192,19 +209,19 @@ fn exited_router_is_reported_as_ended() {
     let dir = Path::new("/networks/vpc-1");
     let (near, far) = UnixStream::pair().unwrap();
     drop(far);
-    assert!(matches!(ask(dir, &near, RouterRequest::Apply), Err(RouterError::Ended(_))));
+    assert!(matches!(ask(dir, &near, &RouterRequest::Apply), Err(RouterError::Ended(_))));
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || {
         let mut byte = [0];
         (&far).read_exact(&mut byte).unwrap();
     });
-    let error = ask(dir, &near, RouterRequest::Uplink).unwrap_err();
+    let error = ask(dir, &near, &RouterRequest::Uplink).unwrap_err();
     router.join().unwrap();
     assert_eq!(error.to_string(), "the VPC's router exited unexpectedly; see /networks/vpc-1/router.log");
     // If the router has read the whole request before it exits, the read returns EOF instead of ECONNRESET.
     let (near, far) = UnixStream::pair().unwrap();
     let router = std::thread::spawn(move || BufReader::new(far).read_line(&mut String::new()).unwrap());
-    let answer = ask(dir, &near, RouterRequest::Uplink);
+    let answer = ask(dir, &near, &RouterRequest::Uplink);
     router.join().unwrap();
     assert!(matches!(answer, Err(RouterError::Ended(_))), "{answer:?}");
 }

@@ -21,6 +21,9 @@ pub(crate) trait ControlledMachine: Send + Sync {
     /// Must not wait for a job.
     fn status(&self) -> VmmStatus;
 
+    /// Requests new memory statistics of the guest, for a later status.
+    fn request_statistics(&self);
+
     /// Runs a job in the calling thread.
     fn perform(&self, job: Job) -> Outcome;
 
@@ -61,6 +64,7 @@ pub(super) enum Request {
 #[derive(Debug)]
 pub(super) enum ImmediateRequest {
     Status,
+    RefreshGuestMemory,
     Subscribe,
     EndAtReboot,
     Kill { by: String },
@@ -72,6 +76,7 @@ impl Request {
         let now = |request| Some(Request::Immediate(request));
         Some(Request::Job(match request {
             ControlRequest::Status => return now(ImmediateRequest::Status),
+            ControlRequest::RefreshGuestMemory => return now(ImmediateRequest::RefreshGuestMemory),
             ControlRequest::Subscribe => return now(ImmediateRequest::Subscribe),
             ControlRequest::EndAtReboot => return now(ImmediateRequest::EndAtReboot),
             ControlRequest::Kill { by } => return now(ImmediateRequest::Kill { by }),

@@ -300,6 +300,10 @@ impl EventLoop {
                 let is_ending = self.is_ending() || self.job.is_saving();
                 self.control.send(fd, &Message::Status(Box::new(VmmStatus { is_ending, ..machine.status() })));
             }
+            ImmediateRequest::RefreshGuestMemory => {
+                machine.request_statistics();
+                self.control.send(fd, &Message::Done);
+            }
             ImmediateRequest::Subscribe => self.subscribe(fd),
             ImmediateRequest::EndAtReboot => {
                 self.clients.end_at_reboot(fd);

@@ -26,6 +26,8 @@ impl ControlledMachine for FakeMachine {
         VmmStatus { vcpus: 7, ..VmmStatus::default() }
     }
 
+    fn request_statistics(&self) {}
+
     fn perform(&self, job: Job) -> Outcome {
         self.started.lock().unwrap().send(job).unwrap();
         self.outcomes.lock().unwrap().recv().unwrap()

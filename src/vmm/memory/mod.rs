@@ -16,6 +16,7 @@
 
 pub mod pages;
 pub mod program;
+pub mod release;
 
 use std::fs::File;
 use std::io;

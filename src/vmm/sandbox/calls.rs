@@ -21,6 +21,7 @@ pub enum ThreadKind {
     Vcpu,
     Block,
     Rng,
+    Balloon,
     Vsock,
     /// The thread of the network device and the netstack.
     Net,
@@ -102,6 +103,7 @@ const EVERY: &[Call] = &[
     any(libc::SYS_mremap),
     any(libc::SYS_brk),
     // Advice affects only the process's own memory, and newer C libraries use new kinds of advice for stack guards.
+    // The balloon releases guest memory with it.
     any(libc::SYS_madvise),
     // The allocator counts CPUs to choose its number of arenas. Hash maps need random keys.
     any(libc::SYS_sched_getaffinity),
@@ -271,13 +273,14 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 const FILTER: &[Call] = &[any(libc::SYS_seccomp), one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u64])];
 
 impl ThreadKind {
-    pub const ALL: [ThreadKind; 8] = [
+    pub const ALL: [ThreadKind; 9] = [
         ThreadKind::Main,
         ThreadKind::Job,
         ThreadKind::Starter,
         ThreadKind::Vcpu,
         ThreadKind::Block,
         ThreadKind::Rng,
+        ThreadKind::Balloon,
         ThreadKind::Vsock,
         ThreadKind::Net,
     ];
@@ -291,6 +294,7 @@ impl ThreadKind {
             ThreadKind::Vcpu => "a vCPU thread",
             ThreadKind::Block => "a disk thread",
             ThreadKind::Rng => "the entropy device thread",
+            ThreadKind::Balloon => "the balloon thread",
             ThreadKind::Vsock => "the vsock device thread",
             ThreadKind::Net => "the network device thread",
         }
@@ -324,7 +328,7 @@ impl ThreadKind {
             ],
             ThreadKind::Vcpu => &[EVERY, FILES, READ, CONSOLE, DEVICE, SOCKETS, TAP, BLOCK_DEVICES, VCPU],
             ThreadKind::Block => &[EVERY, FILES, READ, DEVICE, BLOCK_DEVICES, RING],
-            ThreadKind::Rng => &[EVERY],
+            ThreadKind::Rng | ThreadKind::Balloon => &[EVERY],
             ThreadKind::Vsock => &[EVERY, FILES, READ, DEVICE, SOCKETS, RECEIVE, ACCEPT, PAIR],
             ThreadKind::Net => &[EVERY, FILES, READ, DEVICE, SOCKETS, ACCEPT, TAP],
         }

@@ -39,7 +39,7 @@ use processor::{CpuIdentity, Processor};
 
 const MAGIC: [u8; 8] = *b"wispsnap";
 /// Must be incremented with every change to the format.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// The maximum size of the state file in bytes. Each vCPU's state takes about 10 KiB.
 const LIMIT: u64 = 64 << 20;
@@ -71,7 +71,7 @@ pub struct MachineState {
     pub generation: Option<u64>,
     /// The ID of the disk in each slot.
     pub disks: Vec<Option<String>>,
-    /// The states of the virtio devices in slot order: disks, entropy, vsock, network.
+    /// The states of the virtio devices in slot order: disks, entropy, vsock, network, balloon.
     pub virtio: Vec<TransportState>,
 }
 
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(refused(&altered), "it has the wrong magic number");
         assert_eq!(
             refused(&with_header(VERSION - 1, b"")),
-            "a different version of wisp saved it (its format version is 2, this wisp reads 3)"
+            "a different version of wisp saved it (its format version is 3, this wisp reads 4)"
         );
         assert!(!refused(&with_header(VERSION, b"")).is_empty(), "a state is never empty");
     }

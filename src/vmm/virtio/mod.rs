@@ -4,6 +4,7 @@
 //! [`mmio`] is the transport over MMIO registers. [`queue`] turns the guest's rings into validated descriptor chains. A
 //! device implements [`VirtioDevice`] and does not depend on the transport.
 
+pub mod balloon;
 pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

@@ -31,7 +31,7 @@ pub fn print(cloud: &Cloud, record: &InstanceRecord, hours: u32, output: Output)
         ("Period", Align::Right),
         ("CPU", Align::Right),
         ("Credits", Align::Right),
-        ("Touched", Align::Right),
+        ("Held", Align::Right),
         ("Read", Align::Right),
         ("Written", Align::Right),
         ("Net in", Align::Right),

@@ -19,8 +19,8 @@ use store::InstanceRecord;
 /// Recommend instance types from recorded usage.
 ///
 /// Instances are rated under-provisioned, over-provisioned or optimized by their usage in the last 14 days.
-/// Recommendations use the 99th percentile plus 20% headroom. Memory usage counts every page that the guest has
-/// touched, including its page cache, so it is an upper bound.
+/// Recommendations use the 99th percentile plus 20% headroom. Memory usage is the memory that the host
+/// holds for the guest, including the guest's page cache, so it is an upper bound.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -181,11 +181,8 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
         lines.push(("", format!("throttled {throttled} of the time because credits ran out; demand: {wanted}")));
     }
     let memory_bytes = record.spec.size.memory_mib << 20;
-    let touched = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
-    lines.push((
-        "Memory",
-        format!("{} touched, including the page cache: {touched}", output::bytes(figures.touched_bytes)),
-    ));
+    let held = percent(figures.touched_bytes as f64 / memory_bytes.max(1) as f64);
+    lines.push(("Memory", format!("{} held, including the page cache: {held}", output::bytes(figures.touched_bytes))));
     let ebs = known.and_then(InstanceType::ebs_performance);
     let of = |limit: Option<String>| limit.map(|limit| format!("; baseline {limit}")).unwrap_or_default();
     let limit = of(ebs.map(|ebs| per_second(ebs.bytes.baseline)));
@@ -222,7 +219,7 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
         ("Finding", Align::Left),
         ("CPU", Align::Right),
         ("p99", Align::Right),
-        ("Touched", Align::Right),
+        ("Held", Align::Right),
         ("Observed", Align::Right),
         ("Recommended", Align::Left),
     ];

@@ -133,7 +133,7 @@ pub fn render(status: &VmmStatus, screen: Screen) -> String {
     lines.extend(table.lines());
     lines.push(String::new());
     lines.push(format!(
-        "{}, {} MiB{}; {} of guest memory touched, {} used by the VMM itself{}",
+        "{}, {} MiB{}; {} of guest memory held, {} used by the VMM itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
         if status.timeline.is_restored() { ", restored from a snapshot" } else { "" },

@@ -13,13 +13,14 @@ use super::{history, limits, open_cloud};
 use cloud::Cloud;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
-use machine::control::VmmStatus;
+use machine::control::{ControlRequest, VmmStatus};
 use node::instance::MachineHandle;
 use store::InstanceRecord;
 
 /// Show live usage of running instances.
 ///
-/// The columns include CPU, CPU credits, throttled time, memory, disk traffic and VM exits per second.
+/// The columns include CPU, CPU credits, throttled time, memory, disk traffic and VM exits per second. Used is the
+/// memory that the guest's programs and kernel occupy. Held is the memory that the host has allocated for the guest.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -117,9 +118,11 @@ fn look(cloud: &Cloud, only: Option<InstanceId>) -> anyhow::Result<Look> {
     let mut samples = HashMap::new();
     for record in &records {
         // Skip an instance whose VMM does not respond, for example because it has just exited.
-        if let Ok(status) = MachineHandle::connect(&cloud.dir(record.meta.id)).and_then(|mut client| client.status()) {
-            samples.insert(record.meta.id, Sample { at: Instant::now(), status });
-        }
+        let Ok(mut machine) = MachineHandle::connect(&cloud.dir(record.meta.id)) else { continue };
+        let Ok(status) = machine.status() else { continue };
+        samples.insert(record.meta.id, Sample { at: Instant::now(), status });
+        // The next sample has the answer. A VMM that an earlier version started does not know the request.
+        let _ = machine.demand(&ControlRequest::RefreshGuestMemory);
     }
     Ok((records, samples))
 }
@@ -153,6 +156,11 @@ struct Usage<'a> {
     #[serde(rename = "MemoryMiB")]
     memory_mib: u64,
     resident_bytes: u64,
+    /// Absent if the guest has no balloon driver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_used_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_available_bytes: Option<u64>,
     vmm_bytes: u64,
     disk_read_bytes_per_second: f64,
     disk_write_bytes_per_second: f64,
@@ -170,6 +178,8 @@ fn shape<'a>((record, status, rates): &(&'a InstanceRecord, &'a VmmStatus, Rates
         cpu_percent: rates.cpu_percent,
         memory_mib: status.memory_mib,
         resident_bytes: status.guest_resident_bytes,
+        guest_used_bytes: status.guest_memory.map(|memory| memory.used_bytes()),
+        guest_available_bytes: status.guest_memory.map(|memory| memory.available_bytes),
         vmm_bytes: status.vmm_resident_bytes,
         disk_read_bytes_per_second: rates.read_bytes,
         disk_write_bytes_per_second: rates.written_bytes,
@@ -191,7 +201,8 @@ fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> Stri
         ("Credits", Align::Right),
         ("Throttled", Align::Right),
         ("Memory", Align::Right),
-        ("Touched", Align::Right),
+        ("Used", Align::Right),
+        ("Held", Align::Right),
         ("Read/s", Align::Right),
         ("Written/s", Align::Right),
         ("Exits/s", Align::Right),
@@ -207,6 +218,7 @@ fn render(rows: &[(&InstanceRecord, &VmmStatus, Rates)], screen: Screen) -> Stri
             Cell::from(limits::credit_cell(status)),
             Cell::from(format!("{:.0}%", rates.throttled_percent)),
             Cell::from(output::bytes(status.memory_mib << 20)),
+            Cell::from(status.guest_memory.map_or("-".into(), |memory| output::bytes(memory.used_bytes()))),
             Cell::from(output::bytes(status.guest_resident_bytes)),
             Cell::from(output::bytes(rates.read_bytes as u64)),
             Cell::from(output::bytes(rates.written_bytes as u64)),

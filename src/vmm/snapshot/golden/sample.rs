@@ -45,7 +45,7 @@ pub fn state() -> MachineState {
         acpi_pm: of(json!({"enable": [0x20, 1], "control": [1, 0x3c]})),
         generation: Some(0x9_f000),
         disks: vec![Some("root".into()), None, Some("vol-0123456789abcdef0".into())],
-        virtio: (1..=5).map(|device| of(virtio(device))).collect(),
+        virtio: (1..=6).map(|device| of(virtio(device))).collect(),
     }
 }
 

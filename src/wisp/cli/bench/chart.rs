@@ -1,4 +1,4 @@
-//! Renders a measure as a chart: a bar for each type's median, with a whisker from the minimum to the 95th percentile.
+//! Renders a measure as a chart: a bar for each type's median, with a whisker for its interval.
 //!
 //! The chart is narrow enough for a phone and uses the colors of the HTML page.
 
@@ -16,9 +16,10 @@ pub struct Bar<'a> {
     /// The text above the bar: the label on the left, the value on the right.
     pub label: &'a str,
     pub value: String,
-    pub min: f64,
     pub median: f64,
-    pub p95: f64,
+    /// The ends of the whisker.
+    pub low: f64,
+    pub high: f64,
     /// True to highlight the bar.
     pub is_chosen: bool,
 }
@@ -26,7 +27,7 @@ pub struct Bar<'a> {
 /// Renders the chart as SVG.
 pub fn chart(title: &str, bars: &[Bar]) -> String {
     let height = ROW * bars.len() as f64;
-    let most = bars.iter().map(|bar| bar.p95.max(bar.median)).fold(f64::MIN_POSITIVE, f64::max);
+    let most = bars.iter().map(|bar| bar.high.max(bar.median)).fold(f64::MIN_POSITIVE, f64::max);
     let at = |value: f64| (value / most).clamp(0.0, 1.0) * (WIDTH - 2.0) + 1.0;
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
@@ -35,7 +36,7 @@ pub fn chart(title: &str, bars: &[Bar]) -> String {
     for (index, bar) in bars.iter().enumerate() {
         let top = ROW * index as f64;
         let (y, middle) = (top + DOWN, top + DOWN + BAR / 2.0);
-        let (from, median, to) = (at(bar.min), at(bar.median), at(bar.p95));
+        let (from, median, to) = (at(bar.low), at(bar.median), at(bar.high));
         let class = if bar.is_chosen { "bar chosen" } else { "bar" };
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn bar_length_is_proportional_to_median() {
-        let bar = |median, p95| Bar { label: "<a>", value: "1".into(), min: 0.0, median, p95, is_chosen: false };
+        let bar = |median, high| Bar { label: "<a>", value: "1".into(), median, low: 0.0, high, is_chosen: false };
         let svg = chart("t", &[bar(50.0, 100.0), bar(100.0, 100.0), bar(0.0, 0.0)]);
         assert!(svg.contains("width=\"180.0\"") && svg.contains("width=\"359.0\"") && svg.contains("width=\"1.0\""));
         assert!(svg.contains("&lt;a&gt;") && !svg.contains("NaN"), "{svg}");

@@ -2,21 +2,27 @@
 
 mod chart;
 mod html;
+mod limits;
+mod prices;
 mod shape;
+mod shown;
 mod table;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
 
+use self::prices::{Price, Prices};
+use self::shown::Shown;
 use super::output::{self, Output, Screen};
 use super::wait;
-use cloud::bench::comparison::{Comparison, compare};
+use cloud::bench::comparison::compare;
 use cloud::bench::measure::{BUILT_IN, COMMAND, Measure, chosen};
-use cloud::bench::{self, BenchError, BenchProgress, BenchSpec, Report};
+use cloud::bench::report::{Report, TypeReport};
+use cloud::bench::schedule::Budget;
+use cloud::bench::{self, BenchError, BenchProgress, BenchSpec};
 use ec2::api::Timestamp;
 use ec2::capacity::InstanceSize;
 use ec2::network::NetworkMode;
@@ -28,18 +34,19 @@ use node::probe;
 
 /// Compare instance types on this host.
 ///
-/// Each type is launched several times to run workloads or a command. The result names the cheapest type that is fast
-/// enough. For each figure, it says whether the type or this host is the limit. The built-in workloads measure integer
-/// and floating-point speed on one vCPU and on all vCPUs, memory bandwidth and latency, sequential and random disk
-/// access with 1 and 32 requests in flight, the network, launches and boots.
+/// Each type is launched several times to run workloads or a command, until the medians are precise or the time is used
+/// up. The result names the cheapest type that is fast enough. For each figure, it says whether the type or this host is
+/// the limit. The built-in workloads measure integer and floating-point speed on one vCPU and on all vCPUs, memory
+/// bandwidth and latency, sequential and random disk access with 1 and 32 requests in flight, the network, launches and
+/// boots.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wisp bench --types t3.micro,t3.small,m5.large
-  wisp bench --types t3.nano,t2.nano --workloads cpu,disk-random --runs 3
+  wisp bench --types t3.nano,t2.nano --workloads cpu,disk-random --minutes 5
   wisp bench --types t3.small,c5.large --command 'make -C /src test' my-image
   wisp bench --types t3.micro,m5.large --html bench.html --json bench.json
-  wisp bench --types t3.micro,m5.large --price t3.micro=0.0104,m5.large=0.096 --within 10
+  wisp bench --types t3.micro,m5.large --price t3.micro=0.0031 --within 10
 
 Workloads:
   integer-one, integer-all, float-one, float-all (together: cpu)
@@ -66,9 +73,17 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workloads: Vec<String>,
 
-    /// Number of runs per type.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Maximum number of runs per type.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+
+    /// Maximum duration in minutes. The first run of each type always completes.
+    #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: u64,
+
+    /// Stop early when each median is known to within this percentage.
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = parse_percent)]
+    precision: f64,
 
     /// Duration of each workload in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000))]
@@ -78,10 +93,13 @@ pub struct Args {
     #[arg(long, alias = "slowdown", value_name = "PERCENT", default_value_t = 25.0, value_parser = parse_percent)]
     within: f64,
 
-    /// Comma-separated prices of types, in any unit. Unless every type has a price, the smallest type is considered the
-    /// cheapest.
-    #[arg(long = "price", value_name = "TYPE=AMOUNT", value_delimiter = ',')]
-    prices: Vec<Price>,
+    /// Comma-separated prices of types in dollars per hour, which override the list.
+    #[arg(long = "price", value_name = "TYPE=DOLLARS", value_delimiter = ',')]
+    price: Vec<Price>,
+
+    /// CSV file of lines TYPE,DOLLARS [default: the embedded list of us-east-1].
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
 
     /// Also write the result to a file, as JSON.
     #[arg(long, value_name = "FILE")]
@@ -108,24 +126,6 @@ pub struct Args {
     timeout: Option<u64>,
 }
 
-/// The price of a type, written `TYPE=AMOUNT`.
-#[derive(Debug, Clone, PartialEq)]
-struct Price {
-    instance_type: &'static str,
-    amount: f64,
-}
-
-impl FromStr for Price {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Price, String> {
-        let (name, amount) = text.split_once('=').ok_or("it must be TYPE=AMOUNT, such as t3.micro=0.0104")?;
-        let instance_type = catalog::find(name).map_err(|error| error.to_string())?.name;
-        let amount = amount.parse::<f64>().ok().filter(|amount| amount.is_finite() && *amount >= 0.0);
-        Ok(Price { instance_type, amount: amount.ok_or("the amount must be a non-negative number")? })
-    }
-}
-
 fn parse_percent(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').parse::<f64>().ok();
     percent
@@ -133,77 +133,11 @@ fn parse_percent(text: &str) -> Result<f64, String> {
         .ok_or("it must be a percentage from 0 to 100000".into())
 }
 
-/// The results of a bench and its options, for all output formats.
-struct Shown<'a> {
-    report: &'a Report,
-    comparison: Comparison<'a>,
-    /// The price of each type, if given.
-    prices: Vec<Option<f64>>,
-    /// The acceptable slowdown in percent.
-    within: f64,
-    image: &'a str,
-    runs: u32,
-    limited: bool,
-    /// The start time.
-    began: Timestamp,
-    /// The words of the command line.
-    command_line: Vec<String>,
-}
-
-impl Shown<'_> {
-    fn name(&self, subject: usize) -> &'static str {
-        self.report.types[subject].request.instance_type.name
-    }
-
-    fn kvm(&self) -> &'static str {
-        if self.report.host.software_kvm { "software KVM, which emulates guest kernels" } else { "hardware KVM" }
-    }
-
-    /// Returns a sentence that names the cheapest type that is fast enough, if any.
-    fn choice(&self) -> String {
-        let Comparison { over, has_prices, cheapest, .. } = &self.comparison;
-        let what = match over.as_slice() {
-            [] => return "No type was chosen, because there are no measurements to compare.".into(),
-            [only] => format!("for {only}"),
-            several => format!("in all {} measures", several.len()),
-        };
-        let within = format!("within {}% of the fastest {what}", self.within);
-        let order = if *has_prices { "ordered by price" } else { "ordered by size, without prices" };
-        match cheapest {
-            Some(subject) => format!("The cheapest type {within} is {} ({order}).", self.name(*subject)),
-            None => format!("No type is {within}."),
-        }
-    }
-
-    /// Returns a note about the baseline and CPU credits of each burstable type.
-    fn notes(&self) -> Vec<String> {
-        let note = |of: &bench::TypeReport| {
-            let (name, credits, mode) =
-                (of.request.instance_type.name, of.request.instance_type.credits?, of.limits.credits?);
-            let baseline = credits.baseline_percent;
-            Some(format!(
-                "{name} has a baseline of {baseline}% of each vCPU and uses CPU credits above it ({mode} mode). Each \
-                 run started with the CPU credits of a new launch.",
-            ))
-        };
-        self.report.types.iter().filter_map(note).collect()
-    }
-}
-
-/// Formats a figure with about three significant digits.
-fn figure(value: f64) -> String {
-    match value {
-        100.0.. => format!("{value:.0}"),
-        10.0.. => format!("{value:.1}"),
-        0.1.. => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
-    }
-}
-
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     probe::kvm_access()?;
     let types = types(&args.types)?;
     let measures = measures(&args)?;
+    let prices = Prices::new(&args.price, args.prices.as_deref())?;
     for file in [&args.json, &args.html].into_iter().flatten() {
         check_directory(file)?;
     }
@@ -215,7 +149,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         types,
         measures,
         command: args.command.clone(),
-        runs: args.runs,
+        budget: Budget {
+            runs: args.runs,
+            time: Duration::from_secs(args.minutes * 60),
+            precision: args.precision / 100.0,
+        },
         target: Duration::from_millis(args.time),
         limited: !args.no_limits,
         overcommit: args.overcommit,
@@ -230,15 +168,16 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
-    let price = |of: &InstanceSize| args.prices.iter().find(|price| price.instance_type == of.instance_type.name);
-    let prices: Vec<Option<f64>> = spec.types.iter().map(|of| price(of).map(|price| price.amount)).collect();
+    let of_types: Vec<Option<f64>> = spec.types.iter().map(|of| prices.find(of.instance_type.name)).collect();
     let shown = Shown {
         report: &report,
-        comparison: compare(&report, &prices, args.within / 100.0),
-        prices,
+        comparison: compare(&report, &of_types, args.within / 100.0),
+        prices: of_types,
+        price_list: prices.describe(),
         within: args.within,
+        minutes: args.minutes,
+        precision: args.precision,
         image: &spec.image.manifest.name,
-        runs: spec.runs,
         limited: spec.limited,
         began: Timestamp::from_seconds(seconds),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
@@ -264,8 +203,8 @@ fn show(shown: &Shown, args: &Args, output: Output) -> anyhow::Result<()> {
 
 /// Returns success if at least one type was measured, no measured type failed, and the command succeeded on each type.
 fn exit_code(report: &Report) -> ExitCode {
-    let measured = |of: &bench::TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
-    let failed = |of: &bench::TypeReport| {
+    let measured = |of: &TypeReport| of.results.iter().any(|result| !result.samples.is_empty());
+    let failed = |of: &TypeReport| {
         let of_command = of.results.iter().find(|result| result.measure.name == COMMAND.name);
         of_command.is_some_and(|result| result.not_measured.is_some()) || measured(of) && of.failed.is_some()
     };
@@ -276,8 +215,8 @@ fn exit_code(report: &Report) -> ExitCode {
 fn measure(home: &Home, spec: &BenchSpec) -> Result<Report, BenchError> {
     let spinner = wait::spinner("Starting");
     let result = bench::run(home, spec, &mut |BenchProgress { run, instance_type, what }| {
-        let runs = spec.runs;
-        let run = if run == 0 { String::new() } else { format!("run {run} of {runs}, ") };
+        let runs = spec.budget.runs;
+        let run = if run == 0 { String::new() } else { format!("run {run} of at most {runs}, ") };
         spinner.set_message(format!("{run}{instance_type}: {what}"));
     });
     spinner.finish_and_clear();
@@ -338,8 +277,6 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use clap::Parser;
-    use cloud::bench::bound::{HostFacts, Limits, Observed, Sample};
-    use cloud::bench::{MeasureReport, TypeReport};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -349,45 +286,6 @@ mod tests {
 
     fn parse(words: &[&str]) -> Result<Args, clap::Error> {
         Line::try_parse_from([&["bench"], words].concat()).map(|line| line.args)
-    }
-
-    /// Returns a report with two types that were measured and one that failed to start.
-    pub(super) fn report() -> Report {
-        let integer = chosen(["integer-one"]).unwrap()[0];
-        let result = |measure, figures: &[f64]| {
-            let observed = Observed { cpu_share: 1.0, ..Observed::default() };
-            let samples = figures.iter().map(|figure| Sample { figure: *figure, bytes: 0, observed }).collect();
-            MeasureReport { measure, samples, not_measured: None }
-        };
-        let of = |name: &str, results: Vec<MeasureReport>| TypeReport {
-            request: InstanceSize::of_type(catalog::find(name).unwrap()),
-            failed: None,
-            limits: Limits::default(),
-            results,
-        };
-        let mut types = vec![
-            of("t3.micro", vec![result(integer, &[100.0, 90.0, 110.0]), result(&COMMAND, &[2.0, 2.5, 2.25])]),
-            of("m5.large", vec![result(integer, &[200.0]), result(&COMMAND, &[])]),
-            of("m5.24xlarge", vec![result(integer, &[]), result(&COMMAND, &[])]),
-        ];
-        types[1].results[1].not_measured = Some("exit code 3: <no> & \"such\" file".into());
-        types[2].failed = Some("no room".into());
-        let host = HostFacts { cpu: "A <fast> processor".into(), cpus: 2, software_kvm: true, cache: Some(1 << 20) };
-        Report { host, types }
-    }
-
-    pub(super) fn shown(report: &Report) -> Shown<'_> {
-        Shown {
-            report,
-            comparison: compare(report, &[], 0.25),
-            prices: vec![None; 3],
-            within: 25.0,
-            image: "tiny",
-            runs: 3,
-            limited: true,
-            began: Timestamp::from_seconds(1_767_323_045),
-            command_line: ["wisp", "bench", "--command", "</script><i>"].map(String::from).into(),
-        }
     }
 
     #[test]
@@ -412,7 +310,9 @@ mod tests {
         for words in [
             &[][..],
             &["--types", "t3.micro", "--runs", "0"],
+            &["--types", "t3.micro", "--minutes", "0"],
             &["--types", "t3.micro", "--within", "-1"],
+            &["--types", "t3.micro", "--precision", "x"],
             &["--types", "t3.micro", "--price", "t3.micro"],
             &["--types", "t3.micro", "--price", "t3.micro=cheap"],
             &["--types", "t3.micro", "--price", "t9.micro=1"],
@@ -420,22 +320,8 @@ mod tests {
             assert!(parse(words).is_err(), "{words:?}");
         }
         let args = parse(&["--types", "t3.micro", "--slowdown", "10%", "--price", "t3.micro=1,m5.large=2.5"]).unwrap();
-        assert_eq!((args.within, args.prices[1].amount), (10.0, 2.5));
+        assert_eq!((args.within, args.price[1].dollars), (10.0, 2.5));
         assert!(check_directory(Path::new("/no/such/directory/file")).is_err());
         assert!(check_directory(Path::new("file")).is_ok());
-    }
-
-    #[test]
-    fn choice_names_cheapest_type() {
-        let report = report();
-        assert_eq!(
-            shown(&report).choice(),
-            "The cheapest type within 25% of the fastest for command is t3.micro (ordered by size, without prices)."
-        );
-    }
-
-    #[test]
-    fn figures_have_about_three_digits() {
-        assert_eq!([1234.5, 12.345, 1.2345, 0.012345].map(figure), ["1234", "12.3", "1.23", "0.0123"]);
     }
 }

@@ -4,10 +4,13 @@ use serde::Serialize;
 
 use super::Shown;
 use crate::cli::limits::{DiskLimitsShape, RateShape};
-use cloud::bench::TypeReport;
 use cloud::bench::bound::By;
-use cloud::bench::comparison::{Compared, ComparisonRow};
+use cloud::bench::choice::Difference;
+use cloud::bench::comparison::{Compared, ComparisonRow, Doubt};
 use cloud::bench::measure::Better;
+use cloud::bench::report::TypeReport;
+use cloud::bench::schedule::Stop;
+use cloud::bench::statistics::{CONFIDENCE_PERCENT, Interval};
 use ec2::api::Timestamp;
 
 #[derive(Serialize)]
@@ -23,8 +26,13 @@ struct Bench<'a> {
     command_line: &'a [String],
     start_time: Timestamp,
     image_name: &'a str,
+    /// Number of completed runs of each type.
     runs: u32,
+    stopped_by: &'static str,
+    concurrent_guests: bool,
     limited: bool,
+    confidence_percent: u32,
+    price_list: &'a str,
     host: Host<'a>,
     instance_types: Vec<TypeShape<'a>>,
     measures: Vec<MeasureShape<'a>>,
@@ -48,6 +56,15 @@ struct Choice<'a> {
     ordered_by: &'static str,
     measures: &'a [&'static str],
     instance_type: Option<&'a str>,
+    no_difference_found: bool,
+    uncertain_measures: Vec<Uncertain>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Uncertain {
+    name: &'static str,
+    slower_by_at_most_percent: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +76,8 @@ struct TypeShape<'a> {
     #[serde(rename = "MemoryMiB")]
     memory_mib: u64,
     price: Option<f64>,
+    pinned_cpus: Option<&'a [usize]>,
+    not_pinned: Option<&'a str>,
     failed: Option<&'a str>,
     limits: TypeLimits,
 }
@@ -101,9 +120,20 @@ struct SummaryShape<'a> {
     min: f64,
     median: f64,
     p95: f64,
+    interval: Option<IntervalShape>,
+    difference: Option<&'static str>,
     slower_by_percent: Option<f64>,
+    slower_by_at_most_percent: Option<f64>,
     limit_of: &'static str,
     limit: &'a str,
+    limit_detail: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct IntervalShape {
+    low: f64,
+    high: f64,
 }
 
 /// Returns the results of the bench for JSON.
@@ -115,8 +145,16 @@ pub fn shape<'a>(shown: &'a Shown) -> BenchResult<'a> {
         command_line: &shown.command_line,
         start_time: shown.began,
         image_name: shown.image,
-        runs: shown.runs,
+        runs: shown.report.rounds,
+        stopped_by: match shown.report.stop {
+            Stop::Complete => "complete",
+            Stop::Runs => "runs",
+            Stop::Time => "time",
+        },
+        concurrent_guests: shown.report.is_concurrent,
         limited: shown.limited,
+        confidence_percent: CONFIDENCE_PERCENT,
+        price_list: &shown.price_list,
         host: Host {
             cpu: &host.cpu,
             cpus: host.cpus,
@@ -130,9 +168,19 @@ pub fn shape<'a>(shown: &'a Shown) -> BenchResult<'a> {
             ordered_by: if comparison.has_prices { "price" } else { "size" },
             measures: &comparison.over,
             instance_type: comparison.cheapest.map(|subject| shown.name(subject)),
+            no_difference_found: comparison.no_difference,
+            uncertain_measures: comparison.doubts.iter().map(uncertain).collect(),
         },
     };
     BenchResult { bench }
+}
+
+fn uncertain(doubt: &Doubt) -> Uncertain {
+    Uncertain { name: doubt.measure, slower_by_at_most_percent: doubt.largest_slowdown.map(percent) }
+}
+
+fn percent(share: f64) -> f64 {
+    share * 100.0
 }
 
 fn of_type<'a>((of, price): (&'a TypeReport, &Option<f64>)) -> TypeShape<'a> {
@@ -141,6 +189,8 @@ fn of_type<'a>((of, price): (&'a TypeReport, &Option<f64>)) -> TypeShape<'a> {
         vcpus: of.request.vcpus,
         memory_mib: of.request.memory_mib,
         price: *price,
+        pinned_cpus: of.pinning.as_ref().and_then(|pinning| pinning.as_deref().ok()),
+        not_pinned: of.pinning.as_ref().and_then(|pinning| pinning.as_ref().err()).map(String::as_str),
         failed: of.failed.as_deref(),
         limits: TypeLimits {
             baseline_percent: of.request.instance_type.credits.map(|credits| credits.baseline_percent),
@@ -176,19 +226,32 @@ fn result<'a>(shown: &'a Shown, entry: &'a ComparisonRow) -> ResultShape<'a> {
             min: summary.min,
             median: summary.median,
             p95: summary.p95,
-            slower_by_percent: entry.slowdown.map(|slowdown| slowdown * 100.0),
+            interval: summary.interval.map(|Interval { low, high }| IntervalShape { low, high }),
+            difference: entry.standing.map(|standing| difference(standing.difference)),
+            slower_by_percent: entry.standing.map(|standing| percent(standing.slowdown)),
+            slower_by_at_most_percent: entry.standing.and_then(|standing| standing.largest_slowdown).map(percent),
             limit_of: match bound.by {
                 By::Type => "type",
                 By::Host => "host",
             },
-            limit: &bound.why,
+            limit: &bound.limit,
+            limit_detail: bound.detail.as_deref(),
         }),
+    }
+}
+
+fn difference(difference: Difference) -> &'static str {
+    match difference {
+        Difference::Fastest => "fastest",
+        Difference::Slower => "slower",
+        Difference::NotFound => "not-found",
+        Difference::TooFewRuns => "too-few-runs",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{report, shown};
+    use super::super::shown::tests::{report, shown};
     use super::*;
     use serde_json::json;
 
@@ -198,13 +261,19 @@ mod tests {
         let value = serde_json::to_value(shape(&shown(&report))).expect("plain data");
         let bench = &value["Bench"];
         let micro = &bench["Measures"][0]["Results"][0];
-        assert_eq!(micro["Samples"], json!([100.0, 90.0, 110.0]));
+        assert_eq!(micro["Samples"], json!([100.0, 90.0, 110.0, 95.0, 105.0]));
+        assert_eq!(micro["Interval"], json!({"Low": 90.0, "High": 110.0}));
+        assert_eq!(micro["Difference"], "slower");
+        assert_eq!(bench["Measures"][1]["Results"][0]["Interval"], json!(null));
         assert_eq!((&micro["Median"], &micro["SlowerByPercent"]), (&json!(100.0), &json!(100.0)));
         assert_eq!(bench["Measures"][1]["Results"][1]["NotMeasured"], "exit code 3: <no> & \"such\" file");
         assert_eq!(
             (&bench["Choice"]["InstanceType"], &bench["Choice"]["OrderedBy"]),
-            (&json!("t3.micro"), &json!("size"))
+            (&json!("t3.micro"), &json!("price"))
         );
+        assert_eq!(bench["Choice"]["UncertainMeasures"][0]["Name"], "command");
+        assert_eq!((&bench["Runs"], &bench["StoppedBy"]), (&json!(5), &json!("time")));
+        assert_eq!(bench["InstanceTypes"][0]["PinnedCpus"], json!([0, 1]));
         assert_eq!(bench["InstanceTypes"][2]["Failed"], "no room");
     }
 }

@@ -1,24 +1,26 @@
 //! Renders a bench as a table, followed by the conclusions.
 
 use super::super::output::{Align, Cell, Screen, Table, Tone};
-use super::{Shown, figure};
+use super::Shown;
+use super::limits::{Limit, limits};
+use super::shown::{figure, slower_by};
 use cloud::bench::bound::By;
-use cloud::bench::comparison::ComparisonRow;
+use cloud::bench::comparison::{Compared, ComparisonRow};
 
-/// Renders a line for each measure of each type, then failures, notes, the host and the chosen type.
+/// Renders a line for each measure of each type, then failures, limits, notes, the host and the chosen type.
 pub fn render(shown: &Shown, screen: Screen) -> String {
     let mut lines = figures(shown, screen);
     lines.push(String::new());
-    for of in &shown.report.types {
-        if let Some(why) = &of.failed {
-            let name = of.request.instance_type.name;
-            lines.push(screen.paint(Tone::Warning, &format!("{name} was not fully measured: {why}")));
-        }
-    }
+    lines.extend(shown.failures().iter().map(|failure| screen.paint(Tone::Warning, failure)));
+    lines.extend(limits(shown).iter().map(Limit::sentence));
     lines.extend(shown.notes());
     let host = &shown.report.host;
     lines.push(format!("This host: {}, {} CPUs, {}.", host.cpu, host.cpus, shown.kvm()));
+    if shown.prices.iter().any(Option::is_some) {
+        lines.push(format!("Prices: dollars per hour ({}).", shown.price_list));
+    }
     lines.push(screen.paint(Tone::Strong, &shown.choice()));
+    lines.extend(shown.caveats().iter().map(|caveat| screen.paint(Tone::Strong, caveat)));
     lines.join("\n")
 }
 
@@ -26,10 +28,10 @@ fn figures(shown: &Shown, screen: Screen) -> Vec<String> {
     let columns = [
         ("Measure", Align::Left),
         ("Type", Align::Left),
+        ("$/hour", Align::Right),
         ("Runs", Align::Right),
-        ("Min", Align::Right),
         ("Median", Align::Right),
-        ("p95", Align::Right),
+        ("95% interval", Align::Right),
         ("Unit", Align::Left),
         ("Slower by", Align::Right),
         ("Limit", Align::Left),
@@ -37,69 +39,69 @@ fn figures(shown: &Shown, screen: Screen) -> Vec<String> {
     let mut table = Table::new(screen, &columns);
     for compared in &shown.comparison.measures {
         for entry in &compared.entries {
-            let is_cheapest = compared.cheapest == Some(entry.subject);
-            table.row(row(shown, compared.measure.name, compared.measure.unit, entry, is_cheapest));
+            table.row(row(shown, compared, entry));
         }
     }
     table.lines()
 }
 
-fn row(shown: &Shown, name: &str, unit: &str, entry: &ComparisonRow, is_cheapest: bool) -> Vec<Cell> {
-    let subject = Cell::new(shown.name(entry.subject), if is_cheapest { Tone::Good } else { Tone::Plain });
-    let runs = entry.result.samples.len().to_string();
-    let failure = entry.result.not_measured.as_ref().map(|why| format!("not measured: {why}"));
-    let Some((summary, bound)) = &entry.summary else {
-        let nothing = || Cell::from("-");
-        let why = Cell::new(failure.unwrap_or_default(), Tone::Warning);
-        return vec![name.into(), subject, runs.into(), nothing(), nothing(), nothing(), "".into(), nothing(), why];
+fn row(shown: &Shown, compared: &Compared, entry: &ComparisonRow) -> Vec<Cell> {
+    let is_cheapest = compared.cheapest == Some(entry.subject);
+    let (median, interval) = match &entry.summary {
+        Some((summary, _)) => {
+            let interval = summary.interval.map(|of| format!("{}–{}", figure(of.low), figure(of.high)));
+            (figure(summary.median), interval.unwrap_or_else(|| "-".into()))
+        }
+        None => ("-".into(), "-".into()),
     };
-    let whose = match bound.by {
-        By::Type => "the type",
-        By::Host => "this host",
-    };
-    let slower = match entry.slowdown {
-        Some(0.0) => "fastest".into(),
-        Some(slowdown) => format!("{:.0}%", slowdown * 100.0),
-        None => "-".into(),
-    };
-    let limit = match failure {
-        Some(failure) => Cell::new(failure, Tone::Warning),
-        None => Cell::from(format!("{whose}: {}", bound.why)),
+    let limit = match &entry.summary {
+        _ if entry.result.not_measured.is_some() => Cell::new("not measured", Tone::Warning),
+        Some((_, bound)) => Cell::from(match bound.by {
+            By::Type => "type",
+            By::Host => "host",
+        }),
+        None => Cell::from("-"),
     };
     vec![
-        name.into(),
-        subject,
-        runs.into(),
-        figure(summary.min).into(),
-        Cell::new(figure(summary.median), Tone::Strong),
-        figure(summary.p95).into(),
-        unit.into(),
-        slower.into(),
+        compared.measure.name.into(),
+        Cell::new(shown.name(entry.subject), if is_cheapest { Tone::Good } else { Tone::Plain }),
+        shown.price(entry.subject).into(),
+        entry.result.samples.len().to_string().into(),
+        Cell::new(median, Tone::Strong),
+        interval.into(),
+        compared.measure.unit.into(),
+        slower_by(entry).into(),
         limit,
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{report, shown};
+    use super::super::shown::tests::{report, shown};
     use super::*;
 
     #[test]
-    fn table_has_results_or_reason_for_each_type() {
+    fn table_has_figures_and_each_explanation_once() {
         let report = report();
         let text = render(&shown(&report), Screen::PLAIN);
-        let line = |beginning: &[&str]| {
-            let words = |line: &&str| beginning.iter().all(|word| line.contains(word));
-            text.lines().find(words).unwrap_or_else(|| panic!("{beginning:?}: {text}")).to_string()
-        };
-        let micro = line(&["integer-one", "t3.micro"]);
-        assert!(
-            ["90.0", "100", "110", "MiB/s", "100%", "this host"].iter().all(|word| micro.contains(word)),
-            "{micro}"
-        );
-        assert!(line(&["integer-one", "m5.large"]).contains("fastest"));
-        assert!(line(&["command", "m5.large"]).contains("not measured: exit code 3"));
-        assert!(line(&["m5.24xlarge"]).contains("no room"));
-        assert!(line(&["This host"]).contains("software KVM"));
+        let expected = "\
+Measure      Type      $/hour  Runs  Median  95% interval  Unit   Slower by  Limit
+integer-one  t3.micro  0.0104     5     100      90.0–110  MiB/s       100%  host
+integer-one  m5.large   0.096     5     200       190–210  MiB/s    fastest  host
+command      t3.micro  0.0104     3    2.25             -  s        fastest  type
+command      m5.large   0.096     0       -             -  s              -  not measured
+
+command was not measured on m5.large: exit code 3: <no> & \"such\" file
+m5.24xlarge was not fully measured: no room
+Limit of the type: 2 vCPUs, in command.
+Limit of this host: speed of one CPU, in integer-one.
+Stopped after 5 runs: another would exceed 10 min.
+Guests of all types ran at the same time and took turns.
+vCPUs were pinned to CPUs 0, 1, the same for all types.
+This host: A <fast> processor, 2 CPUs, software KVM, which emulates guest kernels.
+Prices: dollars per hour (my <list>).
+The cheapest type within 25% of the fastest for command is t3.micro, at $0.0104 per hour.
+This is uncertain: with fewer than 5 runs, differences may be chance.";
+        assert_eq!(text, expected);
     }
 }

@@ -1,0 +1,125 @@
+//! The memory balloon (specification, section 5.5): memory that the guest frees returns to the host.
+//!
+//! - **Free page reporting**: the driver reports large blocks of free memory some seconds after they were freed, and
+//!   waits until the device has released them. If nothing is freed, the driver sets no timer.
+//! - **Inflation**: the driver gives single pages to the device. The host sets no target size (`num_pages` is 0), so
+//!   Linux's driver never inflates the balloon.
+//! - **Statistics**: the driver reports free and available memory on request.
+//!
+//! Pages are released by `madvise(2)` ([`release`](crate::memory::release::release)), and allocated again when the
+//! guest accesses them. The guest can therefore never have more memory than its configuration says. The device does
+//! not offer `VIRTIO_BALLOON_F_PAGE_POISON`, because it does not preserve the content of free pages. Guests that rely
+//! on that content (`init_on_free`, `page_poison`) do not report pages then.
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod service;
+mod statistics;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::worker::{self, Worker};
+use super::{ActivateError, Activation, EVENT_IDX, QueueState, VERSION_1, VirtioDevice, read_config_bytes};
+use machine::control::GuestMemoryRecord;
+use machine::sync::lock;
+use service::BalloonService;
+
+const DEVICE_TYPE: u32 = 5;
+/// Sizes of the inflate, deflate, statistics and reporting queues. Linux requires 32 entries of the last one. As in
+/// QEMU, and as Linux expects, the queue of a feature that is not offered (free page hinting) has no number.
+const QUEUE_SIZES: &[u16] = &[16, 16, 16, 32];
+
+/// Feature bits (section 5.5.3).
+const STATS_VQ: u64 = 1 << 1;
+const DEFLATE_ON_OOM: u64 = 1 << 2;
+const PAGE_REPORTING: u64 = 1 << 5;
+
+/// `num_pages` and `actual` (section 5.5.4), which are both 0.
+const CONFIG: [u8; 8] = [0; 8];
+
+#[derive(Debug)]
+pub struct Balloon {
+    statistics: Arc<Statistics>,
+    worker: Option<Worker<BalloonService>>,
+}
+
+/// The driver's last statistics, and the request for new ones.
+#[derive(Debug)]
+struct Statistics {
+    last: Mutex<Option<GuestMemoryRecord>>,
+    request: EventFd,
+}
+
+/// A handle for reading the guest's statistics.
+#[derive(Debug, Clone)]
+pub struct BalloonControl(Arc<Statistics>);
+
+impl BalloonControl {
+    /// Returns the driver's last statistics. Returns `None` if there is no driver.
+    pub fn statistics(&self) -> Option<GuestMemoryRecord> {
+        *lock(&self.0.last)
+    }
+
+    /// Requests new statistics, without waiting for them. Does nothing if a request is pending.
+    pub fn request_statistics(&self) {
+        // The write fails only if the counter is full, and then a request is pending.
+        let _ = self.0.request.write(1);
+    }
+}
+
+impl Balloon {
+    pub fn new() -> io::Result<Balloon> {
+        let request = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Balloon { statistics: Arc::new(Statistics { last: Mutex::default(), request }), worker: None })
+    }
+
+    pub fn control(&self) -> BalloonControl {
+        BalloonControl(Arc::clone(&self.statistics))
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        // Without indirect descriptors, Linux allocates no memory to report free memory.
+        VERSION_1 | EVENT_IDX | STATS_VQ | DEFLATE_ON_OOM | PAGE_REPORTING
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&CONFIG, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let statistics = Arc::clone(&self.statistics);
+        let worker = Worker::spawn("balloon", Arc::clone(&activation.clock), |wakeups| {
+            BalloonService::new(activation, statistics, wakeups)
+        });
+        self.worker = Some(worker.map_err(|source| ActivateError { device: "balloon", source })?);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<QueueState> {
+        worker::pause(&mut self.worker)
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        worker::resume(&mut self.worker, "balloon")
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+        *lock(&self.statistics.last) = None;
+    }
+}
