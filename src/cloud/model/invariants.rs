@@ -1,4 +1,4 @@
-//! What holds between commands: the records and the host agree, and nothing is used twice.
+//! Invariants between commands: the records and the host agree, and nothing is used twice.
 
 use std::collections::BTreeSet;
 
