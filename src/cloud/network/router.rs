@@ -41,7 +41,7 @@ impl Routers<'_> {
 
     /// Waits until the packet filters of these instances are in force, so that their traffic passes.
     pub fn settle(&self, vpc: VpcId, addresses: Vec<Ipv4Addr>) -> Result<(), CloudError> {
-        router::settle(&self.directory(vpc), addresses).map_err(refused)
+        self.lock(vpc)?.settle(addresses).map_err(refused)
     }
 
     /// Adds a warning for each of these VPCs that has no uplink. Call this after starting the instances, to give the

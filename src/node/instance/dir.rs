@@ -25,6 +25,8 @@ use machine::untrusted;
 
 /// Name prefix of an instance directory that is being removed.
 pub const GONE: &str = ".gone-";
+/// Number of attempts to remove a directory in which another process may still create a file.
+const REMOVE_ATTEMPTS: u32 = 10;
 /// Name of the file with the netstack's configuration in an instance's directory.
 pub const LINK: &str = "link.json";
 /// Lock file of the command that stops, terminates or freezes the instance.
@@ -77,15 +79,8 @@ impl InstanceDir {
     /// Removes the directory. Renames it first, so that a command that tries its lock cannot create a file in it.
     pub fn remove(&self) -> Result<(), MachineError> {
         let gone = self.path.with_file_name(format!("{GONE}{}", self.id));
-        for result in [fs::rename(&self.path, &gone), fs::remove_dir_all(&gone)] {
-            match result {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(MachineError::file(&self.path, "remove")(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        let removed = unless_missing(fs::rename(&self.path, &gone)).and_then(|()| remove_all(&gone));
+        removed.map_err(MachineError::file(&self.path, "remove"))
     }
 
     /// Takes the lock, or returns `None` if it is held. While the caller holds it, no VMM is running or starting.
@@ -218,4 +213,23 @@ impl InstanceDir {
         }
         Ok(())
     }
+}
+
+/// Removes a directory that no new process can find, together with its contents. Does nothing if it is missing.
+fn remove_all(dir: &Path) -> io::Result<()> {
+    let mut result = Ok(());
+    for _ in 0..REMOVE_ATTEMPTS {
+        result = unless_missing(fs::remove_dir_all(dir));
+        match &result {
+            // A process that found the directory before it was renamed created a file meanwhile, or another process is
+            // removing the same directory.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            _ => break,
+        }
+    }
+    result
+}
+
+fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

@@ -54,7 +54,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of an answer and of a request in bytes.
 const ANSWER_LIMIT: u64 = 64 << 10;
 /// Maximum number of interfaces that one request attaches. The kernel passes at most 253 descriptors.
-pub const MAX_TAPS: usize = 128;
+const MAX_TAPS: usize = 128;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
@@ -213,7 +213,7 @@ impl Router {
     }
 
     /// Applies `config` and connects the interfaces with these addresses, at most [`MAX_TAPS`]. Starts the router if
-    /// needed. No traffic passes until the rules are in force. [`settle`] waits for that.
+    /// needed. No traffic passes until the rules are in force. [`settle`](Self::settle) waits for that.
     pub fn attach(&self, config: &RouterConfig, addresses: &[Ipv4Addr]) -> Result<Attached, RouterError> {
         self.write(config)?;
         let (stream, killed) = match connect(&self.dir) {
@@ -237,6 +237,15 @@ impl Router {
             Ok::<_, RouterError>(RouterRecovery { uplink, disconnected })
         };
         Ok(Attached { taps, recovery: killed.map(recovery).transpose()? })
+    }
+
+    /// Waits until traffic passes between the router and the interfaces with these addresses.
+    pub fn settle(&self, addresses: Vec<Ipv4Addr>) -> Result<(), RouterError> {
+        match connect(&self.dir) {
+            // The router exited normally after its last instance. It cannot do so now, because it needs the lock.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            connected => ask(&self.dir, &connected?, &RouterRequest::Settle(addresses)).map(drop),
+        }
     }
 
     /// Returns the network namespace of a killed router, and the running instances outside it. `absent` is the error of
@@ -291,11 +300,6 @@ impl Router {
         std::thread::spawn(move || child.wait());
         Ok(())
     }
-}
-
-/// Waits until traffic passes between the router in `dir` and the interfaces with these addresses.
-pub fn settle(dir: &Path, addresses: Vec<Ipv4Addr>) -> Result<(), RouterError> {
-    ask(dir, &connect(dir)?, &RouterRequest::Settle(addresses)).map(drop)
 }
 
 /// Returns true if the router has an uplink. Waits until that is known, usually tens of milliseconds after its start.

@@ -249,7 +249,8 @@ impl Tap {
         Ok(Tap { name: letters.take_while(|letter| *letter != '\0').collect(), file })
     }
 
-    /// Makes the tap the bridge port of an instance. The port is closed: the tap is down and refuses frames. The tap exists as long as the returned descriptor is open.
+    /// Makes the tap the bridge port of an instance. The port is closed: the tap is down and refuses frames. The tap
+    /// exists as long as the returned descriptor is open.
     pub(super) fn connect(
         self,
         links: &mut Links,

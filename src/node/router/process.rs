@@ -90,21 +90,7 @@ fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
         NamespaceSource::Held(network) => namespace::enter_again(network)?,
         NamespaceSource::New => namespace::enter()?,
     }
-    let notifications =
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    bind(&notifications, &SocketAddrNetlink::new(0, LINK_GROUP))?;
-    let mut running = Running {
-        dir,
-        notifications,
-        links: Links::open()?,
-        uplink,
-        uplink_deadline: None,
-        waiting: Vec::new(),
-        has_bridge: false,
-        rules: None,
-        ports: Vec::new(),
-        failed: BTreeMap::new(),
-    };
+    let mut running = Running::new(dir, uplink)?;
     if matches!(place, NamespaceSource::Held(_)) {
         running.take_over(&config)?;
     }
@@ -112,6 +98,25 @@ fn set_up(dir: &Path, place: NamespaceSource) -> io::Result<Running<'_>> {
 }
 
 impl Running<'_> {
+    /// Opens netlink sockets in the network namespace of this process.
+    fn new(dir: &Path, uplink: Option<Child>) -> io::Result<Running<'_>> {
+        let notifications =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        bind(&notifications, &SocketAddrNetlink::new(0, LINK_GROUP))?;
+        Ok(Running {
+            dir,
+            notifications,
+            links: Links::open()?,
+            uplink,
+            uplink_deadline: None,
+            waiting: Vec::new(),
+            has_bridge: false,
+            rules: None,
+            ports: Vec::new(),
+            failed: BTreeMap::new(),
+        })
+    }
+
     /// Continues the work of a killed router in its namespaces.
     fn take_over(&mut self, config: &RouterConfig) -> io::Result<()> {
         self.has_bridge = true;
@@ -226,6 +231,8 @@ impl Running<'_> {
             Ok(connected) => connected,
             Err(error) => return send(stream, &failed(error), &[]),
         };
+        // A client that was killed may have left these failures of earlier attempts.
+        self.failed.retain(|address, _| !addresses.contains(address));
         send(stream, &RouterResponse::Done, &taps)?;
         if let Err(error) = self.open(&config, ports) {
             self.failed.extend(addresses.iter().map(|address| (*address, error.to_string())));
@@ -338,4 +345,28 @@ pub(super) fn read_config(dir: &Path) -> io::Result<RouterConfig> {
 fn drain(links: &OwnedFd) {
     let mut buffer = [0; 16 << 10];
     while rustix::io::read(links, &mut buffer[..]).is_ok_and(|count| count > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{config, is_inside};
+    use super::*;
+
+    #[test]
+    fn attach_forgets_earlier_failure_of_address() {
+        if !is_inside("process::tests::attach_forgets_earlier_failure_of_address") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let config = config();
+        std::fs::write(dir.path().join(CONFIG), serde_json::to_vec(&config).unwrap()).unwrap();
+        let [first, second] = [0, 1].map(|index: usize| config.interfaces[index].address);
+        let mut running = Running::new(dir.path(), None).unwrap();
+        running.failed = [first, second].map(|address| (address, "no rules".to_string())).into();
+        let (near, _far) = UnixStream::pair().unwrap();
+        running.attach(&near, &[first]).unwrap();
+        assert_eq!(running.settled(&[first]), RouterResponse::Done);
+        assert_eq!(running.settled(&[second]), RouterResponse::Failed("no rules".into()));
+        assert_eq!(running.settled(&[second]), RouterResponse::Done, "a failure is reported once");
+    }
 }

@@ -21,21 +21,21 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const VNET_HEADER: usize = 10;
 const ROUTER: [u8; 4] = [172, 31, 0, 1];
 
-/// Returns true if this process runs in new namespaces. Otherwise runs the test `name` in such a process.
-fn is_inside(name: &str) -> bool {
+/// Returns true if this process runs in new namespaces. Otherwise runs the router's test `name` in such a process.
+pub(super) fn is_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--net", "--"]).arg(std::env::current_exe().unwrap());
-    let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
+    let name = format!("router::{name}");
     let status = command.args(["--exact", &name, "--nocapture"]).env(INSIDE, "1").status().unwrap();
     assert!(status.success(), "the test failed in new namespaces: {status}");
     false
 }
 
 /// Returns a VPC with the instances 4, 5 and 6, whose rules allow all traffic between them.
-fn config() -> RouterConfig {
+pub(super) fn config() -> RouterConfig {
     let all = || vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
     let interface = |number: u8| Interface {
         address: address(number).into(),
@@ -135,7 +135,7 @@ fn texts(tap: &OwnedFd, last: &[u8]) -> Vec<Vec<u8>> {
 
 #[test]
 fn spoofed_frames_are_dropped_at_the_port() {
-    if !is_inside("spoofed_frames_are_dropped_at_the_port") {
+    if !is_inside("tests::spoofed_frames_are_dropped_at_the_port") {
         return;
     }
     let config = config();
@@ -175,7 +175,7 @@ fn spoofed_frames_are_dropped_at_the_port() {
 
 #[test]
 fn tap_without_rules_sends_nothing() {
-    if !is_inside("tap_without_rules_sends_nothing") {
+    if !is_inside("tests::tap_without_rules_sends_nothing") {
         return;
     }
     let config = config();
@@ -224,4 +224,15 @@ fn exited_router_is_reported_as_ended() {
     let answer = ask(dir, &near, &RouterRequest::Uplink);
     router.join().unwrap();
     assert!(matches!(answer, Err(RouterError::Ended(_))), "{answer:?}");
+}
+
+#[test]
+fn settle_accepts_exited_router_and_refuses_killed_router() {
+    let dir = tempfile::tempdir().unwrap();
+    let router = Router::lock(dir.path()).unwrap();
+    let settle = || router.settle(vec![address(4).into()]);
+    // A router that exits normally removes its socket.
+    settle().unwrap();
+    drop(unix_socket::bind(&dir.path().join(SOCKET)).unwrap());
+    assert!(matches!(settle(), Err(RouterError::Io(error)) if error.kind() == ErrorKind::ConnectionRefused));
 }
