@@ -33,7 +33,7 @@ use vmm::sandbox::calls::ThreadKind;
 use vmm::sandbox::files::Grants;
 use vmm::sandbox::{landlock, limits, root, seccomp, threads};
 use vmm::snapshot::cancellation::Cancellation;
-use vmm::snapshot::copy::Copy;
+use vmm::snapshot::copy::NewCopy;
 use vmm::snapshot::{self, memory::Content};
 
 /// Exit codes of the attempts that [`run_in_child`] runs.
@@ -257,10 +257,11 @@ fn unlisted_syscall_kills_process_and_is_named() {
 fn perform_jobs(bench: &Bench, memory: &GuestMemory, disk: &DiskConfig, layer: &Path) -> Result<(), String> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let (dir, cancellation) = (bench.dir.path(), Cancellation::default());
-    let content = Content::of(memory, None, dir);
-    snapshot::memory::write(&content, dir, &cancellation).map_err(|error| text(&error))?;
-    let copy = Copy::begin(&content, dir, &cancellation).map_err(|error| text(&error))?;
-    copy.finish().map_err(|error| text(&error))?;
+    snapshot::memory::write(memory, None, dir, &cancellation).map_err(|error| text(&error))?;
+    let new = NewCopy::create(memory, dir).map_err(|error| text(&error))?;
+    let copy = new.begin(&cancellation).map_err(|error| text(&error))?;
+    let content = Content::of(memory, None, dir).map_err(|error| text(&error))?;
+    copy.finish(&content).map_err(|error| text(&error))?;
     bench.slots.attach(disk).map_err(|error| text(&error))?;
     bench.slots.switch(&disk.id, layer).map_err(|error| text(&error))?;
     bench.slots.resize(&disk.id, 4 * MIB).map_err(|error| text(&error))?;
@@ -278,7 +279,7 @@ fn filter_of_requests_allows_snapshots_and_disk_changes() {
     disk_image::create_layer(&layer, &disk.path, DiskFormat::Raw, None).unwrap();
     let (of_job, of_child) = (Arc::clone(&bench), layer.clone());
     let (code, said) = run_in_child(false, move || {
-        if seccomp::prepare().and_then(|()| threads::begin()).is_err() {
+        if seccomp::prepare().and_then(|()| threads::begin()?.finish()).is_err() {
             return NO_LAYER;
         }
         let run = move || perform_jobs(&of_job, &memory, &disk, &of_child);

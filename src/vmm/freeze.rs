@@ -11,17 +11,19 @@ use kvm_ioctls::VmFd;
 
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
+use super::memory;
 use super::snapshot::cancellation::Cancellation;
-use super::snapshot::copy::Copy;
+use super::snapshot::copy::NewCopy;
 use super::snapshot::memory::Content;
-use super::snapshot::origin::{Differences, Origin};
+use super::snapshot::origin::Origin;
 use super::snapshot::{self, MachineState, SnapshotError};
+use super::virtio::balloon::BalloonControl;
 use super::virtio::transport::TransportState;
 use super::wiring::Devices;
 use machine::config::MachineConfig;
 use machine::control::NewOverlay;
 use machine::passed_files::FdTable;
-use machine::snapshot_files::STATE;
+use machine::snapshot_files::{MEMORY, STATE};
 use machine::sync::lock;
 
 /// The parts of a running machine whose state is saved.
@@ -41,10 +43,9 @@ impl Freezer<'_> {
     /// ending anyway.
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let Some(virtio) = self.pause() else { return Ok(false) };
-        let content = Content::of(&self.context.memory, self.origin, dir);
-        let saved = snapshot::memory::write(&content, dir, self.cancellation)
+        let saved = snapshot::memory::write(&self.context.memory, self.origin, dir, self.cancellation)
             .map_err(Error::from)
-            .and_then(|()| Ok(self.state(virtio, content.differences)?.write(dir)?));
+            .and_then(|differences| Ok(self.state(virtio)?.write(differences, dir)?));
         if saved.is_err() {
             // The resumed machine changes its disks, so the state file no longer matches them and must not be used.
             let _ = std::fs::remove_file(dir.join(STATE));
@@ -59,21 +60,25 @@ impl Freezer<'_> {
         let disks = &self.devices.disks;
         // Most of the data is written back here, while the guest is running.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
+        let memory = &self.context.memory;
+        memory::huge::collapse(memory);
+        let copy = NewCopy::create(memory, dir)?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };
-        let content = Content::of(&self.context.memory, self.origin, dir);
-        let copied = Copy::begin(&content, dir, self.cancellation)
-            .map_err(Error::from)
-            .and_then(|copy| Ok((self.state(virtio, content.differences)?, copy)));
+        // A page that the balloon releases now would be missing in the list of pages to copy.
+        let pages_held = self.devices.balloon.as_ref().map(BalloonControl::hold_pages);
+        let copied =
+            copy.begin(self.cancellation).map_err(Error::from).and_then(|copy| Ok((self.state(virtio)?, copy)));
         let switched = copied.and_then(|copied| {
             layers.iter().try_for_each(|layer| disks.switch_with_fds(&layer.disk, &layer.path, files))?;
             Ok(copied)
         });
-        self.resume();
-        let paused = began.elapsed();
+        let paused = self.resume() - began;
         let (state, copy) = switched?;
-        copy.finish()?;
-        state.write(dir)?;
+        let content = Content::of(memory, self.origin, dir).map_err(SnapshotError::file(&dir.join(MEMORY), "write"))?;
+        drop(pages_held);
+        copy.finish(&content)?;
+        state.write(content.differences, dir)?;
         Ok(Some(paused))
     }
 
@@ -87,13 +92,17 @@ impl Freezer<'_> {
         Some(self.devices.virtio.iter().map(|device| lock(device).pause()).collect())
     }
 
-    fn resume(&self) {
-        self.devices.virtio.iter().for_each(|device| lock(device).resume());
+    /// Resumes the vCPUs, then the devices, and returns when the vCPUs were resumed. To a driver, a paused device is like
+    /// a busy one: it serves the requests when its thread has started. A driver can reset it before that.
+    fn resume(&self) -> Instant {
         self.context.gate.open();
+        let resumed = Instant::now();
+        self.devices.virtio.iter().for_each(|device| lock(device).resume());
+        resumed
     }
 
     /// Returns the paused machine's state, excluding its memory.
-    fn state(&self, virtio: Vec<TransportState>, differences: Option<Differences>) -> Result<MachineState, Error> {
+    fn state(&self, virtio: Vec<TransportState>) -> Result<MachineState, Error> {
         let devices = self.devices;
         Ok(MachineState {
             identity: self.context.identity.clone(),
@@ -101,7 +110,7 @@ impl Freezer<'_> {
             cpus: self.config.cpus,
             memory_mib: self.config.memory_mib,
             memory_written: None,
-            differences,
+            differences: None,
             vcpus: self.context.gate.save()?,
             interrupt_controllers: save_controllers(self.vm)?,
             timer: self.vm.get_pit2().map_err(Error::kvm("read the timer state"))?,

@@ -7,7 +7,6 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,13 +22,11 @@ use super::event_loop::{ControlledMachine, EventLoop, EventSources, Terminal};
 use super::fault::GuestFaults;
 use super::freeze;
 use super::kvm::{PendingVm, VirtualMachine};
-use super::memory::{self, GuestMemory};
-use super::parts::{
-    self, DeviceBuilder, DeviceInputs, Layout, Vcpus, WiredDevices, read_link, saved_state, supported_cpuid,
-};
+use super::memory::GuestMemory;
+use super::parts::{self, DeviceBuilder, DeviceInputs, Layout, Vcpus, WiredDevices, read_link, saved_state};
 use super::resume_message::ResumeMessage;
 use super::running::RunningMachine;
-use super::sandbox;
+use super::sandbox::{self, threads::PendingStarter};
 use super::snapshot;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::origin::Origin;
@@ -49,7 +46,11 @@ use machine::usage::Clock;
 pub struct VmmInputs {
     /// Directory for the sockets, console log, overlays and snapshots.
     pub dir: PathBuf,
+    /// Zeroed memory of the configured size.
+    pub memory: GuestMemory,
+    /// The virtual machine with this memory.
     pub kvm: PendingVm,
+    pub starter: PendingStarter,
     /// The VMM's process ID outside the sandbox's PID namespace.
     pub pid: u32,
     pub launcher: Launcher,
@@ -62,7 +63,7 @@ pub struct VmmInputs {
 #[derive(Debug)]
 pub struct Machine {
     config: MachineConfig,
-    pid: u32,
+    process: Process,
     vm: VmFd,
     vcpus: Vec<VcpuFd>,
     context: VcpuContext,
@@ -70,10 +71,17 @@ pub struct Machine {
     ends: EndReceiver,
     ready: EventFd,
     control: ControlServer,
-    launcher: Launcher,
     console_socket: ConsoleSocket,
     restored: Option<RestoredState>,
+}
+
+/// The parts of [`VmmInputs`] that are used when the machine runs.
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    launcher: Launcher,
     dir: PathBuf,
+    starter: PendingStarter,
 }
 
 /// The parts of a snapshot that are used after the machine is built.
@@ -87,12 +95,11 @@ struct RestoredState {
 impl Machine {
     /// Builds a machine that boots the kernel of its configuration.
     pub fn boot(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
-        let start = StartUp::begin(&config, &inputs)?;
-        let memory = memory::allocate(config.memory_mib)?;
+        let start = StartUp::begin(&inputs)?;
+        let memory = inputs.memory;
         let layout = Layout::of_config(&config)?;
         let loading = parts::spawn_loader(&memory, &config, &layout.resources)?;
         let machine = inputs.kvm.finish()?;
-        machine.register(&memory)?;
         start.timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
         let builder = DeviceBuilder {
@@ -105,26 +112,25 @@ impl Machine {
             link,
         };
         let wired = builder.boot(inputs.devices)?;
-        let supported = supported_cpuid(&machine.kvm)?;
-        let vcpus = Vcpus::boot(&machine, &supported, config.cpus)?;
+        let vcpus = Vcpus::boot(&machine, config.cpus)?;
         let boot = loading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         start.timeline.mark(Mark::KernelLoaded);
         vcpus.fds.iter().try_for_each(registers::set_common)?;
         registers::set_boot(&vcpus.fds[0], &memory, &boot)?;
-        let (pid, launcher, dir) = (inputs.pid, inputs.launcher, inputs.dir);
-        start.assemble(Parts { config, pid, launcher, dir, memory, machine, wired, supported, vcpus, restored: None })
+        let process = Process { pid: inputs.pid, launcher: inputs.launcher, dir: inputs.dir, starter: inputs.starter };
+        start.assemble(Parts { config, process, memory, machine, wired, vcpus, restored: None })
     }
 
     /// Builds a machine that continues from the snapshot `from`.
     pub fn restore(config: MachineConfig, inputs: VmmInputs, from: Restore) -> Result<Machine, Error> {
-        let start = StartUp::begin(&config, &inputs)?;
+        let start = StartUp::begin(&inputs)?;
         let state = saved_state(&from.dir, &config)?;
         let origin = Origin::open(&from.dir, &inputs.dir, &state)?;
-        let memory = origin.map(config.memory_mib)?;
+        let memory = inputs.memory;
+        origin.map(&memory)?;
         let layout = Layout::of_snapshot(&config, &state)?;
         let machine = inputs.kvm.finish()?;
-        machine.register(&memory)?;
-        state.check_host(&from.dir, &machine.kvm)?;
+        state.check_host(&from.dir, &machine.kvm, &machine.supported)?;
         start.timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
         let message = ResumeMessage::of(&config, &memory, state.generation, link.as_ref())?;
@@ -138,38 +144,37 @@ impl Machine {
             link,
         };
         let wired = builder.restore(inputs.devices, &state, message)?;
-        let supported = supported_cpuid(&machine.kvm)?;
         let vcpus = Vcpus::restore(&machine, &state)?;
         freeze::restore(&machine.vm, &wired.connected.devices, &state)?;
         let restored = Some(RestoredState { from, origin, virtio: state.virtio });
-        let (pid, launcher, dir) = (inputs.pid, inputs.launcher, inputs.dir);
-        start.assemble(Parts { config, pid, launcher, dir, memory, machine, wired, supported, vcpus, restored })
+        let process = Process { pid: inputs.pid, launcher: inputs.launcher, dir: inputs.dir, starter: inputs.starter };
+        start.assemble(Parts { config, process, memory, machine, wired, vcpus, restored })
     }
 
     /// Runs the guest. Once all vCPUs have stopped and the disks are flushed, calls `conclude`, then tells subscribers.
     pub fn run(self, conclude: impl FnOnce(&End, &VmmStatus)) -> Result<End, Error> {
         // Nothing reads an ephemeral machine's usage after its end, so it is not recorded.
-        let recorder = match self.launcher {
+        let recorder = match self.process.launcher {
             Launcher::Owner(_) => None,
-            _ => Recorder::new(&self.dir, self.config.cpus.count),
+            _ => Recorder::new(&self.process.dir, self.config.cpus.count),
         };
         let serial_room = self.devices.serial_room.try_clone().map_err(Error::host("create an eventfd"))?;
         let serial = Arc::clone(&self.devices.serial);
         let event_loop = EventLoop::new(EventSources {
             control: self.control,
-            launcher: self.launcher,
+            launcher: self.process.launcher,
             terminal: Terminal { socket: self.console_socket, serial, serial_room },
             ends: self.ends,
             ready: self.ready,
             recorder,
         })?;
-        sandbox::seal()?;
+        sandbox::seal(self.process.starter)?;
         if let Some(restored) = &self.restored {
             restored.begin(&self.devices, &self.context.timeline)?;
         }
         let mut machine = RunningMachine {
             config: self.config,
-            pid: self.pid,
+            pid: self.process.pid,
             vm: self.vm,
             context: Arc::new(self.context),
             vcpus: Vec::new(),
@@ -189,7 +194,7 @@ impl Machine {
         let mut machine = Arc::into_inner(machine).expect("only jobs share the machine, and none is running");
         let last_status = machine.status();
         machine.stop();
-        machine.keep_balance(&self.dir);
+        machine.keep_balance(&self.process.dir);
         log::info!("{end}");
         conclude(&end, &last_status);
         control.broadcast(&Message::Ended { end: end.clone(), status: Box::new(last_status) });
@@ -209,7 +214,7 @@ impl RestoredState {
     }
 }
 
-/// The first stage: validation, and the socket at which clients may connect already.
+/// The first stage: the timeline, and the socket at which clients may connect already.
 struct StartUp {
     timeline: Arc<Timeline>,
     control: ControlServer,
@@ -218,33 +223,29 @@ struct StartUp {
 /// The results of all other stages.
 struct Parts {
     config: MachineConfig,
-    pid: u32,
-    launcher: Launcher,
-    dir: PathBuf,
+    process: Process,
     memory: GuestMemory,
     machine: VirtualMachine,
     wired: WiredDevices,
-    supported: CpuId,
     vcpus: Vcpus,
     restored: Option<RestoredState>,
 }
 
 impl StartUp {
-    fn begin(config: &MachineConfig, inputs: &VmmInputs) -> Result<StartUp, Error> {
+    fn begin(inputs: &VmmInputs) -> Result<StartUp, Error> {
         let timeline = Arc::new(Timeline::default());
         timeline.mark(Mark::VmmStart);
         if let Some(start) = inputs.process_start_ns {
             timeline.mark_at(Mark::ProcessStart, start);
         }
-        config.validate()?;
         install_kick_handler()?;
         let control = ControlServer::bind(&inputs.dir.join(SOCKET))?;
         Ok(StartUp { timeline, control })
     }
 
     fn assemble(self, parts: Parts) -> Result<Machine, Error> {
-        let Parts { config, pid, launcher, dir, memory, machine, wired, supported, vcpus, restored } = parts;
-        let VirtualMachine { kvm, vm } = machine;
+        let Parts { config, process, memory, machine, wired, vcpus, restored } = parts;
+        let VirtualMachine { kvm, supported, vm } = machine;
         let WiredDevices { connected, console_socket, end_sender, ends, ready } = wired;
         let ConnectedDevices { ports, mmio, mut devices } = connected;
         let software_kvm = emulation::is_software_kvm();
@@ -259,7 +260,7 @@ impl StartUp {
             xstate_faults,
             exits: Arc::new(ExitCounters::default()),
             cpu_time: CpuTime::new(config.cpus.count, devices.clocks.clone()),
-            quota: quota(&config, &dir),
+            quota: quota(&config, &process.dir),
             timeline: self.timeline,
             ends: end_sender,
             gate: Gate::new(config.cpus.count),
@@ -268,7 +269,7 @@ impl StartUp {
         };
         Ok(Machine {
             config,
-            pid,
+            process,
             vm,
             vcpus: vcpus.fds,
             context,
@@ -276,10 +277,8 @@ impl StartUp {
             ends,
             ready,
             control: self.control,
-            launcher,
             console_socket,
             restored,
-            dir,
         })
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootState, cmdline};
@@ -201,14 +201,11 @@ pub(super) struct Vcpus {
     pub identity: CpuIdentity,
 }
 
-pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Error> {
-    kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("list its supported CPU features"))
-}
-
 impl Vcpus {
     /// Creates vCPUs in the reset state, with the features that KVM supports.
-    pub fn boot(machine: &VirtualMachine, supported: &CpuId, cpus: CpuConfig) -> Result<Vcpus, Error> {
-        let cpuid = (0..cpus.count).map(|id| cpuid::for_vcpu(supported, id, cpus).as_slice().to_vec()).collect();
+    pub fn boot(machine: &VirtualMachine, cpus: CpuConfig) -> Result<Vcpus, Error> {
+        let cpuid = |id| cpuid::for_vcpu(&machine.supported, id, cpus).as_slice().to_vec();
+        let cpuid = (0..cpus.count).map(cpuid).collect();
         Vcpus::create(machine, cpuid, None)
     }
 
@@ -220,7 +217,7 @@ impl Vcpus {
     }
 
     fn create(
-        VirtualMachine { kvm, vm }: &VirtualMachine,
+        VirtualMachine { kvm, vm, .. }: &VirtualMachine,
         cpuid: Vec<Vec<kvm_cpuid_entry2>>,
         tsc_khz: Option<u32>,
     ) -> Result<Vcpus, Error> {

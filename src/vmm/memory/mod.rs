@@ -12,20 +12,22 @@
 //! ```
 //!
 //! All mappings are private, without reserved swap space. A booted machine's memory is anonymous, aligned to 2 MiB, and
-//! requests transparent huge pages. A restored machine's memory is a mapping of the snapshot's files.
+//! requests transparent huge pages. In a restored machine, mappings of the snapshot's files replace it where they have
+//! data, and the rest gets huge pages only when it is copied ([`huge`]).
 
+pub mod huge;
 pub mod pages;
 pub mod program;
 pub mod release;
+mod snapshot_files;
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 
 pub use pages::{PAGE, PageRun};
+pub use snapshot_files::map_file;
 
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
@@ -101,56 +103,7 @@ fn allocate_region(mib: u64, start: GuestAddress, length: usize) -> Result<Guest
     Ok(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"))
 }
 
-/// Maps memory privately from `file`, and the page runs in `over` from a second file. Pages are read on first access.
-pub fn map_file(memory_mib: u64, file: &File, over: Option<(&File, &[PageRun])>) -> Result<GuestMemory, MemoryError> {
-    for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {
-        let length = file.metadata().map_err(MemoryError::File)?.len();
-        if length != memory_mib * MIB {
-            let what = format!("its file is {length} bytes long, but the machine has {memory_mib} MiB");
-            return Err(MemoryError::File(io::Error::other(what)));
-        }
-    }
-    let mut offset = 0;
-    let mut regions = Vec::new();
-    for (start, length) in ranges(memory_mib)? {
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address = unsafe { map_private(std::ptr::null_mut(), length, 0, file.as_raw_fd(), offset) }?;
-        let end = offset + length as u64;
-        for (file, run) in over.iter().flat_map(|(file, runs)| runs.iter().map(move |run| (file, run.bytes()))) {
-            if offset <= run.start && run.start < run.end && run.end <= end {
-                let (place, size) = ((run.start - offset) as usize, (run.end - run.start) as usize);
-                // SAFETY: it replaces a part of the mapping that was just created, which nothing refers to yet.
-                unsafe { map_private(address.add(place).cast(), size, libc::MAP_FIXED, file.as_raw_fd(), run.start) }?;
-            }
-        }
-        // SAFETY: these are `length` bytes of private mappings that nothing else refers to.
-        let region = unsafe { MmapRegion::build_raw(address, length, ACCESS, FILE_FLAGS) }
-            .map_err(|source| MemoryError::Map { mib: memory_mib, source })?;
-        regions.push(GuestRegionMmap::new(region, start).expect("the ranges end below the top of the address space"));
-        offset = end;
-    }
-    Ok(GuestMemory::from_regions(regions).expect("the ranges are sorted and do not overlap"))
-}
-
-/// # Safety
-/// With `MAP_FIXED`, the caller must own the `length` bytes at `address`.
-unsafe fn map_private(
-    address: *mut libc::c_void,
-    length: usize,
-    flags: i32,
-    fd: RawFd,
-    offset: u64,
-) -> Result<*mut u8, MemoryError> {
-    // SAFETY: by this function's contract.
-    let mapped = unsafe { libc::mmap(address, length, ACCESS, FILE_FLAGS | flags, fd, offset as libc::off_t) };
-    if mapped == libc::MAP_FAILED {
-        return Err(MemoryError::File(io::Error::last_os_error()));
-    }
-    Ok(mapped.cast())
-}
-
 const ACCESS: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const FILE_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Maps `length` bytes at a multiple of 2 MiB, so that a huge page of the host can back a huge page of the guest.
@@ -181,7 +134,6 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
 
 /// Returns the resident bytes of `memory` (`Rss` in `/proc/self/smaps`), including mapped pages of a snapshot's files.
 pub fn resident_bytes(memory: &GuestMemory) -> io::Result<u64> {
-    use vm_memory::GuestMemoryBackend;
     let ranges: Vec<_> = memory
         .iter()
         .map(|region| {
@@ -212,7 +164,7 @@ pub fn process_resident_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     #[test]
     fn memory_up_to_the_gap_is_one_range() {

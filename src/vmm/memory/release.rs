@@ -90,7 +90,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(64 * MIB).unwrap();
         file.write_all_at(&vec![3; 4 * PAGE as usize], START).unwrap();
-        let memory = map_file(64, &file, None).unwrap();
+        let memory = allocate(64).unwrap();
+        map_file(&memory, &file, None).unwrap();
         fill(&memory, 7);
         assert_eq!(pages::changed(&memory).unwrap(), [PageRun { first: START / PAGE, count: 4 }]);
         assert_eq!(release(&memory, GuestAddress(START), 2 * PAGE), 2 * PAGE);

@@ -9,13 +9,15 @@ use super::supervisor::{AGAIN, LEFT};
 use super::{Arguments, Connections, ExplainCreateVm, ProcessError, keep_record};
 use crate::kvm::VirtualMachine;
 use crate::machine::{Machine, VmmInputs};
+use crate::memory;
 use crate::parts::DeviceInputs;
 use crate::sandbox;
 use crate::sandbox::files::Grants;
+use crate::sandbox::limits;
 use crate::sandbox::namespaces::SandboxedChild;
 use crate::snapshot::origin;
 use crate::virtio::block::Ring;
-use machine::config::{MAX_DISKS, MachineConfig};
+use machine::config::MachineConfig;
 use machine::control::{self, Message};
 use machine::end::End;
 use machine::end_record::EndRecord;
@@ -82,27 +84,27 @@ impl Vmm<'_> {
         let own = vmm_directory(&self.arguments.dir);
         let owned = matches!(launcher, Launcher::Owner(_));
         let restore = self.arguments.restore.as_ref();
-        let inputs = VmmInputs {
-            dir: own.clone(),
-            kvm: VirtualMachine::begin()?,
-            pid: self.supervisor,
-            launcher,
-            process_start_ns: self.arguments.began_ns,
-            devices: DeviceInputs {
-                console,
-                network: self.network,
-                broker: self.broker,
-                // An io_uring cannot be created inside the sandbox.
-                rings: (0..config.all_disk_slots().min(MAX_DISKS)).map_while(|_| Ring::new()).collect(),
-                files: FdTable::of(&config.disks),
-            },
+        config.validate().map_err(crate::Error::from)?;
+        limits::grow_descriptor_table();
+        let memory = memory::allocate(config.memory_mib).map_err(crate::Error::from)?;
+        let kvm = VirtualMachine::begin(&memory)?;
+        let devices = DeviceInputs {
+            console,
+            network: self.network,
+            broker: self.broker,
+            // An io_uring cannot be created inside the sandbox.
+            rings: (0..config.all_disk_slots()).map_while(|_| Ring::new()).collect(),
+            files: FdTable::of(&config.disks),
         };
         clear_leftovers(&own).map_err(ProcessError::host("cannot remove the files of the previous run"))?;
         if let Some(Restore { dir: saved, once: false }) = restore {
             origin::keep(saved, &own);
         }
         let grants = Grants::of(&own, &config, restore);
-        sandbox::enter(&self.sandbox, &grants, config.threads()).map_err(crate::Error::from)?;
+        let starter = sandbox::enter(&self.sandbox, &grants, config.threads()).map_err(crate::Error::from)?;
+        let (pid, process_start_ns) = (self.supervisor, self.arguments.began_ns);
+        let dir = own.clone();
+        let inputs = VmmInputs { dir, memory, kvm, starter, pid, launcher, process_start_ns, devices };
         let conclude = |end: &End, status: &control::VmmStatus| {
             if !owned && *end != End::Reboot {
                 keep_record(&EndRecord::ended(end, status), &own);

@@ -246,8 +246,9 @@ const JOB: &[Call] = &[
     any(libc::SYS_linkat),
     // Reading the state of the interrupt controllers, the timer and the clock for snapshots.
     one_of(libc::SYS_ioctl, 1, &[ioctl::KVM_GET_IRQCHIP, ioctl::KVM_GET_PIT2, ioctl::KVM_GET_CLOCK]),
-    // Fork: a copy of this process with the same filter writes the guest memory to a file.
+    // Fork: a copy of this process with the same filter writes the guest memory to a file. A pipe leads to the copy.
     one_of(libc::SYS_clone, 0, &[FORK]),
+    any(libc::SYS_pipe2),
     any(libc::SYS_close_range),
     any(libc::SYS_waitid),
     any(libc::SYS_wait4),

@@ -9,6 +9,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new
 /// Enough for 12 disks with 64 files each, 256 forwarded connections, 1024 vsock connections, 64 clients and 64 vCPUs.
 const DESCRIPTORS: u64 = 4096;
 
+/// Enough for a machine with 12 disks when it starts.
+const DESCRIPTORS_AT_START: RawFd = 256;
+
 /// More than the kernel has. Dropping a capability that the kernel does not know has no effect.
 const CAPABILITIES: libc::c_ulong = 64;
 
@@ -29,6 +32,12 @@ pub fn close_others(kept: &[RawFd]) -> io::Result<()> {
         first = fd.saturating_add(1);
     }
     Ok(())
+}
+
+/// Grows the descriptor table to the size that a machine needs. Must be called while the process has one thread: with
+/// more, the kernel waits for an RCU grace period of milliseconds. A failure costs only this time.
+pub fn grow_descriptor_table() {
+    drop(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), DESCRIPTORS_AT_START - 1));
 }
 
 pub fn no_new_privileges() -> io::Result<()> {

@@ -4,7 +4,7 @@
 //! ([`process::split`](mod@crate::process::split), [`namespaces`]). Before it builds the machine, the VMM sets resource
 //! limits ([`limits`]), enters its own root directory ([`root`]), restricts access to files ([`landlock`]) and drops
 //! capabilities, in this order. Right before the guest's first instruction, it restricts the system calls of each thread
-//! ([`calls`], [`seccomp`], [`threads`]).
+//! ([`calls`], [`seccomp`], [`threads`]). The thread that starts the others is restricted before that.
 //!
 //! Only the namespaces, the root directory and Landlock are optional: if the host does not support one, the VMM reports
 //! that and runs without it.
@@ -24,7 +24,9 @@ use std::sync::OnceLock;
 use calls::ThreadKind;
 use files::Grants;
 use machine::sandbox_record::{SandboxLayer, SandboxRecord};
+use namespaces::SandboxedChild;
 use rustix::thread::CapabilitySet;
+use threads::PendingStarter;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the VMM does not run without its sandbox: cannot {what}: {source}")]
@@ -44,8 +46,8 @@ pub fn record() -> SandboxRecord {
 }
 
 /// Enters all layers except seccomp. Must be called before the machine is built. Limits the process to `threads`
-/// threads, if it is in new namespaces and the kernel supports that.
-pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) -> Result<(), SandboxError> {
+/// threads, if it is in new namespaces and the kernel supports that. Returns the thread that starts the others.
+pub fn enter(child: &SandboxedChild, grants: &Grants, threads: u64) -> Result<PendingStarter, SandboxError> {
     let mut record = SandboxRecord {
         pid: own_pid(),
         layers: vec![SandboxLayer::NoNewPrivileges, SandboxLayer::Seccomp],
@@ -76,11 +78,14 @@ pub fn enter(child: &namespaces::SandboxedChild, grants: &Grants, threads: u64) 
         log::warn!("sandbox: {record}");
     }
     let _ = RECORD.set(record);
-    Ok(())
+    let failed = cannot("filter system calls");
+    seccomp::prepare().map_err(&failed)?;
+    // All other layers apply to the calling thread and the threads that it starts, so the starter is in all of them.
+    threads::begin().map_err(failed)
 }
 
 fn enter_namespaces(
-    child: &namespaces::SandboxedChild,
+    child: &SandboxedChild,
     grants: &Grants,
     threads: u64,
     record: &mut SandboxRecord,
@@ -101,11 +106,10 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Enables the system call filters. Must be called by the main thread, right before the guest runs.
-pub fn seal() -> Result<(), SandboxError> {
+/// Filters the main thread's system calls. Must be called by this thread, right before the guest runs.
+pub fn seal(starter: PendingStarter) -> Result<(), SandboxError> {
     let failed = cannot("filter system calls");
-    seccomp::prepare().map_err(&failed)?;
-    threads::begin().map_err(&failed)?;
+    starter.finish().map_err(&failed)?;
     seccomp::enter(ThreadKind::Main).map_err(failed)
 }
 

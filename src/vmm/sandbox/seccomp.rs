@@ -59,6 +59,14 @@ pub fn enter(kind: ThreadKind) -> io::Result<()> {
     Ok(())
 }
 
+/// Compiles the filters of the threads that every machine starts, so that the threads only install them.
+pub fn compile_start_up_filters() {
+    let later = [ThreadKind::Job, ThreadKind::Net];
+    for kind in ThreadKind::ALL.into_iter().filter(|kind| !later.contains(kind)) {
+        programs(kind);
+    }
+}
+
 /// Returns two filters, of which the stricter action applies: one makes `clone3` return ENOSYS, one has the list.
 fn programs(kind: ThreadKind) -> [&'static BpfProgram; 2] {
     static NO_CLONE3: OnceLock<BpfProgram> = OnceLock::new();

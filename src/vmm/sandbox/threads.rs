@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::{Builder, JoinHandle};
 
 use super::calls::ThreadKind;
@@ -20,19 +20,38 @@ type Start = Box<dyn FnOnce() + Send>;
 
 static STARTER: OnceLock<Sender<Start>> = OnceLock::new();
 
-/// Starts the starter thread. Must be called once, before the process has filters.
-pub fn begin() -> io::Result<()> {
-    let (sender, starts) = mpsc::channel::<Start>();
-    let (started, is_started) = mpsc::sync_channel(1);
-    Builder::new().name("starter".into()).stack_size(STACK).spawn(move || serve(&starts, &started))?;
-    is_started.recv().map_err(|_| gone())??;
-    STARTER.set(sender).map_err(|_| io::Error::other("the starter thread already exists"))
+/// The starter thread while it installs its filter.
+#[derive(Debug)]
+#[must_use]
+pub struct PendingStarter {
+    starter: Sender<Start>,
+    entered: Receiver<io::Result<()>>,
 }
 
-fn serve(starts: &mpsc::Receiver<Start>, started: &SyncSender<io::Result<()>>) {
-    let entered = seccomp::enter(ThreadKind::Starter);
-    let is_entered = entered.is_ok();
-    let _ = started.send(entered);
+/// Starts the starter thread. Must be called once, before the calling thread has filters.
+pub fn begin() -> io::Result<PendingStarter> {
+    let (starter, starts) = mpsc::channel::<Start>();
+    let (sender, entered) = mpsc::sync_channel(1);
+    Builder::new().name("starter".into()).stack_size(STACK).spawn(move || serve(&starts, &sender))?;
+    Ok(PendingStarter { starter, entered })
+}
+
+impl PendingStarter {
+    /// Waits until the starter has its filter. From then on, it starts all threads.
+    pub fn finish(self) -> io::Result<()> {
+        self.entered.recv().map_err(|_| gone())??;
+        STARTER.set(self.starter).map_err(|_| io::Error::other("the starter thread already exists"))
+    }
+}
+
+fn serve(starts: &Receiver<Start>, entered: &SyncSender<io::Result<()>>) {
+    let result = seccomp::enter(ThreadKind::Starter);
+    let is_entered = result.is_ok();
+    if is_entered {
+        // The machine is being built meanwhile. Later, the threads would compile their filters while it waits for them.
+        seccomp::compile_start_up_filters();
+    }
+    let _ = entered.send(result);
     if is_entered {
         starts.iter().for_each(|start| start());
     }

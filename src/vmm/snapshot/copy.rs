@@ -1,41 +1,64 @@
 //! Copies guest memory to a file while the guest is running.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::SnapshotError;
 use super::cancellation::Cancellation;
-use super::memory::{Content, create};
+use super::memory::{Content, MemoryExtent, create};
+use crate::memory::GuestMemory;
 use machine::snapshot_files::MEMORY;
 
 /// A copy of guest memory at one instant, which a child process (fork(2)) writes to a file while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
+///
+/// The child has all memory of that instant. It receives the list of the extents to write through a pipe, because the
+/// list is made after the pause: it takes milliseconds for each GiB, and the child cannot read its own page map in the
+/// sandbox.
 #[derive(Debug)]
 pub struct Copy<'a> {
     /// Zero once it has been waited for.
     child: libc::pid_t,
+    /// The pipe to the child, until the list is complete.
+    extents: Option<File>,
     cancellation: &'a Cancellation,
     file: File,
     path: PathBuf,
 }
 
-impl Copy<'_> {
-    /// Starts the copy. The machine must be paused until this returns.
-    pub fn begin<'a>(content: &Content, dir: &Path, cancellation: &'a Cancellation) -> Result<Copy<'a>, SnapshotError> {
+/// The file and the pipe of a copy that has not begun.
+#[derive(Debug)]
+pub struct NewCopy {
+    file: File,
+    path: PathBuf,
+    /// The ends of the pipe for the child and for this process.
+    extents: (File, File),
+}
+
+impl NewCopy {
+    pub fn create(memory: &GuestMemory, dir: &Path) -> Result<NewCopy, SnapshotError> {
         let path = dir.join(MEMORY);
         let failed = SnapshotError::file(&path, "write");
-        let file = create(content, dir).map_err(&failed)?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let file = create(memory, dir).map_err(&failed)?;
+        Ok(NewCopy { file, path, extents: (reader.into(), writer.into()) })
+    }
+
+    /// Copies the process. The machine must be paused until this returns.
+    pub fn begin(self, cancellation: &Cancellation) -> Result<Copy<'_>, SnapshotError> {
+        let NewCopy { file, path, extents: (received, extents) } = self;
         // SAFETY: the child only calls `write_all`, which allocates nothing and takes no lock, and _exit.
         let child = unsafe { libc::fork() };
         match child {
-            -1 => Err(failed(io::Error::last_os_error())),
+            -1 => Err(SnapshotError::file(&path, "write")(io::Error::last_os_error())),
             0 => {
-                let code = match write_all(&file, content) {
+                let code = match write_all(&file, &received) {
                     Ok(()) => 0,
                     Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
                 };
@@ -44,20 +67,32 @@ impl Copy<'_> {
             }
             child => {
                 cancellation.register(child);
-                Ok(Copy { child, cancellation, file, path })
+                Ok(Copy { child, extents: Some(extents), cancellation, file, path })
             }
         }
     }
+}
 
-    /// Waits until the copy is complete and durable.
-    pub fn finish(mut self) -> Result<(), SnapshotError> {
+impl Copy<'_> {
+    /// Writes `content`, and waits until the file is complete and durable.
+    pub fn finish(mut self, content: &Content) -> Result<(), SnapshotError> {
         let failed = SnapshotError::file(&self.path, "write");
+        let sent = self.send(content);
         let code = self.wait();
         let copied = self.cancellation.check().and_then(|()| match code {
-            0 => self.file.sync_all(),
+            0 => sent.and_then(|()| self.file.sync_all()),
+            // The child's error is also the reason why the list could not be sent.
             code => Err(io::Error::from_raw_os_error(code)),
         });
         copied.map_err(failed)
+    }
+
+    /// Sends the list to the child, and ends it by closing the pipe.
+    fn send(&mut self, content: &Content) -> io::Result<()> {
+        let Some(extents) = self.extents.take() else { return Ok(()) };
+        let mut extents = BufWriter::new(extents);
+        content.pieces.iter().try_for_each(|extent| extents.write_all(&extent.to_bytes()))?;
+        extents.flush()
     }
 
     /// Waits for the child. Returns its exit code: 0, or an error number.
@@ -95,39 +130,95 @@ impl Drop for Copy<'_> {
     }
 }
 
-fn write_all(file: &File, content: &Content) -> io::Result<()> {
-    // Close the parent's descriptors: otherwise, its sockets and locks would stay open until this process exits.
-    let fd = file.as_raw_fd() as u32;
-    // SAFETY: these calls take numbers; descriptors below 3 are the standard streams.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3_u32, fd - 1, 0_u32);
-        libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0_u32);
+/// Writes the extents that arrive in the pipe, until the pipe closes.
+fn write_all(file: &File, extents: &File) -> io::Result<()> {
+    // Close the parent's descriptors: otherwise, its sockets and locks would stay open until this process exits, and
+    // the pipe would never close.
+    let mut kept = [file.as_raw_fd() as u32, extents.as_raw_fd() as u32];
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if first < fd {
+            // SAFETY: the call takes numbers; descriptors below 3 are the standard streams.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0_u32) };
+        }
+        first = fd.saturating_add(1);
     }
-    content.pieces.iter().try_for_each(|piece| piece.write(file))
+    while let Some(extent) = receive(extents)? {
+        extent.write(file)?;
+    }
+    Ok(())
+}
+
+/// Returns the next extent, or `None` if the pipe closes.
+fn receive(mut extents: &File) -> io::Result<Option<MemoryExtent>> {
+    let (mut bytes, mut length) = ([0; MemoryExtent::SIZE], 0);
+    while length < bytes.len() {
+        match extents.read(&mut bytes[length..]) {
+            Ok(0) if length == 0 => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(MemoryExtent::from_bytes(&bytes)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::allocate;
-    use vm_memory::{Bytes, GuestAddress};
+    use std::os::unix::fs::FileExt;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
     #[test]
     fn copy_is_complete_and_canceled_copy_fails() {
         let dir = tempfile::tempdir().unwrap();
         let memory = allocate(64).unwrap();
         memory.write_slice(b"before", GuestAddress(0x1000)).unwrap();
-        let (content, cancellation) = (Content::of(&memory, None, dir.path()), Cancellation::default());
-        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
-        memory.write_slice(b"after!", GuestAddress(0x1000)).unwrap();
-        copy.finish().unwrap();
+        let cancellation = Cancellation::default();
+        let begin = || NewCopy::create(&memory, dir.path()).unwrap().begin(&cancellation).unwrap();
+        let content = || Content::of(&memory, None, dir.path()).unwrap();
+        let copy = begin();
+        for address in [0x1000, 0x20_0000] {
+            memory.write_slice(b"after!", GuestAddress(address)).unwrap();
+        }
+        copy.finish(&content()).unwrap();
         let saved = std::fs::read(dir.path().join(MEMORY)).unwrap();
         assert_eq!((saved.len(), &saved[0x1000..0x1006]), (64 << 20, &b"before"[..]));
+        assert_eq!(saved.iter().filter(|byte| **byte != 0).count(), 6);
 
-        let copy = Copy::begin(&content, dir.path(), &cancellation).unwrap();
+        let copy = begin();
         cancellation.cancel();
-        let error = copy.finish().unwrap_err();
+        let error = copy.finish(&content()).unwrap_err();
         assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
+    }
+
+    #[test]
+    fn copy_of_many_scattered_pages_is_complete() {
+        const PAGES: u64 = 6000;
+        let dir = tempfile::tempdir().unwrap();
+        let memory = allocate(512).unwrap();
+        // With huge pages, there would be one extent.
+        memory.iter().for_each(|region| {
+            // SAFETY: advice on the test's own memory.
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
+        });
+        let address = |page: u64| page * 20 * 4096;
+        (0..PAGES).for_each(|page| memory.write_obj(page + 1, GuestAddress(address(page))).unwrap());
+        let cancellation = Cancellation::default();
+        let copy = NewCopy::create(&memory, dir.path()).unwrap().begin(&cancellation).unwrap();
+        let content = Content::of(&memory, None, dir.path()).unwrap();
+        // The list does not fit into the pipe.
+        assert!(content.pieces.len() * MemoryExtent::SIZE > 64 << 10, "{} extents", content.pieces.len());
+        copy.finish(&content).unwrap();
+        let saved = File::open(dir.path().join(MEMORY)).unwrap();
+        for page in 0..PAGES {
+            let mut bytes = [0; 8];
+            saved.read_exact_at(&mut bytes, address(page)).unwrap();
+            assert_eq!(u64::from_ne_bytes(bytes), page + 1);
+        }
     }
 
     #[test]
@@ -145,7 +236,8 @@ mod tests {
         };
         let file = File::create(dir.path().join(MEMORY)).unwrap();
         cancellation.register(child);
-        let mut copy = Copy { child, cancellation: &cancellation, file, path: dir.path().join(MEMORY) };
+        let path = dir.path().join(MEMORY);
+        let mut copy = Copy { child, extents: None, cancellation: &cancellation, file, path };
         cancellation.cancel();
         assert_eq!(copy.wait(), libc::EIO);
     }

@@ -21,12 +21,10 @@ const CHUNK: usize = 4 << 20;
 /// More threads would not increase disk throughput.
 const THREADS: usize = 4;
 
-/// The part of a paused machine's memory that is written to the file.
+/// The part of a machine's memory that is written to the file.
 #[derive(Debug)]
 pub struct Content {
     pub(super) pieces: Vec<MemoryExtent>,
-    /// The size of the machine's memory in bytes.
-    pub(super) length: u64,
     /// Set if the file has only the pages that differ from a base snapshot.
     pub differences: Option<Differences>,
 }
@@ -39,14 +37,18 @@ pub(super) struct MemoryExtent {
     offset: u64,
 }
 
-// SAFETY: guest memory is mapped for the life of the process, and the machine is paused while a piece is read.
+// SAFETY: guest memory is mapped for the life of the process, and the machine is paused while threads read a piece.
 unsafe impl Sync for MemoryExtent {}
 
 impl Content {
     /// Selects the pages changed since the restore, if saving only those is possible and cheaper. Otherwise selects all
-    /// pages or, if the machine was not restored, those that have been touched.
-    pub fn of(memory: &GuestMemory, origin: Option<&Origin>, dir: &Path) -> Content {
+    /// pages or, if the machine was not restored, those that have been touched. While the machine runs, more and more
+    /// pages change, so the content of an earlier instant is included, unless the balloon releases pages meanwhile.
+    pub fn of(memory: &GuestMemory, origin: Option<&Origin>, dir: &Path) -> io::Result<Content> {
         let differences = origin.and_then(|origin| origin.differences(memory, dir));
+        if differences.is_none() {
+            ignore_not_found(fs::remove_file(dir.join(BASE)))?;
+        }
         let runs = match (&differences, origin) {
             (Some(differences), _) => differences.runs.clone(),
             // If the kernel does not report touched pages, select all pages.
@@ -66,7 +68,7 @@ impl Content {
             }));
             start = end;
         }
-        Content { pieces, length: start, differences }
+        Ok(Content { pieces, differences })
     }
 }
 
@@ -82,20 +84,24 @@ fn all(memory: &GuestMemory) -> Vec<PageRun> {
 
 /// Creates the memory file. Replaces an existing file rather than overwriting it, because it may be mapped. The
 /// complete file is never modified, because several machines may be restored from it.
-pub(super) fn create(content: &Content, dir: &Path) -> io::Result<File> {
-    let stale = if content.differences.is_some() { &[MEMORY][..] } else { &[MEMORY, BASE] };
-    for name in stale {
-        ignore_not_found(fs::remove_file(dir.join(name)))?;
-    }
+pub(super) fn create(memory: &GuestMemory, dir: &Path) -> io::Result<File> {
+    ignore_not_found(fs::remove_file(dir.join(MEMORY)))?;
     let file = File::options().write(true).create_new(true).mode(0o400).open(dir.join(MEMORY))?;
-    file.set_len(content.length)?;
+    file.set_len(memory.iter().map(GuestMemoryRegion::len).sum())?;
     Ok(file)
 }
 
-/// Writes `content` of a machine that stays paused. The file is complete and durable when this returns.
-pub fn write(content: &Content, dir: &Path, cancellation: &Cancellation) -> Result<(), SnapshotError> {
+/// Writes the memory of a machine that stays paused. The file is complete and durable when this returns. Returns the
+/// part that the file contains if it is not all memory.
+pub fn write(
+    memory: &GuestMemory,
+    origin: Option<&Origin>,
+    dir: &Path,
+    cancellation: &Cancellation,
+) -> Result<Option<Differences>, SnapshotError> {
     let failed = SnapshotError::file(&dir.join(MEMORY), "write");
-    let file = create(content, dir).map_err(&failed)?;
+    let file = create(memory, dir).map_err(&failed)?;
+    let content = Content::of(memory, origin, dir).map_err(&failed)?;
     let chunks: Vec<MemoryExtent> = content.pieces.iter().flat_map(MemoryExtent::chunks).collect();
     let write = |chunk: &MemoryExtent| cancellation.check().and_then(|()| chunk.write(&file));
     let write_every = |first: usize| chunks.iter().skip(first).step_by(THREADS).try_for_each(write);
@@ -113,10 +119,28 @@ pub fn write(content: &Content, dir: &Path, cancellation: &Cancellation) -> Resu
             .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
     })
     .map_err(&failed)?;
-    file.sync_all().map_err(&failed)
+    file.sync_all().map_err(&failed)?;
+    Ok(content.differences)
 }
 
 impl MemoryExtent {
+    /// The size of [`MemoryExtent::to_bytes`].
+    pub(super) const SIZE: usize = 24;
+
+    /// Encodes the extent for a copy of this process, in which the memory has the same address.
+    pub(super) fn to_bytes(self) -> [u8; Self::SIZE] {
+        let words = [self.start as u64, self.length as u64, self.offset];
+        let mut bytes = [0; Self::SIZE];
+        bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_ne_bytes()));
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; Self::SIZE]) -> MemoryExtent {
+        let [start, length, offset] =
+            [0, 8, 16].map(|at| u64::from_ne_bytes(std::array::from_fn(|index| bytes[at + index])));
+        MemoryExtent { start: start as *const u8, length: length as usize, offset }
+    }
+
     /// Splits the extent into extents of at most [`CHUNK`] bytes.
     fn chunks(&self) -> impl Iterator<Item = MemoryExtent> + use<> {
         let MemoryExtent { start, length, offset } = *self;
@@ -150,9 +174,8 @@ mod tests {
         for (address, _) in places {
             memory.write_obj(address, GuestAddress(address)).unwrap();
         }
-        let content = Content::of(&memory, None, dir.path());
-        assert!(content.differences.is_none());
-        write(&content, dir.path(), &Cancellation::default()).unwrap();
+        let differences = write(&memory, None, dir.path(), &Cancellation::default()).unwrap();
+        assert!(differences.is_none());
         let file = File::open(dir.path().join(MEMORY)).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 4 << 30);
         for (address, offset) in places {
@@ -169,10 +192,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let memory = allocate(64).unwrap();
         memory.write_obj(1_u8, GuestAddress(0x1000)).unwrap();
-        let content = Content::of(&memory, None, dir.path());
         let cancellation = Cancellation::default();
         cancellation.cancel();
-        let error = write(&content, dir.path(), &cancellation).unwrap_err();
+        let error = write(&memory, None, dir.path(), &cancellation).unwrap_err();
         assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
+    }
+
+    #[test]
+    fn extent_equals_its_encoded_copy() {
+        let extent = MemoryExtent { start: 0x7000_1234_5000 as *const u8, length: 3 << 30, offset: u64::MAX - 1 };
+        let copy = MemoryExtent::from_bytes(&extent.to_bytes());
+        assert_eq!((copy.start, copy.length, copy.offset), (extent.start, extent.length, extent.offset));
     }
 }

@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
+use kvm_bindings::{CpuId, kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -55,7 +55,7 @@ pub struct MachineState {
     /// The memory file's modification time, in seconds and nanoseconds since 1970; set by [`MachineState::write`]. It
     /// replaces a checksum, because pages are read only when the guest accesses them.
     pub memory_written: Option<(i64, i64)>,
-    /// Set if the memory file contains only the pages that differ from a base file.
+    /// Set by [`MachineState::write`] if the memory file contains only the pages that differ from a base file.
     pub differences: Option<Differences>,
     pub vcpus: Vec<VcpuState>,
     /// The states of the two 8259s and the I/O APIC.
@@ -105,7 +105,8 @@ impl SnapshotError {
 
 impl MachineState {
     /// Writes the state atomically and durably into `dir`, which must already contain the memory files.
-    pub fn write(mut self, dir: &Path) -> Result<(), SnapshotError> {
+    pub fn write(mut self, differences: Option<Differences>, dir: &Path) -> Result<(), SnapshotError> {
+        self.differences = differences;
         self.memory_written = Some(file_written(&dir.join(MEMORY))?);
         let path = dir.join(STATE);
         let failed = SnapshotError::file(&path, "write");
@@ -149,16 +150,13 @@ impl MachineState {
     }
 
     /// Fails if the CPU or its microcode differs, or if this host's KVM lacks a feature of the guest's CPUID.
-    pub fn check_host(&self, dir: &Path, kvm: &Kvm) -> Result<(), SnapshotError> {
+    pub fn check_host(&self, dir: &Path, kvm: &Kvm, supported: &CpuId) -> Result<(), SnapshotError> {
         let unusable = |reason| SnapshotError::Unusable { path: dir.join(STATE), reason };
         if let Some(difference) = self.identity.processor.difference(&Processor::of_host(Some(kvm))) {
             return Err(unusable(difference));
         }
-        let supported = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(|error| unusable(format!("cannot list the CPU features that KVM supports: {error}")))?;
         for (id, saved) in (0..).zip(&self.identity.cpuid) {
-            if let Some(feature) = cpuid::missing(saved, &cpuid::for_vcpu(&supported, id, self.cpus)) {
+            if let Some(feature) = cpuid::missing(saved, &cpuid::for_vcpu(supported, id, self.cpus)) {
                 return Err(unusable(format!(
                     "this host's KVM does not support a CPU feature that the saved guest was given: {feature}"
                 )));
@@ -172,7 +170,12 @@ impl MachineState {
 pub fn check(dir: &Path) -> Result<(), SnapshotError> {
     let state = MachineState::read(dir)?;
     // If the host has no KVM, starting the machine reports that.
-    Kvm::new().map_or(Ok(()), |kvm| state.check_host(dir, &kvm))
+    let Ok(kvm) = Kvm::new() else { return Ok(()) };
+    let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(|error| {
+        let reason = format!("cannot list the CPU features that KVM supports: {error}");
+        SnapshotError::Unusable { path: dir.join(STATE), reason }
+    })?;
+    state.check_host(dir, &kvm, &supported)
 }
 
 fn file_written(path: &Path) -> Result<(i64, i64), SnapshotError> {

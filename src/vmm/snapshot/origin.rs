@@ -72,10 +72,10 @@ impl Origin {
         })
     }
 
-    /// Maps the memory. Pages are read on first access, and the guest's writes stay private.
-    pub fn map(&self, memory_mib: u64) -> Result<GuestMemory, MemoryError> {
+    /// Maps the files over `memory`. Pages are read on first access, and the guest's writes stay private.
+    pub fn map(&self, memory: &GuestMemory) -> Result<(), MemoryError> {
         let over = self.differences.as_ref().map(|(file, runs)| (file, runs.as_slice()));
-        memory::map_file(memory_mib, &self.base, over)
+        memory::map_file(memory, &self.base, over)
     }
 
     /// Returns the changed pages and links the base into `dir`. Returns `None` if that fails or saving all is cheaper.

@@ -19,7 +19,7 @@ mod statistics;
 mod tests;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,20 +44,24 @@ const CONFIG: [u8; 8] = [0; 8];
 
 #[derive(Debug)]
 pub struct Balloon {
-    statistics: Arc<Statistics>,
+    shared: Arc<Shared>,
     worker: Option<Worker<BalloonService>>,
 }
 
-/// The driver's last statistics, and the request for new ones.
+/// The state that the device's thread shares with the machine.
 #[derive(Debug)]
-struct Statistics {
+struct Shared {
+    /// The driver's last statistics.
     last: Mutex<Option<GuestMemoryRecord>>,
+    /// The request for new statistics.
     request: EventFd,
+    /// Locked while pages are released.
+    releasing: Mutex<()>,
 }
 
-/// A handle for reading the guest's statistics.
+/// A handle for reading the guest's statistics, and for holding its pages.
 #[derive(Debug, Clone)]
-pub struct BalloonControl(Arc<Statistics>);
+pub struct BalloonControl(Arc<Shared>);
 
 impl BalloonControl {
     /// Returns the driver's last statistics. Returns `None` if there is no driver.
@@ -70,16 +74,22 @@ impl BalloonControl {
         // The write fails only if the counter is full, and then a request is pending.
         let _ = self.0.request.write(1);
     }
+
+    /// Makes the device wait before it releases pages, until the guard is dropped.
+    pub fn hold_pages(&self) -> MutexGuard<'_, ()> {
+        lock(&self.0.releasing)
+    }
 }
 
 impl Balloon {
     pub fn new() -> io::Result<Balloon> {
         let request = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Balloon { statistics: Arc::new(Statistics { last: Mutex::default(), request }), worker: None })
+        let shared = Shared { last: Mutex::default(), request, releasing: Mutex::default() };
+        Ok(Balloon { shared: Arc::new(shared), worker: None })
     }
 
     pub fn control(&self) -> BalloonControl {
-        BalloonControl(Arc::clone(&self.statistics))
+        BalloonControl(Arc::clone(&self.shared))
     }
 }
 
@@ -102,9 +112,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let statistics = Arc::clone(&self.statistics);
+        let shared = Arc::clone(&self.shared);
         let worker = Worker::spawn("balloon", Arc::clone(&activation.clock), |wakeups| {
-            BalloonService::new(activation, statistics, wakeups)
+            BalloonService::new(activation, shared, wakeups)
         });
         self.worker = Some(worker.map_err(|source| ActivateError { device: "balloon", source })?);
         Ok(())
@@ -120,6 +130,6 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.worker = None;
-        *lock(&self.statistics.last) = None;
+        *lock(&self.shared.last) = None;
     }
 }

@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
 use super::statistics::{self, MAX_SIZE};
-use super::{PAGE_REPORTING, STATS_VQ, Statistics};
+use super::{PAGE_REPORTING, STATS_VQ, Shared};
 use crate::memory::release::release;
 use crate::memory::{GuestMemory, PAGE};
 use crate::sandbox::calls::ThreadKind;
@@ -34,7 +34,7 @@ const MAX_PAGES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct BalloonService {
     activation: Activation,
-    statistics: Arc<Statistics>,
+    shared: Arc<Shared>,
     wakeups: Arc<Wakeups>,
     /// True until the statistics buffer is returned to the driver.
     is_requested: bool,
@@ -48,15 +48,15 @@ struct NoPage(u32);
 impl BalloonService {
     pub(super) fn new(
         activation: Activation,
-        statistics: Arc<Statistics>,
+        shared: Arc<Shared>,
         wakeups: Arc<Wakeups>,
     ) -> io::Result<BalloonService> {
         for queue in &activation.queues {
             // Edge-triggered, so that the eventfd's counter does not have to be read.
             wakeups.add(queue.kick().as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, KICKED)?;
         }
-        wakeups.add(statistics.request.as_raw_fd(), EventSet::IN, REQUESTED)?;
-        Ok(BalloonService { activation, statistics, wakeups, is_requested: false })
+        wakeups.add(shared.request.as_raw_fd(), EventSet::IN, REQUESTED)?;
+        Ok(BalloonService { activation, shared, wakeups, is_requested: false })
     }
 
     /// Serves up to [`BATCH`] requests of each queue. Returns true if there may be more.
@@ -109,6 +109,7 @@ impl BalloonService {
         let length = queue::read_from(memory, &chain.readable, &mut bytes);
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
         let mut numbers: Vec<u32> = bytes[..length].chunks_exact(4).map(number).collect();
+        let _releasing = lock(&self.shared.releasing);
         if let Some(fault) = release_pages(memory, &mut numbers) {
             faults.record(&fault);
         }
@@ -121,6 +122,7 @@ impl BalloonService {
         if let Some(Buffer { address, .. }) = chain.readable.first() {
             return Err(QueueError::WrongDirection { queue: REPORTING, address: address.0 });
         }
+        let _releasing = lock(&self.shared.releasing);
         for Buffer { address, length } in &chain.writable {
             release(&self.activation.memory, *address, u64::from(*length));
         }
@@ -140,7 +142,7 @@ impl BalloonService {
         expect_readable(STATISTICS, &chain)?;
         let mut bytes = [0; MAX_SIZE];
         let length = queue::read_from(memory, &chain.readable, &mut bytes);
-        *lock(&self.statistics.last) = Some(statistics::parse(&bytes[..length]));
+        *lock(&self.shared.last) = Some(statistics::parse(&bytes[..length]));
         if std::mem::take(&mut self.is_requested) {
             queue.add_used(chain.head, 0)?;
             queue.notify()?;
@@ -153,7 +155,7 @@ impl BalloonService {
 
     pub(super) fn request_statistics(&mut self) {
         // Resets the counter.
-        let _ = self.statistics.request.read();
+        let _ = self.shared.request.read();
         self.is_requested = true;
     }
 }

@@ -62,7 +62,7 @@ fn bench(index: usize, descriptors: &[Descriptor], heads: &[u16]) -> Bench {
 fn with_activation(memory: GuestMemory, activation: Activation) -> Bench {
     let balloon = Balloon::new().unwrap();
     let faults = Arc::clone(&activation.faults);
-    let service = BalloonService::new(activation, Arc::clone(&balloon.statistics), Wakeups::for_test()).unwrap();
+    let service = BalloonService::new(activation, Arc::clone(&balloon.shared), Wakeups::for_test()).unwrap();
     Bench { memory, control: balloon.control(), faults, service }
 }
 
@@ -272,4 +272,18 @@ fn configuration_asks_for_no_pages() {
     let mut data = [0xff; 12];
     Balloon::new().unwrap().read_config(0, &mut data);
     assert_eq!(data, [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+}
+
+#[test]
+fn pages_are_not_released_while_they_are_held() {
+    let mut bench = bench(3, &[(BLOCK, BLOCK_SIZE as u32, WRITE, 0)], &[0]);
+    let control = bench.control.clone();
+    let held = control.hold_pages();
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| bench.service.serve_batch().unwrap());
+        assert_eq!(bench.memory.read_obj::<u8>(GuestAddress(BLOCK)).unwrap(), 7);
+        drop(held);
+        serving.join().unwrap();
+    });
+    assert_eq!(bench.byte(BLOCK), 0);
 }
