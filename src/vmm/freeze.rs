@@ -11,7 +11,6 @@ use kvm_ioctls::VmFd;
 
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
-use super::memory;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::copy::NewCopy;
 use super::snapshot::memory::Content;
@@ -61,7 +60,6 @@ impl Freezer<'_> {
         // Most of the data is written back here, while the guest is running.
         layers.iter().try_for_each(|layer| disks.write_out(&layer.disk))?;
         let memory = &self.context.memory;
-        memory::huge::collapse(memory);
         let copy = NewCopy::create(memory, dir)?;
         let began = Instant::now();
         let Some(virtio) = self.pause() else { return Ok(None) };

@@ -13,9 +13,8 @@
 //!
 //! All mappings are private, without reserved swap space. A booted machine's memory is anonymous, aligned to 2 MiB, and
 //! requests transparent huge pages. In a restored machine, mappings of the snapshot's files replace it where they have
-//! data, and the rest gets huge pages only when it is copied ([`huge`]).
+//! data, and the rest has small pages.
 
-pub mod huge;
 pub mod pages;
 pub mod program;
 pub mod release;

@@ -1,7 +1,7 @@
 //! Maps a snapshot's memory files over guest memory.
 //!
 //! Only blocks of 2 MiB with data are mapped. The others stay anonymous: a mapped hole would cost two pages when the
-//! guest writes to it, one of them in the page cache, and could never become a huge page.
+//! guest writes to it, one of them in the page cache.
 
 use std::fs::File;
 use std::io;

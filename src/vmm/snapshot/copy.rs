@@ -195,30 +195,53 @@ mod tests {
         assert!(error.to_string().ends_with("memory: the machine is being stopped"), "{error}");
     }
 
-    #[test]
-    fn copy_of_many_scattered_pages_is_complete() {
-        const PAGES: u64 = 6000;
-        let dir = tempfile::tempdir().unwrap();
+    const SCATTERED_PAGES: u64 = 6000;
+
+    fn scattered_address(page: u64) -> u64 {
+        page * 20 * 4096
+    }
+
+    /// Returns memory whose list of extents does not fit into the pipe.
+    fn memory_with_scattered_pages() -> GuestMemory {
         let memory = allocate(512).unwrap();
         // With huge pages, there would be one extent.
         memory.iter().for_each(|region| {
             // SAFETY: advice on the test's own memory.
             unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
         });
-        let address = |page: u64| page * 20 * 4096;
-        (0..PAGES).for_each(|page| memory.write_obj(page + 1, GuestAddress(address(page))).unwrap());
+        (0..SCATTERED_PAGES)
+            .for_each(|page| memory.write_obj(page + 1, GuestAddress(scattered_address(page))).unwrap());
+        memory
+    }
+
+    #[test]
+    fn copy_of_many_scattered_pages_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = memory_with_scattered_pages();
         let cancellation = Cancellation::default();
         let copy = NewCopy::create(&memory, dir.path()).unwrap().begin(&cancellation).unwrap();
         let content = Content::of(&memory, None, dir.path()).unwrap();
-        // The list does not fit into the pipe.
         assert!(content.pieces.len() * MemoryExtent::SIZE > 64 << 10, "{} extents", content.pieces.len());
         copy.finish(&content).unwrap();
         let saved = File::open(dir.path().join(MEMORY)).unwrap();
-        for page in 0..PAGES {
+        for page in 0..SCATTERED_PAGES {
             let mut bytes = [0; 8];
-            saved.read_exact_at(&mut bytes, address(page)).unwrap();
+            saved.read_exact_at(&mut bytes, scattered_address(page)).unwrap();
             assert_eq!(u64::from_ne_bytes(bytes), page + 1);
         }
+    }
+
+    #[test]
+    fn full_disk_fails_copy_with_its_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = memory_with_scattered_pages();
+        let cancellation = Cancellation::default();
+        let mut new = NewCopy::create(&memory, dir.path()).unwrap();
+        new.file = File::options().write(true).open("/dev/full").unwrap();
+        let copy = new.begin(&cancellation).unwrap();
+        let content = Content::of(&memory, None, dir.path()).unwrap();
+        let error = copy.finish(&content).unwrap_err();
+        assert!(error.to_string().contains("No space left on device"), "{error}");
     }
 
     #[test]
