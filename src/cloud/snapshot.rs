@@ -115,8 +115,8 @@ impl Snapshots<'_> {
     }
 
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
-    pub(super) fn finish_pending(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
-        if self.pending()?.is_empty() {
+    pub(super) fn finish_pending(&self, seen: &[SnapshotRecord], warnings: &mut Warnings) -> Result<(), CloudError> {
+        if seen.iter().all(|snapshot| snapshot.status.state != SnapshotState::Pending) {
             return Ok(());
         }
         let Some(_operation) = self.cloud.node.volumes().try_lock_snapshots()? else { return Ok(()) };

@@ -350,7 +350,7 @@ fn add_new<I: PartialEq>(known: &mut Vec<I>, found: impl Iterator<Item = I>) {
     }
 }
 
-fn launch_spec(
+pub(super) fn launch_spec(
     count: u32,
     image: Option<String>,
     extra: bool,
