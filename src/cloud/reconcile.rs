@@ -84,6 +84,8 @@ impl Instances<'_> {
         self.cloud.volumes().finish_interrupted(&seen.volumes, &mut warnings);
         let finished = self.cloud.snapshots().finish_pending(&seen.snapshots, &mut warnings);
         warnings.push_failed("cannot complete interrupted snapshots", finished);
+        let removed = self.cloud.snapshots().remove_stray(&seen.snapshots, &mut warnings);
+        warnings.push_failed("cannot remove the snapshots of interrupted image creations", removed);
         let swept = self.cloud.vpcs().sweep_directories();
         warnings.push_failed("cannot remove the directories of deleted VPCs", swept);
         warnings.extend(self.cloud.routers().restart_killed(&seen.instances));
