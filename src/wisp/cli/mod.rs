@@ -59,9 +59,9 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use self::output::Output;
 use self::query::Rendering;
 use ::machine::timeline::monotonic_ns;
-use cloud::Cloud;
 use cloud::shapes;
 use cloud::stop::StateChange;
+use cloud::{Cloud, Outcome};
 
 /// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]
@@ -265,16 +265,15 @@ fn usage_code() -> ExitCode {
 
 /// Opens the data directory and prints its warnings, such as instances that ended since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
-    let cloud = Cloud::open()?;
-    print_warnings(&cloud);
-    Ok(cloud)
+    Ok(report(Cloud::open()?))
 }
 
-/// Prints the warnings that have accumulated, and clears them.
-fn print_warnings(cloud: &Cloud) {
-    for warning in cloud.take_warnings() {
+/// Prints the warnings of an operation, and returns its value.
+fn report<T>(outcome: Outcome<T>) -> T {
+    for warning in outcome.warnings {
         output::say(&format!("{} {warning}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
+    outcome.value
 }
 
 /// Prints state changes of instances. `list` is the name of the list in JSON output.
