@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::Outcome;
 use super::error::CloudError;
 use super::instances::Instances;
 use super::launch::Prepared;
@@ -22,18 +23,20 @@ impl Instances<'_> {
         image: &Image,
         task: Task,
         boot_timeout: Duration,
-    ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
+    ) -> Result<Outcome<Vec<Box<dyn Machine>>>, CloudError> {
         let mut rest = prepared.into_iter();
-        let Some(first) = rest.next() else { return Ok(Vec::new()) };
+        let Some(first) = rest.next() else { return Ok(Outcome::default()) };
         let size = (task.cpus(), task.memory_mib());
-        let mut machines = self.boot_first(first, image, task, boot_timeout)?;
+        let mut started = self.boot_first(first, image, task, boot_timeout)?;
         let rest: Vec<Prepared> = rest.collect();
         let warm = template::find(&self.cloud.home, image, size.0, size.1).filter(|_| !rest.is_empty());
         if let Some(layer) = warm.as_ref().and_then(Template::layer) {
             rest.iter().try_for_each(|one| self.fill_root_volume(one, layer))?;
         }
-        machines.extend(self.start_prepared(rest, image, warm.as_ref())?);
-        Ok(machines)
+        let others = self.start_prepared(rest, image, warm.as_ref())?;
+        started.value.extend(others.value);
+        started.warnings.extend(others.warnings);
+        Ok(started)
     }
 
     fn boot_first(
@@ -42,31 +45,31 @@ impl Instances<'_> {
         image: &Image,
         task: Task,
         boot_timeout: Duration,
-    ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
+    ) -> Result<Outcome<Vec<Box<dyn Machine>>>, CloudError> {
         let volumes = self.cloud.volumes().of(&record)?;
         let start = self.plan_start(&record, lock, image, &volumes, Source::First);
-        let booted = self.start_all([start]).and_then(|mut machines| {
-            for machine in &mut machines {
+        let booted = self.start_all([start]).and_then(|mut started| {
+            for machine in &mut started.value {
                 if !machine.wait_ready(boot_timeout)? {
                     return Err(machine.not_ready(InstanceState::Pending, boot_timeout).into());
                 }
                 machine.prepare_template()?;
             }
-            Ok(machines)
+            Ok(started)
         });
-        let mut machines = booted.inspect_err(|error| task.boot_failed(error))?;
+        let mut started = booted.inspect_err(|error| task.boot_failed(error))?;
         if let Err(error) = self.save_first(&record, &task) {
             task.save_failed();
-            self.cloud.warn(format!("no template was made: {error}"));
+            started.warnings.push(format!("no template was made: {error}"));
         }
         // Commands that wait for the template continue from here.
         drop(task);
-        for machine in &mut machines {
+        for machine in &mut started.value {
             if !machine.personalize(IDENTITY_TIMEOUT)? {
                 return Err(machine.not_ready(InstanceState::Pending, IDENTITY_TIMEOUT).into());
             }
         }
-        Ok(machines)
+        Ok(started)
     }
 
     /// Saves the guest of an instance, which has no identity yet, as the template.

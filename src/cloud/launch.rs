@@ -17,7 +17,7 @@ use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
 use super::template::{self, Start, Template};
-use super::{new_id, now, resolve};
+use super::{Outcome, Warnings, new_id, now, resolve};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
@@ -125,12 +125,12 @@ pub(super) struct Prepared {
 impl Instances<'_> {
     /// Launches instances. A client token that was used before returns the instances of the earlier launch. Calls
     /// `progress` before a step that takes as long as a boot.
-    pub fn launch(&self, spec: &LaunchSpec, progress: &dyn Fn(FirstBoot)) -> Result<Launched, CloudError> {
+    pub fn launch(&self, spec: &LaunchSpec, progress: &dyn Fn(FirstBoot)) -> Result<Outcome<Launched>, CloudError> {
         let image_record = self.cloud.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
-            return Ok(Launched { instances, machines: Vec::new() });
+            return Ok(Launched { instances, machines: Vec::new() }.into());
         }
         let image = self.cloud.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
@@ -149,11 +149,12 @@ impl Instances<'_> {
         let prepared = match self.prepare(spec, &image_record, &image, start.template(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
-            Err(instances) => return Ok(Launched { instances, machines: Vec::new() }),
+            Err(instances) => return Ok(Launched { instances, machines: Vec::new() }.into()),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
+        let mut of_size = Warnings::default();
         if let (None, true, Some(memory)) = (start.template(), can_be_warm(spec, &image), ImageMemory::of(&image)) {
-            self.cloud.warnings.borrow_mut().extend(size_warning(&memory, &spec.size));
+            of_size.extend(size_warning(&memory, &spec.size));
         }
         let started = match (start, spec.first_boot_timeout) {
             (Start::First(task), Some(timeout)) => {
@@ -163,7 +164,10 @@ impl Instances<'_> {
             (start, _) => self.start_prepared(prepared, &image, start.template()),
         };
         match started {
-            Ok(machines) => Ok(Launched { instances: self.settle_running(&ids)?, machines }),
+            Ok(Outcome { value: machines, mut warnings }) => {
+                warnings.extend(of_size);
+                Ok(Outcome { value: Launched { instances: self.settle_running(&ids)?, machines }, warnings })
+            }
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
@@ -194,7 +198,7 @@ impl Instances<'_> {
         prepared: Vec<Prepared>,
         image: &Image,
         warm: Option<&Template>,
-    ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
+    ) -> Result<Outcome<Vec<Box<dyn Machine>>>, CloudError> {
         let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
         let plan = |Prepared { record, lock, .. }: Prepared| {
             let source = match warm {

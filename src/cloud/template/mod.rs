@@ -34,8 +34,8 @@ use node::home::{Home, private_file};
 use node::image::Image;
 use node::image_memory::{self, ImageMemory};
 use node::machine_config::ROOT;
+use node::snapshot_check;
 use task::{FAILED, failure_path};
-use vmm::snapshot;
 
 /// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
@@ -162,7 +162,7 @@ pub fn can_have(image: &Image) -> bool {
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let dir = image_memory::dir(image);
-        match snapshot::check(&dir) {
+        match snapshot_check::check(&dir) {
             Ok(()) => return Some(Template { dir, layer: None, root: memory.root, _lock: None }),
             Err(error) => log::warn!("cannot restore the image's memory: {error}"),
         }
@@ -181,7 +181,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     }
     let file = private_file(&lock).ok()?;
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
-    match snapshot::check(&dir) {
+    match snapshot_check::check(&dir) {
         Ok(()) => {
             // The modification time records the last use, so that the least recently used template is removed first.
             let path = dir.join(FACTS);

@@ -9,7 +9,7 @@ use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::FirstBootProgress;
-use super::{open_cloud, print_warnings, wait};
+use super::{open_cloud, report, wait};
 use cloud::launch::{LaunchSpec, Launched};
 use cloud::network::NetworkSpec;
 use cloud::shapes;
@@ -179,8 +179,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let progress = FirstBootProgress::default();
     let launched = cloud.instances().launch(&spec, &|step| progress.show(step));
     progress.finish();
-    let Launched { instances, machines } = launched?;
-    print_warnings(&cloud);
+    let Launched { instances, machines } = report(launched?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
