@@ -170,7 +170,6 @@ fn run_page(page: &str) {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    common::await_no_background_work(&wisp);
 }
 
 #[test]

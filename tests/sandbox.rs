@@ -80,6 +80,7 @@ fn grants(dir: &Path) -> Grants {
         path: "/no/kernel".into(),
         initrd: None,
         cmdline: String::new(),
+        identity_options: String::new(),
         protocol: BootProtocol::Auto,
         software_kvm_aware: false,
     };

@@ -24,6 +24,9 @@ pub enum CloudError {
     NotResumed { instance: InstanceId, source: Box<CloudError> },
     #[error("cannot create the template: {0}")]
     NotWarm(String),
+    /// The command that waited for a template gets the error of the one that made it.
+    #[error("another launch of this image and size failed to boot the first guest: {0}")]
+    FirstBoot(String),
 }
 
 impl From<NodeError> for CloudError {

@@ -1,6 +1,7 @@
 //! `RunInstances`: launches instances from an image, all or none.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -15,8 +16,8 @@ use super::names::{ROOT_DEVICE, volume_file};
 use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
-use super::template::{self, Template};
-use super::{Outcome, new_id, now, resolve};
+use super::template::{self, Start, Template};
+use super::{Outcome, Warnings, new_id, now, resolve};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
@@ -70,6 +71,16 @@ pub struct LaunchSpec {
     /// The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
     pub no_limits: bool,
+    /// Timeout for a boot that makes a template. With `None`, the instances cold-boot if there is no template yet.
+    pub first_boot_timeout: Option<Duration>,
+}
+
+/// A long step of a launch for which there is no template yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstBoot {
+    /// Another launch boots the first guest.
+    Waiting,
+    Booting,
 }
 
 impl LaunchSpec {
@@ -102,8 +113,6 @@ pub struct Launched {
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
     pub machines: Vec<Box<dyn Machine>>,
-    /// The instances cold-booted because no template exists yet, although one can be created.
-    pub wants_warm: bool,
 }
 
 /// An instance that has not been started yet. It is locked on its node.
@@ -114,13 +123,14 @@ pub(super) struct Prepared {
 }
 
 impl Instances<'_> {
-    /// Launches instances. A client token that was used before returns the instances of the earlier launch.
-    pub fn launch(&self, spec: &LaunchSpec) -> Result<Outcome<Launched>, CloudError> {
+    /// Launches instances. A client token that was used before returns the instances of the earlier launch. Calls
+    /// `progress` before a step that takes as long as a boot.
+    pub fn launch(&self, spec: &LaunchSpec, progress: &dyn Fn(FirstBoot)) -> Result<Outcome<Launched>, CloudError> {
         let image_record = self.cloud.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
-            return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }.into());
+            return Ok(Launched { instances, machines: Vec::new() }.into());
         }
         let image = self.cloud.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
@@ -135,40 +145,69 @@ impl Instances<'_> {
             ));
         }
         let (image_record, image) = self.cloud.images().open(spec.image.as_deref())?;
-        let can_be_warm = can_be_warm(spec, &image);
-        let warm = if can_be_warm {
-            template::find(&self.cloud.home, &image, cpus(&spec.size), spec.size.memory_mib)
-        } else {
-            None
-        };
-        let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
+        let start = self.choose_start(spec, &image, progress)?;
+        let prepared = match self.prepare(spec, &image_record, &image, start.template(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
-            Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }.into()),
+            Err(instances) => return Ok(Launched { instances, machines: Vec::new() }.into()),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
-        let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
-        let plan = |Prepared { record, lock, .. }: Prepared| {
-            let source = match &warm {
-                Some(warm) => Source::Copy { restore: warm.restore(), disks: &root },
-                None => Source::Boot,
-            };
-            self.plan_start(&record, lock, &image, &self.cloud.volumes().of(&record)?, source)
+        let mut of_size = Warnings::default();
+        if let (None, true, Some(memory)) = (start.template(), can_be_warm(spec, &image), ImageMemory::of(&image)) {
+            of_size.extend(size_warning(&memory, &spec.size));
+        }
+        let started = match (start, spec.first_boot_timeout) {
+            (Start::First(task), Some(timeout)) => {
+                progress(FirstBoot::Booting);
+                self.start_first(prepared, &image, task, timeout)
+            }
+            (start, _) => self.start_prepared(prepared, &image, start.template()),
         };
-        match self.start_all(prepared.into_iter().map(plan)) {
+        match started {
             Ok(Outcome { value: machines, mut warnings }) => {
-                let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
-                if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
-                    warnings.extend(size_warning(&memory, &spec.size));
-                }
-                let launched = Launched { instances: self.settle_running(&ids)?, machines, wants_warm };
-                Ok(Outcome { value: launched, warnings })
+                warnings.extend(of_size);
+                Ok(Outcome { value: Launched { instances: self.settle_running(&ids)?, machines }, warnings })
             }
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)
             }
         }
+    }
+
+    /// Chooses how the instances start. Waits while another launch makes the template.
+    fn choose_start(
+        &self,
+        spec: &LaunchSpec,
+        image: &Image,
+        progress: &dyn Fn(FirstBoot),
+    ) -> Result<Start, CloudError> {
+        let (home, cpus, memory_mib) = (&self.cloud.home, cpus(&spec.size), spec.size.memory_mib);
+        if !can_be_warm(spec, image) {
+            return Ok(Start::Boot);
+        }
+        match spec.first_boot_timeout {
+            Some(_) => Start::of(home, image, cpus, memory_mib, &|| progress(FirstBoot::Waiting)),
+            None => Ok(template::find(home, image, cpus, memory_mib).map_or(Start::Boot, Start::Template)),
+        }
+    }
+
+    /// Restores the instances from the template `warm`, or boots them if it is `None`.
+    pub(super) fn start_prepared(
+        &self,
+        prepared: Vec<Prepared>,
+        image: &Image,
+        warm: Option<&Template>,
+    ) -> Result<Outcome<Vec<Box<dyn Machine>>>, CloudError> {
+        let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
+        let plan = |Prepared { record, lock, .. }: Prepared| {
+            let source = match warm {
+                Some(warm) => Source::Copy { restore: warm.restore(), disks: &root },
+                None => Source::Boot,
+            };
+            self.plan_start(&record, lock, image, &self.cloud.volumes().of(&record)?, source)
+        };
+        self.start_all(prepared.into_iter().map(plan))
     }
 
     fn check_launch(&self, spec: &LaunchSpec) -> Result<(), CloudError> {

@@ -9,6 +9,8 @@ pub mod bench;
 pub mod capacity;
 pub mod create_image;
 mod error;
+pub mod first_guest;
+mod first_launch;
 pub mod fork;
 mod hibernate;
 mod ids;

@@ -144,8 +144,10 @@ impl Instances<'_> {
         if record.status.state == InstanceState::Pending {
             let launched = if is_launching(&record) { self.launched_with(&record)? } else { vec![record] };
             let ids: Vec<InstanceId> = launched.iter().map(|record| record.meta.id).collect();
-            // A VMM that does not respond may not have created its VM yet, and may still fail to.
-            if ids.iter().all(|id| instances.status(*id, END_TIMEOUT).is_ok()) {
+            // A VMM that does not respond may not have created its VM yet, and may still fail to. A machine with an owner
+            // ends with the launch.
+            let outlives = |id: &InstanceId| instances.status(*id, END_TIMEOUT).is_ok_and(|status| !status.is_owned);
+            if ids.iter().all(outlives) {
                 self.settle_running(&ids)?;
             }
             return Ok(());

@@ -1,8 +1,9 @@
 //! Ephemeral instances: their specification, and their start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::CloudError;
+use super::first_guest::{FirstGuest, LAYER, create_root_layer};
 use super::limits::limit_as;
 use super::network::{self, NetworkSpec};
 use super::new_id;
@@ -32,7 +33,7 @@ pub struct RunSpec {
     pub cmdline: Option<String>,
     /// True if the guest's serial port is connected to the terminal.
     pub console: bool,
-    /// `None` for a template.
+    /// `None` for a guest whose network device is disconnected.
     pub network: Option<NetworkSpec>,
     /// The instance type that sets the limits. `None` means no limits.
     pub limits: Option<&'static InstanceType>,
@@ -42,12 +43,6 @@ pub struct RunSpec {
 pub enum Boot {
     /// An image. The guest's writes go to an overlay that is removed with the instance.
     Image(Box<Image>),
-    /// An image, booted for a template. The guest has no host name, and its writes are kept in the overlay.
-    Template {
-        image: Box<Image>,
-        /// The overlay (qcow2).
-        layer: PathBuf,
-    },
     /// A kernel. If there is no initrd and the command line has no `root=`, the first disk is the root disk.
     Kernel {
         kernel: PathBuf,
@@ -56,6 +51,15 @@ pub enum Boot {
         /// True if the kernel supports `wisp.software_kvm`, which makes it avoid operations that KVM cannot emulate.
         software_kvm_aware: bool,
     },
+}
+
+/// The state from which an ephemeral instance starts.
+#[derive(Debug, Clone, Copy)]
+enum Origin<'a> {
+    Boot,
+    /// A boot for a template, with the root disk's overlay (qcow2).
+    First(&'a Path),
+    Template(&'a Template),
 }
 
 /// A disk provided by the user.
@@ -77,48 +81,74 @@ impl RunSpec {
     /// Starts an instance: by restoring the template `warm`, or by a cold boot if it is `None`. `began_ns` is the
     /// monotonic start time of the user's command.
     pub fn start(&self, home: &Home, warm: Option<&Template>, began_ns: u64) -> Result<EphemeralInstance, CloudError> {
-        if self.network.as_ref().is_some_and(|network| network.mode == NetworkMode::Vpc) {
-            let what = "An ephemeral instance cannot be in a VPC.";
-            let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
-            return Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())));
-        }
+        self.check_network()?;
         let id = new_id();
         let (dir, lock) = EphemeralInstance::create_dir(home, id)?;
-        let mut plan = StartPlan::new(dir, lock, self.machine(&id, warm), began_ns);
+        let machine = self.machine(&id, warm.map_or(Origin::Boot, Origin::Template));
+        let mut plan = StartPlan::new(dir, lock, machine, began_ns);
         plan.restore = warm.map(Template::restore);
+        self.complete(&mut plan, id, warm.is_some());
+        Ok(EphemeralInstance::start(plan, self.console)?)
+    }
+
+    /// Starts the first guest of an image, without its identity.
+    pub fn start_first(&self, home: &Home, began_ns: u64) -> Result<FirstGuest, CloudError> {
+        self.check_network()?;
+        let image = match &self.boot {
+            Boot::Image(image) => image.as_ref().clone(),
+            Boot::Kernel { .. } => return Err(CloudError::NotWarm("the guest has no image".into())),
+        };
+        let id = new_id();
+        let (dir, lock) = EphemeralInstance::create_dir(home, id)?;
+        let layer = dir.path().join(LAYER);
+        create_root_layer(&image, &layer).inspect_err(|_| drop(std::fs::remove_dir_all(dir.path())))?;
+        let machine = self.machine(&id, Origin::First(&layer));
+        let mut plan = StartPlan::new(dir, lock, machine, began_ns);
+        plan.is_template = true;
+        self.complete(&mut plan, id, true);
+        Ok(FirstGuest { instance: EphemeralInstance::start(plan, self.console)?, image, layer })
+    }
+
+    fn check_network(&self) -> Result<(), CloudError> {
+        if self.network.as_ref().is_none_or(|network| network.mode != NetworkMode::Vpc) {
+            return Ok(());
+        }
+        let what = "An ephemeral instance cannot be in a VPC.";
+        let hint = "Use `wisp launch --network vpc` to launch an instance in a VPC.";
+        Err(CloudError::refused(ErrorCode::InvalidParameterCombination, what, Some(hint.into())))
+    }
+
+    /// Completes the plan with the identity, the network and the limits. A guest that does not get its identity from the
+    /// kernel command line needs a seed.
+    fn complete(&self, plan: &mut StartPlan, id: InstanceId, needs_seed: bool) {
         let image = if let Boot::Image(image) = &self.boot { Some(&image.manifest) } else { None };
-        if let (Some(_), Some(image)) = (warm, image) {
+        if let Some(image) = image.filter(|_| needs_seed) {
             plan.set_seed(identity_seed(id, image));
         }
         plan.machine.net = Some(device(id));
         if let Some(network) = &self.network {
-            network::plan(&mut plan, id, network::run_link(id, image, network), network.mode);
+            network::plan(plan, id, network::run_link(id, image, network), network.mode);
         }
         if let Some(instance_type) = self.limits {
             limit_as(&mut plan.machine, instance_type);
         }
-        Ok(EphemeralInstance::start(plan, self.console)?)
     }
 
-    /// Returns the machine configuration. If the instance is restored from the template `warm`, its root disk starts
-    /// from the template's overlay.
-    fn machine(&self, id: &InstanceId, warm: Option<&Template>) -> MachineConfig {
+    fn machine(&self, id: &InstanceId, origin: Origin) -> MachineConfig {
         let (mut kernel, mut disks) = match &self.boot {
-            Boot::Template { image, layer } => {
-                (image_kernel(image), vec![layer_disk(image, layer, DiskAccess::ReadWrite)])
-            }
             Boot::Image(image) => {
-                let layer = warm.and_then(Template::layer).map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
-                let mut root = layer.or_else(|| root_disk(image));
-                if let (Some(root), Some(warm)) = (&mut root, warm) {
-                    root.was = Some(warm.root().into());
-                }
+                let root = match origin {
+                    Origin::Boot => root_disk(image),
+                    Origin::First(layer) => Some(layer_disk(image, layer, DiskAccess::ReadWrite)),
+                    Origin::Template(template) => restored_root(image, template),
+                };
                 (image_kernel(image), root.into_iter().collect())
             }
             Boot::Kernel { kernel, initrd, protocol, software_kvm_aware } => {
                 let (path, initrd) = (kernel.clone(), initrd.clone());
                 let (protocol, software_kvm_aware) = (*protocol, *software_kvm_aware);
-                (KernelConfig { path, initrd, cmdline: String::new(), protocol, software_kvm_aware }, Vec::new())
+                let (cmdline, identity_options) = (String::new(), String::new());
+                (KernelConfig { path, initrd, cmdline, identity_options, protocol, software_kvm_aware }, Vec::new())
             }
         };
         for (index, disk) in self.disks.iter().enumerate() {
@@ -137,9 +167,16 @@ impl RunSpec {
             disks[0].root = true;
         }
         // Instances restored from a template may attach volumes.
-        let disk_slots = if matches!(self.boot, Boot::Template { .. }) { 1 + FREE_SLOTS } else { 0 };
+        let disk_slots = if matches!(origin, Origin::First(_)) { 1 + FREE_SLOTS } else { 0 };
         MachineConfig { disk_slots, ..machine(self.cpus, self.memory_mib, kernel, disks, identity(*id, "custom")) }
     }
+}
+
+/// Returns the root disk of an instance that is restored from a template.
+fn restored_root(image: &Image, template: &Template) -> Option<DiskConfig> {
+    let layer = template.layer().map(|layer| layer_disk(image, layer, DiskAccess::Ephemeral));
+    let root = layer.or_else(|| root_disk(image))?;
+    Some(DiskConfig { was: Some(template.root().into()), ..root })
 }
 
 fn names_root(cmdline: &str) -> bool {
@@ -181,9 +218,9 @@ mod tests {
     #[test]
     fn first_disk_is_root_unless_kernel_has_initrd() {
         let disk = ExtraDisk { path: "d".into(), format: DiskFormat::Raw, backing: Vec::new(), read_only: true };
-        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), None);
+        let machine = spec(kernel(None), vec![disk.clone()]).machine(&id(), Origin::Boot);
         assert!(machine.disks[0].root);
-        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), None);
+        let machine = spec(kernel(Some("initrd")), vec![disk]).machine(&id(), Origin::Boot);
         assert!(!machine.disks[0].root);
         assert_eq!(machine.kernel.cmdline, "quiet");
     }

@@ -13,13 +13,13 @@ use node::machine_config::host_name;
 use store::{InstanceRecord, KeyPairRecord};
 
 impl Instances<'_> {
-    /// Returns the seed, if the instance needs one. An instance that is restored from another machine's snapshot
-    /// (`copied`) always does.
+    /// Returns the seed, if the instance needs one. An instance whose guest boots without its identity, or is restored
+    /// from another machine's snapshot, always does (`needs_identity`).
     pub(super) fn seed_of(
         &self,
         record: &InstanceRecord,
         image: &Manifest,
-        copied: bool,
+        needs_identity: bool,
     ) -> Result<Option<Seed>, CloudError> {
         let key = match &record.spec.key_name {
             // The key pair may have been deleted. EC2 also starts such an instance: its disk already has the key.
@@ -27,7 +27,7 @@ impl Instances<'_> {
             None => None,
         };
         let needs_seed = !image.cloud_init && (key.is_some() || record.spec.user_data.is_some());
-        if !needs_seed && !copied {
+        if !needs_seed && !needs_identity {
             return Ok(None);
         }
         let user_data = record.spec.user_data.as_ref().filter(|_| !image.cloud_init);

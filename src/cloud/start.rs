@@ -44,7 +44,7 @@ impl Instances<'_> {
             let limits = volume_limits(volume).filter(|_| !record.spec.no_limits);
             Ok(VolumeDisk { limits, ..volume_disk(volume)? })
         };
-        let is_copy = matches!(source, Source::Copy { .. });
+        let needs_seed = matches!(source, Source::First | Source::Copy { .. });
         let Outcome { value: network, warnings } = self.cloud.interfaces().plan(record)?;
         let plan = InstancePlan {
             id: record.meta.id,
@@ -59,7 +59,7 @@ impl Instances<'_> {
             volumes: volumes.iter().map(disk).collect::<Result<_, CloudError>>()?,
             instance_store: catalog::find(&record.spec.size.instance_type)?.instance_store(),
             limits: limits_of(record),
-            seed: self.seed_of(record, &image.manifest, is_copy)?,
+            seed: self.seed_of(record, &image.manifest, needs_seed)?,
             network,
             source,
             began_ns: monotonic_ns(),
@@ -78,7 +78,7 @@ impl Instances<'_> {
         let mut machines = Vec::new();
         for InstanceStart { plan, warnings: of_plan, .. } in starts {
             warnings.extend(of_plan);
-            if !matches!(plan.source, Source::Boot) {
+            if !matches!(plan.source, Source::Boot | Source::First) {
                 self.await_turn(&mut machines)?;
             }
             machines.push(self.cloud.node.instances().start(plan)?);

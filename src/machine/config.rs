@@ -11,6 +11,8 @@ use super::network::MacAddress;
 pub const MAX_VCPUS: u32 = 64;
 /// Minimum memory, which the embedded kernel and the agent need.
 pub const MIN_MEMORY_MIB: u64 = 64;
+/// Product name in the SMBIOS tables of a guest that boots without an identity.
+const ANONYMOUS_PRODUCT: &str = "custom";
 /// Maximum number of disks. Each virtio device needs an interrupt line of its own.
 pub const MAX_DISKS: usize = 12;
 
@@ -79,6 +81,10 @@ pub struct KernelConfig {
     /// Options from the image or the user. The VMM adds those that the machine needs (`vmm::boot::cmdline`).
     #[serde(default)]
     pub cmdline: String,
+    /// Options with the instance's identity: its host name, ID, network and seed. The first guest of a template boots
+    /// without them.
+    #[serde(default)]
+    pub identity_options: String,
     #[serde(default)]
     pub protocol: BootProtocol,
     /// True if the kernel supports the option `wisp.software_kvm`. With it, the kernel avoids instructions that
@@ -224,6 +230,16 @@ impl MachineConfig {
         u64::from(self.cpus.count) + self.all_disk_slots() as u64 * disk + 24
     }
 
+    /// Removes the instance's identity from everything that the guest reads while it boots.
+    pub fn hide_identity(&mut self) {
+        self.kernel.identity_options.clear();
+        if let Some(identity) = &mut self.identity {
+            identity.product = ANONYMOUS_PRODUCT.into();
+            identity.uuid = [0; 16];
+            identity.asset_tag.clear();
+        }
+    }
+
     pub fn all_disk_slots(&self) -> usize {
         self.disks.len().max(self.disk_slots)
     }
@@ -278,6 +294,7 @@ mod tests {
                 path: "vmlinux".into(),
                 initrd: None,
                 cmdline: String::new(),
+                identity_options: String::new(),
                 protocol: BootProtocol::Auto,
                 software_kvm_aware: false,
             },
@@ -297,6 +314,24 @@ mod tests {
         assert_eq!(config.validate(), Ok(()));
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<MachineConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn hidden_identity_leaves_manufacturer_only() {
+        let mut config = config();
+        config.kernel.cmdline = "quiet".into();
+        config.kernel.identity_options = "wisp.hostname=i-01234567".into();
+        config.identity = Some(SystemIdentity {
+            manufacturer: "Amazon EC2".into(),
+            product: "t3.nano".into(),
+            uuid: [7; 16],
+            asset_tag: "i-0123456789abcdef0".into(),
+        });
+        config.hide_identity();
+        let identity = config.identity.unwrap();
+        assert_eq!((config.kernel.cmdline.as_str(), config.kernel.identity_options.as_str()), ("quiet", ""));
+        assert_eq!((identity.manufacturer.as_str(), identity.product.as_str()), ("Amazon EC2", ANONYMOUS_PRODUCT));
+        assert_eq!((identity.uuid, identity.asset_tag.as_str()), ([0; 16], ""));
     }
 
     #[test]

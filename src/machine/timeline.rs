@@ -37,11 +37,14 @@ pub enum Mark {
     FirstConsoleByte,
     /// The guest's first process is running.
     InitStarted,
+    /// The agent of a guest without an identity is ready, so that the guest can become a template.
+    TemplateReady,
+    /// The agent is ready, and the guest has its instance's identity.
     AgentReady,
 }
 
 impl Mark {
-    pub const ALL: [Mark; 9] = [
+    pub const ALL: [Mark; 10] = [
         Mark::ProcessStart,
         Mark::VmmStart,
         Mark::MemoryReady,
@@ -50,6 +53,7 @@ impl Mark {
         Mark::FirstInstruction,
         Mark::FirstConsoleByte,
         Mark::InitStarted,
+        Mark::TemplateReady,
         Mark::AgentReady,
     ];
 
@@ -64,6 +68,7 @@ impl Mark {
             Mark::FirstInstruction => "start vCPUs",
             Mark::FirstConsoleByte => "kernel, to the first console output",
             Mark::InitStarted => "kernel, to the first process",
+            Mark::TemplateReady => "first process, to template ready",
             Mark::AgentReady => "first process, to agent ready",
         }
     }

@@ -119,6 +119,7 @@ pub fn image_kernel(image: &Image) -> KernelConfig {
         path: image.dir.join(&manifest.kernel.file),
         initrd: manifest.initrd.as_ref().map(|entry| image.dir.join(&entry.file)),
         cmdline: manifest.kernel.cmdline.clone(),
+        identity_options: String::new(),
         protocol: manifest.kernel.protocol,
         software_kvm_aware: manifest.kernel.software_kvm_aware,
     }
@@ -149,5 +150,5 @@ pub fn host_name(id: &InstanceId) -> String {
 
 /// Adds the guest's host name and the instance ID to the kernel command line.
 pub fn name_host(kernel: &mut KernelConfig, id: &InstanceId) {
-    kernel.cmdline.push_str(&format!(" wisp.hostname={} wisp.instance={id}", host_name(id)));
+    kernel.identity_options.push_str(&format!("wisp.hostname={} wisp.instance={id}", host_name(id)));
 }

@@ -56,9 +56,17 @@ pub struct Inherited {
     pub network: Option<OwnedFd>,
 }
 
-/// Starts the supervisor. Its VMM boots, or restores a snapshot if `restore` is given. `began_ns` is the start time of
-/// the user's command.
-pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_ns: u64) -> io::Result<Child> {
+/// The state from which a machine starts.
+#[derive(Debug)]
+pub enum StartFrom<'a> {
+    Boot,
+    /// A boot without the instance's identity, which the guest gets after it was saved as a template.
+    TemplateBoot,
+    Snapshot(&'a Restore),
+}
+
+/// Starts the supervisor, whose VMM starts the machine. `began_ns` is the start time of the user's command.
+pub fn spawn(dir: &Path, inherited: Inherited, from: StartFrom, began_ns: u64) -> io::Result<Child> {
     // Empty the log, so that an earlier VMM's messages are not attributed to the new one.
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOG))?;
     log.set_len(0)?;
@@ -67,8 +75,12 @@ pub fn spawn(dir: &Path, inherited: Inherited, restore: Option<&Restore>, began_
     environment::restrict(&mut command);
     command.arg0("wisp").arg("vmm").arg(dir);
     command.args(["--began-ns", &began_ns.to_string()]);
-    if let Some(Restore { dir, once }) = restore {
-        command.arg("--restore").arg(dir).args(once.then_some("--once"));
+    match from {
+        StartFrom::Boot => {}
+        StartFrom::TemplateBoot => drop(command.arg("--template")),
+        StartFrom::Snapshot(Restore { dir, once }) => {
+            command.arg("--restore").arg(dir).args(once.then_some("--once"));
+        }
     }
     let mut kept: Vec<OwnedFd> = Vec::new();
     let mut pass = |option: &str, fd: OwnedFd| {

@@ -1,4 +1,4 @@
-//! Pauses, saves, forks and resumes a machine.
+//! Pauses, saves, forks and resumes a machine, and gives its guest an identity.
 //!
 //! The vCPUs pause first, so that devices get no new requests. Then the devices complete their requests in flight, and
 //! raise the resulting interrupts. The interrupts are part of the vCPUs' state, which is therefore saved last.
@@ -11,6 +11,7 @@ use kvm_ioctls::VmFd;
 
 use super::cpu::vcpu::{VcpuContext, VcpuHandle};
 use super::error::Error;
+use super::resume_message::ResumeMessage;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::copy::NewCopy;
 use super::snapshot::memory::Content;
@@ -78,6 +79,15 @@ impl Freezer<'_> {
         copy.finish(&content)?;
         state.write(content.differences, dir)?;
         Ok(Some(paused))
+    }
+
+    /// Gives the guest its identity while it is paused. Returns false if the machine is ending anyway.
+    pub fn personalize(&self, mut identity: ResumeMessage) -> Result<bool, Error> {
+        let Some(virtio) = self.pause() else { return Ok(false) };
+        identity.renew_generation(&self.context.memory, lock(&self.devices.generation).address());
+        let personalized = self.devices.personalize(identity, &virtio);
+        self.resume();
+        personalized.map(|()| true)
     }
 
     /// Pauses the vCPUs, waits for the devices' requests in flight, and returns the devices' states. Returns `None` if

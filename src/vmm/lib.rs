@@ -9,6 +9,7 @@
 //! No guest input may crash the process or reach anything but the machine's own memory, disks and sockets. Each guest's
 //! end is reported as an [`End`](::machine::End).
 
+mod agent_ports;
 pub mod boot;
 pub mod bus;
 pub mod console_socket;

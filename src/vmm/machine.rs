@@ -5,7 +5,7 @@
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -73,6 +73,8 @@ pub struct Machine {
     control: ControlServer,
     console_socket: ConsoleSocket,
     restored: Option<RestoredState>,
+    /// The identity that the guest has not been given yet.
+    identity: Option<ResumeMessage>,
 }
 
 /// The parts of [`VmmInputs`] that are used when the machine runs.
@@ -95,6 +97,19 @@ struct RestoredState {
 impl Machine {
     /// Builds a machine that boots the kernel of its configuration.
     pub fn boot(config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
+        Machine::boot_until(Mark::AgentReady, config, inputs)
+    }
+
+    /// Builds a machine that boots without the identity in its configuration, so that a snapshot of it can be a
+    /// template. [`ControlRequest::Personalize`](machine::control::ControlRequest::Personalize) gives it the identity.
+    pub fn boot_template(mut config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
+        let identity = ResumeMessage::of(&config, read_link(&config)?.as_ref())?;
+        config.hide_identity();
+        let machine = Machine::boot_until(Mark::TemplateReady, config, inputs)?;
+        Ok(Machine { identity: Some(identity), ..machine })
+    }
+
+    fn boot_until(first_ready: Mark, config: MachineConfig, inputs: VmmInputs) -> Result<Machine, Error> {
         let start = StartUp::begin(&inputs)?;
         let memory = inputs.memory;
         let layout = Layout::of_config(&config)?;
@@ -111,7 +126,7 @@ impl Machine {
             timeline: &start.timeline,
             link,
         };
-        let wired = builder.boot(inputs.devices)?;
+        let wired = builder.boot(inputs.devices, first_ready)?;
         let vcpus = Vcpus::boot(&machine, config.cpus)?;
         let boot = loading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         start.timeline.mark(Mark::KernelLoaded);
@@ -133,7 +148,8 @@ impl Machine {
         state.check_host(&from.dir, &machine.kvm, &machine.supported)?;
         start.timeline.mark(Mark::MemoryReady);
         let link = read_link(&config)?;
-        let message = ResumeMessage::of(&config, &memory, state.generation, link.as_ref())?;
+        let mut message = ResumeMessage::of(&config, link.as_ref())?;
+        message.renew_generation(&memory, state.generation);
         let builder = DeviceBuilder {
             config: &config,
             dir: &inputs.dir,
@@ -167,6 +183,7 @@ impl Machine {
             ends: self.ends,
             ready: self.ready,
             recorder,
+            owner_until_ready: self.identity.is_some(),
         })?;
         sandbox::seal(self.process.starter)?;
         if let Some(restored) = &self.restored {
@@ -179,7 +196,9 @@ impl Machine {
             context: Arc::new(self.context),
             vcpus: Vec::new(),
             devices: self.devices,
+            restored_from: self.restored.as_ref().and_then(RestoredState::name),
             origin: self.restored.map(|restored| restored.origin),
+            identity: Mutex::new(self.identity),
             clock: Clock::start(),
             cancellation: Cancellation::default(),
         };
@@ -203,6 +222,10 @@ impl Machine {
 }
 
 impl RestoredState {
+    fn name(&self) -> Option<String> {
+        self.from.dir.file_name().map(|name| name.to_string_lossy().into_owned())
+    }
+
     /// Restores the virtio devices. A snapshot that may be restored only once is consumed, so no vCPU may run before.
     fn begin(&self, devices: &Devices, timeline: &Timeline) -> Result<(), Error> {
         freeze::restore_virtio(devices, &self.virtio, &self.from.dir)?;
@@ -279,6 +302,7 @@ impl StartUp {
             control: self.control,
             console_socket,
             restored,
+            identity: None,
         })
     }
 }

@@ -33,7 +33,7 @@ use machine::config::{CpuConfig, DiskConfig, MachineConfig, NetConfig};
 use machine::end::{EndReceiver, EndSender, end_channel};
 use machine::files::{CONSOLE_LOG, CONSOLE_SOCKET, VSOCK_SOCKET};
 use machine::passed_files::FdTable;
-use machine::timeline::Timeline;
+use machine::timeline::{Mark, Timeline};
 use netstack::NetstackConfig;
 use netstack::broker::BrokerClient;
 
@@ -148,9 +148,9 @@ pub(super) struct DeviceBuilder<'a> {
 }
 
 impl DeviceBuilder<'_> {
-    /// Creates the devices of a machine that boots.
-    pub fn boot(self, inputs: DeviceInputs) -> Result<WiredDevices, Error> {
-        self.wire(inputs, PcState { serial: &SerialState::default(), generation: None, message: None })
+    /// Creates the devices of a machine that boots. `first_ready` is the mark of its agent's first ready report.
+    pub fn boot(self, inputs: DeviceInputs, first_ready: Mark) -> Result<WiredDevices, Error> {
+        self.wire(inputs, PcState { serial: &SerialState::default(), generation: None, first_ready })
     }
 
     /// Creates the devices of a restored machine. Those whose state is restored later are in the reset state.
@@ -160,7 +160,10 @@ impl DeviceBuilder<'_> {
         state: &MachineState,
         message: ResumeMessage,
     ) -> Result<WiredDevices, Error> {
-        self.wire(inputs, PcState { serial: &state.serial, generation: state.generation, message: Some(message) })
+        let pc = PcState { serial: &state.serial, generation: state.generation, first_ready: Mark::AgentReady };
+        let wired = self.wire(inputs, pc)?;
+        wired.connected.devices.await_resume(message)?;
+        Ok(wired)
     }
 
     fn wire(self, inputs: DeviceInputs, state: PcState<'_>) -> Result<WiredDevices, Error> {
@@ -172,13 +175,11 @@ impl DeviceBuilder<'_> {
         if let Some(terminal) = inputs.console {
             console_socket.attach(terminal).map_err(Error::host("attach the terminal to the console"))?;
         }
-        let released = state.message.as_ref().map(|message| message.release.try_clone()).transpose();
-        let released = released.map_err(Error::host("create an eventfd"))?;
         let pc = PcParts { timeline, ends: &end_sender, ready: &ready, console: &console, state };
         let mut manager = DeviceManager::new(vm, memory, layout.resources, pc)?;
         let BrokerClient { link: link_sockets, vsock: connector } = inputs.broker;
         let path = dir.join(VSOCK_SOCKET);
-        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &path, connector, released)).transpose()?;
+        let vsock = config.vsock.as_ref().map(|vsock| Vsock::new(vsock, &path, connector)).transpose()?;
         let net = layout.net.map(|net| connect(net, inputs.network, link, link_sockets)).transpose()?;
         let (rings, files, disk_limits) = (inputs.rings, inputs.files, config.disk_limits);
         manager.add_virtio_devices(VirtioParts { disks: &layout.disks, rings, files, disk_limits, vsock, net, dir })?;

@@ -1,7 +1,7 @@
 //! A machine with running vCPUs.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -11,6 +11,7 @@ use super::error::Error;
 use super::event_loop::{ControlledMachine, Job, Outcome};
 use super::freeze::Freezer;
 use super::memory;
+use super::resume_message::ResumeMessage;
 use super::sandbox;
 use super::snapshot::cancellation::Cancellation;
 use super::snapshot::origin::Origin;
@@ -38,6 +39,10 @@ pub(super) struct RunningMachine {
     pub devices: Devices,
     /// The snapshot that the machine was restored from.
     pub origin: Option<Origin>,
+    /// The name of its directory.
+    pub restored_from: Option<String>,
+    /// The identity that the guest has not been given yet.
+    pub identity: Mutex<Option<ResumeMessage>>,
     pub clock: Clock,
     pub cancellation: Cancellation,
 }
@@ -114,6 +119,15 @@ impl RunningMachine {
         }
     }
 
+    fn personalize(&self) -> Message {
+        let Some(identity) = lock(&self.identity).take() else { return failed("the guest has its identity already") };
+        match self.freezer().personalize(identity) {
+            Ok(true) => Message::Done,
+            Ok(false) => failed(ALREADY_STOPPING),
+            Err(error) => failed(error),
+        }
+    }
+
     /// Saves the CPU credit balance for the machine's next run.
     pub fn keep_balance(&self, dir: &Path) {
         let Some(record) = self.context.cpu_budget() else { return };
@@ -144,11 +158,16 @@ impl ControlledMachine for RunningMachine {
             Job::ReloadLink { link, files } => self.reload_link(&link, &files),
             Job::Save { dir } => return self.save(&dir),
             Job::Fork { dir, layers, files } => self.fork(&dir, &layers, &files),
+            Job::Personalize => self.personalize(),
         })
     }
 
     fn cancel(&self) {
         self.cancellation.cancel();
+    }
+
+    fn awaits_identity(&self) -> bool {
+        lock(&self.identity).is_some()
     }
 
     fn request_statistics(&self) {
@@ -163,6 +182,8 @@ impl ControlledMachine for RunningMachine {
             moment: self.clock.now(),
             sandbox: sandbox::record(),
             is_ending: false,
+            is_owned: false,
+            restored_from: self.restored_from.clone(),
             vcpus: self.config.cpus.count,
             memory_mib: self.config.memory_mib,
             software_kvm: self.context.software_kvm,

@@ -8,15 +8,14 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::{RESUMED_PORT, RESUMED_PORTS};
 
+use super::agent_ports::AgentPorts;
 use super::bus::{Bus, SharedDevice};
 use super::cpu::time::ThreadClock;
 use super::devices::acpi_pm::{self, AcpiPm};
-use super::devices::boot_timer::BootTimer;
 use super::devices::console::Console;
 use super::devices::generation::{self, Generation};
 use super::devices::i8042::{self, I8042};
 use super::devices::pvpanic::{self, Pvpanic};
-use super::devices::resumed::ResumedPorts;
 use super::devices::rtc::{self, Rtc};
 use super::devices::serial::{self, Serial, SerialState};
 use super::disk_slots::{DiskSlot, DiskSlots};
@@ -27,6 +26,7 @@ use super::irq::IrqLine;
 use super::memory::{GuestMemory, VIRTIO_MMIO_SIZE};
 use super::resources::{ResourceAllocator, ResourceError};
 use super::resume_message::ResumeMessage;
+use super::snapshot::SnapshotError;
 use super::virtio::VirtioDevice;
 use super::virtio::balloon::{Balloon, BalloonControl};
 use super::virtio::block::{Block, DiskHandle, Ring};
@@ -35,8 +35,8 @@ use super::virtio::mmio::{MmioResources, MmioTransport};
 use super::virtio::net::{Backend, Net, NetControl};
 use super::virtio::register;
 use super::virtio::rng::Rng;
-use super::virtio::transport::Transport;
-use super::virtio::vsock::Vsock;
+use super::virtio::transport::{Transport, TransportState};
+use super::virtio::vsock::{Vsock, VsockControl};
 use disk::Disk;
 use machine::config::{DiskConfig, NetConfig};
 use machine::end::EndSender;
@@ -44,7 +44,7 @@ use machine::limits::DiskLimits;
 use machine::limits::rate_limiter::SharedDiskLimiter;
 use machine::passed_files::FdTable;
 use machine::sync::lock;
-use machine::timeline::{Timeline, monotonic_ns};
+use machine::timeline::{Mark, Timeline, monotonic_ns};
 use netstack::NetstackConfig;
 use netstack::broker::LinkSockets;
 
@@ -60,7 +60,9 @@ pub(super) struct Devices {
     pub(super) rtc: Arc<Mutex<Rtc>>,
     pub(super) acpi_pm: Arc<Mutex<AcpiPm>>,
     pub(super) generation: Arc<Mutex<Generation>>,
+    pub(super) agent_ports: AgentPorts,
     pub(super) disks: DiskSlots,
+    pub(super) vsock: Option<RestartableVsock>,
     pub(super) net: Option<NetControl>,
     /// `None` until the virtio devices are added.
     pub(super) balloon: Option<BalloonControl>,
@@ -68,6 +70,36 @@ pub(super) struct Devices {
     pub(super) faults: Vec<(String, Arc<GuestFaults>)>,
     /// CPU clocks of the virtio devices' threads.
     pub(super) clocks: Vec<Arc<ThreadClock>>,
+}
+
+/// The vsock device of a machine whose guest may be given an identity while it runs.
+#[derive(Debug)]
+pub(super) struct RestartableVsock {
+    control: VsockControl,
+    /// Its index in [`Devices::virtio`].
+    index: usize,
+}
+
+impl Devices {
+    /// Offers `message` to the guest. The next activation of the vsock device makes the guest drop its connections, so
+    /// that the agent reads the message, and accepts clients once the agent is ready.
+    pub(super) fn await_resume(&self, message: ResumeMessage) -> Result<(), Error> {
+        if let Some(vsock) = &self.vsock {
+            let release = message.release.try_clone().map_err(Error::host("create an eventfd"))?;
+            vsock.control.hold_clients_until(release);
+        }
+        self.agent_ports.offer(message);
+        Ok(())
+    }
+
+    /// Gives an identity to a guest whose devices are paused in the states `virtio`.
+    pub(super) fn personalize(&self, message: ResumeMessage, virtio: &[TransportState]) -> Result<(), Error> {
+        self.await_resume(message)?;
+        let index = self.vsock.as_ref().map(|vsock| vsock.index);
+        let vsock = index.and_then(|index| self.virtio.get(index).zip(virtio.get(index)));
+        let Some((device, state)) = vsock else { return Ok(()) };
+        lock(device).restore(state).map_err(|why| SnapshotError::Device(why).into())
+    }
 }
 
 /// The devices that are created so far, with their buses.
@@ -95,8 +127,8 @@ pub(super) struct PcState<'a> {
     pub serial: &'a SerialState,
     /// The address of the generation record, if the guest has written it.
     pub generation: Option<u64>,
-    /// `None` for a machine that boots.
-    pub message: Option<ResumeMessage>,
+    /// The mark of the agent's first ready report.
+    pub first_ready: Mark,
 }
 
 pub(super) struct VirtioParts<'a> {
@@ -134,6 +166,7 @@ impl<'a> DeviceManager<'a> {
         let serial_room = new_eventfd()?;
         let room = serial_room.try_clone().map_err(Error::host("create an eventfd"))?;
         let irq = connect_irq(vm, serial::IRQ)?;
+        let ready = ready.try_clone().map_err(Error::host("create an eventfd"))?;
         let serial = Serial::new(state.serial, irq, console.writer(), room)?;
         let devices = Devices {
             serial: Arc::new(Mutex::new(serial)),
@@ -142,22 +175,23 @@ impl<'a> DeviceManager<'a> {
             rtc: Arc::default(),
             acpi_pm: Arc::new(Mutex::new(AcpiPm::new(ends.clone()))),
             generation: Arc::new(Mutex::new(Generation::new(state.generation))),
+            agent_ports: AgentPorts::new(timeline, state.first_ready, ready),
             disks: DiskSlots::default(),
+            vsock: None,
             net: None,
             balloon: None,
             virtio: Vec::new(),
             faults: Vec::new(),
             clocks: Vec::new(),
         };
-        let (resumed, boot_timer) = agent_ports(timeline, ready, state.message)?;
         let on_bus: [(u16, u64, SharedDevice); 8] = [
             (i8042::PORT, i8042::LENGTH, devices.i8042.clone()),
             (rtc::PORT, rtc::LENGTH, devices.rtc.clone()),
             (serial::PORT, serial::LENGTH, devices.serial.clone()),
             (acpi_pm::PORT, acpi_pm::LENGTH, devices.acpi_pm.clone()),
             (pvpanic::PORT, 1, Arc::new(Mutex::new(Pvpanic::new(ends.clone())))),
-            (wisp_agent::BOOT_TIMER_PORT, 1, boot_timer),
-            (RESUMED_PORT, RESUMED_PORTS as u64, resumed),
+            (wisp_agent::BOOT_TIMER_PORT, 1, devices.agent_ports.boot_timer.clone()),
+            (RESUMED_PORT, RESUMED_PORTS as u64, devices.agent_ports.resumed.clone()),
             (generation::PORT, generation::LENGTH, devices.generation.clone()),
         ];
         let mut ports = Bus::default();
@@ -184,7 +218,10 @@ impl<'a> DeviceManager<'a> {
         self.devices.disks = DiskSlots::new(slots, dir);
         self.add_virtio("rng".into(), Box::new(Rng::default()))?;
         if let Some(vsock) = vsock {
+            let control = vsock.control();
             self.add_virtio("vsock".into(), Box::new(vsock))?;
+            let index = self.devices.virtio.len() - 1;
+            self.devices.vsock = Some(RestartableVsock { control, index });
         }
         if let Some(net) = net {
             self.devices.net = Some(net.control());
@@ -226,27 +263,6 @@ fn connect_irq(vm: &VmFd, gsi: u32) -> Result<IrqLine, Error> {
     let line = IrqLine::new().map_err(Error::host("create an eventfd"))?;
     vm.register_irqfd(line.eventfd(), gsi).map_err(Error::kvm("register an interrupt line"))?;
     Ok(line)
-}
-
-/// Creates the ports through which the agent reads the resume message, and reports that it is ready.
-fn agent_ports(
-    timeline: &Arc<Timeline>,
-    ready: &EventFd,
-    resume: Option<ResumeMessage>,
-) -> Result<(SharedDevice, SharedDevice), Error> {
-    let ready = ready.try_clone().map_err(Error::host("create an eventfd"))?;
-    let (message, release) = resume.map(|resume| (resume.message, resume.release)).unzip();
-    let resumed = Arc::new(Mutex::new(ResumedPorts::new(message)));
-    let noted = Arc::clone(&resumed);
-    let on_ready = Box::new(move || {
-        lock(&noted).clear();
-        // Cannot fail: each write adds one to a counter that would take centuries to overflow.
-        for event in release.iter().chain([&ready]) {
-            let _ = event.write(1);
-        }
-    });
-    let boot_timer = Arc::new(Mutex::new(BootTimer::new(Arc::clone(timeline), on_ready)));
-    Ok((resumed, boot_timer))
 }
 
 pub(super) fn connect(

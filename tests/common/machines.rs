@@ -47,6 +47,7 @@ pub fn config(wisp: &Wisp) -> MachineConfig {
             path: bundle.join("vmlinux"),
             initrd: None,
             cmdline: "quiet".into(),
+            identity_options: String::new(),
             protocol: BootProtocol::Auto,
             software_kvm_aware: true,
         },

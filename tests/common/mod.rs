@@ -97,7 +97,7 @@ impl Wisp {
     pub fn command(&self, args: &[&str]) -> Command {
         let own = || Command::new(env!("CARGO_BIN_EXE_wisp"));
         let mut command = self.user.as_ref().map_or_else(own, user::User::wisp);
-        // A limit of 0 disables templates: guests cold-boot, and no templates are created in the background.
+        // A limit of 0 disables templates, so that guests cold-boot.
         let limit = if self.is_warm { "4096" } else { "0" };
         command.args(args).env("WISP_HOME", self.home()).env("WISP_WARM_LIMIT", limit).env_remove("WISP_LOG");
         command
@@ -357,17 +357,6 @@ pub fn await_no_processes_of(wisp: &Wisp) {
     // A zombie has no command line.
     let is_left = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(home));
     wait::await_end_of("a process of the data directory", || wait::pids().filter(is_left).collect());
-}
-
-/// Waits until no command is creating a template in the background.
-pub fn await_no_background_work(wisp: &Wisp) {
-    let home = format!("WISP_HOME={}", wisp.home().display());
-    for pid in processes(&["wisp", "image", "warm"]) {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes()) {
-            wait_until_gone(pid.try_into().unwrap());
-        }
-    }
 }
 
 /// Returns pseudorandom bytes, which are the same in each call.

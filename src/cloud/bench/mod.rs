@@ -30,7 +30,7 @@ use self::round::Round;
 use self::schedule::{Budget, groups, order};
 use super::capacity::cpus;
 use super::error::CloudError;
-use super::template;
+use super::template::{self, Start};
 use ec2::capacity::{self, InstanceSize};
 use ec2::network::NetworkMode;
 use machine::timeline::monotonic_ns;
@@ -155,15 +155,18 @@ impl Bench<'_> {
         if report.failed.is_some() || only_boots || !template::can_have(image) {
             return Ok(());
         }
-        if template::find(self.home, image, cpus, memory_mib).is_none() {
-            self.report_progress(0, report, "creating a template");
-            let made = template::make(self.home, image, cpus, memory_mib, *boot_timeout, monotonic_ns());
-            if let Some(signal) = self.interrupt.signal() {
-                return Err(BenchError::Interrupted(signal));
+        let made = Start::of(self.home, image, cpus, memory_mib, &|| {}).and_then(|start| {
+            if let Start::First(task) = start {
+                self.report_progress(0, report, "creating a template");
+                template::make(&task, image, *boot_timeout, monotonic_ns())?;
             }
-            if let Err(error) = made {
-                log::warn!("cannot create a template for {}: {error}", report.request.instance_type.name);
-            }
+            Ok(())
+        });
+        if let Some(signal) = self.interrupt.signal() {
+            return Err(BenchError::Interrupted(signal));
+        }
+        if let Err(error) = made {
+            log::warn!("cannot create a template for {}: {error}", report.request.instance_type.name);
         }
         Ok(())
     }

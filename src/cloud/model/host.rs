@@ -211,6 +211,14 @@ impl Machine for FakeMachine {
         Ok(true)
     }
 
+    fn prepare_template(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn personalize(&mut self, _: Duration) -> Result<bool, MachineError> {
+        Ok(true)
+    }
+
     fn link_problems(&mut self) -> Result<Vec<String>, MachineError> {
         Ok(Vec::new())
     }

@@ -26,7 +26,7 @@ impl Running {
         let running =
             Running { home: Home::at(dir.path()).expect("a data directory"), node: FakeNode::default(), _dir: dir };
         let spec = launch_spec(count, None, true, ShutdownBehavior::Stop, false);
-        let launched = running.open().instances().launch(&spec).expect("the host has room").value;
+        let launched = running.open().instances().launch(&spec, &|_| {}).expect("the host has room").value;
         assert_eq!(launched.instances.len(), count as usize);
         running
     }

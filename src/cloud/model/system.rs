@@ -135,7 +135,7 @@ impl System {
             Action::Launch { count, image, extra, ends_at_power_off, can_hibernate } => {
                 let image = image.map(|image| self.ids.images[image].to_string());
                 let behavior = if ends_at_power_off { ShutdownBehavior::Terminate } else { ShutdownBehavior::Stop };
-                instances.launch(&launch_spec(count, image, extra, behavior, can_hibernate)).map(drop)
+                instances.launch(&launch_spec(count, image, extra, behavior, can_hibernate), &|_| {}).map(drop)
             }
             Action::Start(instance) => instances.start(id(instance), false, false).map(drop),
             Action::Stop { instance, hibernate } => {
@@ -376,5 +376,6 @@ pub(super) fn launch_spec(
         network: NetworkSpec::default(),
         cpu_credits: None,
         no_limits: false,
+        first_boot_timeout: None,
     }
 }

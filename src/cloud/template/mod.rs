@@ -1,11 +1,15 @@
 //! Templates: snapshots of booted guests without an identity, which a launch restores in milliseconds. Images with
 //! cloud-init have none, because cloud-init reads the instance's identity at boot.
 //!
+//! The first guest of an image and a size makes the template: it boots without an identity, is saved when its agent is
+//! ready, and then gets its identity as a restored guest does. The command that starts it has a [`Task`]; others wait.
+//!
 //! Each template has a directory with the snapshot and a file with the root file system's overlay, named by its key.
 //! The directory is created last and removed first: without it, there is no template. A command that restores a
 //! template holds a shared lock on it; a command that removes it takes the exclusive lock.
 
 mod make;
+mod task;
 
 use std::fs::{self, File};
 use std::io;
@@ -18,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use make::make;
+pub use task::{Start, Task};
 
 use crate::error::CloudError;
 use disk::disk_image;
@@ -25,21 +30,29 @@ use machine::config::{CpuConfig, DiskFormat};
 use machine::fs::remove_if_exists;
 use machine::launch::Restore;
 use machine::snapshot_files;
-use node::home::{Home, private_file, try_lock_file};
+use node::home::{Home, private_file};
 use node::image::Image;
 use node::image_memory::{self, ImageMemory};
 use node::machine_config::ROOT;
 use node::snapshot_check;
+use task::{FAILED, failure_path};
 
 /// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
+/// Environment variable that disables templates if it is [`OFF`].
+pub const SWITCH_VARIABLE: &str = "WISP_TEMPLATES";
+const OFF: &str = "off";
 const DEFAULT_LIMIT_MIB: u64 = 4096;
 /// Name of the file with the [`TemplateKey`] in a template's directory.
 const FACTS: &str = "warm.json";
+/// Length of a template's name in hexadecimal digits.
+const KEY_LENGTH: usize = 20;
 /// Name prefix of unfinished files and directories.
 const UNFINISHED: &str = ".new-";
 /// Timeout for a ready agent to answer, and to write the guest's dirty pages.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout for the agent of a first guest to apply its identity.
+pub(crate) const IDENTITY_TIMEOUT: Duration = AGENT_TIMEOUT;
 const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +64,14 @@ pub struct TemplateKey {
     pub memory_mib: u64,
     /// Time of creation in seconds since 1970.
     pub made: u64,
+    /// ID of the root disk in the snapshot.
+    #[serde(default = "default_root")]
+    pub root: String,
+}
+
+/// Returns the root disk's ID in templates whose file has none.
+fn default_root() -> String {
+    ROOT.into()
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +81,13 @@ pub struct TemplateRecord {
     pub bytes: u64,
     key: String,
     used: SystemTime,
+}
+
+impl TemplateRecord {
+    /// Returns the template's name, which is also the name of its directory.
+    pub fn name(&self) -> &str {
+        &self.key
+    }
 }
 
 /// A snapshot from which instances are restored: a template, which is locked until drop, or an image's memory.
@@ -100,6 +128,11 @@ fn paths(home: &Home, key: &str) -> [PathBuf; 3] {
     [key.to_string(), format!("{key}.qcow2"), format!("{key}.lock")].map(|name| home.warm().join(name))
 }
 
+/// Returns true if `text` has the form of a template's name.
+pub fn is_name(text: &str) -> bool {
+    text.len() == KEY_LENGTH && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 fn relative_image(home: &Home, dir: &Path) -> PathBuf {
     dir.strip_prefix(home.images()).unwrap_or(dir).to_path_buf()
 }
@@ -112,12 +145,17 @@ fn key(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> String {
     let dir = relative_image(home, &image.dir);
     let parts = serde_json::json!([dir, digests, initrd, manifest.kernel.cmdline, cpus, memory_mib, "net, balloon"]);
     let mut key = disk::sparse::hex(&Sha256::digest(parts.to_string()));
-    key.truncate(20);
+    key.truncate(KEY_LENGTH);
     key
 }
 
+/// Returns false if templates are disabled by [`SWITCH_VARIABLE`] or [`LIMIT_VARIABLE`].
+pub fn are_enabled() -> bool {
+    limit() > 0 && std::env::var(SWITCH_VARIABLE).map_or(true, |text| text.trim() != OFF)
+}
+
 pub fn can_have(image: &Image) -> bool {
-    image.manifest.root.is_some() && !image.manifest.cloud_init && limit() > 0
+    image.manifest.root.is_some() && !image.manifest.cloud_init && are_enabled()
 }
 
 /// Returns the image's memory or a template with this size, if this version of Wisp can restore it on this host.
@@ -146,8 +184,10 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     match snapshot_check::check(&dir) {
         Ok(()) => {
             // The modification time records the last use, so that the least recently used template is removed first.
-            let _ = File::open(dir.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));
-            Some(Template { dir, layer: Some(layer), root: ROOT.into(), _lock: Some(file) })
+            let path = dir.join(FACTS);
+            let _ = File::open(&path).and_then(|facts| facts.set_modified(SystemTime::now()));
+            let facts: TemplateKey = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+            Some(Template { dir, layer: Some(layer), root: facts.root, _lock: Some(file) })
         }
         Err(error) => {
             log::info!("cannot use a template: {error}");
@@ -157,30 +197,6 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
             }
             None
         }
-    }
-}
-
-/// The exclusive right to create a template. Only one of several concurrent launches gets it.
-#[derive(Debug)]
-pub struct Task {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl Task {
-    /// Acquires the task after a cold boot. Returns `None` if another launch has it or the template exists already.
-    pub fn take(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Result<Option<Task>, CloudError> {
-        let path = home.warm().join(format!("{}.making", key(home, image, cpus, memory_mib)));
-        let lock = try_lock_file(&path).map_err(CloudError::file(&path, "lock"))?;
-        let task = lock.map(|lock| Task { path, _lock: lock });
-        Ok(task.filter(|_| find_snapshot(home, image, cpus, memory_mib).is_none()))
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        // A process that acquires the lock now still finds the template, so removing the file is safe.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -239,7 +255,10 @@ fn remove(home: &Home, key: &str) -> Result<(), CloudError> {
         return Ok(());
     }
     snapshot_files::remove(&dir).map_err(CloudError::file(&dir, "remove"))?;
-    remove_if_exists(&layer).map_err(CloudError::file(&layer, "remove"))?;
+    let failure = failure_path(home, key);
+    for path in [&layer, &failure] {
+        remove_if_exists(path).map_err(CloudError::file(path, "remove"))?;
+    }
     remove_if_exists(&lock).map_err(CloudError::file(&lock, "remove"))
 }
 
@@ -251,7 +270,7 @@ pub(super) fn sweep(home: &Home) -> Result<(), CloudError> {
             .metadata()
             .and_then(|metadata| metadata.modified())
             .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > AGENT_TIMEOUT + SAVE_TIMEOUT));
-        if name.starts_with(UNFINISHED) && is_old {
+        if (name.starts_with(UNFINISHED) || name.ends_with(FAILED)) && is_old {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(CloudError::file(&path, "remove"))?;
         }
@@ -264,6 +283,8 @@ pub(super) fn copy_layer(layer: &Path, destination: &Path) -> Result<u64, CloudE
     let failed = || CloudError::file(destination, "create");
     let mut source = File::open(layer).map_err(CloudError::file(layer, "read"))?;
     let mut file = private_file(destination).map_err(failed())?;
+    // The file may be an empty overlay.
+    file.set_len(0).map_err(failed())?;
     // The copy shares its data blocks with the source if the file system supports it.
     io::copy(&mut source, &mut file).map_err(failed())?;
     Ok(disk_image::information(destination, DiskFormat::Qcow2)?.virtual_size)

@@ -100,6 +100,9 @@ pub enum ControlRequest {
         /// belong to the snapshot. After [`Message::Failed`], some of the overlays may be in use.
         layers: Vec<NewOverlay>,
     },
+    /// Give the instance's identity to a guest that booted without it. Response: [`Message::Done`]. [`Message::Ready`]
+    /// follows when the agent has applied the identity.
+    Personalize,
     /// End the machine now. Subscribers get [`Message::Ended`]. A snapshot in progress fails, unless it completes
     /// first.
     Kill {
@@ -186,6 +189,12 @@ pub struct VmmStatus {
     /// The machine is ending, or is saving its memory in order to end.
     #[serde(default)]
     pub is_ending: bool,
+    /// The machine ends when the command that started it exits.
+    #[serde(default)]
+    pub is_owned: bool,
+    /// Name of the snapshot directory that the machine was restored from.
+    #[serde(default)]
+    pub restored_from: Option<String>,
     pub vcpus: u32,
     pub memory_mib: u64,
     /// The host has software KVM, which emulates guest kernels.

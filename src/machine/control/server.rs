@@ -132,6 +132,21 @@ impl ControlServer {
         requests
     }
 
+    pub fn has_owner(&self) -> bool {
+        self.clients.values().any(|client| client.owner)
+    }
+
+    /// Ends the ownership of all clients: the machine no longer ends when one of them disconnects.
+    pub fn release_owners(&mut self) {
+        self.clients.values_mut().for_each(|client| client.owner = false);
+    }
+
+    /// Sends a message to the machine's owners only.
+    pub fn send_to_owners(&mut self, message: &Message) {
+        let owners: Vec<i32> = self.clients.iter().filter(|(_, client)| client.owner).map(|(fd, _)| *fd).collect();
+        owners.into_iter().for_each(|fd| self.send(fd, message));
+    }
+
     pub fn subscribe(&mut self, fd: i32) {
         if let Some(client) = self.clients.get_mut(&fd) {
             client.subscribed = true;

@@ -95,6 +95,13 @@ pub trait Machine: Debug + Send {
     /// Waits up to `timeout` until the agent is ready, and returns true if it is. Fails if the machine ends first.
     fn wait_ready(&mut self, timeout: Duration) -> Result<bool, MachineError>;
 
+    /// Prepares a guest for a snapshot that becomes a template. Its agent is ready.
+    fn prepare_template(&mut self) -> Result<(), MachineError>;
+
+    /// Gives a guest that started from [`Source::First`](super::Source::First) its identity, and waits up to `timeout`
+    /// until its agent has applied it. Returns true if it has.
+    fn personalize(&mut self, timeout: Duration) -> Result<bool, MachineError>;
+
     /// Returns the netstack problems that were not reported yet, as sentences.
     fn link_problems(&mut self) -> Result<Vec<String>, MachineError>;
 

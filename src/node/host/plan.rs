@@ -68,6 +68,8 @@ pub enum Connection {
 #[derive(Debug)]
 pub enum Source<'a> {
     Boot,
+    /// A boot without the instance's identity, for a template.
+    First,
     /// The instance's own snapshot.
     Hibernated(Restore),
     /// The snapshot of another machine. Its disks with these IDs are replaced by the instance's volumes, in order.

@@ -5,11 +5,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::dir::InstanceDir;
 use super::error::{Failure, MachineError};
@@ -20,15 +21,15 @@ use crate::home::{Home, lock_file, try_lock_file};
 use crate::vmm_process;
 use ec2::InstanceId;
 use ec2::state::InstanceState;
-use machine::control::{ClientError, ControlRequest, VmmStatus};
+use machine::control::{ClientError, ControlRequest, Message, NewOverlay, VmmStatus};
 use machine::end::End;
 use machine::files::LOCK;
 use machine::launch::Launcher;
 use machine::out_of_memory::OomKillCount;
 use machine::snapshot_files;
 
-/// Name of the directory for a snapshot, in the VMM's own directory.
-const SAVED: &str = "saved";
+/// Timeout for a snapshot. The guest keeps running for most of this time.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running ephemeral instance. Dropping it kills the machine and removes the directory.
@@ -114,21 +115,25 @@ impl EphemeralInstance {
         self.outcome(END_TIMEOUT)
     }
 
-    /// Saves the machine to `dir` and ends it.
-    pub fn save(&mut self, dir: &Path, timeout: Duration) -> Result<(), MachineError> {
-        // The VMM can write only to its own directory.
-        let saved = self.dir().vmm_directory().join(SAVED);
-        fs::DirBuilder::new().mode(0o700).create(&saved).map_err(MachineError::file(&saved, "create"))?;
-        let unsaved = |why| MachineError { instance: None, failure: Failure::NotDone(why) };
-        self.machine.send(&ControlRequest::Save { dir: saved.clone() })?;
-        match self.outcome(timeout) {
-            Ok((End::Saved, _)) => snapshot_files::take(&saved, dir).map_err(MachineError::file(dir, "create")),
-            Ok((end, _)) => Err(unsaved(format!("cannot save the machine: {end}"))),
-            Err(MachineError { failure: Failure::Refused(why), .. }) => {
-                Err(unsaved(format!("cannot save the machine: {why}")))
-            }
-            Err(error) => Err(error),
+    /// Takes a snapshot of the running machine, whose disk continues in the new overlay. Returns its directory, in which
+    /// the VMM cannot write.
+    pub fn fork(&mut self, layer: NewOverlay) -> Result<TempDir, MachineError> {
+        let [own, saved] = self.dir().saved_for_others()?;
+        let request = ControlRequest::Fork { dir: own.path().to_path_buf(), layers: vec![layer] };
+        match self.machine.ask_within(&request, SAVE_TIMEOUT) {
+            Ok(Message::Saved { .. }) => {}
+            Ok(other) => return Err(self.machine.unexpected(&other)),
+            Err(error) => return Err(self.explain(error)),
         }
+        snapshot_files::take(own.path(), saved.path()).map_err(MachineError::file(saved.path(), "create"))?;
+        Ok(saved)
+    }
+
+    /// Gives a guest that booted for a template its identity, and waits up to `timeout` until its agent has applied it.
+    /// Returns true if it has.
+    pub fn personalize(&mut self, timeout: Duration) -> Result<bool, MachineError> {
+        let ready = self.machine.personalize(timeout);
+        ready.map_err(|error| self.explain(error))
     }
 
     /// Explains why the connection closed, if the VMM's log or the host's out-of-memory kills give a reason. The log is

@@ -120,6 +120,14 @@ impl MachineHandle {
         Err(self.dir.error(Failure::EndedEarly { end, console: self.dir.console_tail() }))
     }
 
+    /// Gives a guest that booted for a template its instance's identity, and waits up to `timeout` until its agent has
+    /// applied it. Returns true if it has.
+    pub fn personalize(&mut self, timeout: Duration) -> Result<bool, MachineError> {
+        self.ready = false;
+        self.demand(&ControlRequest::Personalize)?;
+        self.wait_ready(timeout)
+    }
+
     /// Waits up to `timeout` until the machine has ended, and returns true if it has.
     pub fn wait_ended(&mut self, timeout: Duration) -> Result<bool, MachineError> {
         match self.wait(timeout, |machine| machine.ended.is_some()) {

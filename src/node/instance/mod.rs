@@ -8,6 +8,7 @@ mod handle;
 mod pinning;
 mod snapshot;
 mod start;
+mod template;
 mod watch;
 
 pub use console::ConsoleTail;

@@ -12,7 +12,7 @@ use super::handle::MachineHandle;
 use crate::guest::Seed;
 use crate::home::write_private;
 use crate::passt::{self, PasstConfig};
-use crate::vmm_process::{self, Inherited};
+use crate::vmm_process::{self, Inherited, StartFrom};
 use machine::config::{MachineConfig, NetConfig};
 use machine::control::ControlClient;
 use machine::end_record::EndRecord;
@@ -36,6 +36,9 @@ pub struct StartPlan {
     pub seed: Option<Seed>,
     /// `None` for a cold boot.
     pub restore: Option<Restore>,
+    /// Boot without the instance's identity. The guest gets it after it was saved as a template
+    /// ([`MachineHandle::personalize`]).
+    pub is_template: bool,
     /// Monotonic start time of the user's command.
     pub began_ns: u64,
 }
@@ -61,13 +64,14 @@ pub(super) struct Connection {
 impl StartPlan {
     /// Returns the plan of a machine without a network, a seed and a snapshot.
     pub fn new(dir: InstanceDir, lock: File, machine: MachineConfig, began_ns: u64) -> StartPlan {
-        StartPlan { dir, lock, machine, link: None, backend: Backend::None, seed: None, restore: None, began_ns }
+        let (link, backend, seed) = (None, Backend::None, None);
+        StartPlan { dir, lock, machine, link, backend, seed, restore: None, is_template: false, began_ns }
     }
 
     /// Sets the configuration of the netstack, and adds the network's settings to the kernel command line.
     pub fn set_link(&mut self, mut device: NetConfig, link: NetstackConfig) {
         device.link = Some(self.dir.path().join(LINK));
-        self.machine.kernel.cmdline.push_str(&format!(" {}", link.network(device.mac).to_option()));
+        self.machine.kernel.identity_options.push_str(&format!(" {}", link.network(device.mac).to_option()));
         self.machine.net = Some(device);
         self.link = Some(link);
     }
@@ -85,7 +89,7 @@ impl StartPlan {
         if let Some(vsock) = &mut self.machine.vsock {
             vsock.seed = Some(self.dir.path().join(SEED));
         }
-        self.machine.kernel.cmdline.push_str(" wisp.seed");
+        self.machine.kernel.identity_options.push_str(" wisp.seed");
         self.seed = Some(seed);
     }
 
@@ -100,7 +104,12 @@ impl StartPlan {
     /// Writes the machine's files and starts its VMM. passt, if it is used, is started after the VMM, so that the VMM
     /// need not wait for it.
     pub(super) fn spawn(self, connection: Connection) -> Result<(MachineHandle, Child), MachineError> {
-        let StartPlan { dir, lock, machine, link, backend, seed, restore, began_ns } = self;
+        let StartPlan { dir, lock, machine, link, backend, seed, restore, is_template, began_ns } = self;
+        let from = match &restore {
+            Some(restore) => StartFrom::Snapshot(restore),
+            None if is_template => StartFrom::TemplateBoot,
+            None => StartFrom::Boot,
+        };
         if let Some(seed) = seed {
             let path = dir.path().join(SEED);
             write_private(&path, &seed.encode()).map_err(MachineError::file(&path, "write"))?;
@@ -123,8 +132,8 @@ impl StartPlan {
         };
         let Connection { launcher, near, console } = connection;
         let inherited = Inherited { lock, launcher, console, network };
-        let mut child = vmm_process::spawn(dir.path(), inherited, restore.as_ref(), began_ns)
-            .map_err(|error| failed(Failure::Spawn(error)))?;
+        let mut child =
+            vmm_process::spawn(dir.path(), inherited, from, began_ns).map_err(|error| failed(Failure::Spawn(error)))?;
         if let Some(Err(error)) = passt.map(passt::Prepared::start) {
             vmm_process::kill(dir.path()).map_err(|error| failed(Failure::Spawn(error)))?;
             // The supervisor may not have opened its lock yet, so that it was not found.

@@ -277,8 +277,9 @@ impl LocalNode {
         if let Some(net) = &mut start.machine.net {
             net.limits = plan.limits.network;
         }
+        start.is_template = matches!(plan.source, Source::First);
         start.restore = match plan.source {
-            Source::Boot => None,
+            Source::Boot | Source::First => None,
             Source::Hibernated(restore) => Some(restore),
             Source::Copy { restore, disks } => {
                 for (disk, replaced) in start.machine.disks.iter_mut().zip(disks) {
@@ -298,6 +299,14 @@ impl Machine for MachineHandle {
 
     fn wait_ready(&mut self, timeout: Duration) -> Result<bool, MachineError> {
         MachineHandle::wait_ready(self, timeout)
+    }
+
+    fn prepare_template(&mut self) -> Result<(), MachineError> {
+        self.dir().prepare_template()
+    }
+
+    fn personalize(&mut self, timeout: Duration) -> Result<bool, MachineError> {
+        MachineHandle::personalize(self, timeout)
     }
 
     fn link_problems(&mut self) -> Result<Vec<String>, MachineError> {

@@ -81,9 +81,8 @@ pub fn assemble(config: &MachineConfig, devices: &[MmioResources], software_kvm:
         let mode = if config.disks[index].access == DiskAccess::ReadOnly { "ro" } else { "rw" };
         options.push(format!("root=/dev/{} {mode}", disk_name(index)));
     }
-    if !config.kernel.cmdline.trim().is_empty() {
-        options.push(config.kernel.cmdline.trim().to_string());
-    }
+    let given = [&config.kernel.cmdline, &config.kernel.identity_options].map(|options| options.trim());
+    options.extend(given.into_iter().filter(|options| !options.is_empty()).map(ToString::to_string));
     // Shows errors that occur before the console is ready. It also prints earlier messages, so `quiet` must precede it.
     options.push(EARLY_CONSOLE.into());
     for device in devices {
@@ -137,6 +136,7 @@ mod tests {
                 path: "vmlinux".into(),
                 initrd: None,
                 cmdline: cmdline.into(),
+                identity_options: String::new(),
                 protocol: BootProtocol::Auto,
                 software_kvm_aware: false,
             },

@@ -18,6 +18,7 @@ pub fn kernel(data: &[u8]) {
     fs::write(&path, content).expect("a file");
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), (MEMORY_MIB << 20) as usize)]).expect("one range");
     let protocol = [BootProtocol::Auto, BootProtocol::Linux64, BootProtocol::Pvh][usize::from(first % 3)];
-    let config = KernelConfig { path, initrd: None, cmdline: String::new(), protocol, software_kvm_aware: false };
+    let (cmdline, identity_options) = (String::new(), String::new());
+    let config = KernelConfig { path, initrd: None, cmdline, identity_options, protocol, software_kvm_aware: false };
     let _ = kernel::load(&memory, &config, MEMORY_MIB);
 }

@@ -258,6 +258,7 @@ mod tests {
             path: file.path().to_path_buf(),
             initrd: None,
             cmdline: String::new(),
+            identity_options: String::new(),
             protocol: BootProtocol::Auto,
             software_kvm_aware: false,
         };

@@ -1,23 +1,37 @@
 //! A port on which a guest reports its boot progress as marks of the boot timeline. Reads return the last mark.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
 use machine::timeline::{Mark, Timeline};
 
 /// Called when the guest's agent reports that it is ready.
-pub type OnReady = Box<dyn FnOnce() + Send>;
+pub type OnReady = Box<dyn Fn() + Send>;
 
 pub struct BootTimer {
     timeline: Arc<Timeline>,
-    /// Taken by the first ready mark, so that it is called only once.
-    on_ready: Option<OnReady>,
+    on_ready: OnReady,
+    /// The mark of the next ready report. `None` after it, so that further reports have no effect.
+    awaited: Option<Mark>,
     last: u8,
 }
 
 impl BootTimer {
-    pub fn new(timeline: Arc<Timeline>, on_ready: OnReady) -> BootTimer {
-        BootTimer { timeline, on_ready: Some(on_ready), last: 0 }
+    /// `ready` is the mark of the agent's first ready report.
+    pub fn new(timeline: Arc<Timeline>, ready: Mark, on_ready: OnReady) -> BootTimer {
+        BootTimer { timeline, on_ready, awaited: Some(ready), last: 0 }
+    }
+
+    /// Awaits another ready report, after the guest was told its identity.
+    pub fn await_ready(&mut self, mark: Mark) {
+        self.awaited = Some(mark);
+    }
+}
+
+impl fmt::Debug for BootTimer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("BootTimer").field("awaited", &self.awaited).field("last", &self.last).finish()
     }
 }
 
@@ -31,9 +45,9 @@ impl BusDevice for BootTimer {
         match data[0] {
             wisp_agent::MARK_INIT_STARTED => self.timeline.mark(Mark::InitStarted),
             wisp_agent::MARK_AGENT_READY => {
-                self.timeline.mark(Mark::AgentReady);
-                if let Some(on_ready) = self.on_ready.take() {
-                    on_ready();
+                if let Some(mark) = self.awaited.take() {
+                    self.timeline.mark(mark);
+                    (self.on_ready)();
                 }
             }
             _ => {}
@@ -47,13 +61,13 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
-    fn ready_is_marked_and_notified_once() {
+    fn ready_is_marked_and_notified_once_for_each_wait() {
         let (timeline, notified) = (Arc::new(Timeline::default()), Arc::new(AtomicU32::new(0)));
         let counter = Arc::clone(&notified);
         let on_ready = Box::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let mut timer = BootTimer::new(Arc::clone(&timeline), on_ready);
+        let mut timer = BootTimer::new(Arc::clone(&timeline), Mark::TemplateReady, on_ready);
         timer.write(0, &[wisp_agent::MARK_INIT_STARTED]);
         timer.write(0, &[77]);
         assert_eq!(notified.load(Ordering::Relaxed), 0);
@@ -64,6 +78,14 @@ mod tests {
         }
         assert_eq!(notified.load(Ordering::Relaxed), 1);
         assert!(timeline.record().at(Mark::InitStarted).is_some());
+        assert!(timeline.record().at(Mark::TemplateReady).is_some());
+        assert!(timeline.record().at(Mark::AgentReady).is_none());
+
+        timer.await_ready(Mark::AgentReady);
+        for _ in 0..2 {
+            timer.write(0, &[wisp_agent::MARK_AGENT_READY]);
+        }
+        assert_eq!(notified.load(Ordering::Relaxed), 2);
         assert!(timeline.record().at(Mark::AgentReady).is_some());
     }
 }

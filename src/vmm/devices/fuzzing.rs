@@ -18,7 +18,7 @@ use super::serial::{self, Serial, SerialState};
 use crate::bus::{Bus, SharedDevice};
 use crate::irq::IrqLine;
 use machine::end::end_channel;
-use machine::timeline::Timeline;
+use machine::timeline::{Mark, Timeline};
 
 pub fn ports(data: &[u8]) {
     let Ok((bus, serial, ports)) = wire() else { return };
@@ -51,15 +51,18 @@ fn wire() -> std::io::Result<(Bus, Arc<Mutex<Serial>>, Ports)> {
     let room = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
     let serial = Serial::new(&SerialState::default(), IrqLine::new()?, console.writer(), room);
     let serial = Arc::new(Mutex::new(serial.map_err(std::io::Error::other)?));
-    let resumed = Resumed { entropy: Some([1; 32]), hostname: Some("other".into()), ..Resumed::default() };
+    let message = Resumed { entropy: Some([1; 32]), hostname: Some("other".into()), ..Resumed::default() };
+    let mut resumed = ResumedPorts::default();
+    resumed.offer(message, EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+    let boot_timer = BootTimer::new(timeline, Mark::AgentReady, Box::new(|| {}));
     let devices: [(u64, u64, SharedDevice); 8] = [
         (i8042::PORT.into(), i8042::LENGTH, Arc::new(Mutex::new(I8042::new(ends.clone(), IrqLine::new()?)))),
         (rtc::PORT.into(), rtc::LENGTH, Arc::new(Mutex::new(Rtc::new(|| 1_800_000_000)))),
         (serial::PORT.into(), serial::LENGTH, serial.clone()),
         (acpi_pm::PORT.into(), acpi_pm::LENGTH, Arc::new(Mutex::new(AcpiPm::new(ends.clone())))),
         (pvpanic::PORT.into(), 1, Arc::new(Mutex::new(Pvpanic::new(ends)))),
-        (wisp_agent::BOOT_TIMER_PORT.into(), 1, Arc::new(Mutex::new(BootTimer::new(timeline, Box::new(|| {}))))),
-        (RESUMED_PORT.into(), RESUMED_PORTS as u64, Arc::new(Mutex::new(ResumedPorts::new(Some(resumed))))),
+        (wisp_agent::BOOT_TIMER_PORT.into(), 1, Arc::new(Mutex::new(boot_timer))),
+        (RESUMED_PORT.into(), RESUMED_PORTS as u64, Arc::new(Mutex::new(resumed))),
         (generation::PORT.into(), generation::LENGTH, Arc::new(Mutex::new(Generation::default()))),
     ];
     let mut bus = Bus::default();

@@ -3,6 +3,7 @@
 
 use std::time::SystemTime;
 
+use vmm_sys_util::eventfd::EventFd;
 use wisp_agent::resumed::Resumed;
 
 use crate::bus::BusDevice;
@@ -11,16 +12,22 @@ use crate::bus::BusDevice;
 pub struct ResumedPorts {
     message: Option<Resumed>,
     bytes: Vec<u8>,
+    /// Notified when the guest has applied the message.
+    release: Option<EventFd>,
 }
 
 impl ResumedPorts {
-    /// Creates the device with the message for a restored guest. The time is added when the guest reads the message.
-    pub fn new(message: Option<Resumed>) -> ResumedPorts {
-        ResumedPorts { message, bytes: Vec::new() }
+    /// Offers a message to the guest. The time is added when the guest reads it.
+    pub fn offer(&mut self, message: Resumed, release: EventFd) {
+        *self = ResumedPorts { message: Some(message), bytes: Vec::new(), release: Some(release) };
     }
 
-    pub fn clear(&mut self) {
-        *self = ResumedPorts::default();
+    /// Removes the message, which the guest has applied, and notifies `release`.
+    pub fn complete(&mut self) {
+        if let Some(release) = std::mem::take(self).release {
+            // Cannot fail: the counter is written once.
+            let _ = release.write(1);
+        }
     }
 }
 
@@ -51,13 +58,19 @@ mod tests {
     }
 
     #[test]
-    fn message_is_readable_until_cleared() {
+    fn message_is_readable_until_completed() {
         assert_eq!(read(&mut ResumedPorts::default()), None);
-        let mut ports = ResumedPorts::new(Some(Resumed { entropy: Some([3; 32]), ..Resumed::default() }));
+        let (mut ports, release) = (ResumedPorts::default(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let offered = Resumed { entropy: Some([3; 32]), ..Resumed::default() };
+        ports.offer(offered, release.try_clone().unwrap());
         let message = read(&mut ports).unwrap();
         assert_eq!(message.entropy, Some([3; 32]));
         assert!(message.time > std::time::Duration::from_secs(1_700_000_000));
-        ports.clear();
+        assert!(release.read().is_err());
+        ports.complete();
         assert_eq!(read(&mut ports), None);
+        assert_eq!(release.read().unwrap(), 1);
+        ports.complete();
+        assert!(release.read().is_err());
     }
 }

@@ -21,6 +21,9 @@ pub(crate) trait ControlledMachine: Send + Sync {
     /// Must not wait for a job.
     fn status(&self) -> VmmStatus;
 
+    /// Returns true if the guest booted without its instance's identity, and was not given it yet.
+    fn awaits_identity(&self) -> bool;
+
     /// Requests new memory statistics of the guest, for a later status.
     fn request_statistics(&self);
 
@@ -44,6 +47,7 @@ pub(crate) enum Job {
     ReloadLink { link: PathBuf, files: FdTable },
     Save { dir: PathBuf },
     Fork { dir: PathBuf, layers: Vec<NewOverlay>, files: FdTable },
+    Personalize,
 }
 
 #[derive(Debug)]
@@ -92,6 +96,7 @@ impl Request {
             ControlRequest::ReloadLink { link } => Job::ReloadLink { link, files },
             ControlRequest::Save { dir } => Job::Save { dir },
             ControlRequest::Fork { dir, layers } => Job::Fork { dir, layers, files },
+            ControlRequest::Personalize => Job::Personalize,
         }))
     }
 }
@@ -110,6 +115,7 @@ impl Job {
             Job::ReloadLink { .. } => "reload",
             Job::Save { .. } => "save",
             Job::Fork { .. } => "fork",
+            Job::Personalize => "personalize",
         }
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct EventSources {
     pub ready: EventFd,
     /// `None` for an ephemeral machine.
     pub recorder: Option<Recorder>,
+    /// The machine ends when its launcher disconnects before the guest has its identity and is ready.
+    pub owner_until_ready: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,8 @@ pub(super) struct EventLoop {
     ready: EventFd,
     signals: OwnedFd,
     recorder: Option<Recorder>,
+    /// The launcher owns the machine only until the guest is ready.
+    releases_owner: bool,
     phase: Phase,
 }
 
@@ -89,10 +93,11 @@ impl EventLoop {
     /// Must be called before the machine's threads start, so that they inherit the signal mask.
     pub(super) fn new(sources: EventSources) -> Result<EventLoop, Error> {
         let failed = |error| Error::host("set up the event loop")(error);
-        let EventSources { mut control, launcher, terminal, ends, ready, recorder } = sources;
+        let EventSources { mut control, launcher, terminal, ends, ready, recorder, owner_until_ready } = sources;
+        let releases_owner = owner_until_ready && matches!(launcher, Launcher::Watcher(_));
         let launcher = match launcher {
             Launcher::Owner(stream) => Some((stream, true)),
-            Launcher::Watcher(stream) => Some((stream, false)),
+            Launcher::Watcher(stream) => Some((stream, owner_until_ready)),
             Launcher::Detached => None,
         };
         let launcher = launcher.map(|(stream, owner)| control.adopt_launcher(stream, owner));
@@ -107,6 +112,7 @@ impl EventLoop {
             ends,
             ready,
             recorder,
+            releases_owner,
             phase: Phase::Booting,
         };
         event_loop.watched(launcher).try_for_each(|fd| event_loop.watch(fd)).map_err(failed)?;
@@ -227,10 +233,17 @@ impl EventLoop {
     fn handle_ready(&mut self, machine: &Arc<dyn ControlledMachine>) {
         // Resets the counter.
         let _ = self.ready.read();
+        if machine.awaits_identity() {
+            // Other clients wait for the instance, whose identity the guest does not have yet.
+            return self.control.send_to_owners(&Message::Ready);
+        }
         if !self.is_ending() {
             self.phase = Phase::Ready;
         }
         self.control.broadcast(&Message::Ready);
+        if self.releases_owner {
+            self.control.release_owners();
+        }
         // Separates usage during boot from later usage.
         self.record(machine);
         // Start-up is over, so this thread has time to release pages.
@@ -298,7 +311,9 @@ impl EventLoop {
         match request {
             ImmediateRequest::Status => {
                 let is_ending = self.is_ending() || self.job.is_saving();
-                self.control.send(fd, &Message::Status(Box::new(VmmStatus { is_ending, ..machine.status() })));
+                let is_owned = self.control.has_owner();
+                let status = VmmStatus { is_ending, is_owned, ..machine.status() };
+                self.control.send(fd, &Message::Status(Box::new(status)));
             }
             ImmediateRequest::RefreshGuestMemory => {
                 machine.request_statistics();

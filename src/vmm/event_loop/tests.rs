@@ -1,6 +1,7 @@
 //! The event loop with a fake machine, whose jobs last until the test completes them.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -19,11 +20,16 @@ struct FakeMachine {
     on_cancel: Mutex<Sender<Outcome>>,
     /// The outcome of a job that is canceled.
     canceled: fn() -> Outcome,
+    awaits_identity: Arc<AtomicBool>,
 }
 
 impl ControlledMachine for FakeMachine {
     fn status(&self) -> VmmStatus {
         VmmStatus { vcpus: 7, ..VmmStatus::default() }
+    }
+
+    fn awaits_identity(&self) -> bool {
+        self.awaits_identity.load(Ordering::SeqCst)
     }
 
     fn request_statistics(&self) {}
@@ -48,6 +54,7 @@ struct Bench {
     outcomes: Sender<Outcome>,
     ends: EndSender,
     ready: EventFd,
+    awaits_identity: Arc<AtomicBool>,
     event_loop: JoinHandle<(End, ControlServer)>,
 }
 
@@ -56,6 +63,15 @@ fn bench(launcher: Launcher) -> Bench {
 }
 
 fn bench_with(launcher: Launcher, canceled: fn() -> Outcome) -> Bench {
+    bench_of(launcher, canceled, false)
+}
+
+/// A machine whose guest boots without its instance's identity.
+fn template_bench(launcher: Launcher) -> Bench {
+    bench_of(launcher, || failed("canceled"), true)
+}
+
+fn bench_of(launcher: Launcher, canceled: fn() -> Outcome, is_template: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let console = Console::new(None, Arc::new(Timeline::default())).unwrap();
     let new_event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
@@ -68,17 +84,20 @@ fn bench_with(launcher: Launcher, canceled: fn() -> Outcome) -> Bench {
     let is_ready = ready.try_clone().unwrap();
     let (start, started) = channel();
     let (finish, outcomes) = channel();
+    let awaits_identity = Arc::new(AtomicBool::new(is_template));
     let machine: Arc<dyn ControlledMachine> = Arc::new(FakeMachine {
         started: Mutex::new(start),
         outcomes: Mutex::new(outcomes),
         on_cancel: Mutex::new(finish.clone()),
         canceled,
+        awaits_identity: Arc::clone(&awaits_identity),
     });
     let event_loop = std::thread::spawn(move || {
-        let sources = EventSources { control, launcher, terminal, ends, ready: is_ready, recorder: None };
+        let (ready, recorder, owner_until_ready) = (is_ready, None, is_template);
+        let sources = EventSources { control, launcher, terminal, ends, ready, recorder, owner_until_ready };
         EventLoop::new(sources).unwrap().run(&machine)
     });
-    Bench { dir, started, outcomes: finish, ends: end_sender, ready, event_loop }
+    Bench { dir, started, outcomes: finish, ends: end_sender, ready, awaits_identity, event_loop }
 }
 
 impl Bench {
@@ -342,4 +361,34 @@ fn subscriber_gets_ready_during_job() {
     assert_eq!(receive(&mut saving), Message::Done);
     late.send(&kill()).unwrap();
     bench.end();
+}
+
+#[test]
+fn exit_of_launcher_before_identity_ends_template_machine() {
+    let (launcher, stream) = UnixStream::pair().unwrap();
+    let bench = template_bench(Launcher::Watcher(stream));
+    drop(launcher);
+    assert_eq!(bench.end(), End::Killed { by: "the exit of the command that started it".into() });
+}
+
+#[test]
+fn launcher_alone_is_notified_of_agent_without_identity() {
+    let (launcher, stream) = UnixStream::pair().unwrap();
+    let bench = template_bench(Launcher::Watcher(stream));
+    let mut launcher = ControlClient::new(launcher).unwrap();
+    let mut other = bench.connect();
+    assert_eq!(ask(&mut other, &ControlRequest::Subscribe), Message::Done);
+    bench.ready.write(1).unwrap();
+    assert_eq!(receive(&mut launcher), Message::Ready);
+    assert!(is_status(&ask(&mut other, &ControlRequest::Status)));
+
+    bench.awaits_identity.store(false, Ordering::SeqCst);
+    bench.ready.write(1).unwrap();
+    assert_eq!(receive(&mut launcher), Message::Ready);
+    assert_eq!(receive(&mut other), Message::Ready);
+    // From here on, the instance outlives its launcher.
+    drop(launcher);
+    assert!(is_status(&ask(&mut other, &ControlRequest::Status)));
+    other.send(&kill()).unwrap();
+    assert_eq!(bench.end(), End::Killed { by: "a test".into() });
 }

@@ -112,6 +112,7 @@ impl Vmm<'_> {
         };
         let machine = match restore {
             Some(from) => Machine::restore(config, inputs, from.clone()),
+            None if self.arguments.template => Machine::boot_template(config, inputs),
             None => Machine::boot(config, inputs),
         };
         Ok(machine?.run(conclude)?)

@@ -52,6 +52,9 @@ pub struct Arguments {
     pub began_ns: Option<u64>,
     /// The snapshot to restore. After a reboot, the guest cold-boots.
     pub restore: Option<Restore>,
+    /// Boot without the instance's identity, which the guest gets after it was saved as a template. After a reboot, the
+    /// guest boots with it.
+    pub template: bool,
     /// Number of consecutive times that the guest rebooted shortly after it started.
     pub short_runs: u32,
 }

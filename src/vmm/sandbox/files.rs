@@ -78,6 +78,7 @@ mod tests {
             path: "/h/images/a/vmlinux".into(),
             initrd: None,
             cmdline: String::new(),
+            identity_options: String::new(),
             protocol: BootProtocol::Auto,
             software_kvm_aware: true,
         };

@@ -8,7 +8,8 @@ use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE, WaitArgs};
 use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, report, template, wait};
+use super::wait::FirstBootProgress;
+use super::{open_cloud, report, wait};
 use cloud::launch::{LaunchSpec, Launched};
 use cloud::network::NetworkSpec;
 use cloud::shapes;
@@ -173,8 +174,12 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         },
         cpu_credits: args.cpu_credits,
         no_limits: args.no_limits,
+        first_boot_timeout: args.wait.timeout(),
     };
-    let Launched { instances, machines, wants_warm } = report(cloud.instances().launch(&spec)?);
+    let progress = FirstBootProgress::default();
+    let launched = cloud.instances().launch(&spec, &|step| progress.show(step));
+    progress.finish();
+    let Launched { instances, machines } = report(launched?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {
@@ -183,9 +188,6 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     if let Some(timeout) = args.wait.timeout() {
         wait::until_ready(&instances, machines, timeout)?;
-    }
-    if wants_warm {
-        template::prepare_in_background(Some(&instances[0].spec.image_id.to_string()), &spec.size);
     }
     if output == Output::Table {
         match instances.as_slice() {

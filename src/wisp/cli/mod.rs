@@ -40,7 +40,6 @@ mod start;
 mod stop;
 mod subnet;
 mod tag;
-mod template;
 mod terminate;
 mod timeline;
 mod top;
@@ -80,6 +79,7 @@ Try first:
 
 Environment:
   WISP_HOME          Data directory [default: $XDG_DATA_HOME/wisp, ~/.local/share/wisp]
+  WISP_TEMPLATES     `off` disables templates: every guest cold-boots
   WISP_WARM_LIMIT    Disk space for templates in MiB [default: 4096; 0: no templates]
   WISP_LOG           Log level: error, warn, info or debug [default: warn]
 

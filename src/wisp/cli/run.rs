@@ -11,11 +11,12 @@ use super::args::{ADVANCED, STORAGE};
 use super::guest_command::{self, Outcome};
 use super::network::NetworkArgs;
 use super::size::SizeArgs;
-use super::wait::{self, AGENT_TIMEOUT, SHOW_AFTER};
-use super::{disk_option, output, serial, template, timeline};
+use super::wait::{self, AGENT_TIMEOUT, FirstBootProgress, SHOW_AFTER};
+use super::{disk_option, output, serial, timeline};
 use cloud::capacity::cpus;
+use cloud::launch::FirstBoot;
 use cloud::run::{Boot, RunSpec};
-use cloud::template::{Template, can_have, find};
+use cloud::template::Start;
 use ec2::capacity::InstanceSize;
 use machine::config::BootProtocol;
 use machine::end::End;
@@ -133,8 +134,7 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         network: Some(args.network.clone().spec()),
         limits: limited.then_some(request.instance_type),
     };
-    let warm = Warming::of(&args, &spec, &home);
-    let mut instance = spec.start(&home, warm.found.as_ref(), began_ns)?;
+    let mut instance = start(&args, &spec, &home, began_ns)?;
     let outcome = if args.console { run_console(&mut instance) } else { run_command(&args, &spec, &mut instance) };
     let ended = instance.kill();
     // The command's error is more specific than the machine's, so it is reported first.
@@ -147,32 +147,37 @@ pub fn run(args: Args, began_ns: u64) -> anyhow::Result<ExitCode> {
         output::say(&timeline::render(&status, output::Screen::stderr()));
     }
     log::info!("{end}");
-    if warm.is_wanted {
-        template::prepare_in_background(args.image.as_deref(), &request);
-    }
     Ok(ExitCode::from(code))
 }
 
-/// The template that this run uses or should create.
-#[derive(Debug)]
-struct Warming {
-    /// The template from which the guest is restored.
-    found: Option<Template>,
-    /// True if a template should be created in the background for later runs.
-    is_wanted: bool,
+/// Starts the guest: from the template if the image can have one, which the first guest makes.
+fn start(args: &Args, spec: &RunSpec, home: &Home, began_ns: u64) -> anyhow::Result<EphemeralInstance> {
+    let progress = FirstBootProgress::default();
+    let image = match &spec.boot {
+        Boot::Image(image) if can_use_template(args, spec, image) => image,
+        _ => return Ok(spec.start(home, None, began_ns)?),
+    };
+    let waiting = || progress.show(FirstBoot::Waiting);
+    let start = Start::of(home, image, spec.cpus, spec.memory_mib, &waiting);
+    progress.finish();
+    match start? {
+        Start::First(task) => {
+            let first = spec.start_first(home, began_ns)?;
+            progress.show(FirstBoot::Booting);
+            let completed = first.complete(task, wait::boot_timeout(args.timeout));
+            progress.finish();
+            let (instance, warning) = completed?;
+            if let Some(why) = warning {
+                output::say(&format!("Warning: no template was made: {why}"));
+            }
+            Ok(instance)
+        }
+        start => Ok(spec.start(home, start.template(), began_ns)?),
+    }
 }
 
-impl Warming {
-    fn of(args: &Args, spec: &RunSpec, home: &Home) -> Warming {
-        let Boot::Image(image) = &spec.boot else { return Warming { found: None, is_wanted: false } };
-        let can_be = !args.cold
-            && !args.console
-            && spec.disks.is_empty()
-            && spec.cmdline.is_none()
-            && image.manifest.root.is_some();
-        let found = if can_be { find(home, image, spec.cpus, spec.memory_mib) } else { None };
-        Warming { is_wanted: can_be && found.is_none() && can_have(image), found }
-    }
+fn can_use_template(args: &Args, spec: &RunSpec, image: &Image) -> bool {
+    !args.cold && !args.console && spec.disks.is_empty() && spec.cmdline.is_none() && image.manifest.root.is_some()
 }
 
 /// Returns the requested vCPUs and memory. Fails if this host lacks capacity for them.

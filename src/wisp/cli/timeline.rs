@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::output::{self, Align, Cell, Output, Screen, Table, Tone};
+use cloud::template;
 use machine::control::VmmStatus;
 use machine::end_record::EndRecord;
 use machine::timeline::{Mark, MarkRecord, TimelineRecord};
@@ -41,6 +42,8 @@ struct Timeline<'a> {
     memory_mib: u64,
     software_kvm: bool,
     restored: bool,
+    /// The name of the template that the guest was restored from.
+    template: Option<&'a str>,
     marks: Vec<MarkShape>,
     exits: Vec<ExitShape<'a>>,
     resident_bytes: u64,
@@ -69,6 +72,7 @@ impl<'a> From<&'a VmmStatus> for Timeline<'a> {
             memory_mib: status.memory_mib,
             software_kvm: status.software_kvm,
             restored: status.timeline.is_restored(),
+            template: template_of(status),
             marks: status.timeline.marks.iter().map(|&MarkRecord { mark, at_ns }| MarkShape { mark, at_ns }).collect(),
             exits: status.exits.iter().map(|exit| ExitShape { reason: &exit.reason, count: exit.count }).collect(),
             resident_bytes: status.guest_resident_bytes,
@@ -136,12 +140,25 @@ pub fn render(status: &VmmStatus, screen: Screen) -> String {
         "{}, {} MiB{}; {} of guest memory held, {} used by the VMM itself{}",
         output::count(status.vcpus as usize, "vCPU"),
         status.memory_mib,
-        if status.timeline.is_restored() { ", restored from a snapshot" } else { "" },
+        origin(status),
         output::bytes(status.guest_resident_bytes),
         output::bytes(status.vmm_resident_bytes),
         if status.software_kvm { "; software KVM emulated the guest's kernel" } else { "" },
     ));
     lines.join("\n")
+}
+
+/// Returns the name of the template that the guest was restored from. The VMM reports it, so its form is checked.
+fn template_of(status: &VmmStatus) -> Option<&str> {
+    status.restored_from.as_deref().filter(|name| status.timeline.is_restored() && template::is_name(name))
+}
+
+fn origin(status: &VmmStatus) -> String {
+    match template_of(status) {
+        Some(name) => format!(", restored from the template {name}"),
+        None if status.timeline.is_restored() => ", restored from a snapshot".into(),
+        None => String::new(),
+    }
 }
 
 fn phase_lines(timeline: &TimelineRecord, screen: Screen) -> Vec<String> {
@@ -176,6 +193,7 @@ fn phase(mark: Mark, timeline: &TimelineRecord) -> String {
     match mark {
         Mark::FirstInstruction if timeline.is_restored() => "start vCPUs".into(),
         Mark::AgentReady if timeline.is_restored() => "agent resumed".into(),
+        Mark::AgentReady if timeline.at(Mark::TemplateReady).is_some() => "template saved, identity applied".into(),
         mark => mark.phase().into(),
     }
 }
@@ -203,6 +221,16 @@ mod tests {
             let phase = phase(*mark, &status().timeline);
             let line = text.lines().find(|line| line.contains(&phase)).unwrap();
             assert!(line.contains('█'), "{line}");
+        }
+    }
+
+    #[test]
+    fn template_is_named_unless_its_name_is_malformed() {
+        let name = "0123456789abcdef0123";
+        let named = |name: &str| VmmStatus { restored_from: Some(name.into()), ..status() };
+        assert!(render(&named(name), Screen::PLAIN).contains(", restored from the template 0123456789abcdef0123;"));
+        for other in ["../../etc", "\u{1b}[2J", "saved-x1"] {
+            assert!(render(&named(other), Screen::PLAIN).contains(", restored from a snapshot;"), "{other:?}");
         }
     }
 

@@ -43,6 +43,10 @@ pub struct Args {
     #[arg(long)]
     restore: Option<PathBuf>,
 
+    /// Boot without the instance's identity until the guest was saved as a template.
+    #[arg(long, conflicts_with = "restore")]
+    template: bool,
+
     /// Number of consecutive times that the guest rebooted shortly after it started.
     #[arg(long, default_value_t = 0)]
     short_runs: u32,
@@ -62,6 +66,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         network: args.network_fd,
         began_ns: args.began_ns,
         restore: args.restore.map(|dir| Restore { dir, once: args.once }),
+        template: args.template,
         short_runs: args.short_runs,
     };
     let host = HostFunctions {

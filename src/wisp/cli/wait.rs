@@ -1,10 +1,12 @@
 //! Waits for guests and shows progress on terminals.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
+use cloud::launch::FirstBoot;
 use node::host::Machine;
 use node::probe;
 use store::InstanceRecord;
@@ -30,6 +32,28 @@ pub fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner.set_message(message.into());
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
+}
+
+const WAITING: &str = "Waiting for another launch's first boot";
+
+/// The progress of a start that boots the first guest of an image and a size, or waits for it.
+#[derive(Debug, Default)]
+pub struct FirstBootProgress(RefCell<Option<ProgressBar>>);
+
+impl FirstBootProgress {
+    pub fn show(&self, step: FirstBoot) {
+        self.finish();
+        self.0.replace(Some(spinner(match step {
+            FirstBoot::Waiting => WAITING,
+            FirstBoot::Booting => "Booting the first guest",
+        })));
+    }
+
+    pub fn finish(&self) {
+        if let Some(spinner) = self.0.take() {
+            spinner.finish_and_clear();
+        }
+    }
 }
 
 /// Waits until every agent is ready. Fails with the first guest that ends early or times out.

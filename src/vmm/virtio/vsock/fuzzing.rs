@@ -20,7 +20,7 @@ pub fn packets(data: &[u8]) {
     server.set_nonblocking(true).expect("cannot make the socket nonblocking");
     let config = VsockConfig { cid: 3, seed: Some(seed) };
     let connector = broker::in_thread(None, Some(path.clone())).vsock;
-    let mut device = Vsock::new(&config, &path, connector, None).expect("cannot create the device");
+    let mut device = Vsock::new(&config, &path, connector).expect("cannot create the device");
     let mut streams: Vec<UnixStream> = Vec::new();
     let mut sink = [0; 4096];
     drive(&mut device, data, &mut |bytes| {

@@ -20,7 +20,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -29,6 +29,7 @@ use super::{
     ActivateError, Activation, EVENT_IDX, INDIRECT_DESC, QueueState, VERSION_1, VirtioDevice, read_config_bytes,
 };
 use machine::config::VsockConfig;
+use machine::sync::lock;
 use machine::unix_socket;
 use netstack::broker::VsockConnector;
 use service::VsockService;
@@ -51,24 +52,36 @@ pub struct Vsock {
     listener: UnixListener,
     connector: VsockConnector,
     worker: Option<Worker<VsockService>>,
-    /// Set for a restored guest, which still has connections from before the snapshot. Written when its agent is ready.
-    released: Option<EventFd>,
+    control: VsockControl,
+}
+
+/// Prepares the next activation of a device.
+#[derive(Debug, Clone, Default)]
+pub struct VsockControl {
+    /// Set for a guest with connections that it must drop. Written when its agent is ready.
+    released: Arc<Mutex<Option<EventFd>>>,
+}
+
+impl VsockControl {
+    /// From its next activation on, the device makes the guest drop its connections. It accepts clients once the guest
+    /// has done so and `released` was written, or after a timeout.
+    pub fn hold_clients_until(&self, released: EventFd) {
+        *lock(&self.released) = Some(released);
+    }
 }
 
 impl Vsock {
-    /// Creates the device and its socket, which is removed on drop. `released` is set for a restored guest. The device
-    /// makes that guest drop its old connections, and accepts clients once it has done so and `released` was written,
-    /// or after a timeout.
-    pub fn new(
-        config: &VsockConfig,
-        path: &Path,
-        connector: VsockConnector,
-        released: Option<EventFd>,
-    ) -> Result<Vsock, VsockError> {
+    /// Creates the device and its socket, which is removed on drop.
+    pub fn new(config: &VsockConfig, path: &Path, connector: VsockConnector) -> Result<Vsock, VsockError> {
         let failed = |source| VsockError::Listen { path: path.to_path_buf(), source };
         let listener = unix_socket::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Vsock { config: config.clone(), path: path.to_path_buf(), listener, connector, worker: None, released })
+        let (config, path, control) = (config.clone(), path.to_path_buf(), VsockControl::default());
+        Ok(Vsock { config, path, listener, connector, worker: None, control })
+    }
+
+    pub fn control(&self) -> VsockControl {
+        self.control.clone()
     }
 }
 
@@ -102,7 +115,7 @@ impl VirtioDevice for Vsock {
         let listener: OwnedFd = self.listener.try_clone().map_err(failed)?.into();
         let (config, path) = (self.config.clone(), self.path.clone());
         let connector = self.connector.try_clone().map_err(failed)?;
-        let released = self.released.take();
+        let released = lock(&self.control.released).take();
         let worker = Worker::spawn("vsock", Arc::clone(&activation.clock), |wakeups| {
             VsockService::new(config, path, UnixListener::from(listener), connector, activation, wakeups, released)
         });

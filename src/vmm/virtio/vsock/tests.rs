@@ -64,7 +64,7 @@ fn answers(ports: &[(u32, u32)]) -> Vec<u16> {
         faults: Arc::new(GuestFaults::new("vsock")),
         clock: Arc::default(),
     };
-    let mut device = Vsock::new(&config, &path, connector, None).unwrap();
+    let mut device = Vsock::new(&config, &path, connector).unwrap();
     device.activate(activation).unwrap();
     assert!(!device.pause().is_empty(), "the device's thread panicked");
     let mut answers: Vec<(u32, u16)> = (0..ports.len())

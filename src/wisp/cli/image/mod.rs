@@ -14,12 +14,14 @@ use self::shape::{Exported, MemoryShape, ShownImage, TemplateShape, VerifiedFile
 use super::output::{self, Cell, Output, Screen, Tone};
 use super::resource::{self, Column, Resource};
 use super::size::SizeArgs;
+use super::wait::{self, FirstBootProgress};
 use super::{args, launch, open_cloud};
 use cloud::capacity::cpus;
 use cloud::create_image::ImageConsistency;
+use cloud::launch::FirstBoot;
 use cloud::names::ROOT_DEVICE;
 use cloud::shapes::{self, RootVolume};
-use cloud::template::{self, TemplateRecord};
+use cloud::template::{self, Task, TemplateRecord};
 use cloud::transfer::NewImage;
 use cloud::{Cloud, CloudError, utc};
 use ec2::catalog;
@@ -137,7 +139,7 @@ enum Command {
     },
     /// Create a template, from which launches of its size are restored.
     ///
-    /// A launch or run that could have used a template but found none also creates one, in the background.
+    /// The first launch or run of an image and a size also creates one.
     Warm {
         /// Image name or ID, or bundle directory.
         image: String,
@@ -146,9 +148,6 @@ enum Command {
         /// Remove the image's templates instead.
         #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
         remove: bool,
-        /// Do nothing if a template exists or is being created.
-        #[arg(long, hide = true, conflicts_with = "remove")]
-        if_missing: bool,
     },
     /// Deregister images. Existing instances are not affected.
     Rm {
@@ -222,7 +221,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 ))?;
             }
         }
-        Command::Warm { image, size, remove, if_missing } => {
+        Command::Warm { image, size, remove } => {
             let image = match local::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.images().open(Some(&image))?.1,
@@ -233,7 +232,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                     output::print(&format!("{} removed", output::count(count, "template")))?;
                 }
             } else {
-                make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
+                make_warm(&cloud, &image, &size, output, began_ns)?;
             }
         }
         Command::Rm { images } => resource::remove(&images, "deregistered", output, |image| {
@@ -363,28 +362,19 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     lines
 }
 
-/// Creates a template: boots a guest and takes a snapshot of it. With `if_missing`, does nothing if a template exists
-/// or another process is creating it.
-fn make_warm(
-    cloud: &Cloud,
-    image: &Image,
-    size: &SizeArgs,
-    if_missing: bool,
-    output: Output,
-    began_ns: u64,
-) -> anyhow::Result<()> {
+/// Creates a template: boots a guest and takes a snapshot of it.
+fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, began_ns: u64) -> anyhow::Result<()> {
     node::probe::kvm_access()?;
     let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
-    anyhow::ensure!(template::limit() > 0, "templates are disabled by {}=0", template::LIMIT_VARIABLE);
-    let task = template::Task::take(cloud.home(), image, cpus(&request), request.memory_mib)?;
-    if if_missing && task.is_none() {
-        return Ok(());
-    }
-    let spinner = super::wait::spinner("Booting a guest for the template");
-    let (cpus, timeout) = (cpus(&request), super::wait::boot_timeout(None));
-    let made = template::make(cloud.home(), image, cpus, request.memory_mib, timeout, began_ns);
-    spinner.finish_and_clear();
+    let (switch, limit) = (template::SWITCH_VARIABLE, template::LIMIT_VARIABLE);
+    anyhow::ensure!(template::are_enabled(), "templates are disabled by {switch}=off or {limit}=0");
+    let progress = FirstBootProgress::default();
+    let mut waiting = || progress.show(FirstBoot::Waiting);
+    let task = Task::take(cloud.home(), image, cpus(&request), request.memory_mib, &mut waiting)?;
+    progress.show(FirstBoot::Booting);
+    let made = template::make(&task, image, wait::boot_timeout(None), began_ns);
+    progress.finish();
     let record = made?;
     match output {
         Output::Json => output::print_json(&TemplateShape::from(&record))?,
@@ -396,10 +386,11 @@ fn make_warm(
     Ok(())
 }
 
-/// Formats a template's size, disk usage and creation time.
+/// Formats a template's name, size, disk usage and creation time.
 fn warm_line(record: &TemplateRecord) -> String {
     let facts = &record.facts;
-    format!("{}, created {}", saved_line(facts.cpus, facts.memory_mib, record.bytes), utc(facts.made))
+    let saved = saved_line(facts.cpus, facts.memory_mib, record.bytes);
+    format!("{}: {saved}, created {}", record.name(), utc(facts.made))
 }
 
 /// Formats the vCPUs, memory and disk usage of a snapshot.

@@ -33,6 +33,7 @@ pub struct ShownImage {
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TemplateShape {
+    name: String,
     #[serde(flatten)]
     size: SnapshotSize,
     made: Timestamp,
@@ -67,6 +68,7 @@ impl From<&TemplateRecord> for TemplateShape {
     fn from(record: &TemplateRecord) -> Self {
         let facts = &record.facts;
         TemplateShape {
+            name: record.name().to_owned(),
             size: SnapshotSize::new(facts.cpus, facts.memory_mib, record.bytes),
             made: Timestamp::from_seconds(facts.made),
         }
