@@ -111,7 +111,8 @@ impl System {
 
     fn open(&self) -> Cloud {
         let cloud = Cloud::with_node(self.home.clone(), Box::new(self.node.clone())).expect("the store can be opened");
-        cloud.instances().reconcile();
+        // The reference knows no warnings: it compares the records.
+        let _warnings = cloud.instances().reconcile();
         cloud
     }
 
@@ -142,9 +143,11 @@ impl System {
                     instances.check_hibernation(&[id(instance)])?;
                 }
                 let mode = if hibernate { StopMode::Hibernate } else { StopMode::Orderly };
-                instances.finish_stop(instances.begin_stop(&[id(instance)])?, mode)
+                instances.finish_stop(instances.begin_stop(&[id(instance)])?, mode).value
             }
-            Action::Terminate(instance) => instances.finish_terminate(instances.begin_terminate(&[id(instance)])?),
+            Action::Terminate(instance) => {
+                instances.finish_terminate(instances.begin_terminate(&[id(instance)])?).value
+            }
             Action::Protect { instance, protect } => {
                 let change = Modification { termination_protection: Some(protect), ..Modification::default() };
                 instances.modify(id(instance), &change).map(drop)
@@ -328,14 +331,10 @@ impl System {
     }
 }
 
-/// Removes the traces that an undone command may leave: terminated instances of a launch or fork, and the snapshot from
-/// which an image was being created.
+/// Removes the traces that an undone command may leave: terminated instances of a launch or fork.
 fn without_undone(mut found: Model, before: &Model, action: &Action) -> Model {
     let new = found.instances.split_off(before.instances.len().min(found.instances.len()));
     assert!(new.iter().all(|instance| instance.state == State::Terminated), "{action:?} left {new:?}");
-    if matches!(action, Action::CreateImage(_)) {
-        found.snapshots.truncate(before.snapshots.len());
-    }
     found
 }
 
@@ -347,7 +346,7 @@ fn add_new<I: PartialEq>(known: &mut Vec<I>, found: impl Iterator<Item = I>) {
     }
 }
 
-fn launch_spec(
+pub(super) fn launch_spec(
     count: u32,
     image: Option<String>,
     extra: bool,
