@@ -1,8 +1,10 @@
-//! The main thread's loop: accepts connections, starts a thread for each, and acts on signals.
+//! The main thread's loop: accepts connections, passes each to a thread of its own, and acts on signals.
 
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -43,9 +45,11 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
             }
         };
         recovering = false;
-        if ready[2].read {
-            let has_seed = sentinel.as_ref().is_some_and(|sentinel| sentinel.resume(agent));
-            sentinel = Sentinel::connect();
+        if ready[2].read
+            && let Some(broken) = sentinel.take()
+        {
+            let has_seed = broken.resume(agent);
+            sentinel = broken.reconnect();
             if has_seed {
                 let _ = thread::Builder::new().name("seed".into()).spawn(|| agent.apply_seed());
             }
@@ -66,6 +70,12 @@ pub fn run(agent: &'static Agent, listener: Option<&Listener>, signals: Option<&
 
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 
+/// Connections for the idle session thread. A send succeeds only while that thread waits.
+static IDLE: LazyLock<(SyncSender<OwnedFd>, Mutex<Receiver<OwnedFd>>)> = LazyLock::new(|| {
+    let (sender, receiver) = sync_channel(0);
+    (sender, Mutex::new(receiver))
+});
+
 fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Result<()> {
     let Some(socket) = listener.accept()? else { return Ok(()) };
     if SESSIONS.load(Ordering::Relaxed) >= MAX_SESSIONS {
@@ -73,16 +83,61 @@ fn take_connection(agent: &'static Agent, listener: &Listener) -> std::io::Resul
         return Ok(());
     }
     SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let Err(TrySendError::Full(socket) | TrySendError::Disconnected(socket)) = IDLE.0.try_send(socket) else {
+        return Ok(());
+    };
     let session = thread::Builder::new().name("session".into()).stack_size(STACK_BYTES).spawn(move || {
-        match agent.serve(socket) {
-            // The host may disconnect at any time.
-            Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
-            Err(error) => eprintln!("wisp-init: closed a connection: {error}"),
-        }
-        SESSIONS.fetch_sub(1, Ordering::Relaxed);
+        serve(agent, socket);
+        serve_idle(agent);
     });
     if session.is_err() {
         SESSIONS.fetch_sub(1, Ordering::Relaxed);
     }
     session.map(drop)
+}
+
+fn serve(agent: &Agent, socket: OwnedFd) {
+    match agent.serve(socket) {
+        // The host may disconnect at any time.
+        Ok(()) | Err(ProtocolError::Closed | ProtocolError::Truncated | ProtocolError::Io(_)) => {}
+        Err(error) => eprintln!("wisp-init: closed a connection: {error}"),
+    }
+    SESSIONS.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Serves further connections, unless another thread already waits for them. Under software KVM, a new thread costs
+/// ten milliseconds.
+fn serve_idle(agent: &Agent) {
+    let (_, connections) = &*IDLE;
+    loop {
+        let Ok(connections) = connections.try_lock() else { return };
+        let Ok(socket) = connections.recv() else { return };
+        drop(connections);
+        serve(agent, socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use wisp_agent::protocol::{AgentConnection, ToGuest, ToHost};
+
+    use super::*;
+
+    #[test]
+    fn idle_thread_serves_several_connections() {
+        let agent: &'static Agent = Box::leak(Box::new(Agent::new(false)));
+        thread::spawn(|| serve_idle(agent));
+        for _ in 0..3 {
+            let (host, guest) = UnixStream::pair().expect("a socket pair");
+            SESSIONS.fetch_add(1, Ordering::Relaxed);
+            // Unlike `take_connection`, wait until the thread is idle.
+            IDLE.0.send(guest.into()).expect("the thread waits");
+            let mut connection = AgentConnection::new(host.into());
+            connection.begin(&ToGuest::Ping).expect("greeted");
+            let answer = connection.reader.receive::<ToHost<'_>>().expect("answered");
+            assert!(matches!(answer, ToHost::Pong(_)), "{answer:?}");
+        }
+    }
 }

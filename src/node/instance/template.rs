@@ -30,10 +30,11 @@ impl InstanceDir {
 }
 
 /// Loads a shell into the guest's page cache, so that the first command after a restore need not read it from the disk.
+/// Runs it twice: its pages are then on the kernel's active list, and no later command moves them there.
 fn preload_shell(agent: Agent) -> Result<(), guest::Error> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|source| guest::Error::Local { action: "open /dev/null", source })?;
     let streams = Streams { input: null.as_fd(), output: null.as_fd(), error: null.as_fd() };
-    let request = ExecRequest { argv: ["sh", "-c", ":"].map(Into::into).into(), ..ExecRequest::default() };
+    let request = ExecRequest { argv: ["sh", "-c", "exec sh -c :"].map(Into::into).into(), ..ExecRequest::default() };
     agent.with_silence_limit(AGENT_TIMEOUT).exec(request, streams).map(drop)
 }

@@ -38,7 +38,7 @@ const DRAIN_LIMIT: usize = 2 * 1024 * 1024;
 const END_OF_TRANSMISSION: u8 = 4;
 
 pub fn run(children: &Children, connection: &mut AgentConnection, request: &ExecRequest) -> Result<(), ProtocolError> {
-    let Running { child, input, output, error } = match start(children, request) {
+    let Running { child, input, output, error, held: _held } = match start(children, request) {
         Ok(running) => running,
         Err(error) => {
             return connection.writer.send(&ToHost::ExecFailed { cause: error.cause, message: error.to_string() });

@@ -24,6 +24,7 @@ use super::system;
 /// Symbolic link whose target is the ID of the instance for which the data was created. Creating a link is atomic and
 /// journaled: after a crash, the link exists if any later change does.
 const STAMP: &str = "instance";
+const TEMPORARY_STAMP: &str = ".instance";
 const MAX_ID: usize = 32;
 
 /// The machine ID files of systemd and D-Bus (machine-id(5)).
@@ -65,6 +66,19 @@ pub fn renew(children: &Children, instance_id: &str, moment: IdentityChange) {
     if let Err(error) = guest.renew(instance_id, moment) {
         eprintln!("wisp-init: cannot renew the identity of {instance_id}: {error}");
     }
+}
+
+/// Prepares a guest without an identity, so that [`renew`] is fast after a restore: creates the directory of the stamp,
+/// and has the kernel load the names and the inode bitmap that a renewal needs.
+pub fn prepare() {
+    let directories = [MACHINE_ID.0, DBUS_MACHINE_ID.0, OPENSSH, DROPBEAR];
+    for path in directories.into_iter().chain(RANDOM_SEEDS) {
+        let _ = rustix::fs::stat(Path::new("/").join(path));
+    }
+    let temporary = Path::new(STATE_DIRECTORY).join(TEMPORARY_STAMP);
+    // Ignore errors: a read-only disk cannot record the instance later, either.
+    let _ = fs::create_dir_all(STATE_DIRECTORY).and_then(|()| symlink("none", &temporary));
+    let _ = remove(&temporary);
 }
 
 pub fn has_cloud_init(root: &Path) -> bool {
@@ -182,7 +196,7 @@ fn record_instance(state: &Path, stamp: &Path, instance_id: &str) -> io::Result<
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    let temporary = state.join(format!(".{STAMP}"));
+    let temporary = state.join(TEMPORARY_STAMP);
     remove(&temporary)?;
     symlink(instance_id, &temporary)?;
     fs::rename(&temporary, stamp)

@@ -20,21 +20,36 @@ const NAME: &CStr = c"eth0";
 const LOOPBACK_INDEX: u32 = 1;
 const FLAGS: &str = "/sys/class/net/eth0/flags";
 
-/// File of the link-local IPv6 address mode. A write makes the interface generate its address from the Ethernet address
-/// (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode"). Netlink would only store the mode.
+/// File of the link-local IPv6 address mode (linux/Documentation/networking/ip-sysctl.rst, "addr_gen_mode").
 const ADDRESS_GENERATION: &str = "/proc/sys/net/ipv6/conf/eth0/addr_gen_mode";
-const FROM_ETHERNET_ADDRESS: &str = "0";
 const NO_ADDRESS: &str = "1";
+
+/// Intervals at which the kernel probes managed neighbors, in milliseconds. There are none, but each wake-up costs
+/// an idle guest thousands of instructions.
+const NEIGHBOR_PROBES: [&str; 2] = [
+    "/proc/sys/net/ipv4/neigh/default/interval_probe_time_ms",
+    "/proc/sys/net/ipv6/neigh/default/interval_probe_time_ms",
+];
+const ONE_DAY: &str = "86400000";
 
 /// Index of the interface that [`bring_up`] left without an address, or zero. Asking the kernel takes two sockets, a
 /// tenth of the time that a restored guest needs to become ready.
 static WITHOUT_ADDRESS: AtomicU32 = AtomicU32::new(0);
 
+/// Leaves the interface without a link-local IPv6 address, and probes no neighbors. Wisp's networks only carry IPv4, and
+/// duplicate address detection and router solicitations would keep an idle guest busy. Has no effect once it is up.
+pub fn quiet() {
+    let files = NEIGHBOR_PROBES.map(|file| (file, ONE_DAY));
+    for (file, value) in files.into_iter().chain([(ADDRESS_GENERATION, NO_ADDRESS)]) {
+        // Ignore an error: a kernel without IPv6 or without a network device does not have the file.
+        let _ = fs::write(file, value);
+    }
+}
+
 /// Brings the interface up without an address, in a guest that gets its identity after a restore. The receive buffers
 /// are then part of the snapshot.
 pub fn bring_up() -> io::Result<()> {
     let index = index()?;
-    fs::write(ADDRESS_GENERATION, NO_ADDRESS)?;
     let mut requests = Requests::default();
     requests.add(libc::RTM_NEWLINK, 0, &link(index, UP));
     requests.send()?;
@@ -79,10 +94,6 @@ pub fn configure(network: &Network) -> io::Result<()> {
     }
     route.attribute(libc::RTA_OIF, &index.to_ne_bytes());
     requests.send()
-}
-
-pub fn generate_link_local_address() -> io::Result<()> {
-    fs::write(ADDRESS_GENERATION, FROM_ETHERNET_ADDRESS)
 }
 
 /// Configures the interfaces and name resolution, in case the guest's own init does not. That init may replace the

@@ -26,6 +26,19 @@ pub fn configure(network: &Network) -> io::Result<()> {
     configure_in(Path::new("/"), network)
 }
 
+/// Creates the file in an image that leaves the configuration to the agent, so that [`configure`] only fills it.
+pub fn prepare() {
+    prepare_in(Path::new("/"));
+}
+
+fn prepare_in(root: &Path) {
+    let link = fs::read_link(root.join(DIRECTORY).join(FILE));
+    if link.is_ok_and(|target| linked(root, &target) == Some(root.join(RESOLVER))) {
+        // Ignore an error: `configure` creates a missing file.
+        let _ = fs::write(root.join(RESOLVER), "");
+    }
+}
+
 fn configure_in(root: &Path, network: &Network) -> io::Result<()> {
     let servers = network.dns.iter().map(|server| format!("nameserver {server}\n"));
     let text = format!("search {DOMAIN}\n{}", servers.collect::<String>());
@@ -118,6 +131,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         configure_in(root.path(), &network("172.31.0.2")).unwrap();
         assert!(root.path().join("etc/resolv.conf").exists());
+    }
+
+    #[test]
+    fn prepared_file_is_created_only_for_link_to_it_and_filled_in() {
+        let root = root();
+        prepare_in(root.path());
+        assert!(!root.path().join(RESOLVER).exists());
+        symlink("/run/resolv.conf", root.path().join("etc/resolv.conf")).unwrap();
+        prepare_in(root.path());
+        assert_eq!(fs::read_to_string(root.path().join(RESOLVER)).unwrap(), "");
+        configure_in(root.path(), &network("172.31.0.2")).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join(RESOLVER)).unwrap(), WRITTEN);
     }
 
     #[test]

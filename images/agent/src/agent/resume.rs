@@ -41,6 +41,12 @@ impl Sentinel {
         Some(Self { socket, ports: device("/dev/port").ok()?, random: device("/dev/urandom").ok()? })
     }
 
+    /// Connects again, with the devices that are already open.
+    #[must_use]
+    pub fn reconnect(self) -> Option<Self> {
+        Some(Self { socket: listener::connect_to_host(SENTINEL_PORT).ok()?, ..self })
+    }
+
     /// Updates the guest if it was restored, and notifies the VMM. Returns true if there is a seed to apply.
     pub fn resume(&self, agent: &Agent) -> bool {
         let mut bytes = [0; RESUMED_PORTS];
@@ -77,12 +83,6 @@ impl Sentinel {
         if let Some((instance_id, identity)) = renewal {
             identity::renew(&agent.children, instance_id, IdentityChange::Resume);
             drop(identity);
-        }
-        // Last, because Wisp's networks do not use this address.
-        if resumed.network.is_some()
-            && let Err(error) = interface::generate_link_local_address()
-        {
-            eprintln!("wisp-init: cannot generate a link-local IPv6 address: {error}");
         }
         resumed.seed
     }

@@ -31,6 +31,9 @@ pub struct Running {
     pub output: OwnedFd,
     /// Standard error, unless the command has a terminal.
     pub error: Option<OwnedFd>,
+    /// The command's ends of its output pipes. Otherwise, a pipe that hangs up would wake the session, often twice,
+    /// before the command has ended.
+    pub held: Vec<OwnedFd>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +135,7 @@ fn on_pipes(children: &Children, program: &Program) -> io::Result<Running> {
     rustix::fs::fcntl_setfl(&input, OFlags::NONBLOCK)?;
     let stdio = Stdio::Descriptors([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     let child = children.spawn(|| spawn(program, stdio))?;
-    Ok(Running { child, input, output, error: Some(error) })
+    Ok(Running { child, input, output, error: Some(error), held: vec![stdout, stderr] })
 }
 
 fn on_terminal(children: &Children, program: &Program, request: &TerminalRequest) -> io::Result<Running> {
@@ -147,7 +150,7 @@ fn on_terminal(children: &Children, program: &Program, request: &TerminalRequest
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     let child = children.spawn(|| spawn(program, Stdio::Terminal(&name)))?;
     let input = master.try_clone()?;
-    Ok(Running { child, input, output: master, error: None })
+    Ok(Running { child, input, output: master, error: None, held: Vec::new() })
 }
 
 /// Sets a terminal's size. A change sends SIGWINCH to its foreground process group.

@@ -54,18 +54,23 @@ pub fn run(program: &[u8]) -> ! {
     if let Err(error) = agent::bring_up_loopback() {
         eprintln!("wisp-init: cannot bring up lo: {error}");
     }
+    agent::quiet_interface();
     let set = match &command_line.network {
         Some(network) => agent::configure_interface(network).and_then(|()| agent::configure_resolver(network)),
         // A guest without addresses gets them when it is restored from a snapshot. It may have no interface at all.
-        None => agent::bring_up_interface()
-            .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }),
+        None => {
+            agent::prepare_resolver();
+            agent::bring_up_interface()
+                .or_else(|error| if error.raw_os_error() == Some(libc::ENODEV) { Ok(()) } else { Err(error) })
+        }
     };
     if let Err(error) = set {
         eprintln!("wisp-init: cannot configure the network interface: {error}");
     }
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(true)));
-    if let Some(instance_id) = &command_line.instance_id {
-        agent::renew_identity(&agent.children, instance_id, IdentityChange::Boot);
+    match &command_line.instance_id {
+        Some(instance_id) => agent::renew_identity(&agent.children, instance_id, IdentityChange::Boot),
+        None => agent::prepare_identity(),
     }
     if command_line.console_shell {
         console::keep_shell(agent);
