@@ -15,6 +15,7 @@ mod ids;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
+pub mod launch_template;
 mod layers;
 pub mod lifecycle;
 pub mod limits;
@@ -52,6 +53,7 @@ pub use warnings::Warnings;
 use ids::new_id;
 use instances::Instances;
 use key_pair::KeyPairs;
+use launch_template::LaunchTemplates;
 use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
 use registry::Images;
 use settings::Settings;
@@ -114,6 +116,10 @@ impl Cloud {
 
     pub fn key_pairs(&self) -> KeyPairs<'_> {
         KeyPairs { cloud: self }
+    }
+
+    pub fn launch_templates(&self) -> LaunchTemplates<'_> {
+        LaunchTemplates { cloud: self }
     }
 
     pub fn metering(&self) -> Metering<'_> {

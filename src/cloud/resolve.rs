@@ -3,10 +3,11 @@
 use super::error::CloudError;
 use ec2::Ec2Error;
 use ec2::id::{Id, ResourceKind};
+use ec2::launch_template;
 use ec2::state::InstanceState;
 use store::{
-    AddressRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord,
-    VpcRecord,
+    AddressRecord, InstanceRecord, LaunchTemplateRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord,
+    Transaction, VolumeRecord, VpcRecord,
 };
 
 fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -51,6 +52,17 @@ pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
 
 pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SubnetRecord| (record.meta.id, record.meta.name()))
+}
+
+/// Finds a launch template. Its name is an attribute, not a tag.
+pub fn launch_template(tx: &Transaction, reference: &str) -> Result<LaunchTemplateRecord, CloudError> {
+    let found = one_of(tx.list()?, reference, |record: &LaunchTemplateRecord| {
+        (record.meta.id, Some(record.spec.name.as_str()))
+    });
+    found.map_err(|error| match error {
+        CloudError::Ec2(error) if error.code().is_unknown_reference() => launch_template::not_found(reference).into(),
+        other => other,
+    })
 }
 
 /// Finds an elastic address. `reference` may also be the IP address.

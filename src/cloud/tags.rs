@@ -7,14 +7,14 @@ use super::lookup::{by_id, get};
 use super::network::NetworkChange;
 use super::{Cloud, resolve};
 use ec2::id::{
-    Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId,
-    Volume, Vpc, VpcId,
+    Allocation, AllocationId, Id, Image, LaunchTemplate, LaunchTemplateId, ResourceKind, SecurityGroup,
+    SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc, VpcId,
 };
 use ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
 use ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
 use store::{
-    AddressRecord, ImageRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction,
-    VolumeRecord, VpcRecord,
+    AddressRecord, ImageRecord, InstanceRecord, LaunchTemplateRecord, SecurityGroupRecord, SnapshotRecord,
+    SubnetRecord, Transaction, VolumeRecord, VpcRecord,
 };
 
 type TagMap = BTreeMap<String, String>;
@@ -28,6 +28,7 @@ pub enum Resource {
     Vpc(VpcId),
     Subnet(SubnetId),
     SecurityGroup(SecurityGroupId),
+    LaunchTemplate(LaunchTemplateId),
     /// An elastic address.
     Address(AllocationId),
 }
@@ -39,8 +40,8 @@ pub struct Tags<'a> {
 
 impl Tags<'_> {
     /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
-    /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group is not a
-    /// tag, so only its ID matches.
+    /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group or
+    /// launch template is not a tag, so only its ID matches.
     pub fn find(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
             return Ok(Resource::Image(self.cloud.images().find(reference)?.meta.id));
@@ -80,6 +81,7 @@ impl Tags<'_> {
                 Resource::Vpc(id) => update::<VpcRecord, _>(tx, id, &change),
                 Resource::Subnet(id) => update::<SubnetRecord, _>(tx, id, &change),
                 Resource::SecurityGroup(id) => update::<SecurityGroupRecord, _>(tx, id, &change),
+                Resource::LaunchTemplate(id) => update::<LaunchTemplateRecord, _>(tx, id, &change),
                 Resource::Address(id) => update::<AddressRecord, _>(tx, id, &change),
             }?;
             let is_instance = matches!(resource, Resource::Instance(_));
@@ -110,6 +112,10 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
         || resolve::security_group(tx, reference, |_| true).map(|record| Resource::SecurityGroup(record.meta.id));
     if SecurityGroupId::looks_like(reference) {
         return group().map(Some);
+    }
+    if LaunchTemplateId::looks_like(reference) {
+        let template = resolve::launch_template(tx, reference)?;
+        return Ok(Some(Resource::LaunchTemplate(template.meta.id)));
     }
     // A reference that looks like an ID of one kind is not looked up as a name of another.
     let candidates: [Candidate; 6] = [
@@ -145,6 +151,7 @@ fn unknown_reference(reference: &str) -> Ec2Error {
         error_for::<Vpc>,
         error_for::<Subnet>,
         error_for::<SecurityGroup>,
+        error_for::<LaunchTemplate>,
         error_for::<Allocation>,
     ];
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
@@ -179,6 +186,7 @@ mod tests {
             ("sg-0123456789abcdef0", ErrorCode::InvalidGroupNotFound),
             ("vpc-zz", ErrorCode::InvalidVpcIdMalformed),
             ("subnet-zz", ErrorCode::InvalidSubnetIdMalformed),
+            ("lt-zz", ErrorCode::InvalidLaunchTemplateIdMalformed),
             ("eipalloc-zz", ErrorCode::InvalidAllocationIdMalformed),
         ] {
             assert_eq!(unknown_reference(reference).code(), code, "{reference}");

@@ -86,6 +86,15 @@ pub enum ErrorCode {
     /// The resource does not support the operation, at least in its current state.
     UnsupportedOperation,
     UnsupportedHibernationConfiguration,
+
+    // Launch templates.
+    InvalidLaunchTemplateIdMalformed,
+    InvalidLaunchTemplateIdNotFound,
+    InvalidLaunchTemplateNameAlreadyExists,
+    InvalidLaunchTemplateNameMalformed,
+    InvalidLaunchTemplateNameNotFound,
+    InvalidLaunchTemplateVersionNotFound,
+    VersionLimitExceeded,
 }
 
 impl ErrorCode {
@@ -109,6 +118,13 @@ impl ErrorCode {
             ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
             ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
             ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",
+            ErrorCode::InvalidLaunchTemplateIdMalformed => "InvalidLaunchTemplateId.Malformed",
+            ErrorCode::InvalidLaunchTemplateIdNotFound => "InvalidLaunchTemplateId.NotFound",
+            ErrorCode::InvalidLaunchTemplateNameAlreadyExists => "InvalidLaunchTemplateName.AlreadyExistsException",
+            ErrorCode::InvalidLaunchTemplateNameMalformed => "InvalidLaunchTemplateName.MalformedException",
+            ErrorCode::InvalidLaunchTemplateNameNotFound => "InvalidLaunchTemplateName.NotFoundException",
+            ErrorCode::InvalidLaunchTemplateVersionNotFound => "InvalidLaunchTemplateId.VersionNotFound",
+            ErrorCode::VersionLimitExceeded => "VersionLimitExceeded",
             ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
             ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",
             ErrorCode::InvalidReservationIdNotFound => "InvalidReservationID.NotFound",

@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod id;
 pub mod instance_type;
 pub mod key;
+pub mod launch_template;
 pub mod metadata;
 pub mod network;
 pub mod performance;

@@ -12,6 +12,7 @@ pub mod image;
 pub mod instance;
 pub mod instance_type;
 pub mod key_pair;
+pub mod launch_template;
 pub mod metadata;
 pub mod network_interface;
 pub mod security_group;

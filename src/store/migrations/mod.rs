@@ -23,6 +23,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     create_settings,
     add_backing,
     parts::split,
+    create_launch_templates,
 ];
 
 fn create_first_tables(tx: &Transaction) -> Result<(), StoreError> {
@@ -82,6 +83,10 @@ fn add_backing(tx: &Transaction) -> Result<(), StoreError> {
         change(tx, table, |record| record["backing"] = Value::Null)?;
     }
     Ok(())
+}
+
+fn create_launch_templates(tx: &Transaction) -> Result<(), StoreError> {
+    create_tables(tx, &["launch_templates"])
 }
 
 fn create_tables(tx: &Transaction, names: &[&str]) -> Result<(), StoreError> {

@@ -19,6 +19,8 @@ mod history;
 mod image;
 mod key;
 mod launch;
+mod launch_parameters;
+mod launch_template;
 mod limits;
 mod ls;
 mod metadata_defaults;
@@ -118,6 +120,7 @@ enum Command {
     Modify(modify::Args),
     Tag(tag::Args),
     MetadataDefaults(metadata_defaults::Args),
+    Template(launch_template::Args),
     Image(image::Args),
     Volume(volume::Args),
     Snapshot(snapshot::Args),
@@ -195,6 +198,7 @@ pub fn main() -> ExitCode {
         Command::Console(args) => console::run(&args, cli.output),
         Command::Modify(args) => modify::run(&args, cli.output),
         Command::MetadataDefaults(args) => metadata_defaults::run(&args, cli.output),
+        Command::Template(args) => launch_template::run(args, cli.output),
         Command::Tag(args) => tag::run(&args, cli.output),
         Command::Image(args) => image::run(args, cli.output, began_ns),
         Command::Volume(args) => volume::run(args, cli.output),
