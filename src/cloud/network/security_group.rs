@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id, now, resolve};
+use super::super::{Cloud, Outcome, Warnings, new_id, now, resolve};
 use super::filter::groups_of;
 use super::lookup::{default_vpc, depends, vpc_or_default};
 use super::pending::NetworkChange;
@@ -102,7 +102,7 @@ impl SecurityGroups<'_> {
     }
 
     /// Adds rules to a group. Fails without adding any if one exists already, or if there are too many.
-    pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn authorize(&self, reference: &str, spec: &RuleSpec) -> Result<Outcome<SecurityGroupRecord>, CloudError> {
         let (record, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             for peer in peers(tx, record.spec.vpc_id, spec)? {
@@ -127,13 +127,13 @@ impl SecurityGroups<'_> {
             tx.put(&mut record)?;
             Ok((record, NetworkChange::begin(tx)?))
         })?;
-        self.apply()?;
+        let warnings = self.apply()?;
         self.cloud.interfaces().finish(change)?;
-        Ok(record)
+        Ok(Outcome { value: record, warnings })
     }
 
     /// Removes rules from a group. Fails without removing any if one of them does not exist.
-    pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn revoke(&self, reference: &str, spec: &RuleSpec) -> Result<Outcome<SecurityGroupRecord>, CloudError> {
         self.remove_rules(reference, |tx, group| {
             let is_peer = |rule: &&Rule, peer: Peer| rule.is_like(spec.egress, spec.traffic, peer);
             let find = |peer| group.spec.rules.iter().find(|rule| is_peer(rule, peer)).map(|rule| rule.id);
@@ -141,7 +141,11 @@ impl SecurityGroups<'_> {
         })
     }
 
-    pub fn revoke_by_id(&self, reference: &str, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
+    pub fn revoke_by_id(
+        &self,
+        reference: &str,
+        id: SecurityGroupRuleId,
+    ) -> Result<Outcome<SecurityGroupRecord>, CloudError> {
         self.remove_rules(reference, |_, group| match group.spec.rules.iter().any(|rule| rule.id == id) {
             true => Ok(Some(vec![id])),
             false => Err(SecurityGroupRuleId::not_found(&id.to_string()).into()),
@@ -153,7 +157,7 @@ impl SecurityGroups<'_> {
         &self,
         reference: &str,
         chosen: impl FnOnce(&Transaction, &SecurityGroupRecord) -> Result<Option<Vec<SecurityGroupRuleId>>, CloudError>,
-    ) -> Result<SecurityGroupRecord, CloudError> {
+    ) -> Result<Outcome<SecurityGroupRecord>, CloudError> {
         let (record, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = find_group(tx, reference)?;
             let Some(ids) = chosen(tx, &record)? else {
@@ -167,16 +171,20 @@ impl SecurityGroups<'_> {
             tx.put(&mut record)?;
             Ok((record, NetworkChange::begin(tx)?))
         })?;
-        self.apply()?;
+        let warnings = self.apply()?;
         self.cloud.interfaces().finish(change)?;
-        Ok(record)
+        Ok(Outcome { value: record, warnings })
     }
 
     /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
-    pub(crate) fn apply(&self) -> Result<(), CloudError> {
+    pub(crate) fn apply(&self) -> Result<Warnings, CloudError> {
         let instances: Vec<InstanceRecord> = self.cloud.records()?;
-        instances.iter().try_for_each(|record| self.cloud.interfaces().push(record))?;
-        self.cloud.routers().update()
+        let mut warnings = Warnings::default();
+        for record in &instances {
+            warnings.extend(self.cloud.interfaces().push(record)?);
+        }
+        warnings.extend(self.cloud.routers().update()?);
+        Ok(warnings)
     }
 }
 

@@ -8,7 +8,7 @@ use super::launch_parameters::LaunchParameters;
 use super::network::NetworkArgs;
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, print_warnings, template, wait};
+use super::{open_cloud, report, template, wait};
 use cloud::launch::{LaunchSpec, Launched};
 use cloud::launch_template::ChosenVersion;
 use cloud::network::NetworkSpec;
@@ -128,8 +128,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let timeout = args.wait.timeout();
     let spec = spec(&cloud, args)?;
-    let Launched { instances, machines, wants_warm } = cloud.instances().launch(&spec)?;
-    print_warnings(&cloud);
+    let Launched { instances, machines, wants_warm } = report(cloud.instances().launch(&spec)?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{open_cloud, print_warnings};
+use super::{open_cloud, report};
 use cloud::network::{RuleSpec, shown};
 use cloud::shapes;
 use ec2::api::security_group::{SecurityGroup, SecurityGroupRule};
@@ -128,15 +128,16 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let group = if vpc.is_some() { &id } else { &name };
             resource::show(&record, &id, &["sg", "authorize", group, "--port", "80"], output)?;
         }
-        Command::Authorize(rule) => show(&cloud.security_groups().authorize(&rule.group, &rule.spec()?)?, output)?,
+        Command::Authorize(rule) => {
+            show(&report(cloud.security_groups().authorize(&rule.group, &rule.spec()?)?), output)?
+        }
         Command::Revoke { rule, id: Some(id) } => {
-            show(&cloud.security_groups().revoke_by_id(&rule.group, id)?, output)?
+            show(&report(cloud.security_groups().revoke_by_id(&rule.group, id)?), output)?
         }
         Command::Revoke { rule, id: None } => {
-            show(&cloud.security_groups().revoke(&rule.group, &rule.spec()?)?, output)?
+            show(&report(cloud.security_groups().revoke(&rule.group, &rule.spec()?)?), output)?
         }
     }
-    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
