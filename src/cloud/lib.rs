@@ -12,6 +12,7 @@ mod error;
 pub mod fork;
 mod hibernate;
 mod ids;
+pub mod image_alias;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
@@ -50,6 +51,7 @@ pub use error::CloudError;
 pub use warnings::{Outcome, Warnings};
 
 use ids::new_id;
+use image_alias::ImageAliases;
 use instances::Instances;
 use key_pair::KeyPairs;
 use launch_template::LaunchTemplates;
@@ -99,6 +101,10 @@ impl Cloud {
 
     pub fn addresses(&self) -> Addresses<'_> {
         Addresses { cloud: self }
+    }
+
+    pub fn image_aliases(&self) -> ImageAliases<'_> {
+        ImageAliases { cloud: self }
     }
 
     pub fn images(&self) -> Images<'_> {

@@ -95,6 +95,11 @@ pub enum ErrorCode {
     InvalidLaunchTemplateNameNotFound,
     InvalidLaunchTemplateVersionNotFound,
     VersionLimitExceeded,
+
+    // Image aliases, with Systems Manager's codes.
+    ParameterAlreadyExists,
+    ParameterNotFound,
+    ParameterVersionNotFound,
 }
 
 impl ErrorCode {
@@ -124,6 +129,9 @@ impl ErrorCode {
             ErrorCode::InvalidLaunchTemplateNameMalformed => "InvalidLaunchTemplateName.MalformedException",
             ErrorCode::InvalidLaunchTemplateNameNotFound => "InvalidLaunchTemplateName.NotFoundException",
             ErrorCode::InvalidLaunchTemplateVersionNotFound => "InvalidLaunchTemplateId.VersionNotFound",
+            ErrorCode::ParameterAlreadyExists => "ParameterAlreadyExists",
+            ErrorCode::ParameterNotFound => "ParameterNotFound",
+            ErrorCode::ParameterVersionNotFound => "ParameterVersionNotFound",
             ErrorCode::VersionLimitExceeded => "VersionLimitExceeded",
             ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
             ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",

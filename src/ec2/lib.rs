@@ -13,6 +13,7 @@ mod error_code;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod id;
+pub mod image_alias;
 pub mod instance_type;
 pub mod key;
 pub mod launch_template;

@@ -13,6 +13,7 @@
 pub mod address;
 mod client_token;
 pub mod image;
+mod image_alias;
 pub mod instance;
 pub mod key_pair;
 pub mod launch_template;
@@ -39,6 +40,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 pub use address::{AddressRecord, AssociationRecord};
 pub use client_token::ClientToken;
 pub use image::{ImageRecord, Visibility};
+pub use image_alias::ImageAlias;
 pub use instance::{BlockDeviceMapping, InstanceRecord, LaunchRecord, SizeRecord};
 pub use key_pair::KeyPairRecord;
 pub use launch_template::{LaunchTemplateRecord, LaunchTemplateVersion};

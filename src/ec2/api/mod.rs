@@ -15,6 +15,7 @@ pub mod key_pair;
 pub mod launch_template;
 pub mod metadata;
 pub mod network_interface;
+pub mod parameter;
 pub mod security_group;
 pub mod snapshot;
 mod tag;

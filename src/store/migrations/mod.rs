@@ -24,6 +24,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     add_backing,
     parts::split,
     create_launch_templates,
+    create_image_aliases,
 ];
 
 fn create_first_tables(tx: &Transaction) -> Result<(), StoreError> {
@@ -87,6 +88,10 @@ fn add_backing(tx: &Transaction) -> Result<(), StoreError> {
 
 fn create_launch_templates(tx: &Transaction) -> Result<(), StoreError> {
     create_tables(tx, &["launch_templates"])
+}
+
+fn create_image_aliases(tx: &Transaction) -> Result<(), StoreError> {
+    create_tables(tx, &["image_aliases"])
 }
 
 fn create_tables(tx: &Transaction, names: &[&str]) -> Result<(), StoreError> {

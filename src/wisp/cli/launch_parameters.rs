@@ -20,7 +20,7 @@ use ec2::volume::VolumeOption;
 /// Launch parameters.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LaunchParameters {
-    /// Image name or ID [default: tiny, the embedded image].
+    /// Image name or ID, or resolve:ssm:ALIAS [default: tiny, the embedded image].
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
 
