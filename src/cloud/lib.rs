@@ -55,7 +55,7 @@ use image_alias::ImageAliases;
 use instances::Instances;
 use key_pair::KeyPairs;
 use launch_template::LaunchTemplates;
-use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
+use network::{Addresses, Interfaces, InternetGateways, RouteTables, Routers, SecurityGroups, Subnets, Vpcs};
 use registry::Images;
 use settings::Settings;
 use snapshot::Snapshots;
@@ -115,6 +115,10 @@ impl Cloud {
         Instances { cloud: self }
     }
 
+    pub fn internet_gateways(&self) -> InternetGateways<'_> {
+        InternetGateways { cloud: self }
+    }
+
     fn interfaces(&self) -> Interfaces<'_> {
         Interfaces { cloud: self }
     }
@@ -129,6 +133,10 @@ impl Cloud {
 
     pub fn metering(&self) -> Metering<'_> {
         Metering { cloud: self }
+    }
+
+    pub fn route_tables(&self) -> RouteTables<'_> {
+        RouteTables { cloud: self }
     }
 
     fn routers(&self) -> Routers<'_> {

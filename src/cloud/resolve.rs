@@ -6,8 +6,8 @@ use ec2::id::{Id, ResourceKind};
 use ec2::launch_template;
 use ec2::state::InstanceState;
 use store::{
-    AddressRecord, InstanceRecord, LaunchTemplateRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord,
-    Transaction, VolumeRecord, VpcRecord,
+    AddressRecord, InstanceRecord, InternetGatewayRecord, LaunchTemplateRecord, RouteTableRecord, SecurityGroupRecord,
+    SnapshotRecord, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
 };
 
 fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
@@ -63,6 +63,14 @@ pub fn launch_template(tx: &Transaction, reference: &str) -> Result<LaunchTempla
         CloudError::Ec2(error) if error.code().is_unknown_reference() => launch_template::not_found(reference).into(),
         other => other,
     })
+}
+
+pub fn internet_gateway(tx: &Transaction, reference: &str) -> Result<InternetGatewayRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &InternetGatewayRecord| (record.meta.id, record.meta.name()))
+}
+
+pub fn route_table(tx: &Transaction, reference: &str) -> Result<RouteTableRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &RouteTableRecord| (record.meta.id, record.meta.name()))
 }
 
 /// Finds an elastic address. `reference` may also be the IP address.

@@ -7,14 +7,15 @@ use super::lookup::{by_id, get};
 use super::network::NetworkChange;
 use super::{Cloud, Outcome, Warnings, resolve};
 use ec2::id::{
-    Allocation, AllocationId, Id, Image, LaunchTemplate, LaunchTemplateId, ResourceKind, SecurityGroup,
-    SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc, VpcId,
+    Allocation, AllocationId, Id, Image, InternetGateway, InternetGatewayId, LaunchTemplate, LaunchTemplateId,
+    ResourceKind, RouteTable, RouteTableId, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc,
+    VpcId,
 };
 use ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
 use ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
 use store::{
-    AddressRecord, ImageRecord, InstanceRecord, LaunchTemplateRecord, SecurityGroupRecord, SnapshotRecord,
-    SubnetRecord, Transaction, VolumeRecord, VpcRecord,
+    AddressRecord, ImageRecord, InstanceRecord, InternetGatewayRecord, LaunchTemplateRecord, RouteTableRecord,
+    SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
 };
 
 type TagMap = BTreeMap<String, String>;
@@ -29,6 +30,8 @@ pub enum Resource {
     Subnet(SubnetId),
     SecurityGroup(SecurityGroupId),
     LaunchTemplate(LaunchTemplateId),
+    InternetGateway(InternetGatewayId),
+    RouteTable(RouteTableId),
     /// An elastic address.
     Address(AllocationId),
 }
@@ -40,7 +43,7 @@ pub struct Tags<'a> {
 
 impl Tags<'_> {
     /// Finds a resource. The prefix of an ID determines its kind. A name is looked up among instances, volumes,
-    /// snapshots, VPCs, subnets, elastic addresses and images, in this order. The name of a security group or
+    /// snapshots, VPCs, subnets, gateways, route tables, elastic addresses and images, in this order. The name of a security group or
     /// launch template is not a tag, so only its ID matches.
     pub fn find(&self, reference: &str) -> Result<Resource, CloudError> {
         if ImageId::looks_like(reference) {
@@ -81,6 +84,8 @@ impl Tags<'_> {
                 Resource::Vpc(id) => update::<VpcRecord, _>(tx, id, &change),
                 Resource::Subnet(id) => update::<SubnetRecord, _>(tx, id, &change),
                 Resource::SecurityGroup(id) => update::<SecurityGroupRecord, _>(tx, id, &change),
+                Resource::InternetGateway(id) => update::<InternetGatewayRecord, _>(tx, id, &change),
+                Resource::RouteTable(id) => update::<RouteTableRecord, _>(tx, id, &change),
                 Resource::LaunchTemplate(id) => update::<LaunchTemplateRecord, _>(tx, id, &change),
                 Resource::Address(id) => update::<AddressRecord, _>(tx, id, &change),
             }?;
@@ -108,6 +113,8 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
     let snapshot = || resolve::snapshot(tx, reference).map(|record| Resource::Snapshot(record.meta.id));
     let vpc = || resolve::vpc(tx, reference).map(|record| Resource::Vpc(record.meta.id));
     let subnet = || resolve::subnet(tx, reference).map(|record| Resource::Subnet(record.meta.id));
+    let gateway = || resolve::internet_gateway(tx, reference).map(|record| Resource::InternetGateway(record.meta.id));
+    let table = || resolve::route_table(tx, reference).map(|record| Resource::RouteTable(record.meta.id));
     let address = || resolve::address(tx, reference).map(|record| Resource::Address(record.meta.id));
     let group =
         || resolve::security_group(tx, reference, |_| true).map(|record| Resource::SecurityGroup(record.meta.id));
@@ -119,12 +126,14 @@ fn find(tx: &Transaction, reference: &str) -> Result<Option<Resource>, CloudErro
         return Ok(Some(Resource::LaunchTemplate(template.meta.id)));
     }
     // A reference that looks like an ID of one kind is not looked up as a name of another.
-    let candidates: [Candidate; 6] = [
+    let candidates: [Candidate; 8] = [
         (InstanceId::looks_like(reference), &instance),
         (VolumeId::looks_like(reference), &volume),
         (SnapshotId::looks_like(reference), &snapshot),
         (VpcId::looks_like(reference), &vpc),
         (SubnetId::looks_like(reference), &subnet),
+        (InternetGatewayId::looks_like(reference), &gateway),
+        (RouteTableId::looks_like(reference), &table),
         (AllocationId::looks_like(reference), &address),
     ];
     if let Some((_, named)) = candidates.iter().find(|(is_named, _)| *is_named) {
@@ -153,6 +162,8 @@ fn unknown_reference(reference: &str) -> Ec2Error {
         error_for::<Subnet>,
         error_for::<SecurityGroup>,
         error_for::<LaunchTemplate>,
+        error_for::<InternetGateway>,
+        error_for::<RouteTable>,
         error_for::<Allocation>,
     ];
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
@@ -187,6 +198,8 @@ mod tests {
             ("sg-0123456789abcdef0", ErrorCode::InvalidGroupNotFound),
             ("vpc-zz", ErrorCode::InvalidVpcIdMalformed),
             ("subnet-zz", ErrorCode::InvalidSubnetIdMalformed),
+            ("igw-zz", ErrorCode::InvalidInternetGatewayIdMalformed),
+            ("rtb-zz", ErrorCode::InvalidRouteTableIdMalformed),
             ("lt-zz", ErrorCode::InvalidLaunchTemplateIdMalformed),
             ("eipalloc-zz", ErrorCode::InvalidAllocationIdMalformed),
         ] {

@@ -87,6 +87,16 @@ pub enum ErrorCode {
     UnsupportedOperation,
     UnsupportedHibernationConfiguration,
 
+    // Internet gateways and route tables.
+    GatewayNotAttached,
+    InvalidInternetGatewayIdMalformed,
+    InvalidInternetGatewayIdNotFound,
+    InvalidRouteNotFound,
+    InvalidRouteTableIdMalformed,
+    InvalidRouteTableIdNotFound,
+    RouteAlreadyExists,
+    RouteLimitExceeded,
+
     // Launch templates.
     InvalidLaunchTemplateIdMalformed,
     InvalidLaunchTemplateIdNotFound,
@@ -123,6 +133,14 @@ impl ErrorCode {
             ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
             ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
             ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",
+            ErrorCode::GatewayNotAttached => "Gateway.NotAttached",
+            ErrorCode::InvalidInternetGatewayIdMalformed => "InvalidInternetGatewayId.Malformed",
+            ErrorCode::InvalidInternetGatewayIdNotFound => "InvalidInternetGatewayID.NotFound",
+            ErrorCode::InvalidRouteNotFound => "InvalidRoute.NotFound",
+            ErrorCode::InvalidRouteTableIdMalformed => "InvalidRouteTableId.Malformed",
+            ErrorCode::InvalidRouteTableIdNotFound => "InvalidRouteTableID.NotFound",
+            ErrorCode::RouteAlreadyExists => "RouteAlreadyExists",
+            ErrorCode::RouteLimitExceeded => "RouteLimitExceeded",
             ErrorCode::InvalidLaunchTemplateIdMalformed => "InvalidLaunchTemplateId.Malformed",
             ErrorCode::InvalidLaunchTemplateIdNotFound => "InvalidLaunchTemplateId.NotFound",
             ErrorCode::InvalidLaunchTemplateNameAlreadyExists => "InvalidLaunchTemplateName.AlreadyExistsException",

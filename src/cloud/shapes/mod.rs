@@ -7,6 +7,7 @@ mod instance;
 mod key_pair;
 mod launch_template;
 mod parameter;
+mod route_table;
 mod security_group;
 mod snapshot;
 mod volume;
@@ -18,6 +19,7 @@ pub use instance::{GroupNames, credit_specifications, instance, reservation, res
 pub use key_pair::key_pair;
 pub use launch_template::{deleted_launch_template_versions, launch_template, launch_template_version};
 pub use parameter::parameter;
+pub use route_table::{internet_gateway, route_table};
 pub use security_group::{security_group, security_group_rules};
 pub use snapshot::snapshot;
 pub use volume::volume;

@@ -1,6 +1,7 @@
 //! Migrations of the store, as functions over a transaction. They change documents of any shape, never record types,
 //! because a released migration must not change with them.
 
+mod gateways;
 mod parts;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     parts::split,
     create_launch_templates,
     create_image_aliases,
+    gateways::create,
 ];
 
 fn create_first_tables(tx: &Transaction) -> Result<(), StoreError> {

@@ -139,6 +139,22 @@ fn records_of_version_6_have_spec_and_status() {
 }
 
 #[test]
+fn vpcs_of_version_6_keep_their_connectivity() {
+    let (_, directory) = store_of_version_6();
+    let store = Store::open(directory.path()).unwrap();
+    let (gateways, tables) = store
+        .read::<_, StoreError>(|tx| Ok((tx.list::<InternetGatewayRecord>()?, tx.list::<RouteTableRecord>()?)))
+        .unwrap();
+    assert_eq!((gateways.len(), tables.len()), (1, 1));
+    assert_eq!(gateways[0].spec.vpc_id.unwrap().to_string(), VPC);
+    let table = &tables[0];
+    assert!(table.is_main() && table.spec.vpc_id.to_string() == VPC);
+    let default = Route { destination: "0.0.0.0/0".parse().unwrap(), gateway_id: gateways[0].meta.id };
+    assert_eq!(table.spec.routes, [default]);
+    assert_eq!(store.take_damaged(), [] as [String; 0]);
+}
+
+#[test]
 fn unique_keys_of_version_6_stay_unique() {
     let (_, directory) = store_of_version_6();
     let store = Store::open(directory.path()).unwrap();

@@ -28,7 +28,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ),
     ("Images", &["image"]),
     ("Storage", &["volume", "snapshot"]),
-    ("Network", &["vpc", "subnet", "sg", "address", "key"]),
+    ("Network", &["vpc", "subnet", "gateway", "route-table", "sg", "address", "key"]),
     ("Measure", &["types", "top", "bench", "recommend", "timeline"]),
     ("Host", &["doctor", "completions"]),
 ];

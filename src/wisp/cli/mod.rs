@@ -13,6 +13,7 @@ mod doctor;
 mod escape;
 mod exec;
 mod fork;
+mod gateway;
 mod guest_command;
 mod help;
 mod history;
@@ -30,6 +31,7 @@ mod query;
 mod reboot;
 mod recommend;
 mod resource;
+mod route_table;
 mod router;
 mod run;
 mod serial;
@@ -141,6 +143,8 @@ enum Command {
     Snapshot(snapshot::Args),
     Vpc(vpc::Args),
     Subnet(subnet::Args),
+    Gateway(gateway::Args),
+    RouteTable(route_table::Args),
     Sg(sg::Args),
     Address(address::Args),
     Key(key::Args),
@@ -231,6 +235,8 @@ pub fn main() -> ExitCode {
         Command::Ssh(args) => ssh::run(args),
         Command::Sg(args) => sg::run(args, output),
         Command::Vpc(args) => vpc::run(args, output),
+        Command::Gateway(args) => gateway::run(args, output),
+        Command::RouteTable(args) => route_table::run(args, output),
         Command::Subnet(args) => subnet::run(args, output),
         Command::Address(args) => address::run(args, output),
         Command::Cp(args) => cp::run(&args),
