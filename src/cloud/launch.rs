@@ -381,6 +381,7 @@ impl Instances<'_> {
                 iops: None,
                 throughput: None,
                 snapshot_id: None,
+                zone: None,
             },
             status: store::volume::Status {
                 state: VolumeState::InUse,
@@ -395,6 +396,7 @@ impl Instances<'_> {
                     delete_on_termination: true,
                     state: AttachmentState::Attached,
                 }),
+                modification: None,
             },
         }))
     }

@@ -27,7 +27,7 @@ pub(super) use pending::NetworkChange;
 pub(super) use placement::{Placement, for_fork};
 pub(super) use router::Routers;
 pub(super) use security_group::chosen_groups;
-pub use security_group::{RuleSpec, SecurityGroups, shown};
+pub use security_group::{Chosen, PeerSpec, RuleChange, RuleSpec, SecurityGroups, shown};
 pub(super) use spec::is_in_vpc;
 pub use spec::{MTU, NetworkSpec};
 pub use subnet::{SubnetSpec, Subnets};

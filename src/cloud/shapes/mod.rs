@@ -14,9 +14,9 @@ pub use address::address;
 pub use image::{RootVolume, image};
 pub use instance::{GroupNames, credit_specifications, instance, reservation, reservations, state_change};
 pub use key_pair::key_pair;
-pub use security_group::{security_group, security_group_rules};
+pub use security_group::{revoked_rule, security_group, security_group_rule, security_group_rules};
 pub use snapshot::snapshot;
-pub use volume::volume;
+pub use volume::{volume, volume_modification};
 pub use vpc::{subnet, vpc};
 
 const GIB: u64 = 1 << 30;

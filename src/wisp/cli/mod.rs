@@ -4,6 +4,7 @@ pub mod output;
 
 mod address;
 mod args;
+mod aws;
 mod bench;
 mod completions;
 mod console;
@@ -30,6 +31,7 @@ mod resource;
 mod router;
 mod run;
 mod serial;
+mod serve;
 mod sg;
 mod show;
 mod size;
@@ -131,6 +133,8 @@ enum Command {
     Bench(bench::Args),
     Recommend(recommend::Args),
     Timeline(timeline::Args),
+    Serve(serve::Args),
+    Aws(aws::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -159,7 +163,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
     };
-    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_));
+    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_) | Command::Aws(_));
     let log = env_logger::Env::new().filter_or(
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
@@ -177,6 +181,8 @@ pub fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
+        Command::Serve(args) => serve::run(args),
+        Command::Aws(args) => aws::run(args),
         Command::Launch(args) => launch::run(args, cli.output),
         Command::Ls(args) => ls::run(&args, cli.output),
         Command::Show(args) => show::run(&args, cli.output),
