@@ -9,8 +9,8 @@ use super::hibernate::refuse_hibernated;
 use super::layers::volume_disk;
 use super::limits::volume_limits;
 use super::lookup::{get, get_volume};
-use super::now;
 use super::volume::Volumes;
+use super::{Warnings, now};
 use ec2::block_device::DeviceName;
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{AttachmentState, VolumeState};
@@ -136,18 +136,18 @@ impl Volumes<'_> {
     }
 
     /// Detaches the volumes that killed commands were attaching or detaching.
-    pub(super) fn finish_interrupted(&self) -> Result<(), CloudError> {
+    pub(super) fn finish_interrupted(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
         for volume in self.list()? {
             let id = volume.meta.id;
             if let Some(attachment) = unsettled(&volume) {
-                let finished = self.finish(id, attachment.instance_id);
-                self.cloud.warn_failed(&format!("cannot detach {id}, whose attachment was interrupted"), finished);
+                let finished = self.finish(id, attachment.instance_id, warnings);
+                warnings.push_failed(&format!("cannot detach {id}, whose attachment was interrupted"), finished);
             }
         }
         Ok(())
     }
 
-    fn finish(&self, id: VolumeId, instance: InstanceId) -> Result<(), CloudError> {
+    fn finish(&self, id: VolumeId, instance: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let InstanceLock::Taken(_lock) = instances.lock_disk(instance, id)? else { return Ok(()) };
         // The command may have completed before the lock was taken.
@@ -170,7 +170,7 @@ impl Volumes<'_> {
             _ => return Ok(()),
         }
         self.forget_attachment(id, instance)?;
-        self.cloud.warn(format!("{id}: an interrupted change was completed; the volume is now detached."));
+        warnings.push(format!("{id}: an interrupted change was completed; the volume is now detached."));
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::layers::{below, over, volume_disk};
 use super::lookup::{get, get_volume};
 use super::names::volume_file;
 use super::network::{AddressPool, for_fork};
-use super::{new_id, now};
+use super::{Outcome, new_id, now};
 use ec2::state::{Action, InstanceState};
 use ec2::volume::{AttachmentState, VolumeState};
 use ec2::{Ec2Error, ErrorCode, InstanceId, ReservationId, catalog};
@@ -53,7 +53,7 @@ pub(super) struct Frozen {
 
 impl Instances<'_> {
     /// Forks a running instance. If one of the forks does not start, all of them are terminated.
-    pub fn fork(&self, spec: &ForkSpec) -> Result<Forked, CloudError> {
+    pub fn fork(&self, spec: &ForkSpec) -> Result<Outcome<Forked>, CloudError> {
         let record = self.check_fork(spec);
         let record = record.map_err(|error| self.unless_ended(spec.instance, "it was forked", error))?;
         let image = self.cloud.images().open_by_id(record.spec.image_id)?;
@@ -68,7 +68,10 @@ impl Instances<'_> {
             self.plan_start(&record, lock, &image, &volumes, Source::Copy { restore, disks: &replaced })
         };
         match self.start_all(prepared.into_iter().map(plan)) {
-            Ok(machines) => Ok(Forked { instances: self.settle_running(&ids)?, machines, paused: saved.paused }),
+            Ok(started) => {
+                let instances = self.settle_running(&ids)?;
+                Ok(started.map(|machines| Forked { instances, machines, paused: saved.paused }))
+            }
             Err(error) => {
                 self.abandon(&ids, &error);
                 Err(error)

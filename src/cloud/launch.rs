@@ -16,7 +16,7 @@ use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
 use super::template::{self, Template};
-use super::{new_id, now, resolve};
+use super::{Outcome, new_id, now, resolve};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
@@ -115,12 +115,12 @@ pub(super) struct Prepared {
 
 impl Instances<'_> {
     /// Launches instances. A client token that was used before returns the instances of the earlier launch.
-    pub fn launch(&self, spec: &LaunchSpec) -> Result<Launched, CloudError> {
+    pub fn launch(&self, spec: &LaunchSpec) -> Result<Outcome<Launched>, CloudError> {
         let image_record = self.cloud.images().find(spec.image.as_deref().unwrap_or(embedded::NAME))?;
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
-            return Ok(Launched { instances, machines: Vec::new(), wants_warm: false });
+            return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }.into());
         }
         let image = self.cloud.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
@@ -144,7 +144,7 @@ impl Instances<'_> {
         let prepared = match self.prepare(spec, &image_record, &image, warm.as_ref(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
-            Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }),
+            Err(instances) => return Ok(Launched { instances, machines: Vec::new(), wants_warm: false }.into()),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
         let root = warm.iter().map(|warm| warm.root().to_string()).collect::<Vec<_>>();
@@ -156,12 +156,13 @@ impl Instances<'_> {
             self.plan_start(&record, lock, &image, &self.cloud.volumes().of(&record)?, source)
         };
         match self.start_all(prepared.into_iter().map(plan)) {
-            Ok(machines) => {
+            Ok(Outcome { value: machines, mut warnings }) => {
                 let wants_warm = can_be_warm && warm.is_none() && template::can_have(&image);
                 if let (true, None, Some(memory)) = (can_be_warm, &warm, ImageMemory::of(&image)) {
-                    self.cloud.warnings.borrow_mut().extend(size_warning(&memory, &spec.size));
+                    warnings.extend(size_warning(&memory, &spec.size));
                 }
-                Ok(Launched { instances: self.settle_running(&ids)?, machines, wants_warm })
+                let launched = Launched { instances: self.settle_running(&ids)?, machines, wants_warm };
+                Ok(Outcome { value: launched, warnings })
             }
             Err(error) => {
                 self.abandon(&ids, &error);

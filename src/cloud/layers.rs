@@ -6,8 +6,8 @@
 
 use std::fmt::Display;
 
-use super::Cloud;
 use super::error::CloudError;
+use super::{Cloud, Warnings};
 use ec2::{ErrorCode, ImageId};
 use machine::config::DiskFormat;
 use node::host::{Layer, VolumeDisk, VolumeFiles};
@@ -67,20 +67,29 @@ pub(super) fn volume_disk(volume: &VolumeRecord) -> Result<VolumeDisk, CloudErro
 
 /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only if
 /// they name files in the data directory's image and volume directories.
-pub(super) fn record_missing(cloud: &Cloud) -> Result<(), CloudError> {
-    record_missing_of::<VolumeRecord>(cloud, |volume| (&volume.status.file, &mut volume.status.backing))?;
-    record_missing_of::<SnapshotRecord>(cloud, |snapshot| (&snapshot.status.file, &mut snapshot.status.backing))
+pub(super) fn record_missing(cloud: &Cloud, warnings: &mut Warnings) -> Result<(), CloudError> {
+    record_missing_of::<VolumeRecord>(cloud, warnings, |volume| (&volume.status.file, &mut volume.status.backing))?;
+    record_missing_of::<SnapshotRecord>(cloud, warnings, |snapshot| {
+        (&snapshot.status.file, &mut snapshot.status.backing)
+    })
 }
 
 /// Records the missing backing files of one kind. `parts` returns a record's file and its backing files.
 fn record_missing_of<R: Resource>(
     cloud: &Cloud,
+    warnings: &mut Warnings,
     parts: fn(&mut R) -> (&str, &mut Option<Vec<LayerRecord>>),
 ) -> Result<(), CloudError> {
     for mut record in cloud.records::<R>()? {
         let key = record.key();
         let (file, None) = parts(&mut record) else { continue };
-        let Some(found) = read_backing_files(cloud, &key, file) else { continue };
+        let found = match read_backing_files(cloud, file) {
+            Ok(found) => found,
+            Err(why) => {
+                warnings.push(format!("{key}: cannot be used because its backing files are unknown: {why}"));
+                continue;
+            }
+        };
         cloud.store.write::<_, CloudError>(|tx| {
             let Some(mut record) = tx.get::<R>(&key)? else { return Ok(()) };
             match parts(&mut record) {
@@ -93,17 +102,14 @@ fn record_missing_of<R: Resource>(
     Ok(())
 }
 
-/// Returns the backing files of `file` according to its header. A failure becomes a warning.
-fn read_backing_files(cloud: &Cloud, id: &str, file: &str) -> Option<Vec<LayerRecord>> {
-    let backing = cloud.node.volumes().read_backing(file);
-    let warn = |why: &String| cloud.warn(format!("{id}: cannot be used because its backing files are unknown: {why}"));
-    Some(backing.inspect_err(warn).ok()?.into_iter().map(recorded).collect())
+/// Returns the backing files of `file` according to its header.
+fn read_backing_files(cloud: &Cloud, file: &str) -> Result<Vec<LayerRecord>, String> {
+    Ok(cloud.node.volumes().read_backing(file)?.into_iter().map(recorded).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Warnings;
     use crate::volume::NewVolume;
     use disk::disk_image;
     use machine::config::DiskConfig;
@@ -170,7 +176,7 @@ mod tests {
         assert!(path(&base).exists() && !path(&first.status.file).exists());
         let disk = disk_of(&cloud, &second).unwrap();
         disk_image::grow(&disk.path, disk.format, &disk.backing, 3 << 30).unwrap();
-        assert_eq!(cloud.take_warnings(), Warnings::default());
+        assert_eq!(cloud.instances().reconcile(), Warnings::default());
     }
 
     #[test]
@@ -224,10 +230,9 @@ mod tests {
         fs::write(path(&cloud, &unreadable), "torn").unwrap();
         fs::write(cloud.home.volumes().join("stray.qcow2"), "").unwrap();
 
-        cloud.instances().reconcile();
+        let warnings: Vec<String> = cloud.instances().reconcile().into_iter().collect();
         assert_eq!(cloud.volumes().find(&volume.meta.id.to_string()).unwrap().status, volume.status);
         assert_eq!(cloud.snapshots().find(&snapshot.meta.id.to_string()).unwrap().status, snapshot.status);
-        let warnings: Vec<String> = cloud.take_warnings().into_iter().collect();
         for unknown in [&outside, &unreadable] {
             assert!(warnings.iter().any(|warning| warning.starts_with(&unknown.meta.id.to_string())), "{warnings:?}");
             let record = cloud.volumes().find(&unknown.meta.id.to_string()).unwrap();

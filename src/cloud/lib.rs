@@ -43,11 +43,10 @@ pub mod usage;
 pub mod volume;
 mod warnings;
 
-use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use error::CloudError;
-pub use warnings::Warnings;
+pub use warnings::{Outcome, Warnings};
 
 use ids::new_id;
 use instances::Instances;
@@ -74,7 +73,6 @@ pub struct Cloud {
     home: Home,
     node: Box<dyn Node>,
     store: Store,
-    warnings: RefCell<Warnings>,
 }
 
 impl Cloud {
@@ -84,10 +82,11 @@ impl Cloud {
     }
 
     /// Opens the data directory and reconciles the store with the running VMMs.
-    pub fn open() -> Result<Cloud, CloudError> {
-        let cloud = Cloud::at(Home::open()?)?;
-        cloud.instances().reconcile();
-        Ok(cloud)
+    pub fn open() -> Result<Outcome<Cloud>, CloudError> {
+        let value = Cloud::at(Home::open()?)?;
+        let mut warnings = value.instances().reconcile();
+        warnings.extend(value.store.take_damaged());
+        Ok(Outcome { value, warnings })
     }
 
     /// Opens the data directory `home` on this host.
@@ -98,7 +97,7 @@ impl Cloud {
 
     fn with_node(home: Home, node: Box<dyn Node>) -> Result<Cloud, CloudError> {
         let store = Store::open(home.root())?;
-        Ok(Cloud { home, node, store, warnings: RefCell::default() })
+        Ok(Cloud { home, node, store })
     }
 
     pub fn addresses(&self) -> Addresses<'_> {
@@ -174,24 +173,9 @@ impl Cloud {
         &self.home
     }
 
-    /// Takes the pending warnings, such as the results of reconciliation.
-    pub fn take_warnings(&self) -> Warnings {
-        let mut warnings = self.warnings.take();
-        warnings.extend(self.store.take_damaged());
-        warnings
-    }
-
     /// Returns all records of a kind.
     fn records<R: Record>(&self) -> Result<Vec<R>, CloudError> {
         self.store.read(|tx| Ok(tx.list()?))
-    }
-
-    fn warn(&self, warning: impl Into<String>) {
-        self.warnings.borrow_mut().push(warning);
-    }
-
-    fn warn_failed(&self, what: &str, result: Result<(), CloudError>) {
-        self.warnings.borrow_mut().push_failed(what, result);
     }
 }
 

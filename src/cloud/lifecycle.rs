@@ -10,8 +10,8 @@ use super::error::CloudError;
 use super::instances::Instances;
 use super::lookup::{get, size_of};
 use super::network::{AddressPool, NetworkSpec, Placement};
-use super::now;
 use super::stop::StateChange;
+use super::{Outcome, Warnings, now};
 use ec2::metadata::MetadataOptions;
 use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::{ErrorCode, InstanceId};
@@ -21,16 +21,19 @@ use store::InstanceRecord;
 /// Timeout for a VMM that is exiting to release the instance's lock.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The result of `StartInstances` for one instance.
+#[derive(Debug)]
+pub struct Started {
+    pub change: StateChange,
+    /// A connection to the VMM. `None` if the instance was starting or running already.
+    pub machine: Option<Box<dyn Machine>>,
+}
+
 impl Instances<'_> {
-    /// Starts a stopped instance, and returns a connection to its VMM, or `None` if it is starting or running already.
-    /// A hibernated instance is resumed, unless `cold` is true.
-    pub fn start(
-        &self,
-        id: InstanceId,
-        overcommit: bool,
-        cold: bool,
-    ) -> Result<(StateChange, Option<Box<dyn Machine>>), CloudError> {
-        let lock = self.lock_to_start(id)?;
+    /// Starts a stopped instance. A hibernated instance is resumed, unless `cold` is true.
+    pub fn start(&self, id: InstanceId, overcommit: bool, cold: bool) -> Result<Outcome<Started>, CloudError> {
+        let mut warnings = Warnings::default();
+        let lock = self.lock_to_start(id, &mut warnings)?;
         let started = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get(tx, id)?;
             let previous = record.status.state;
@@ -58,12 +61,15 @@ impl Instances<'_> {
             Ok((previous, record, Some(lock)))
         })?;
         let (previous, record, Some(lock)) = started else {
-            return Ok((StateChange { instance: id, previous: started.0, current: started.0 }, None));
+            let change = StateChange { instance: id, previous: started.0, current: started.0 };
+            return Ok(Outcome { value: Started { change, machine: None }, warnings });
         };
         match self.start_machine(&record, lock, cold) {
-            Ok(machine) => {
+            Ok(Outcome { value: machine, warnings: of_start }) => {
                 self.settle_running(&[id])?;
-                Ok((StateChange { instance: id, previous, current: InstanceState::Pending }, Some(machine)))
+                warnings.extend(of_start);
+                let change = StateChange { instance: id, previous, current: InstanceState::Pending };
+                Ok(Outcome { value: Started { change, machine: Some(machine) }, warnings })
             }
             Err(error) => {
                 // If the restore failed before the guest ran, the snapshot still exists: the instance stays hibernated.
@@ -83,7 +89,7 @@ impl Instances<'_> {
     }
 
     /// Returns the lock of an instance, or `None` if it is running or another command holds the lock.
-    fn lock_to_start(&self, id: InstanceId) -> Result<Option<Guard>, CloudError> {
+    fn lock_to_start(&self, id: InstanceId, warnings: &mut Warnings) -> Result<Option<Guard>, CloudError> {
         let instances = self.cloud.node.instances();
         match self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state {
             // An exiting VMM may hold the lock for a moment longer.
@@ -92,7 +98,7 @@ impl Instances<'_> {
             InstanceState::Running if !instances.is_running(id)? => {
                 let InstanceLock::Taken(lock) = instances.lock(id, RESTART_TIMEOUT)? else { return Ok(None) };
                 drop(lock);
-                self.reconcile_instance(id)?;
+                self.reconcile_instance(id, warnings)?;
                 Ok(instances.lock(id, RESTART_TIMEOUT)?.taken())
             }
             InstanceState::Running => Ok(None),
@@ -120,21 +126,35 @@ impl Instances<'_> {
         let instances = self.cloud.node.instances();
         instances.await_guest_end(id);
         if !instances.is_running(id)? {
-            self.reconcile_instance(id)?;
+            self.settle_ended(id)?;
         }
         self.cloud.store.read::<_, CloudError>(|tx| Ok(get(tx, id)?.status.state))
     }
 
+    /// Reconciles the record of an instance that has ended. The caller reports the new state, so the warnings are only
+    /// logged.
+    fn settle_ended(&self, id: InstanceId) -> Result<(), CloudError> {
+        let mut warnings = Warnings::default();
+        let settled = self.reconcile_instance(id, &mut warnings);
+        warnings.into_iter().for_each(|warning| log::info!("{warning}"));
+        settled
+    }
+
     /// Returns the error for an instance that ended before `event`, a clause such as "it was rebooted".
     fn ended_before(&self, id: InstanceId, event: &str) -> Result<CloudError, CloudError> {
-        self.reconcile_instance(id)?;
+        self.settle_ended(id)?;
         let state = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?.status.state;
         let what = format!("The instance '{id}' ended before {event}. It is now {state}.");
         let hint = (state == InstanceState::Stopped).then(|| format!("Start it again with `wisp start {id}`."));
         Ok(CloudError::refused(ErrorCode::IncorrectInstanceState, what, hint))
     }
 
-    fn start_machine(&self, record: &InstanceRecord, lock: Guard, cold: bool) -> Result<Box<dyn Machine>, CloudError> {
+    fn start_machine(
+        &self,
+        record: &InstanceRecord,
+        lock: Guard,
+        cold: bool,
+    ) -> Result<Outcome<Box<dyn Machine>>, CloudError> {
         let instances = self.cloud.node.instances();
         if cold || instances.hibernated(record.meta.id).is_none() {
             instances.forget_hibernated(record.meta.id)?;
@@ -142,7 +162,7 @@ impl Instances<'_> {
         let image = self.cloud.images().open_by_id(record.spec.image_id)?;
         let source = instances.hibernated(record.meta.id).map_or(Source::Boot, Source::Hibernated);
         let plan = self.plan_start(record, lock, &image, &self.cloud.volumes().of(record)?, source);
-        Ok(self.start_all([plan])?.remove(0))
+        Ok(self.start_all([plan])?.map(|mut machines| machines.remove(0)))
     }
 
     /// Reboots a running instance, and returns a connection to its new VMM as soon as that listens.

@@ -8,6 +8,7 @@ use super::limits::check_credits;
 use super::lookup::get;
 use super::network::{NetworkChange, chosen_groups};
 use super::seed::check_user_data;
+use super::{Outcome, Warnings};
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::metadata::MetadataChange;
@@ -42,7 +43,7 @@ impl Modification {
 
 impl Instances<'_> {
     /// Changes an instance's attributes. If one change is refused, no attribute is changed.
-    pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<InstanceRecord, CloudError> {
+    pub fn modify(&self, id: InstanceId, change: &Modification) -> Result<Outcome<InstanceRecord>, CloudError> {
         if let Some(user_data) = &change.user_data {
             let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
             check_user_data(
@@ -96,14 +97,16 @@ impl Instances<'_> {
         if change.cpu_credits.is_some() {
             self.apply_credit_mode(&record)?;
         }
-        if !change.security_groups.is_empty() {
-            self.cloud.security_groups().apply()?;
+        let warnings = if !change.security_groups.is_empty() {
+            self.cloud.security_groups().apply()?
         } else if change.metadata_options.is_some() {
-            self.cloud.interfaces().push(&record)?;
-        }
+            self.cloud.interfaces().push(&record)?
+        } else {
+            Warnings::default()
+        };
         if let Some(change) = network_change {
             self.cloud.interfaces().finish(change)?;
         }
-        Ok(record)
+        Ok(Outcome { value: record, warnings })
     }
 }

@@ -10,8 +10,8 @@ use super::instances::Instances;
 use super::launch::TOKEN_LIFETIME;
 use super::layers;
 use super::lookup::get;
-use super::now;
 use super::template;
+use super::{Warnings, now};
 use ec2::InstanceId;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use machine::end::End;
@@ -35,43 +35,48 @@ struct Outcome {
 impl Instances<'_> {
     /// Updates the records of instances whose machines have ended, completes or undoes interrupted operations, and
     /// removes files that no record refers to. A failed step becomes a warning, and does not block other steps.
-    pub(super) fn reconcile(&self) {
+    pub(super) fn reconcile(&self) -> Warnings {
+        let mut warnings = Warnings::default();
         let records: Vec<InstanceRecord> = match self.cloud.store.read::<_, StoreError>(|tx| tx.list()) {
             Ok(records) => records,
-            Err(error) => return self.cloud.warn_failed("cannot check the instances", Err(error.into())),
+            Err(error) => {
+                warnings.push_failed("cannot check the instances", Err(error.into()));
+                return warnings;
+            }
         };
         for record in &records {
             if record.status.state.has_machine() {
-                let reconciled = self.reconcile_instance(record.meta.id);
-                self.cloud.warn_failed(&format!("cannot check {}", record.meta.id), reconciled);
+                let reconciled = self.reconcile_instance(record.meta.id, &mut warnings);
+                warnings.push_failed(&format!("cannot check {}", record.meta.id), reconciled);
             }
         }
-        let recorded = layers::record_missing(self.cloud);
-        self.cloud.warn_failed("cannot record the backing files of volumes", recorded);
+        let recorded = layers::record_missing(self.cloud, &mut warnings);
+        warnings.push_failed("cannot record the backing files of volumes", recorded);
         let forgotten = self.forget_old(&records);
-        self.cloud.warn_failed("cannot remove old records", forgotten);
-        let swept = self.sweep_directories();
-        self.cloud.warn_failed("cannot remove the directories of deleted instances", swept);
-        let finished = self.cloud.volumes().finish_interrupted();
-        self.cloud.warn_failed("cannot check the volumes", finished);
-        let finished = self.cloud.snapshots().finish_pending();
-        self.cloud.warn_failed("cannot complete interrupted snapshots", finished);
+        warnings.push_failed("cannot remove old records", forgotten);
+        let swept = self.sweep_directories(&mut warnings);
+        warnings.push_failed("cannot remove the directories of deleted instances", swept);
+        let finished = self.cloud.volumes().finish_interrupted(&mut warnings);
+        warnings.push_failed("cannot check the volumes", finished);
+        let finished = self.cloud.snapshots().finish_pending(&mut warnings);
+        warnings.push_failed("cannot complete interrupted snapshots", finished);
         let swept = self.cloud.vpcs().sweep_directories();
-        self.cloud.warn_failed("cannot remove the directories of deleted VPCs", swept);
-        self.cloud.routers().restart_killed(&records);
-        let applied = self.cloud.interfaces().finish_pending();
-        self.cloud.warn_failed("cannot apply an interrupted change of the network", applied);
+        warnings.push_failed("cannot remove the directories of deleted VPCs", swept);
+        warnings.extend(self.cloud.routers().restart_killed(&records));
+        let applied = self.cloud.interfaces().finish_pending().map(|problems| warnings.extend(problems));
+        warnings.push_failed("cannot apply an interrupted change of the network", applied);
         let swept = template::sweep(&self.cloud.home);
-        self.cloud.warn_failed("cannot remove unfinished templates", swept);
+        warnings.push_failed("cannot remove unfinished templates", swept);
         let swept = self.cloud.sweep().stray_images();
-        self.cloud.warn_failed("cannot remove unfinished images", swept);
+        warnings.push_failed("cannot remove unfinished images", swept);
+        warnings
     }
 
-    pub(super) fn reconcile_instance(&self, id: InstanceId) -> Result<(), CloudError> {
+    pub(super) fn reconcile_instance(&self, id: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let lock = instances.lock(id, Duration::ZERO)?;
         if matches!(lock, InstanceLock::Held) {
-            return self.reconcile_alive(id);
+            return self.reconcile_alive(id, warnings);
         }
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
@@ -80,20 +85,20 @@ impl Instances<'_> {
         }
         let outcome = judge(&record, instances.last_end(id), instances.hibernated(id).is_some());
         if is_launching(&record) {
-            self.undo_launch(&record, &outcome.reason)?;
+            self.undo_launch(&record, &outcome.reason, warnings)?;
         }
         if outcome.terminated {
             self.settle_terminated(id, &outcome.reason)?;
         } else {
             self.settle_stopped(id, &outcome.reason)?;
         }
-        self.cloud.warnings.borrow_mut().extend(outcome.warning);
+        warnings.extend(outcome.warning);
         Ok(())
     }
 
     /// Reconciles an instance whose machine is running. An interrupted start or termination is completed; an
     /// interrupted stop is undone, unless the machine is about to end.
-    fn reconcile_alive(&self, id: InstanceId) -> Result<(), CloudError> {
+    fn reconcile_alive(&self, id: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if record.status.state == InstanceState::Pending {
@@ -114,7 +119,7 @@ impl Instances<'_> {
             return Ok(());
         }
         if record.status.state == InstanceState::ShuttingDown {
-            self.cloud.warn(format!("{id}: an interrupted termination was completed."));
+            warnings.push(format!("{id}: an interrupted termination was completed."));
             return self.end_and_terminate(id, &StateReason::user_initiated());
         }
         // A VMM may be saving the guest's memory, or may not respond because it is exiting.
@@ -122,7 +127,7 @@ impl Instances<'_> {
             return match instances.lock(id, END_TIMEOUT)?.taken() {
                 Some(lock) => {
                     drop(lock);
-                    self.reconcile_instance(id)
+                    self.reconcile_instance(id, warnings)
                 }
                 None => Ok(()),
             };
@@ -136,7 +141,7 @@ impl Instances<'_> {
             }
             Ok(())
         })?;
-        self.cloud.warn(format!(
+        warnings.push(format!(
             "{id}: the stop was interrupted; the instance is still running. Stop it with `wisp stop {id}`."
         ));
         Ok(())
@@ -152,12 +157,17 @@ impl Instances<'_> {
     }
 
     /// Terminates the started instances of a failed launch, because a launch starts all of its instances or none.
-    fn undo_launch(&self, record: &InstanceRecord, reason: &StateReason) -> Result<(), CloudError> {
+    fn undo_launch(
+        &self,
+        record: &InstanceRecord,
+        reason: &StateReason,
+        warnings: &mut Warnings,
+    ) -> Result<(), CloudError> {
         for other in self.launched_with(record)?.into_iter().filter(|other| other.meta.id != record.meta.id) {
             let lock = self.cloud.node.instances().lock(other.meta.id, Duration::ZERO)?;
             // Instances without a machine are reconciled separately, each with its own reason.
             if matches!(lock, InstanceLock::Held) {
-                self.cloud.warn(format!(
+                warnings.push(format!(
                     "{}: terminated because {} from the same launch did not start.",
                     other.meta.id, record.meta.id
                 ));
@@ -190,7 +200,7 @@ impl Instances<'_> {
 
     /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
     /// and terminations left them.
-    fn sweep_directories(&self) -> Result<(), CloudError> {
+    fn sweep_directories(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let _lock = instances.lock_all()?;
         let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
@@ -200,11 +210,11 @@ impl Instances<'_> {
             if is_half_removed || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
                 let removed = self.sweep_instance(id, is_half_removed);
                 swept |= matches!(removed, Ok(true));
-                self.cloud.warn_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
+                warnings.push_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
             }
         }
         if swept || self.has_stray_volumes()? {
-            self.cloud.sweep().volumes();
+            warnings.push_failed("cannot remove the files of deleted volumes", self.cloud.sweep().try_volumes());
         }
         Ok(())
     }

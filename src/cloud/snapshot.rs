@@ -9,7 +9,7 @@ use super::error::CloudError;
 use super::fork::continued;
 use super::layers::{below, volume_disk};
 use super::lookup::{by_id, get_volume};
-use super::{Cloud, new_id, now, resolve};
+use super::{Cloud, Warnings, new_id, now, resolve};
 use ec2::{InstanceId, SnapshotId, VolumeId};
 use node::host::NewFile;
 use store::{Meta, SnapshotRecord, SnapshotState, VolumeRecord};
@@ -115,14 +115,14 @@ impl Snapshots<'_> {
     }
 
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
-    pub(super) fn finish_pending(&self) -> Result<(), CloudError> {
+    pub(super) fn finish_pending(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
         if self.pending()?.is_empty() {
             return Ok(());
         }
         let Some(_operation) = self.cloud.node.volumes().try_lock_snapshots()? else { return Ok(()) };
         for snapshot in self.pending()? {
             match self.finish(&snapshot) {
-                Ok(()) => self.cloud.warn(format!("{}: an interrupted snapshot was completed.", snapshot.meta.id)),
+                Ok(()) => warnings.push(format!("{}: an interrupted snapshot was completed.", snapshot.meta.id)),
                 // The instance is changing its state or is unreachable. A later command completes the snapshot.
                 Err(error) => log::info!("cannot complete {} yet: {error}", snapshot.meta.id),
             }

@@ -9,6 +9,7 @@ use super::instances::Instances;
 use super::layers::volume_disk;
 use super::limits::{limits_of, volume_limits};
 use super::network::is_in_vpc;
+use super::{Outcome, Warnings};
 use ec2::catalog;
 use ec2::id::VpcId;
 use machine::config::CpuConfig;
@@ -26,6 +27,7 @@ pub(super) struct InstanceStart<'a> {
     plan: InstancePlan<'a>,
     /// The interface, if it is connected to the router of its VPC.
     interface: Option<NetworkRecord>,
+    warnings: Warnings,
 }
 
 impl Instances<'_> {
@@ -43,6 +45,7 @@ impl Instances<'_> {
             Ok(VolumeDisk { limits, ..volume_disk(volume)? })
         };
         let is_copy = matches!(source, Source::Copy { .. });
+        let Outcome { value: network, warnings } = self.cloud.interfaces().plan(record)?;
         let plan = InstancePlan {
             id: record.meta.id,
             lock,
@@ -57,58 +60,60 @@ impl Instances<'_> {
             instance_store: catalog::find(&record.spec.size.instance_type)?.instance_store(),
             limits: limits_of(record),
             seed: self.seed_of(record, &image.manifest, is_copy)?,
-            network: self.cloud.interfaces().plan(record)?,
+            network,
             source,
             began_ns: monotonic_ns(),
         };
         let interface = record.status.network.clone().filter(is_in_vpc);
-        Ok(InstanceStart { plan, interface })
+        Ok(InstanceStart { plan, interface, warnings })
     }
 
     /// Starts all machines, and returns when their guests run.
     pub(super) fn start_all<'a>(
         &self,
         starts: impl IntoIterator<Item = Result<InstanceStart<'a>, CloudError>>,
-    ) -> Result<Vec<Box<dyn Machine>>, CloudError> {
+    ) -> Result<Outcome<Vec<Box<dyn Machine>>>, CloudError> {
         let mut starts = starts.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let vpcs = self.attach(&mut starts)?;
+        let Outcome { value: vpcs, mut warnings } = self.attach(&mut starts)?;
         let mut machines = Vec::new();
-        for InstanceStart { plan, .. } in starts {
+        for InstanceStart { plan, warnings: of_plan, .. } in starts {
+            warnings.extend(of_plan);
             if !matches!(plan.source, Source::Boot) {
                 self.await_turn(&mut machines)?;
             }
             machines.push(self.cloud.node.instances().start(plan)?);
         }
         for machine in &mut machines {
-            self.cloud.warnings.borrow_mut().extend(machine.wait_started()?);
+            warnings.extend(machine.wait_started()?);
         }
         // The routers have set up their packet filters meanwhile.
         for (vpc, addresses) in &vpcs {
             self.cloud.routers().settle(*vpc, addresses.clone())?;
         }
-        self.cloud.routers().warn_missing_uplinks(vpcs.into_keys());
-        Ok(machines)
+        warnings.extend(self.cloud.routers().missing_uplinks(vpcs.into_keys()));
+        Ok(Outcome { value: machines, warnings })
     }
 
     /// Connects the instances to their VPCs. Returns their addresses by VPC.
-    fn attach(&self, starts: &mut [InstanceStart]) -> Result<BTreeMap<VpcId, Vec<Ipv4Addr>>, CloudError> {
+    fn attach(&self, starts: &mut [InstanceStart]) -> Result<Outcome<BTreeMap<VpcId, Vec<Ipv4Addr>>>, CloudError> {
         let mut vpcs: BTreeMap<VpcId, Vec<&mut InstanceStart>> = BTreeMap::new();
         for start in starts {
             if let Some(interface) = &start.interface {
                 vpcs.entry(interface.vpc_id).or_default().push(start);
             }
         }
-        let mut attached = BTreeMap::new();
+        let mut attached = Outcome::<BTreeMap<_, _>>::default();
         for (vpc, starts) in vpcs {
             let interfaces = starts.iter().filter_map(|start| start.interface.as_ref());
             let addresses: Vec<Ipv4Addr> = interfaces.map(|interface| interface.private_ip).collect();
             let taps = self.cloud.routers().attach(vpc, &addresses)?;
-            for (start, tap) in starts.into_iter().zip(taps) {
+            attached.warnings.extend(taps.warnings);
+            for (start, tap) in starts.into_iter().zip(taps.value) {
                 if let Some(network) = &mut start.plan.network {
                     network.connection = Connection::Vpc(Guard::new(tap));
                 }
             }
-            attached.insert(vpc, addresses);
+            attached.value.insert(vpc, addresses);
         }
         Ok(attached)
     }

@@ -8,7 +8,7 @@ use super::error::CloudError;
 use super::instances::Instances;
 use super::lookup::get;
 use super::network::{free_addresses_of, take_public_address};
-use super::{now, utc};
+use super::{Outcome, Warnings, now, utc};
 use ec2::state::{Action, InstanceState, StateReason, Transition};
 use ec2::volume::VolumeState;
 use ec2::{ErrorCode, InstanceId};
@@ -45,8 +45,8 @@ impl Instances<'_> {
 
     /// Terminates the instances with damaged records and returns the other references. The name in a damaged record is
     /// unreadable, so only the full instance ID matches it.
-    pub fn terminate_damaged(&self, references: &[String]) -> Result<Vec<String>, CloudError> {
-        let mut others = Vec::new();
+    pub fn terminate_damaged(&self, references: &[String]) -> Result<Outcome<Vec<String>>, CloudError> {
+        let (mut others, mut warnings) = (Vec::new(), Warnings::default());
         for reference in references {
             let Ok(id) = reference.parse::<InstanceId>() else {
                 others.push(reference.clone());
@@ -56,12 +56,12 @@ impl Instances<'_> {
                 Err(StoreError::Record { .. }) => {
                     self.terminate_without_record(id)?;
                     let what = "the record was damaged; the instance was terminated and the record removed.";
-                    self.cloud.warn(format!("{id}: {what}"));
+                    warnings.push(format!("{id}: {what}"));
                 }
                 _ => others.push(reference.clone()),
             }
         }
-        Ok(others)
+        Ok(Outcome { value: others, warnings })
     }
 
     fn terminate_without_record(&self, id: InstanceId) -> Result<(), CloudError> {
@@ -126,16 +126,26 @@ impl Instances<'_> {
     }
 
     /// Stops the instances in parallel. If one cannot hibernate, stops it without saving its memory, and adds a warning.
-    pub fn finish_stop(&self, operation: StopOperation, mode: StopMode) -> Result<(), CloudError> {
+    /// The warnings count even if another instance cannot be stopped.
+    pub fn finish_stop(&self, operation: StopOperation, mode: StopMode) -> Outcome<Result<(), CloudError>> {
         let settle = |instances: &Instances, id| {
             let hibernated = instances.cloud.node.instances().hibernated(id).is_some();
             let reason = if hibernated { StateReason::user_hibernated() } else { StateReason::user_initiated() };
             instances.settle_stopped(id, &reason)
         };
-        self.finish(&operation.pending(), mode, settle)
+        let mut warnings = Warnings::default();
+        let value = self.finish(&operation.pending(), mode, settle, &mut warnings);
+        Outcome { value, warnings }
     }
 
-    pub fn finish_terminate(&self, operation: StopOperation) -> Result<(), CloudError> {
+    /// Terminates the instances in parallel. The warnings count even if one cannot be terminated.
+    pub fn finish_terminate(&self, operation: StopOperation) -> Outcome<Result<(), CloudError>> {
+        let mut warnings = Warnings::default();
+        let value = self.terminate_pending(&operation, &mut warnings);
+        Outcome { value, warnings }
+    }
+
+    fn terminate_pending(&self, operation: &StopOperation, warnings: &mut Warnings) -> Result<(), CloudError> {
         let (mut forced, mut orderly) = (Vec::new(), Vec::new());
         for id in operation.pending() {
             let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
@@ -144,8 +154,8 @@ impl Instances<'_> {
             if outlived { orderly.push(id) } else { forced.push(id) }
         }
         let settle = |instances: &Instances, id| instances.settle_terminated(id, &StateReason::user_initiated());
-        self.finish(&forced, StopMode::Force, settle)?;
-        self.finish(&orderly, StopMode::Orderly, settle)
+        self.finish(&forced, StopMode::Force, settle, warnings)?;
+        self.finish(&orderly, StopMode::Orderly, settle, warnings)
     }
 
     fn finish(
@@ -153,6 +163,7 @@ impl Instances<'_> {
         ids: &[InstanceId],
         mode: StopMode,
         settle: impl Fn(&Instances, InstanceId) -> Result<(), CloudError>,
+        warnings: &mut Warnings,
     ) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
         let results: Vec<Result<Ended, NodeError>> = std::thread::scope(|scope| {
@@ -164,7 +175,7 @@ impl Instances<'_> {
         for (id, result) in ids.iter().zip(results) {
             // `ended` holds the lock until the store has the result.
             let outcome = result.map_err(CloudError::from).and_then(|ended| {
-                self.cloud.warnings.borrow_mut().extend(ended.warning);
+                warnings.extend(ended.warning);
                 settle(self, *id)
             });
             if let Err(error) = outcome {

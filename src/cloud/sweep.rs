@@ -15,14 +15,15 @@ pub(super) struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure becomes a
-    /// warning: the user asked for something else, and the next command tries again.
+    /// Removes the files of deleted volumes and snapshots, unless they are backing files of others. A failure is only
+    /// logged: the user asked for something else, and the next command tries again.
     pub(super) fn volumes(&self) {
-        let swept = self.try_volumes();
-        self.cloud.warn_failed("cannot remove the files of deleted volumes", swept);
+        if let Err(error) = self.try_volumes() {
+            log::warn!("cannot remove the files of deleted volumes; the next command will try again: {error}");
+        }
     }
 
-    fn try_volumes(&self) -> Result<(), CloudError> {
+    pub(super) fn try_volumes(&self) -> Result<(), CloudError> {
         let volumes = self.cloud.node.volumes();
         let _lock = volumes.lock()?;
         // Nothing is removed if the backing files of a volume or snapshot are unknown.
@@ -48,12 +49,13 @@ impl Sweep<'_> {
         })
     }
 
-    /// Removes the files of unused deregistered images. A failure becomes a warning: the user asked for something else,
-    /// and a later command tries again.
+    /// Removes the files of unused deregistered images. A failure is only logged: the user asked for something else, and
+    /// a later command tries again.
     pub(super) fn images(&self) {
         let lock = self.cloud.node.images().lock().map_err(CloudError::from);
-        let swept = lock.and_then(|_lock| self.images_locked());
-        self.cloud.warn_failed("cannot remove the files of deregistered images", swept);
+        if let Err(error) = lock.and_then(|_lock| self.images_locked()) {
+            log::warn!("cannot remove the files of deregistered images; a later command will try again: {error}");
+        }
     }
 
     /// Removes image files that killed commands left, unless another command is creating an image.

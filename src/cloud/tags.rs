@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::error::CloudError;
 use super::lookup::{by_id, get};
 use super::network::NetworkChange;
-use super::{Cloud, resolve};
+use super::{Cloud, Outcome, Warnings, resolve};
 use ec2::id::{
     Allocation, AllocationId, Id, Image, ResourceKind, SecurityGroup, SecurityGroupId, SecurityGroupRule,
     SecurityGroupRuleId, Snapshot, Subnet, SubnetId, Volume, Vpc, VpcId,
@@ -136,7 +136,7 @@ impl Tags<'_> {
     }
 
     /// Sets and removes tags of a resource. Returns all of its tags after the change.
-    pub fn change(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<TagMap, CloudError> {
+    pub fn change(&self, resource: Resource, set: &[Tag], remove: &[String]) -> Result<Outcome<TagMap>, CloudError> {
         if matches!(resource, Resource::Image(_)) {
             self.cloud.images().register_embedded()?;
         }
@@ -181,13 +181,14 @@ impl Tags<'_> {
             let is_instance = matches!(resource, Resource::Instance(_));
             Ok((tags, is_instance.then(|| NetworkChange::begin(tx)).transpose()?))
         })?;
+        let mut warnings = Warnings::default();
         // The metadata service may serve the instance's tags.
         if let (Resource::Instance(id), Some(change)) = (resource, network_change) {
             let record = self.cloud.instances().find(&id.to_string())?;
-            self.cloud.interfaces().push(&record)?;
+            warnings = self.cloud.interfaces().push(&record)?;
             self.cloud.interfaces().finish(change)?;
         }
-        Ok(tags)
+        Ok(Outcome { value: tags, warnings })
     }
 }
 

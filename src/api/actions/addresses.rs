@@ -39,11 +39,9 @@ const ATTRIBUTES: Listed = Listed { list: "Addresses", id: "AllocationId", filte
 pub struct DescribeAddresses {
     allocation_ids: Vec<String>,
     public_ips: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeAddresses) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeAddresses, listing: Listing) -> Result<Value, ApiError> {
     let mut ids = input.allocation_ids;
     for public_ip in &input.public_ips {
         ids.push(by_public_ip(context, public_ip)?.meta.id.to_string());
@@ -58,7 +56,7 @@ pub fn describe(context: &Context, input: DescribeAddresses) -> Result<Value, Ap
         }
         addresses.push(address);
     }
-    let mut response = ADDRESSES.respond::<Allocation>(addresses, &ids, input.listing)?;
+    let mut response = ADDRESSES.respond::<Allocation>(addresses, &ids, listing)?;
     // This action has no pages.
     response.as_object_mut().and_then(|members| members.remove("NextToken"));
     Ok(response)
@@ -92,15 +90,13 @@ pub struct DescribeAddressesAttribute {
     allocation_ids: Vec<String>,
     #[serde(rename = "Attribute")]
     _attribute: Option<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
 /// Lists addresses for their attributes. No address has a reverse DNS record, the only attribute.
-pub fn attributes(context: &Context, input: DescribeAddressesAttribute) -> Result<Value, ApiError> {
+pub fn attributes(context: &Context, input: DescribeAddressesAttribute, listing: Listing) -> Result<Value, ApiError> {
     let addresses = context.cloud.addresses().list()?;
     let shape = |record: &AddressRecord| json!({"AllocationId": record.meta.id, "PublicIp": record.status.public_ip});
-    ATTRIBUTES.respond::<Allocation>(addresses.iter().map(shape).collect(), &input.allocation_ids, input.listing)
+    ATTRIBUTES.respond::<Allocation>(addresses.iter().map(shape).collect(), &input.allocation_ids, listing)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,7 +146,8 @@ pub fn associate(context: &Context, input: AssociateAddress) -> Result<Value, Ap
     // In a VPC, EC2 moves an associated address unless the request forbids it.
     let may_move = input.allow_reassociation.unwrap_or(true);
     let addresses = context.cloud.addresses();
-    let record = addresses.associate(&address.meta.id.to_string(), &instance.meta.id.to_string(), may_move)?;
+    let associated = addresses.associate(&address.meta.id.to_string(), &instance.meta.id.to_string(), may_move)?;
+    let record = super::report(associated);
     Ok(json!({"AssociationId": record.spec.association.map(|association| association.id)}))
 }
 
@@ -177,7 +174,7 @@ pub fn disassociate(context: &Context, input: DisassociateAddress) -> Result<Val
         (None, None) => return Err(missing("AssociationId")),
     };
     check_dry_run(input.dry_run)?;
-    context.cloud.addresses().disassociate(&address.meta.id.to_string())?;
+    super::report(context.cloud.addresses().disassociate(&address.meta.id.to_string())?);
     Ok(Value::Null)
 }
 

@@ -5,8 +5,7 @@
 use std::sync::{Condvar, Mutex};
 use std::thread;
 
-use cloud::Cloud;
-use cloud::CloudError;
+use cloud::{Cloud, CloudError, Outcome};
 use machine::sync::lock;
 
 #[derive(Debug, Default)]
@@ -20,18 +19,18 @@ impl Background {
     pub fn run(
         self: &std::sync::Arc<Self>,
         name: &'static str,
-        work: impl FnOnce(&Cloud) -> Result<(), CloudError> + Send + 'static,
+        work: impl FnOnce(&Cloud) -> Outcome<Result<(), CloudError>> + Send + 'static,
     ) {
         *lock(&self.running) += 1;
         let running = Running(std::sync::Arc::clone(self));
         let spawned = thread::Builder::new().name(name.into()).spawn(move || {
             let _running = running;
-            let done = Cloud::open_without_reconciling().and_then(|cloud| {
-                let done = work(&cloud);
-                cloud.take_warnings().into_iter().for_each(|warning| log::warn!("{name}: {warning}"));
-                done
-            });
-            if let Err(error) = done {
+            let done = match Cloud::open_without_reconciling() {
+                Ok(cloud) => work(&cloud),
+                Err(error) => Err(error).into(),
+            };
+            done.warnings.into_iter().for_each(|warning| log::warn!("{name}: {warning}"));
+            if let Err(error) = done.value {
                 log::error!("{name}: {error}");
             }
         });

@@ -78,7 +78,8 @@ fn refuse_unless_default(input: &Value, path: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The members that most `Describe` actions have.
+/// The members that most `Describe` actions have. Handlers take them as a parameter of their own: in a struct with
+/// `serde(flatten)`, parameters that the struct does not have would be ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Listing {
@@ -86,6 +87,17 @@ pub struct Listing {
     pub max_results: Option<usize>,
     pub next_token: Option<String>,
     pub dry_run: bool,
+}
+
+/// Divides an input into the members of [`Listing`] and the others.
+pub fn split(mut input: Value) -> Result<(Listing, Value), ApiError> {
+    let mut listing = serde_json::Map::new();
+    if let Value::Object(members) = &mut input {
+        for name in ["Filters", "MaxResults", "NextToken", "DryRun"] {
+            listing.extend(members.remove_entry(name));
+        }
+    }
+    Ok((read(Value::Object(listing))?, input))
 }
 
 /// Fails if the request is a dry run. Handlers call it after all checks, and before they change anything.
@@ -125,6 +137,15 @@ mod tests {
             (read.name.as_str(), read.placement.unwrap().availability_zone.as_deref()),
             ("a", Some("us-east-1a"))
         );
+    }
+
+    #[test]
+    fn lists_refuse_unknown_parameters_by_name() {
+        let input = serde_json::json!({"Filters": [{"Name": "a", "Values": ["b"]}], "MaxResults": 5, "Whales": true});
+        let (listing, rest) = split(input).unwrap();
+        assert_eq!((listing.filters.len(), listing.max_results), (1, Some(5)));
+        let error = read::<Input>(rest).unwrap_err();
+        assert!(error.message.contains(" Whales "), "{}", error.message);
     }
 
     #[test]

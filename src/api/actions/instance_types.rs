@@ -36,12 +36,10 @@ const FILTERS: &[Name] = &[
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeInstanceTypes {
     instance_types: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(_: &Context, input: DescribeInstanceTypes) -> Result<Value, ApiError> {
-    let DescribeInstanceTypes { instance_types, listing } = input;
+pub fn describe(_: &Context, input: DescribeInstanceTypes, listing: Listing) -> Result<Value, ApiError> {
+    let DescribeInstanceTypes { instance_types } = input;
     check_dry_run(listing.dry_run)?;
     for name in &instance_types {
         if !catalog::all().iter().any(|known| known.name == name) {
@@ -62,12 +60,10 @@ pub fn describe(_: &Context, input: DescribeInstanceTypes) -> Result<Value, ApiE
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeInstanceTypeOfferings {
     location_type: Option<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn offerings(_: &Context, input: DescribeInstanceTypeOfferings) -> Result<Value, ApiError> {
-    let DescribeInstanceTypeOfferings { location_type, listing } = input;
+pub fn offerings(_: &Context, input: DescribeInstanceTypeOfferings, listing: Listing) -> Result<Value, ApiError> {
+    let DescribeInstanceTypeOfferings { location_type } = input;
     check_dry_run(listing.dry_run)?;
     let kind = location_type.as_deref().unwrap_or("region");
     let locations: Vec<String> = match kind {

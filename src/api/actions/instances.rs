@@ -8,8 +8,9 @@ use super::input::{Listing, check_dry_run};
 use super::{Context, page};
 use crate::error::ApiError;
 use cloud::shapes;
-use cloud::stop::{StateChange, StopMode};
+use cloud::stop::StateChange;
 use ec2::InstanceId;
+use node::host::StopMode;
 
 const FILTERS: &[Name] = &[
     ("architecture", "Architecture"),
@@ -59,12 +60,10 @@ const FILTERS: &[Name] = &[
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeInstances {
     instance_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeInstances) -> Result<Value, ApiError> {
-    let DescribeInstances { instance_ids, listing } = input;
+pub fn describe(context: &Context, input: DescribeInstances, listing: Listing) -> Result<Value, ApiError> {
+    let DescribeInstances { instance_ids } = input;
     check_dry_run(listing.dry_run)?;
     let records = match &instance_ids[..] {
         [] => context.cloud.instances().list()?,
@@ -131,7 +130,7 @@ fn changes(member: &str, changes: &[StateChange]) -> Result<Value, ApiError> {
 pub fn start(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
     let mut done = Vec::new();
     for id in input.ids(context)? {
-        done.push(context.cloud.instances().start(id, false, false)?.0);
+        done.push(super::report(context.cloud.instances().start(id, false, false)?).change);
     }
     changes("StartingInstances", &done)
 }
@@ -162,7 +161,7 @@ pub fn terminate(context: &Context, input: ChangeState) -> Result<Value, ApiErro
 
 pub fn reboot(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
     for id in input.ids(context)? {
-        context.background.run("reboot", move |cloud| cloud.instances().reboot(id).map(drop));
+        context.background.run("reboot", move |cloud| cloud.instances().reboot(id).map(drop).into());
     }
     Ok(Value::Null)
 }

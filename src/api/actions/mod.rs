@@ -27,8 +27,7 @@ mod vpcs;
 
 use std::sync::Arc;
 
-use cloud::Cloud;
-use cloud::CloudError;
+use cloud::{Cloud, CloudError, Outcome};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -63,6 +62,16 @@ macro_rules! handler {
     };
 }
 
+/// Makes an [`Entry`] of a function from an input struct and a [`input::Listing`] to a serializable output.
+macro_rules! listing {
+    ($function:path) => {
+        Entry::Handler(|context, value| {
+            let (listing, rest) = input::split(value)?;
+            respond($function(context, input::read(rest)?, listing)?)
+        })
+    };
+}
+
 /// Returns the entry of an action, or `None` if a model has the action but the table has not.
 pub fn entry(service: &str, action: &str) -> Option<Entry> {
     let entry = match (service, action) {
@@ -71,13 +80,13 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("iam", "ListAccountAliases") => handler!(identity::aliases),
         ("ec2", "DescribeRegions") => handler!(regions::regions),
         ("ec2", "DescribeAvailabilityZones") => handler!(regions::zones),
-        ("ec2", "DescribeInstances") => handler!(instances::describe),
+        ("ec2", "DescribeInstances") => listing!(instances::describe),
         ("ec2", "StartInstances") => handler!(instances::start),
         ("ec2", "StopInstances") => handler!(instances::stop),
         ("ec2", "RebootInstances") => handler!(instances::reboot),
         ("ec2", "TerminateInstances") => handler!(instances::terminate),
-        ("ec2", "DescribeInstanceTypes") => handler!(instance_types::describe),
-        ("ec2", "DescribeInstanceTypeOfferings") => handler!(instance_types::offerings),
+        ("ec2", "DescribeInstanceTypes") => listing!(instance_types::describe),
+        ("ec2", "DescribeInstanceTypeOfferings") => listing!(instance_types::offerings),
         ("ec2", "CreateTags") => handler!(tags::create),
         ("ec2", "DeleteTags") => handler!(tags::delete),
         ("ec2", "DescribeTags") => handler!(tags::describe),
@@ -85,53 +94,59 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("ec2", "DeleteKeyPair") => handler!(key_pairs::delete),
         ("ec2", "DescribeKeyPairs") => handler!(key_pairs::describe),
         ("ec2", "ImportKeyPair") => handler!(key_pairs::import),
-        ("ec2", "DescribeSecurityGroups") => handler!(security_groups::describe),
+        ("ec2", "DescribeSecurityGroups") => listing!(security_groups::describe),
         ("ec2", "CreateSecurityGroup") => handler!(security_groups::create),
         ("ec2", "DeleteSecurityGroup") => handler!(security_groups::delete),
         ("ec2", "AuthorizeSecurityGroupIngress") => handler!(security_groups::authorize_ingress),
         ("ec2", "AuthorizeSecurityGroupEgress") => handler!(security_groups::authorize_egress),
         ("ec2", "RevokeSecurityGroupIngress") => handler!(security_groups::revoke_ingress),
         ("ec2", "RevokeSecurityGroupEgress") => handler!(security_groups::revoke_egress),
-        ("ec2", "DescribeSecurityGroupRules") => handler!(security_groups::describe_rules),
+        ("ec2", "DescribeSecurityGroupRules") => listing!(security_groups::describe_rules),
         ("ec2", "ModifySecurityGroupRules") => handler!(security_groups::modify_rules),
         ("ec2", "UpdateSecurityGroupRuleDescriptionsIngress") => handler!(security_groups::describe_ingress),
         ("ec2", "UpdateSecurityGroupRuleDescriptionsEgress") => handler!(security_groups::describe_egress),
-        ("ec2", "DescribeVpcs") => handler!(vpcs::describe),
+        ("ec2", "DescribeVpcs") => listing!(vpcs::describe),
         ("ec2", "CreateVpc") => handler!(vpcs::create),
         ("ec2", "CreateDefaultVpc") => handler!(vpcs::create_default),
         ("ec2", "DeleteVpc") => handler!(vpcs::delete),
         ("ec2", "DescribeVpcAttribute") => handler!(vpcs::attribute),
         ("ec2", "ModifyVpcAttribute") => handler!(vpcs::modify_attribute),
-        ("ec2", "DescribeVpcClassicLink") => handler!(vpcs::classic_link),
-        ("ec2", "DescribeDhcpOptions") => handler!(vpcs::dhcp_options),
-        ("ec2", "DescribeSubnets") => handler!(subnets::describe),
+        ("ec2", "DescribeVpcClassicLink") => listing!(vpcs::classic_link),
+        ("ec2", "DescribeDhcpOptions") => listing!(vpcs::dhcp_options),
+        ("ec2", "DescribeSubnets") => listing!(subnets::describe),
         ("ec2", "CreateSubnet") => handler!(subnets::create),
         ("ec2", "DeleteSubnet") => handler!(subnets::delete),
         ("ec2", "ModifySubnetAttribute") => handler!(subnets::modify_attribute),
         ("ec2", "AllocateAddress") => handler!(addresses::allocate),
-        ("ec2", "DescribeAddresses") => handler!(addresses::describe),
-        ("ec2", "DescribeAddressesAttribute") => handler!(addresses::attributes),
+        ("ec2", "DescribeAddresses") => listing!(addresses::describe),
+        ("ec2", "DescribeAddressesAttribute") => listing!(addresses::attributes),
         ("ec2", "AssociateAddress") => handler!(addresses::associate),
         ("ec2", "DisassociateAddress") => handler!(addresses::disassociate),
         ("ec2", "ReleaseAddress") => handler!(addresses::release),
-        ("ec2", "DescribeNetworkInterfaces") => handler!(network_interfaces::describe),
-        ("ec2", "DescribeNetworkAcls") => handler!(network_acls::describe),
-        ("ec2", "DescribeVolumes") => handler!(volumes::describe),
+        ("ec2", "DescribeNetworkInterfaces") => listing!(network_interfaces::describe),
+        ("ec2", "DescribeNetworkAcls") => listing!(network_acls::describe),
+        ("ec2", "DescribeVolumes") => listing!(volumes::describe),
         ("ec2", "CreateVolume") => handler!(volumes::create),
         ("ec2", "DeleteVolume") => handler!(volumes::delete),
         ("ec2", "AttachVolume") => handler!(volumes::attach),
         ("ec2", "DetachVolume") => handler!(volumes::detach),
         ("ec2", "ModifyVolume") => handler!(volumes::modify),
-        ("ec2", "DescribeVolumesModifications") => handler!(volumes::modifications),
-        ("ec2", "DescribeVolumeStatus") => handler!(volumes::status),
+        ("ec2", "DescribeVolumesModifications") => listing!(volumes::modifications),
+        ("ec2", "DescribeVolumeStatus") => listing!(volumes::status),
         ("ec2", "DescribeVolumeAttribute") => handler!(volumes::attribute),
-        ("ec2", "DescribeSnapshots") => handler!(snapshots::describe),
+        ("ec2", "DescribeSnapshots") => listing!(snapshots::describe),
         ("ec2", "CreateSnapshot") => handler!(snapshots::create),
         ("ec2", "DeleteSnapshot") => handler!(snapshots::delete),
         ("ec2", action) => Entry::Nothing(nothing::find(action)?),
         _ => return None,
     };
     Some(entry)
+}
+
+/// Logs the warnings of a change, for which the API has no place, and returns its result.
+fn report<T>(outcome: Outcome<T>) -> T {
+    outcome.warnings.into_iter().for_each(|warning| log::warn!("{warning}"));
+    outcome.value
 }
 
 fn respond(output: impl Serialize) -> Result<Value, ApiError> {
@@ -157,11 +172,8 @@ impl service::Actions for LocalActions {
         };
         match entry(service, action) {
             Some(Entry::Handler(handler)) => {
-                let context = Context { cloud: Cloud::open()?, background: Arc::clone(&self.background) };
-                let output = handler(&context, input);
-                // The API has no place for warnings.
-                context.cloud.take_warnings().into_iter().for_each(|warning| log::warn!("{action}: {warning}"));
-                output
+                let cloud = report(Cloud::open()?);
+                handler(&Context { cloud, background: Arc::clone(&self.background) }, input)
             }
             Some(Entry::Nothing(noun)) => nothing::describe(noun, &input),
             Some(Entry::Unsupported(why)) => unsupported(why),

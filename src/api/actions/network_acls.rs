@@ -36,15 +36,13 @@ const LAST_RULE: u32 = 32_767;
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeNetworkAcls {
     network_acl_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeNetworkAcls) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeNetworkAcls, listing: Listing) -> Result<Value, ApiError> {
     let subnets = context.cloud.subnets().list()?;
     let acls = context.cloud.vpcs().list()?.iter().map(|vpc| default_acl(vpc, &subnets)).collect();
     let unknown = |id: &str| not_found("InvalidNetworkAclID.NotFound", "networkAcl ID", id);
-    NETWORK_ACLS.respond_by(acls, &input.network_acl_ids, unknown, input.listing)
+    NETWORK_ACLS.respond_by(acls, &input.network_acl_ids, unknown, listing)
 }
 
 fn default_acl(vpc: &VpcRecord, subnets: &[SubnetRecord]) -> Value {

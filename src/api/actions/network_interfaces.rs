@@ -54,11 +54,9 @@ const NETWORK_INTERFACES: Listed = Listed {
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeNetworkInterfaces {
     network_interface_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeNetworkInterfaces) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeNetworkInterfaces, listing: Listing) -> Result<Value, ApiError> {
     let groups = context.cloud.security_groups().names()?;
     let addresses = context.cloud.addresses().list()?;
     let mut interfaces = Vec::new();
@@ -66,7 +64,7 @@ pub fn describe(context: &Context, input: DescribeNetworkInterfaces) -> Result<V
         let instance = super::respond(shapes::instance(&record, &groups))?;
         interfaces.extend(interface(&record, &instance, &addresses));
     }
-    NETWORK_INTERFACES.respond_by(interfaces, &input.network_interface_ids, unknown, input.listing)
+    NETWORK_INTERFACES.respond_by(interfaces, &input.network_interface_ids, unknown, listing)
 }
 
 /// Returns the shape `NetworkInterface` of an instance, which has members that `InstanceNetworkInterface` has not. An

@@ -51,18 +51,16 @@ const RULES: Listed = Listed { list: "SecurityGroupRules", id: "SecurityGroupRul
 pub struct DescribeSecurityGroups {
     group_ids: Vec<String>,
     group_names: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeSecurityGroups) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeSecurityGroups, listing: Listing) -> Result<Value, ApiError> {
     let groups = context.cloud.security_groups().list(None)?;
     let mut ids = input.group_ids;
     for name in &input.group_names {
         ids.push(named(context, name)?.meta.id.to_string());
     }
     let groups = groups.iter().map(|group| super::respond(shapes::security_group(group)));
-    GROUPS.respond::<SecurityGroup>(groups.collect::<Result<_, _>>()?, &ids, input.listing)
+    GROUPS.respond::<SecurityGroup>(groups.collect::<Result<_, _>>()?, &ids, listing)
 }
 
 /// Returns the group of the default VPC with a name. The API has names for this VPC only.
@@ -218,7 +216,8 @@ fn authorize(context: &Context, input: &ChangeRules, egress: bool) -> Result<Val
     let specs = input.specs(egress, ErrorCode::UnsupportedOperation)?;
     let tags: BTreeMap<String, String> = tags_for("security-group-rule", &input.tag_specifications)?;
     check_dry_run(input.dry_run)?;
-    let changed = context.cloud.security_groups().authorize(&group.meta.id.to_string(), &specs, &tags)?;
+    let groups = context.cloud.security_groups();
+    let changed = super::report(groups.authorize(&group.meta.id.to_string(), &specs, &tags)?);
     let rules: Vec<_> =
         changed.rules.iter().map(|rule| shapes::security_group_rule(changed.group.meta.id, rule)).collect();
     Ok(json!({"Return": true, "SecurityGroupRules": super::respond(rules)?}))
@@ -236,7 +235,7 @@ fn revoke(context: &Context, input: &ChangeRules, egress: bool) -> Result<Value,
     let group = input.group(context)?;
     let chosen = input.chosen(&group, egress)?;
     check_dry_run(input.dry_run)?;
-    let changed = context.cloud.security_groups().revoke(&group.meta.id.to_string(), &chosen)?;
+    let changed = super::report(context.cloud.security_groups().revoke(&group.meta.id.to_string(), &chosen)?);
     let rules: Vec<_> = changed.rules.iter().map(|rule| shapes::revoked_rule(changed.group.meta.id, rule)).collect();
     Ok(json!({"Return": true, "RevokedSecurityGroupRules": super::respond(rules)?}))
 }
@@ -245,15 +244,17 @@ fn revoke(context: &Context, input: &ChangeRules, egress: bool) -> Result<Value,
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeSecurityGroupRules {
     security_group_rule_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe_rules(context: &Context, input: DescribeSecurityGroupRules) -> Result<Value, ApiError> {
+pub fn describe_rules(
+    context: &Context,
+    input: DescribeSecurityGroupRules,
+    listing: Listing,
+) -> Result<Value, ApiError> {
     let groups = context.cloud.security_groups().list(None)?;
     let rules = groups.iter().flat_map(shapes::security_group_rules).map(super::respond);
     let ids = &input.security_group_rule_ids;
-    RULES.respond::<SecurityGroupRule>(rules.collect::<Result<_, _>>()?, ids, input.listing)
+    RULES.respond::<SecurityGroupRule>(rules.collect::<Result<_, _>>()?, ids, listing)
 }
 
 #[derive(Debug, Deserialize)]
@@ -282,7 +283,7 @@ pub fn modify_rules(context: &Context, input: ModifySecurityGroupRules) -> Resul
         changes.push((id::<SecurityGroupRule>(&update.security_group_rule_id)?, update.security_group_rule.spec()?));
     }
     check_dry_run(input.dry_run)?;
-    context.cloud.security_groups().modify_rules(&group.meta.id.to_string(), &changes)?;
+    super::report(context.cloud.security_groups().modify_rules(&group.meta.id.to_string(), &changes)?);
     Ok(json!({"Return": true}))
 }
 
@@ -331,6 +332,7 @@ fn update_descriptions(context: &Context, input: &UpdateDescriptions, egress: bo
         }
     };
     check_dry_run(input.dry_run)?;
-    context.cloud.security_groups().describe_rules(&group.meta.id.to_string(), &chosen, &descriptions)?;
+    let groups = context.cloud.security_groups();
+    super::report(groups.describe_rules(&group.meta.id.to_string(), &chosen, &descriptions)?);
     Ok(json!({"Return": true}))
 }

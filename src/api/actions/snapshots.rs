@@ -35,11 +35,9 @@ pub struct DescribeSnapshots {
     snapshot_ids: Vec<String>,
     owner_ids: Vec<String>,
     restorable_by_user_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeSnapshots) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeSnapshots, listing: Listing) -> Result<Value, ApiError> {
     let records = context.cloud.snapshots().list()?;
     let mut snapshots: Vec<Value> =
         records.iter().map(|record| super::respond(shapes::snapshot(record))).collect::<Result<_, _>>()?;
@@ -48,7 +46,7 @@ pub fn describe(context: &Context, input: DescribeSnapshots) -> Result<Value, Ap
     if !is_own(&input.owner_ids) || !is_own(&input.restorable_by_user_ids) {
         snapshots.clear();
     }
-    SNAPSHOTS.respond::<Snapshot>(snapshots, &input.snapshot_ids, input.listing)
+    SNAPSHOTS.respond::<Snapshot>(snapshots, &input.snapshot_ids, listing)
 }
 
 #[derive(Debug, Deserialize)]

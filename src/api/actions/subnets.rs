@@ -46,13 +46,11 @@ const SUBNETS: Listed = Listed {
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeSubnets {
     subnet_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeSubnets) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeSubnets, listing: Listing) -> Result<Value, ApiError> {
     let subnets = shapes_of(context, &context.cloud.subnets().list()?)?;
-    SUBNETS.respond::<Subnet>(subnets, &input.subnet_ids, input.listing)
+    SUBNETS.respond::<Subnet>(subnets, &input.subnet_ids, listing)
 }
 
 fn shapes_of(context: &Context, subnets: &[SubnetRecord]) -> Result<Vec<Value>, ApiError> {

@@ -86,7 +86,7 @@ pub fn create(context: &Context, input: ChangeTags) -> Result<Value, ApiError> {
     let resources = input.find(context)?;
     check_dry_run(input.dry_run)?;
     for resource in resources {
-        context.cloud.tags().change(resource, &set, &[])?;
+        super::report(context.cloud.tags().change(resource, &set, &[])?);
     }
     Ok(Value::Null)
 }
@@ -103,7 +103,8 @@ pub fn delete(context: &Context, input: ChangeTags) -> Result<Value, ApiError> {
     for (resource, tags) in context.cloud.tags().list()? {
         if resources.contains(&resource) {
             let deleted = tags.into_iter().filter(|(key, value)| is_deleted(key, value));
-            context.cloud.tags().change(resource, &[], &deleted.map(|(key, _)| key).collect::<Vec<_>>())?;
+            let deleted: Vec<String> = deleted.map(|(key, _)| key).collect();
+            super::report(context.cloud.tags().change(resource, &[], &deleted)?);
         }
     }
     Ok(Value::Null)

@@ -73,12 +73,10 @@ const STATUSES: Listed = Listed {
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeVolumes {
     volume_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeVolumes) -> Result<Value, ApiError> {
-    VOLUMES.respond::<Volume>(shapes_of(context)?, &input.volume_ids, input.listing)
+pub fn describe(context: &Context, input: DescribeVolumes, listing: Listing) -> Result<Value, ApiError> {
+    VOLUMES.respond::<Volume>(shapes_of(context)?, &input.volume_ids, listing)
 }
 
 /// Returns the shapes of all volumes.
@@ -235,7 +233,7 @@ pub fn modify(context: &Context, input: ModifyVolume) -> Result<Value, ApiError>
 }
 
 /// Lists the latest modification of each volume that was modified.
-pub fn modifications(context: &Context, input: DescribeVolumes) -> Result<Value, ApiError> {
+pub fn modifications(context: &Context, input: DescribeVolumes, listing: Listing) -> Result<Value, ApiError> {
     let records = context.cloud.volumes().list()?;
     for text in &input.volume_ids {
         let volume = id::<Volume>(text)?;
@@ -245,11 +243,11 @@ pub fn modifications(context: &Context, input: DescribeVolumes) -> Result<Value,
     }
     let modifications = records.iter().filter_map(shapes::volume_modification).map(super::respond);
     let never = |id: &str| not_found("InvalidVolumeModification.NotFound", "modification of the volume", id);
-    MODIFICATIONS.respond_by(modifications.collect::<Result<_, _>>()?, &input.volume_ids, never, input.listing)
+    MODIFICATIONS.respond_by(modifications.collect::<Result<_, _>>()?, &input.volume_ids, never, listing)
 }
 
 /// Lists the status checks of volumes. Their data is in files of this host, so their input and output is enabled.
-pub fn status(context: &Context, input: DescribeVolumes) -> Result<Value, ApiError> {
+pub fn status(context: &Context, input: DescribeVolumes, listing: Listing) -> Result<Value, ApiError> {
     let status = |volume: Value| {
         let detail = |name: &str, status: &str| json!({"Name": name, "Status": status});
         let details = [detail("io-enabled", "passed"), detail("io-performance", "not-applicable")];
@@ -263,7 +261,7 @@ pub fn status(context: &Context, input: DescribeVolumes) -> Result<Value, ApiErr
         })
     };
     let statuses = shapes_of(context)?.into_iter().map(status).collect();
-    STATUSES.respond::<Volume>(statuses, &input.volume_ids, input.listing)
+    STATUSES.respond::<Volume>(statuses, &input.volume_ids, listing)
 }
 
 #[derive(Debug, Deserialize)]

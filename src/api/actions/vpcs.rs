@@ -55,14 +55,12 @@ const DHCP_OPTIONS: Listed = Listed {
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeVpcs {
     vpc_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
-pub fn describe(context: &Context, input: DescribeVpcs) -> Result<Value, ApiError> {
+pub fn describe(context: &Context, input: DescribeVpcs, listing: Listing) -> Result<Value, ApiError> {
     let vpcs = context.cloud.vpcs().list()?;
     let vpcs = vpcs.iter().map(|vpc| super::respond(shapes::vpc(vpc))).collect::<Result<_, _>>()?;
-    VPCS.respond::<Vpc>(vpcs, &input.vpc_ids, input.listing)
+    VPCS.respond::<Vpc>(vpcs, &input.vpc_ids, listing)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,13 +163,13 @@ pub fn modify_attribute(context: &Context, input: ModifyVpcAttribute) -> Result<
     Ok(Value::Null)
 }
 
-pub fn classic_link(context: &Context, input: DescribeVpcs) -> Result<Value, ApiError> {
+pub fn classic_link(context: &Context, input: DescribeVpcs, listing: Listing) -> Result<Value, ApiError> {
     let mut vpcs = Vec::new();
     for vpc in context.cloud.vpcs().list()? {
         let shape = super::respond(shapes::vpc(&vpc))?;
         vpcs.push(json!({"ClassicLinkEnabled": false, "Tags": shape["Tags"], "VpcId": shape["VpcId"]}));
     }
-    let mut response = CLASSIC_LINKS.respond::<Vpc>(vpcs, &input.vpc_ids, input.listing)?;
+    let mut response = CLASSIC_LINKS.respond::<Vpc>(vpcs, &input.vpc_ids, listing)?;
     // This action has no pages.
     response.as_object_mut().and_then(|members| members.remove("NextToken"));
     Ok(response)
@@ -181,12 +179,10 @@ pub fn classic_link(context: &Context, input: DescribeVpcs) -> Result<Value, Api
 #[serde(rename_all = "PascalCase", default)]
 pub struct DescribeDhcpOptions {
     dhcp_options_ids: Vec<String>,
-    #[serde(flatten)]
-    listing: Listing,
 }
 
 /// Lists the only set of DHCP options, which the netstack of every instance has.
-pub fn dhcp_options(_: &Context, input: DescribeDhcpOptions) -> Result<Value, ApiError> {
+pub fn dhcp_options(_: &Context, input: DescribeDhcpOptions, listing: Listing) -> Result<Value, ApiError> {
     let configuration = |key: &str, value: &str| json!({"Key": key, "Values": [{"Value": value}]});
     let options = json!({
         "DhcpConfigurations": [
@@ -198,5 +194,5 @@ pub fn dhcp_options(_: &Context, input: DescribeDhcpOptions) -> Result<Value, Ap
         "Tags": [],
     });
     let unknown = |id: &str| not_found("InvalidDhcpOptionID.NotFound", "dhcpOption ID", id);
-    DHCP_OPTIONS.respond_by(vec![options], &input.dhcp_options_ids, unknown, input.listing)
+    DHCP_OPTIONS.respond_by(vec![options], &input.dhcp_options_ids, unknown, listing)
 }

@@ -111,7 +111,8 @@ impl System {
 
     fn open(&self) -> Cloud {
         let cloud = Cloud::with_node(self.home.clone(), Box::new(self.node.clone())).expect("the store can be opened");
-        cloud.instances().reconcile();
+        // The reference knows no warnings: it compares the records.
+        let _warnings = cloud.instances().reconcile();
         cloud
     }
 
@@ -142,9 +143,11 @@ impl System {
                     instances.check_hibernation(&[id(instance)])?;
                 }
                 let mode = if hibernate { StopMode::Hibernate } else { StopMode::Orderly };
-                instances.finish_stop(instances.begin_stop(&[id(instance)])?, mode)
+                instances.finish_stop(instances.begin_stop(&[id(instance)])?, mode).value
             }
-            Action::Terminate(instance) => instances.finish_terminate(instances.begin_terminate(&[id(instance)])?),
+            Action::Terminate(instance) => {
+                instances.finish_terminate(instances.begin_terminate(&[id(instance)])?).value
+            }
             Action::Protect { instance, protect } => {
                 let change = Modification { termination_protection: Some(protect), ..Modification::default() };
                 instances.modify(id(instance), &change).map(drop)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
 use super::super::lookup::get;
-use super::super::{Cloud, new_id, now, resolve};
+use super::super::{Cloud, Outcome, Warnings, new_id, now, resolve};
 use super::address::AddressPool;
 use super::pending::NetworkChange;
 use ec2::state::InstanceState;
@@ -42,7 +42,12 @@ impl Addresses<'_> {
     }
 
     /// Makes an elastic address the public address of an instance. `may_move` allows taking it from another instance.
-    pub fn associate(&self, reference: &str, instance: &str, may_move: bool) -> Result<AddressRecord, CloudError> {
+    pub fn associate(
+        &self,
+        reference: &str,
+        instance: &str,
+        may_move: bool,
+    ) -> Result<Outcome<AddressRecord>, CloudError> {
         let node = self.cloud.node();
         let (record, from, to, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
@@ -73,13 +78,16 @@ impl Addresses<'_> {
             Ok((record, before, to, NetworkChange::begin(tx)?))
         })?;
         // Release the address on the old instance before binding it on the new one.
-        from.iter().chain([&to]).try_for_each(|changed| self.cloud.interfaces().push(changed))?;
+        let mut warnings = Warnings::default();
+        for changed in from.iter().chain([&to]) {
+            warnings.extend(self.cloud.interfaces().push(changed)?);
+        }
         self.cloud.interfaces().finish(change)?;
-        Ok(record)
+        Ok(Outcome { value: record, warnings })
     }
 
     /// Disassociates an address. A running instance that should have a public address gets a new one.
-    pub fn disassociate(&self, reference: &str) -> Result<AddressRecord, CloudError> {
+    pub fn disassociate(&self, reference: &str) -> Result<Outcome<AddressRecord>, CloudError> {
         let (record, from, change) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = resolve::address(tx, reference)?;
             let Some(association) = record.spec.association.take() else {
@@ -90,9 +98,9 @@ impl Addresses<'_> {
             let from = set_elastic_address(tx, association.instance_id, None, self.cloud.node())?;
             Ok((record, from, NetworkChange::begin(tx)?))
         })?;
-        self.cloud.interfaces().push(&from)?;
+        let warnings = self.cloud.interfaces().push(&from)?;
         self.cloud.interfaces().finish(change)?;
-        Ok(record)
+        Ok(Outcome { value: record, warnings })
     }
 
     pub fn release(&self, reference: &str) -> Result<AddressRecord, CloudError> {
@@ -177,7 +185,7 @@ mod tests {
         cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut stopped_instance())?)).unwrap();
         let [first, second] = [(); 2].map(|()| cloud.addresses().allocate(BTreeMap::new()).unwrap());
         let associate = |address: &AddressRecord| {
-            cloud.addresses().associate(&address.meta.id.to_string(), INSTANCE, false).unwrap()
+            cloud.addresses().associate(&address.meta.id.to_string(), INSTANCE, false).unwrap().value
         };
         let associated = [associate(&first), associate(&first)];
         assert_ne!(associated[0].spec.association, associated[1].spec.association);

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::super::Cloud;
 use super::super::error::CloudError;
 use super::super::lookup::{by_id, volumes_of};
+use super::super::{Cloud, Outcome, Warnings};
 use super::filter::filters;
 use super::link::link_of;
 use super::metadata::Known;
@@ -25,8 +25,9 @@ pub(crate) struct Interfaces<'a> {
 impl Interfaces<'_> {
     /// Plans the network of an instance. An instance in a VPC gets a tap device when it is started. Returns `None` for
     /// an instance without an interface.
-    pub fn plan(&self, record: &InstanceRecord) -> Result<Option<NetworkPlan>, CloudError> {
-        let Some(network) = &record.status.network else { return Ok(None) };
+    pub fn plan(&self, record: &InstanceRecord) -> Result<Outcome<Option<NetworkPlan>>, CloudError> {
+        let mut warnings = Warnings::default();
+        let Some(network) = &record.status.network else { return Ok(Outcome::default()) };
         let link = self.netstack_config(record, network)?;
         let connection = match network.mode {
             NetworkMode::Vpc | NetworkMode::None => Connection::None,
@@ -34,12 +35,12 @@ impl Interfaces<'_> {
             NetworkMode::Auto => match self.cloud.node.check_user_network() {
                 Ok(()) => Connection::User,
                 Err(error) => {
-                    self.cloud.warn(format!("Guests have no outbound connectivity: {error}."));
+                    warnings.push(format!("Guests have no outbound connectivity: {error}."));
                     Connection::None
                 }
             },
         };
-        Ok(Some(NetworkPlan { link, connection }))
+        Ok(Outcome { value: Some(NetworkPlan { link, connection }), warnings })
     }
 
     /// Returns the netstack configuration of an instance with the interface `network`.
@@ -61,15 +62,15 @@ impl Interfaces<'_> {
     }
 
     /// Makes a running instance's VMM reload its netstack configuration. Problems that the VMM reports become warnings.
-    pub fn push(&self, record: &InstanceRecord) -> Result<(), CloudError> {
+    pub fn push(&self, record: &InstanceRecord) -> Result<Warnings, CloudError> {
+        let mut warnings = Warnings::default();
         let Some(network) = record.status.network.as_ref().filter(|_| record.status.state.has_machine()) else {
-            return Ok(());
+            return Ok(warnings);
         };
         let link = self.netstack_config(record, network)?;
         let problems = self.cloud.node.instances().reload_link(record.meta.id, &link)?;
-        let warnings = problems.into_iter().map(|problem| format!("{}: {problem}", record.meta.id));
-        self.cloud.warnings.borrow_mut().extend(warnings);
-        Ok(())
+        warnings.extend(problems.into_iter().map(|problem| format!("{}: {problem}", record.meta.id)));
+        Ok(warnings)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A change is noted in the transaction that makes it, and forgotten when all machines have it. If a command is killed
 //! in between, the next command applies the recorded network to all machines.
 
+use super::super::Warnings;
 use super::super::error::CloudError;
 use super::interface::Interfaces;
 use store::{PendingNetworkChanges, Transaction};
@@ -30,19 +31,17 @@ impl Interfaces<'_> {
     }
 
     /// Applies the changes of killed commands.
-    pub fn finish_pending(&self) -> Result<(), CloudError> {
+    pub fn finish_pending(&self) -> Result<Warnings, CloudError> {
         let numbers: Vec<u64> = self.cloud.store.read(pending)?.numbers.into_iter().collect();
         if numbers.is_empty() {
-            return Ok(());
+            return Ok(Warnings::default());
         }
         // A machine can take an address only after another machine has released it, so the first round may have
         // problems that the second one solves.
-        let before = self.cloud.warnings.take();
-        let released = self.cloud.security_groups().apply();
-        self.cloud.warnings.replace(before);
-        released?;
-        self.cloud.security_groups().apply()?;
-        self.forget(&numbers)
+        let _solved = self.cloud.security_groups().apply()?;
+        let warnings = self.cloud.security_groups().apply()?;
+        self.forget(&numbers)?;
+        Ok(warnings)
     }
 
     fn forget(&self, numbers: &[u64]) -> Result<(), CloudError> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
-use super::super::{Cloud, new_id, now, resolve};
+use super::super::{Cloud, Outcome, Warnings, new_id, now, resolve};
 use super::filter::groups_of;
 use super::lookup::{default_vpc, depends, vpc_or_default};
 use super::pending::NetworkChange;
@@ -139,7 +139,7 @@ impl SecurityGroups<'_> {
         reference: &str,
         specs: &[RuleSpec],
         tags: &BTreeMap<String, String>,
-    ) -> Result<RuleChange, CloudError> {
+    ) -> Result<Outcome<RuleChange>, CloudError> {
         self.change(reference, |tx, group| {
             let mut added: Vec<Rule> = Vec::new();
             for spec in specs {
@@ -161,7 +161,7 @@ impl SecurityGroups<'_> {
     }
 
     /// Removes rules from a group. Fails without removing any if one of them does not exist.
-    pub fn revoke(&self, reference: &str, chosen: &Chosen) -> Result<RuleChange, CloudError> {
+    pub fn revoke(&self, reference: &str, chosen: &Chosen) -> Result<Outcome<RuleChange>, CloudError> {
         self.change(reference, |tx, group| {
             let ids = ids_of(tx, reference, group, chosen)?;
             Ok(group.spec.rules.extract_if(.., |rule| ids.contains(&rule.id)).collect())
@@ -173,7 +173,7 @@ impl SecurityGroups<'_> {
         &self,
         reference: &str,
         changes: &[(SecurityGroupRuleId, RuleSpec)],
-    ) -> Result<RuleChange, CloudError> {
+    ) -> Result<Outcome<RuleChange>, CloudError> {
         self.change(reference, |tx, group| {
             let mut changed = Vec::new();
             for (id, spec) in changes {
@@ -198,7 +198,7 @@ impl SecurityGroups<'_> {
         reference: &str,
         chosen: &Chosen,
         descriptions: &[Option<String>],
-    ) -> Result<RuleChange, CloudError> {
+    ) -> Result<Outcome<RuleChange>, CloudError> {
         self.change(reference, |tx, group| {
             let mut changed = Vec::new();
             for (id, description) in ids_of(tx, reference, group, chosen)?.into_iter().zip(descriptions) {
@@ -215,7 +215,7 @@ impl SecurityGroups<'_> {
         &self,
         reference: &str,
         change: impl Fn(&Transaction, &mut SecurityGroupRecord) -> Result<Vec<Rule>, CloudError>,
-    ) -> Result<RuleChange, CloudError> {
+    ) -> Result<Outcome<RuleChange>, CloudError> {
         let (changed, pending) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut group = find_group(tx, reference)?;
             let rules = change(tx, &mut group)?;
@@ -225,16 +225,20 @@ impl SecurityGroups<'_> {
             tx.put(&mut group)?;
             Ok((RuleChange { group, rules }, NetworkChange::begin(tx)?))
         })?;
-        self.apply()?;
+        let warnings = self.apply()?;
         self.cloud.interfaces().finish(pending)?;
-        Ok(changed)
+        Ok(Outcome { value: changed, warnings })
     }
 
     /// Applies the current groups to all running instances, because rules may refer to groups whose members changed.
-    pub(crate) fn apply(&self) -> Result<(), CloudError> {
+    pub(crate) fn apply(&self) -> Result<Warnings, CloudError> {
         let instances: Vec<InstanceRecord> = self.cloud.records()?;
-        instances.iter().try_for_each(|record| self.cloud.interfaces().push(record))?;
-        self.cloud.routers().update()
+        let mut warnings = Warnings::default();
+        for record in &instances {
+            warnings.extend(self.cloud.interfaces().push(record)?);
+        }
+        warnings.extend(self.cloud.routers().update()?);
+        Ok(warnings)
     }
 }
 
@@ -457,7 +461,7 @@ mod tests {
         let groups = cloud.security_groups();
         groups.create("web", "", None, BTreeMap::new()).unwrap();
         let added = groups.authorize("web", &[tcp(22), tcp(80)], &BTreeMap::new()).unwrap();
-        let ids: Vec<SecurityGroupRuleId> = added.rules.iter().map(|rule| rule.id).collect();
+        let ids: Vec<SecurityGroupRuleId> = added.value.rules.iter().map(|rule| rule.id).collect();
         let both_to = |port| [(ids[0], tcp(443)), (ids[1], tcp(port))];
         let twice = [tcp(1), tcp(1)];
         assert_eq!(
@@ -468,9 +472,9 @@ mod tests {
         assert_eq!(code(groups.modify_rules("web", &both_to(443))), ErrorCode::InvalidPermissionDuplicate);
         let control = RuleSpec { description: Some("a\nb".into()), ..tcp(1) };
         assert_eq!(code(groups.authorize("web", &[control], &BTreeMap::new())), ErrorCode::InvalidParameterValue);
-        assert_eq!(groups.find("web").unwrap(), added.group);
+        assert_eq!(groups.find("web").unwrap(), added.value.group);
         // Rules may exchange their traffic with each other.
         let exchanged = groups.modify_rules("web", &[(ids[0], tcp(80)), (ids[1], tcp(22))]).unwrap();
-        assert_eq!(exchanged.rules.iter().map(|rule| rule.id).collect::<Vec<_>>(), ids);
+        assert_eq!(exchanged.value.rules.iter().map(|rule| rule.id).collect::<Vec<_>>(), ids);
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud, print_warnings};
+use super::{args, launch, open_cloud, report};
 use cloud::shapes;
 use ec2::tag::Tag;
 use store::AddressRecord;
@@ -75,11 +75,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             resource::show(&record, &summary(&record), &["address", "associate", &address, "INSTANCE"], output)?;
         }
         Command::Associate { address, instance, no_reassociation } => {
-            let record = cloud.addresses().associate(&address, &instance, !no_reassociation)?;
+            let record = report(cloud.addresses().associate(&address, &instance, !no_reassociation)?);
             resource::show(&record, &summary(&record), &["show", &instance], output)?;
         }
         Command::Disassociate { address } => {
-            let record = cloud.addresses().disassociate(&address)?;
+            let record = report(cloud.addresses().disassociate(&address)?);
             resource::show(
                 &record,
                 &summary(&record),
@@ -91,7 +91,6 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             cloud.addresses().release(address).map(|record| format!("{}  {}", record.status.public_ip, record.meta.id))
         })?,
     }
-    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::args::{self, WaitArgs};
 use super::output::{self, Output};
-use super::{open_cloud, wait};
+use super::{open_cloud, report, wait};
 use cloud::fork::{ForkSpec, Forked};
 use cloud::shapes;
 
@@ -43,7 +43,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let instance = cloud.instances().find(&args.instance)?.meta.id;
     let spec = ForkSpec { instance, count: args.count, name: args.name, overcommit: args.overcommit };
-    let Forked { instances, machines, paused } = cloud.instances().fork(&spec)?;
+    let Forked { instances, machines, paused } = report(cloud.instances().fork(&spec)?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {

@@ -8,7 +8,7 @@ use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE, WaitArgs};
 use super::network::{NetworkArgs, PlacementArgs};
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{open_cloud, print_warnings, template, wait};
+use super::{open_cloud, report, template, wait};
 use cloud::launch::{LaunchSpec, Launched};
 use cloud::network::NetworkSpec;
 use cloud::shapes;
@@ -174,8 +174,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         cpu_credits: args.cpu_credits,
         no_limits: args.no_limits,
     };
-    let Launched { instances, machines, wants_warm } = cloud.instances().launch(&spec)?;
-    print_warnings(&cloud);
+    let Launched { instances, machines, wants_warm } = report(cloud.instances().launch(&spec)?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {

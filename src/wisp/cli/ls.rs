@@ -25,7 +25,7 @@ use store::InstanceRecord;
     after_help = "\
 Examples:
   wisp ls                                    all instances
-  wisp ls --output json | jq -r '.Reservations[].Instances[].InstanceId'
+  wisp ls --query 'Reservations[].Instances[].PrivateIpAddress' --output text
   wisp ls -q --state running                 IDs of running instances only"
 )]
 pub struct Args {

@@ -25,6 +25,7 @@ mod ls;
 mod metadata_defaults;
 mod modify;
 mod network;
+mod query;
 mod reboot;
 mod recommend;
 mod resource;
@@ -54,13 +55,15 @@ mod wait;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::output::Output;
+use self::query::Rendering;
 use ::machine::timeline::monotonic_ns;
-use cloud::Cloud;
 use cloud::shapes;
 use cloud::stop::StateChange;
+use cloud::{Cloud, Outcome};
 
 /// EC2 on one Linux machine: Linux guests under KVM, with EC2's terms and behavior.
 #[derive(Debug, Parser)]
@@ -85,10 +88,14 @@ Environment:
 Run wisp COMMAND --help for the options and examples of a command."
 )]
 struct Cli {
-    /// Output format.
-    #[arg(long, global = true, value_enum, default_value_t = Output::Table, hide_default_value = true,
+    /// Output format; text has the aws CLI's format [default: table, or json with --query].
+    #[arg(long, global = true, value_enum, hide_possible_values = true, value_name = "table|json|text",
         help_heading = args::GLOBAL)]
-    output: Output,
+    output: Option<Format>,
+
+    /// Print only the part of the JSON output that this JMESPath expression selects.
+    #[arg(long, global = true, value_name = "JMESPATH", value_parser = query::parse, help_heading = args::GLOBAL)]
+    query: Option<String>,
 
     /// Print help.
     #[arg(short, long, global = true, action = ArgAction::Help, help_heading = args::GLOBAL)]
@@ -100,6 +107,14 @@ struct Cli {
 
     #[command(subcommand)]
     command: Command,
+}
+
+/// An output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+    Text,
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +158,26 @@ enum Command {
     Vmm(vmm::Args),
 }
 
+impl Cli {
+    /// Sets the format of responses for programs, and returns the kind of output.
+    fn choose_output(&mut self) -> Result<Output, clap::Error> {
+        let query = self.query.take();
+        let format = self.output.unwrap_or(if query.is_some() { Format::Json } else { Format::Table });
+        if format == Format::Table {
+            return match query {
+                None => Ok(Output::Table),
+                Some(_) => {
+                    let message =
+                        "--query selects a part of a response: it works with --output json and text, not with table";
+                    Err(Cli::command().error(ErrorKind::ArgumentConflict, message))
+                }
+            };
+        }
+        Rendering { query, text: format == Format::Text }.set();
+        Ok(Output::Json)
+    }
+}
+
 /// The exit code for invalid arguments.
 const USAGE: u8 = 2;
 /// The exit code of commands that run a program in a guest, if Wisp itself fails or its arguments are invalid. The exit
@@ -155,8 +190,12 @@ pub fn main() -> ExitCode {
     let began_ns = monotonic_ns();
     // The page of `wisp --help` is rendered only if clap has something to print.
     let matches = Cli::command().try_get_matches().or_else(|_| help::command().try_get_matches());
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches)).and_then(|mut cli| {
+        let output = cli.choose_output()?;
+        Ok((cli, output))
+    });
+    let (cli, output) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // If printing fails, the exit code is the same.
             let _ = error.print();
@@ -183,36 +222,36 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args, began_ns),
         Command::Serve(args) => serve::run(args),
         Command::Aws(args) => aws::run(args),
-        Command::Launch(args) => launch::run(args, cli.output),
-        Command::Ls(args) => ls::run(&args, cli.output),
-        Command::Show(args) => show::run(&args, cli.output),
-        Command::Start(args) => start::run(&args, cli.output),
-        Command::Stop(args) => stop::run(&args, cli.output),
-        Command::Fork(args) => fork::run(args, cli.output),
-        Command::Reboot(args) => reboot::run(&args, cli.output),
-        Command::Terminate(args) => terminate::run(&args, cli.output),
+        Command::Launch(args) => launch::run(args, output),
+        Command::Ls(args) => ls::run(&args, output),
+        Command::Show(args) => show::run(&args, output),
+        Command::Start(args) => start::run(&args, output),
+        Command::Stop(args) => stop::run(&args, output),
+        Command::Fork(args) => fork::run(args, output),
+        Command::Reboot(args) => reboot::run(&args, output),
+        Command::Terminate(args) => terminate::run(&args, output),
         Command::Exec(args) => exec::run(args),
         Command::Ssh(args) => ssh::run(args),
-        Command::Sg(args) => sg::run(args, cli.output),
-        Command::Vpc(args) => vpc::run(args, cli.output),
-        Command::Subnet(args) => subnet::run(args, cli.output),
-        Command::Address(args) => address::run(args, cli.output),
+        Command::Sg(args) => sg::run(args, output),
+        Command::Vpc(args) => vpc::run(args, output),
+        Command::Subnet(args) => subnet::run(args, output),
+        Command::Address(args) => address::run(args, output),
         Command::Cp(args) => cp::run(&args),
-        Command::Console(args) => console::run(&args, cli.output),
-        Command::Modify(args) => modify::run(&args, cli.output),
-        Command::MetadataDefaults(args) => metadata_defaults::run(&args, cli.output),
-        Command::Tag(args) => tag::run(&args, cli.output),
-        Command::Image(args) => image::run(args, cli.output, began_ns),
-        Command::Volume(args) => volume::run(args, cli.output),
-        Command::Snapshot(args) => snapshot::run(args, cli.output),
-        Command::Key(args) => key::run(args, cli.output),
-        Command::Top(args) => top::run(&args, cli.output),
-        Command::Recommend(args) => recommend::run(&args, cli.output),
+        Command::Console(args) => console::run(&args, output),
+        Command::Modify(args) => modify::run(&args, output),
+        Command::MetadataDefaults(args) => metadata_defaults::run(&args, output),
+        Command::Tag(args) => tag::run(&args, output),
+        Command::Image(args) => image::run(args, output, began_ns),
+        Command::Volume(args) => volume::run(args, output),
+        Command::Snapshot(args) => snapshot::run(args, output),
+        Command::Key(args) => key::run(args, output),
+        Command::Top(args) => top::run(&args, output),
+        Command::Recommend(args) => recommend::run(&args, output),
         Command::Completions(args) => completions::run(&args),
-        Command::Bench(args) => bench::run(args, cli.output),
-        Command::Types(args) => types::run(&args, cli.output),
-        Command::Timeline(args) => timeline::run(&args, cli.output),
-        Command::Doctor(args) => doctor::run(&args, cli.output),
+        Command::Bench(args) => bench::run(args, output),
+        Command::Types(args) => types::run(&args, output),
+        Command::Timeline(args) => timeline::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Router(args) => router::run(&args),
         Command::Vmm(args) => vmm::run(args),
     };
@@ -232,16 +271,15 @@ fn usage_code() -> ExitCode {
 
 /// Opens the data directory and prints its warnings, such as instances that ended since the last command.
 fn open_cloud() -> anyhow::Result<Cloud> {
-    let cloud = Cloud::open()?;
-    print_warnings(&cloud);
-    Ok(cloud)
+    Ok(report(Cloud::open()?))
 }
 
-/// Prints the warnings that have accumulated, and clears them.
-fn print_warnings(cloud: &Cloud) {
-    for warning in cloud.take_warnings() {
+/// Prints the warnings of an operation, and returns its value.
+fn report<T>(outcome: Outcome<T>) -> T {
+    for warning in outcome.warnings {
         output::say(&format!("{} {warning}", output::Screen::stderr().paint(output::Tone::Warning, "Note:")));
     }
+    outcome.value
 }
 
 /// Prints state changes of instances. `list` is the name of the list in JSON output.

@@ -7,7 +7,7 @@ use super::args::{MetadataArgs, NETWORK, flag_pair};
 use super::launch::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
-use super::{args, open_cloud, print_warnings};
+use super::{args, open_cloud, report};
 use cloud::modify::Modification;
 use cloud::shapes;
 use ec2::catalog;
@@ -83,8 +83,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         !change.is_empty(),
         "specify at least one attribute to change, such as --type; `wisp modify --help` lists them"
     );
-    let record = cloud.instances().modify(record.meta.id, &change)?;
-    print_warnings(&cloud);
+    let record = report(cloud.instances().modify(record.meta.id, &change)?);
     match output {
         Output::Json => output::print_json(&shapes::instance(&record, &cloud.security_groups().names()?))?,
         Output::Table => {

@@ -14,6 +14,7 @@ use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, LineStyle
 use serde::Serialize;
 
 use super::escape::{escape, escape_json, escape_line, escape_output};
+use super::query;
 use cloud::CloudError;
 use ec2::Ec2Error;
 pub use ec2::size::approximate_bytes as bytes;
@@ -21,13 +22,12 @@ use node::instance::MachineError;
 use node::probe::{Fix, KvmAccessError};
 use node::shell;
 
-/// Output format.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+/// The kind of output that a command prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// For people, as tables and text.
-    #[default]
     Table,
-    /// For programs, in the format of the EC2 API.
+    /// For programs, the responses of the EC2 API, [rendered](query::render) as the user chose.
     Json,
 }
 
@@ -217,9 +217,15 @@ fn print_raw(text: &str) -> io::Result<()> {
     }
 }
 
-/// Prints results as JSON.
-pub fn print_json(results: &impl Serialize) -> anyhow::Result<()> {
-    Ok(print_raw(&escape_json(&serde_json::to_string_pretty(results)?))?)
+/// Prints a response for programs: all of it as JSON, unless the user chose text or a part of it.
+pub fn print_json(response: &impl Serialize) -> anyhow::Result<()> {
+    let rendered = query::render(response)?;
+    // Text that a user or a guest chose can contain control characters; JSON has escapes for them.
+    match query::is_text() {
+        true => print(&rendered)?,
+        false => print_raw(&escape_json(&rendered))?,
+    }
+    Ok(())
 }
 
 /// Returns a JSON object with one member.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{open_cloud, print_warnings};
+use super::{open_cloud, report};
 use cloud::network::{Chosen, PeerSpec, RuleSpec, shown};
 use cloud::shapes;
 use ec2::api::security_group::{SecurityGroup, SecurityGroupRule};
@@ -139,7 +139,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Authorize { rule, description } => {
             let specs = rule.specs(description.as_deref())?;
-            let changed = cloud.security_groups().authorize(&rule.group, &specs, &Default::default())?;
+            let changed = report(cloud.security_groups().authorize(&rule.group, &specs, &Default::default())?);
             show(&changed.group, output)?;
         }
         Command::Revoke { rule, id } => {
@@ -147,10 +147,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 Some(id) => Chosen::Ids(vec![id]),
                 None => Chosen::Like(rule.specs(None)?),
             };
-            show(&cloud.security_groups().revoke(&rule.group, &chosen)?.group, output)?;
+            show(&report(cloud.security_groups().revoke(&rule.group, &chosen)?).group, output)?;
         }
     }
-    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud, print_warnings};
+use super::{args, launch, open_cloud};
 use cloud::{shapes, utc};
 use store::SnapshotRecord;
 
@@ -71,7 +71,6 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             cloud.snapshots().delete(id).map(|_| id)
         })?,
     }
-    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 

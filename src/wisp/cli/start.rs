@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use super::args::{self, ADVANCED, WaitArgs};
 use super::output::{self, Output};
-use super::{open_cloud, print_changes, wait};
+use super::{open_cloud, print_changes, report, wait};
+use cloud::lifecycle::Started;
 
 /// Start stopped instances.
 ///
@@ -36,7 +37,8 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let records = cloud.instances().find_all(&args.instances)?;
     let (mut changes, mut started, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
-        let (change, machine) = cloud.instances().start(record.meta.id, args.overcommit, args.cold)?;
+        let Started { change, machine } =
+            report(cloud.instances().start(record.meta.id, args.overcommit, args.cold)?);
         changes.push(change);
         if let Some(machine) = machine {
             started.push(record);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{args, open_cloud, print_changes, print_warnings, wait};
+use super::{args, open_cloud, print_changes, report, wait};
 use node::host::StopMode;
 
 /// Stop instances. Their volumes are kept.
@@ -45,8 +45,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let spinner = wait::spinner(if args.hibernate { "Hibernating" } else { "Stopping" });
     let finished = cloud.instances().finish_stop(ending, manner);
     spinner.finish_and_clear();
-    print_warnings(&cloud);
-    finished?;
+    report(finished)?;
     print_changes("StoppingInstances", &changes, output)?;
     if output == Output::Table {
         output::next_command(["start", &args.instances[0]]);

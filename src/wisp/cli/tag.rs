@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use super::escape::escape_line;
-use super::open_cloud;
 use super::output::{self, Output};
+use super::{open_cloud, report};
 use ec2::api;
 use ec2::tag::Tag;
 
@@ -35,7 +35,7 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let resource = cloud.tags().find(&args.resource)?;
-    let tags = cloud.tags().change(resource, &args.set, &args.remove)?;
+    let tags = report(cloud.tags().change(resource, &args.set, &args.remove)?);
     match output {
         Output::Json => output::print_json(&output::member("Tags", api::Tag::list(&tags)))?,
         Output::Table => {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{self, Output};
-use super::{args, open_cloud, print_changes, print_warnings, wait};
+use super::{args, open_cloud, print_changes, report, wait};
 
 /// Terminate instances.
 ///
@@ -20,15 +20,14 @@ pub struct Args {
 
 pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
-    let references = cloud.instances().terminate_damaged(&args.instances)?;
+    let references = report(cloud.instances().terminate_damaged(&args.instances)?);
     let ids: Vec<_> = cloud.instances().find_all(&references)?.iter().map(|record| record.meta.id).collect();
     let ending = cloud.instances().begin_terminate(&ids)?;
     let changes = ending.changes.clone();
     let spinner = wait::spinner("Terminating");
     let finished = cloud.instances().finish_terminate(ending);
     spinner.finish_and_clear();
-    print_warnings(&cloud);
-    finished?;
+    report(finished)?;
     print_changes("TerminatingInstances", &changes, output)?;
     if output == Output::Table {
         output::next("ls");

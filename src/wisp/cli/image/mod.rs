@@ -14,7 +14,7 @@ use self::shape::{Exported, MemoryShape, ShownImage, TemplateShape, VerifiedFile
 use super::output::{self, Cell, Output, Screen, Tone};
 use super::resource::{self, Column, Resource};
 use super::size::SizeArgs;
-use super::{args, launch, open_cloud, print_warnings};
+use super::{args, launch, open_cloud};
 use cloud::capacity::cpus;
 use cloud::create_image::ImageConsistency;
 use cloud::names::ROOT_DEVICE;
@@ -240,7 +240,6 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
             cloud.images().deregister(image).map(|record| record.meta.id)
         })?,
     }
-    print_warnings(&cloud);
     Ok(ExitCode::SUCCESS)
 }
 
