@@ -382,6 +382,7 @@ impl Instances<'_> {
                 iops: None,
                 throughput: None,
                 snapshot_id: None,
+                zone: None,
             },
             status: store::volume::Status {
                 state: VolumeState::InUse,
@@ -396,6 +397,7 @@ impl Instances<'_> {
                     delete_on_termination: true,
                     state: AttachmentState::Attached,
                 }),
+                modification: None,
             },
         }))
     }

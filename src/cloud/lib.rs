@@ -80,6 +80,11 @@ pub struct Cloud {
 }
 
 impl Cloud {
+    /// Opens the data directory to finish work that this process has begun.
+    pub fn open_without_reconciling() -> Result<Cloud, CloudError> {
+        Cloud::at(Home::open()?)
+    }
+
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Outcome<Cloud>, CloudError> {
         let value = Cloud::at(Home::open()?)?;

@@ -11,6 +11,10 @@ use store::{
 };
 
 fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
+    // A name cannot hide a resource whose ID it has.
+    if let Some((id, _)) = known.iter().find(|(id, _)| reference.parse() == Ok(*id)) {
+        return Ok(*id);
+    }
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
         [only] => Ok(*only),
@@ -119,6 +123,8 @@ mod tests {
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));
         assert_eq!(find("i-123", &known), Ok(b));
+        let known = [(a, None), (b, Some("i-0a000000000000000"))];
+        assert_eq!(find("i-0a000000000000000", &known), Ok(a));
         let error = find("i-am-no-name", &known).expect_err("malformed");
         assert_eq!(error.code(), ErrorCode::InvalidInstanceIdMalformed);
     }

@@ -8,14 +8,14 @@ use super::network::NetworkChange;
 use super::{Cloud, Outcome, Warnings, resolve};
 use ec2::id::{
     Allocation, AllocationId, Id, Image, InternetGateway, InternetGatewayId, LaunchTemplate, LaunchTemplateId,
-    ResourceKind, RouteTable, RouteTableId, SecurityGroup, SecurityGroupId, Snapshot, Subnet, SubnetId, Volume, Vpc,
-    VpcId,
+    ResourceKind, RouteTable, RouteTableId, SecurityGroup, SecurityGroupId, SecurityGroupRule, SecurityGroupRuleId,
+    Snapshot, Subnet, SubnetId, Volume, Vpc, VpcId,
 };
 use ec2::tag::{Tag, check_key, check_metadata_keys, with_tags};
-use ec2::{Ec2Error, ImageId, InstanceId, SnapshotId, VolumeId};
+use ec2::{Ec2Error, ImageId, InstanceId, KeyPairId, SnapshotId, VolumeId};
 use store::{
-    AddressRecord, ImageRecord, InstanceRecord, InternetGatewayRecord, LaunchTemplateRecord, RouteTableRecord,
-    SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
+    AddressRecord, ImageRecord, InstanceRecord, InternetGatewayRecord, KeyPairRecord, LaunchTemplateRecord,
+    RouteTableRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
 };
 
 type TagMap = BTreeMap<String, String>;
@@ -32,8 +32,49 @@ pub enum Resource {
     LaunchTemplate(LaunchTemplateId),
     InternetGateway(InternetGatewayId),
     RouteTable(RouteTableId),
+    SecurityGroupRule(SecurityGroupRuleId),
+    KeyPair(KeyPairId),
     /// An elastic address.
     Address(AllocationId),
+}
+
+impl Resource {
+    pub fn id(self) -> String {
+        match self {
+            Resource::Instance(id) => id.to_string(),
+            Resource::Volume(id) => id.to_string(),
+            Resource::Snapshot(id) => id.to_string(),
+            Resource::Image(id) => id.to_string(),
+            Resource::Vpc(id) => id.to_string(),
+            Resource::Subnet(id) => id.to_string(),
+            Resource::SecurityGroup(id) => id.to_string(),
+            Resource::SecurityGroupRule(id) => id.to_string(),
+            Resource::KeyPair(id) => id.to_string(),
+            Resource::LaunchTemplate(id) => id.to_string(),
+            Resource::InternetGateway(id) => id.to_string(),
+            Resource::RouteTable(id) => id.to_string(),
+            Resource::Address(id) => id.to_string(),
+        }
+    }
+
+    /// Returns the resource type (EC2 API Reference, `TagDescription`).
+    pub fn resource_type(self) -> &'static str {
+        match self {
+            Resource::Instance(_) => "instance",
+            Resource::Volume(_) => "volume",
+            Resource::Snapshot(_) => "snapshot",
+            Resource::Image(_) => "image",
+            Resource::Vpc(_) => "vpc",
+            Resource::Subnet(_) => "subnet",
+            Resource::SecurityGroup(_) => "security-group",
+            Resource::SecurityGroupRule(_) => "security-group-rule",
+            Resource::KeyPair(_) => "key-pair",
+            Resource::LaunchTemplate(_) => "launch-template",
+            Resource::InternetGateway(_) => "internet-gateway",
+            Resource::RouteTable(_) => "route-table",
+            Resource::Address(_) => "elastic-ip",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +98,54 @@ impl Tags<'_> {
                 Err(_) => Err(unknown_reference(reference).into()),
             },
         }
+    }
+
+    /// Finds a resource by its full ID. Unlike [`find`](Self::find), takes no name and no prefix.
+    pub fn find_by_id(&self, id: &str) -> Result<Resource, CloudError> {
+        if let Ok(id) = id.parse::<KeyPairId>() {
+            self.cloud.store.read(|tx| key_pair(tx, id))?;
+            return Ok(Resource::KeyPair(id));
+        }
+        if let Ok(id) = id.parse::<SecurityGroupRuleId>() {
+            self.cloud.store.read(|tx| group_of_rule(tx, id))?;
+            return Ok(Resource::SecurityGroupRule(id));
+        }
+        let resource = self.find(id)?;
+        if resource.id() == id { Ok(resource) } else { Err(unknown_reference(id).into()) }
+    }
+
+    /// Returns all resources that have tags, with their tags.
+    pub fn list(&self) -> Result<Vec<(Resource, TagMap)>, CloudError> {
+        fn add<R: store::Resource>(
+            tx: &Transaction,
+            found: &mut Vec<(Resource, TagMap)>,
+            resource: fn(R::Id) -> Resource,
+        ) -> Result<(), CloudError> {
+            let records = tx.list::<R>()?.into_iter().filter(|record| !record.meta().tags.is_empty());
+            found.extend(records.map(|record| (resource(record.meta().id), record.meta().tags.clone())));
+            Ok(())
+        }
+        self.cloud.store.read(|tx| {
+            let mut found = Vec::new();
+            add::<AddressRecord>(tx, &mut found, Resource::Address)?;
+            add::<ImageRecord>(tx, &mut found, Resource::Image)?;
+            add::<InstanceRecord>(tx, &mut found, Resource::Instance)?;
+            add::<InternetGatewayRecord>(tx, &mut found, Resource::InternetGateway)?;
+            add::<KeyPairRecord>(tx, &mut found, Resource::KeyPair)?;
+            add::<LaunchTemplateRecord>(tx, &mut found, Resource::LaunchTemplate)?;
+            add::<RouteTableRecord>(tx, &mut found, Resource::RouteTable)?;
+            add::<SecurityGroupRecord>(tx, &mut found, Resource::SecurityGroup)?;
+            for rule in tx.list::<SecurityGroupRecord>()?.into_iter().flat_map(|group| group.spec.rules) {
+                if !rule.tags.is_empty() {
+                    found.push((Resource::SecurityGroupRule(rule.id), rule.tags));
+                }
+            }
+            add::<SnapshotRecord>(tx, &mut found, Resource::Snapshot)?;
+            add::<SubnetRecord>(tx, &mut found, Resource::Subnet)?;
+            add::<VolumeRecord>(tx, &mut found, Resource::Volume)?;
+            add::<VpcRecord>(tx, &mut found, Resource::Vpc)?;
+            Ok(found)
+        })
     }
 
     /// Sets and removes tags of a resource. Returns all of its tags after the change.
@@ -87,6 +176,22 @@ impl Tags<'_> {
                 Resource::InternetGateway(id) => update::<InternetGatewayRecord, _>(tx, id, &change),
                 Resource::RouteTable(id) => update::<RouteTableRecord, _>(tx, id, &change),
                 Resource::LaunchTemplate(id) => update::<LaunchTemplateRecord, _>(tx, id, &change),
+                Resource::SecurityGroupRule(id) => {
+                    let mut group = group_of_rule(tx, id)?;
+                    let mut tags = TagMap::new();
+                    for rule in group.spec.rules.iter_mut().filter(|rule| rule.id == id) {
+                        change(&mut rule.tags)?;
+                        tags.clone_from(&rule.tags);
+                    }
+                    tx.put(&mut group)?;
+                    Ok(tags)
+                }
+                Resource::KeyPair(id) => {
+                    let mut record = key_pair(tx, id)?;
+                    change(&mut record.meta.tags)?;
+                    tx.put(&mut record)?;
+                    Ok(record.meta.tags)
+                }
                 Resource::Address(id) => update::<AddressRecord, _>(tx, id, &change),
             }?;
             let is_instance = matches!(resource, Resource::Instance(_));
@@ -164,9 +269,23 @@ fn unknown_reference(reference: &str) -> Ec2Error {
         error_for::<LaunchTemplate>,
         error_for::<InternetGateway>,
         error_for::<RouteTable>,
+        error_for::<SecurityGroupRule>,
         error_for::<Allocation>,
     ];
     kinds.iter().find_map(|kind| kind(reference)).unwrap_or_else(|| InstanceId::not_found(reference))
+}
+
+/// Finds a key pair by its ID. Its key in the store is its name.
+fn key_pair(tx: &Transaction, id: KeyPairId) -> Result<KeyPairRecord, CloudError> {
+    let pair = tx.list::<KeyPairRecord>()?.into_iter().find(|pair| pair.meta.id == id);
+    pair.ok_or_else(|| KeyPairId::not_found(&id.to_string()).into())
+}
+
+/// Returns the security group that has a rule.
+fn group_of_rule(tx: &Transaction, id: SecurityGroupRuleId) -> Result<SecurityGroupRecord, CloudError> {
+    let has_rule = |group: &SecurityGroupRecord| group.spec.rules.iter().any(|rule| rule.id == id);
+    let group = tx.list::<SecurityGroupRecord>()?.into_iter().find(has_rule);
+    group.ok_or_else(|| SecurityGroupRuleId::not_found(&id.to_string()).into())
 }
 
 /// Changes the tags of one record, and returns them.

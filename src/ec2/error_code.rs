@@ -10,6 +10,7 @@ pub enum ErrorCode {
     InvalidAmiIdNotFound,
     InvalidInstanceIdMalformed,
     InvalidInstanceIdNotFound,
+    InvalidInstanceType,
     InvalidParameterValue,
     /// EC2 supports the request, but Wisp or this host does not.
     Unsupported,
@@ -126,6 +127,7 @@ impl ErrorCode {
             ErrorCode::InvalidAmiIdNotFound => "InvalidAMIID.NotFound",
             ErrorCode::InvalidInstanceIdMalformed => "InvalidInstanceID.Malformed",
             ErrorCode::InvalidInstanceIdNotFound => "InvalidInstanceID.NotFound",
+            ErrorCode::InvalidInstanceType => "InvalidInstanceType",
             ErrorCode::InvalidParameterValue => "InvalidParameterValue",
             ErrorCode::Unsupported => "Unsupported",
             ErrorCode::DryRunOperation => "DryRunOperation",

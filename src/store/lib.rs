@@ -57,7 +57,7 @@ pub use subnet::SubnetRecord;
 use table::Damaged;
 pub use table::{Record, Resource, Transaction, Unversioned};
 pub use usage::UsageCursor;
-pub use volume::{AttachmentRecord, LayerFormat, LayerRecord, VolumeRecord};
+pub use volume::{AttachmentRecord, FiguresRecord, LayerFormat, LayerRecord, ModificationRecord, VolumeRecord};
 pub use vpc::VpcRecord;
 
 /// Name of the database file in the data directory.

@@ -33,7 +33,7 @@ pub use route_table::RouteTables;
 pub(super) use router::Routers;
 pub(crate) use routes::is_attached;
 pub(super) use security_group::chosen_groups;
-pub use security_group::{RuleSpec, SecurityGroups, shown};
+pub use security_group::{Chosen, PeerSpec, RuleChange, RuleSpec, SecurityGroups, shown};
 pub(super) use spec::is_in_vpc;
 pub use spec::{MTU, NetworkSpec};
 pub use subnet::{SubnetSpec, Subnets};

@@ -20,9 +20,9 @@ pub use key_pair::key_pair;
 pub use launch_template::{deleted_launch_template_versions, launch_template, launch_template_version};
 pub use parameter::parameter;
 pub use route_table::{internet_gateway, route_table};
-pub use security_group::{security_group, security_group_rules};
+pub use security_group::{revoked_rule, security_group, security_group_rule, security_group_rules};
 pub use snapshot::snapshot;
-pub use volume::volume;
+pub use volume::{volume, volume_modification};
 pub use vpc::{subnet, vpc};
 
 const GIB: u64 = 1 << 30;

@@ -8,7 +8,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// Headings with their subcommands, in the order of the page.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("Run", &["run", "launch", "exec", "ssh", "cp", "console"]),
     (
         "Instances",
@@ -30,6 +30,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Storage", &["volume", "snapshot"]),
     ("Network", &["vpc", "subnet", "gateway", "route-table", "sg", "address", "key"]),
     ("Measure", &["types", "top", "bench", "recommend", "timeline"]),
+    ("AWS clients", &["aws", "serve"]),
     ("Host", &["doctor", "completions"]),
 ];
 

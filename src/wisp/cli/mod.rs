@@ -4,6 +4,7 @@ pub mod output;
 
 mod address;
 mod args;
+mod aws;
 mod bench;
 mod completions;
 mod console;
@@ -35,6 +36,7 @@ mod route_table;
 mod router;
 mod run;
 mod serial;
+mod serve;
 mod sg;
 mod show;
 mod size;
@@ -153,6 +155,8 @@ enum Command {
     Bench(bench::Args),
     Recommend(recommend::Args),
     Timeline(timeline::Args),
+    Serve(serve::Args),
+    Aws(aws::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -205,7 +209,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
     };
-    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_));
+    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_) | Command::Aws(_));
     let log = env_logger::Env::new().filter_or(
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
@@ -223,6 +227,8 @@ pub fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
+        Command::Serve(args) => serve::run(args),
+        Command::Aws(args) => aws::run(args),
         Command::Launch(args) => launch::run(args, output),
         Command::Ls(args) => ls::run(&args, output),
         Command::Show(args) => show::run(&args, output),
