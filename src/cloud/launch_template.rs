@@ -121,9 +121,8 @@ impl LaunchTemplates<'_> {
                 return Ok(existing);
             }
             if tx.list::<LaunchTemplateRecord>()?.iter().any(|known| known.spec.name == new.name) {
-                let hint = "Choose another name, or add a version with `wisp template version`.";
                 let code = ErrorCode::InvalidLaunchTemplateNameAlreadyExists;
-                return Err(CloudError::refused(code, "Launch template name already in use.", Some(hint.into())));
+                return Err(CloudError::refused(code, "Launch template name already in use.", None));
             }
             let meta = Meta::new(new_id(), now(), new.tags.clone());
             let mut record = LaunchTemplateRecord {

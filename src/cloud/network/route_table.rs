@@ -327,6 +327,13 @@ mod tests {
         }
     }
 
+    /// Returns the result of a change without warnings.
+    fn done<T>(result: Result<Outcome<T>, CloudError>) -> T {
+        let Outcome { value, warnings } = result.unwrap();
+        assert_eq!(warnings.into_iter().next(), None);
+        value
+    }
+
     fn range(text: &str) -> Ipv4Net {
         text.parse().unwrap()
     }
@@ -351,11 +358,11 @@ mod tests {
         let create = || cloud.route_tables().create_route(&main, range(ANYWHERE), "exit");
         assert_eq!(destinations(&cloud), []);
         assert_eq!(code(create()), ErrorCode::InvalidParameterValue);
-        cloud.internet_gateways().attach("exit", "lab").unwrap();
-        create().unwrap();
+        done(cloud.internet_gateways().attach("exit", "lab"));
+        done(create());
         assert_eq!(destinations(&cloud), [range(ANYWHERE)]);
         assert_eq!(code(create()), ErrorCode::RouteAlreadyExists);
-        cloud.internet_gateways().detach("exit", Some("lab")).unwrap();
+        done(cloud.internet_gateways().detach("exit", Some("lab")));
         assert_eq!(destinations(&cloud), []);
         let local = cloud.route_tables().create_route(&main, range("10.0.1.0/24"), "exit");
         assert_eq!(code(local), ErrorCode::InvalidParameterValue);
@@ -364,30 +371,30 @@ mod tests {
     #[test]
     fn routes_are_replaced_and_deleted() {
         let (cloud, _dir) = cloud();
-        cloud.internet_gateways().attach("exit", "lab").unwrap();
+        done(cloud.internet_gateways().attach("exit", "lab"));
         let tables = cloud.route_tables();
         let main = main_of(&cloud).meta.id.to_string();
-        tables.create_route(&main, range("11.0.0.9/8"), "exit").unwrap();
+        done(tables.create_route(&main, range("11.0.0.9/8"), "exit"));
         assert_eq!(destinations(&cloud), [range("11.0.0.0/8")]);
-        tables.replace_route(&main, range("11.0.0.0/8"), "exit").unwrap();
+        done(tables.replace_route(&main, range("11.0.0.0/8"), "exit"));
         assert_eq!(code(tables.replace_route(&main, range(ANYWHERE), "exit")), ErrorCode::InvalidRouteNotFound);
-        tables.delete_route(&main, range("11.0.0.0/8")).unwrap();
+        done(tables.delete_route(&main, range("11.0.0.0/8")));
         assert_eq!(code(tables.delete_route(&main, range("11.0.0.0/8"))), ErrorCode::InvalidRouteNotFound);
     }
 
     #[test]
     fn subnet_uses_its_table_until_disassociated() {
         let (cloud, _dir) = cloud();
-        cloud.internet_gateways().attach("exit", "lab").unwrap();
+        done(cloud.internet_gateways().attach("exit", "lab"));
         let tables = cloud.route_tables();
         tables.create(Some("lab"), named("public")).unwrap();
-        tables.create_route("public", range(ANYWHERE), "exit").unwrap();
+        done(tables.create_route("public", range(ANYWHERE), "exit"));
         assert_eq!(destinations(&cloud), []);
-        tables.associate("public", "front").unwrap();
+        done(tables.associate("public", "front"));
         assert_eq!(destinations(&cloud), [range(ANYWHERE)]);
         assert_eq!(code(tables.associate("public", "front")), ErrorCode::ResourceAlreadyAssociated);
         assert_eq!(code(tables.delete("public")), ErrorCode::DependencyViolation);
-        tables.disassociate(tables.association_of("front").unwrap()).unwrap();
+        done(tables.disassociate(tables.association_of("front").unwrap()));
         assert_eq!(destinations(&cloud), []);
         assert_eq!(code(tables.association_of("front")), ErrorCode::InvalidAssociationIdNotFound);
         tables.delete("public").unwrap();
@@ -401,7 +408,7 @@ mod tests {
         assert_eq!(code(tables.disassociate(main.spec.associations[0].id)), ErrorCode::InvalidParameterValue);
         assert_eq!(code(tables.delete(&main.meta.id.to_string())), ErrorCode::DependencyViolation);
         tables.create(Some("lab"), named("other")).unwrap();
-        assert!(tables.set_main("other").unwrap().value.is_main());
+        assert!(done(tables.set_main("other")).is_main());
         assert_eq!(main_of(&cloud).meta.name(), Some("other"));
         tables.delete(&main.meta.id.to_string()).unwrap();
         tables.create(None, named("elsewhere")).unwrap();
@@ -415,12 +422,12 @@ mod tests {
         let gateways = cloud.internet_gateways();
         assert_eq!(code(gateways.detach("exit", None)), ErrorCode::GatewayNotAttached);
         assert_eq!(code(gateways.attach("exit", "default")), ErrorCode::InvalidParameterValue);
-        gateways.attach("exit", "lab").unwrap();
+        done(gateways.attach("exit", "lab"));
         assert_eq!(code(gateways.attach("exit", "lab")), ErrorCode::ResourceAlreadyAssociated);
         assert_eq!(code(gateways.delete("exit")), ErrorCode::DependencyViolation);
         cloud.subnets().delete("front").unwrap();
         assert_eq!(code(cloud.vpcs().delete("lab")), ErrorCode::DependencyViolation);
-        gateways.detach("exit", None).unwrap();
+        done(gateways.detach("exit", None));
         gateways.delete("exit").unwrap();
         cloud.vpcs().delete("lab").unwrap();
         let left = cloud.route_tables().list().unwrap();
@@ -432,7 +439,7 @@ mod tests {
         let (cloud, _dir) = cloud();
         let tables = cloud.route_tables();
         tables.create(Some("lab"), named("public")).unwrap();
-        tables.associate("public", "front").unwrap();
+        done(tables.associate("public", "front"));
         cloud.subnets().delete("front").unwrap();
         tables.delete("public").unwrap();
     }

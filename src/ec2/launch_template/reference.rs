@@ -79,14 +79,13 @@ pub fn not_found(reference: &str) -> Ec2Error {
         Err(_) => (ErrorCode::InvalidLaunchTemplateNameNotFound, "name"),
     };
     let what = format!("The specified launch template, with template {attribute} {reference}, does not exist.");
-    Ec2Error::refused(code, what, Some("`wisp template ls` lists the launch templates.".into()))
+    Ec2Error::refused(code, what, None)
 }
 
 /// Returns the error for an unknown version of a template.
 pub fn version_not_found(id: LaunchTemplateId, version: VersionReference) -> Ec2Error {
     let what = format!("Could not find the specified version {version} for the launch template with ID {id}.");
-    let hint = format!("`wisp template show {id}` lists the versions.");
-    Ec2Error::refused(ErrorCode::InvalidLaunchTemplateVersionNotFound, what, Some(hint))
+    Ec2Error::refused(ErrorCode::InvalidLaunchTemplateVersionNotFound, what, None)
 }
 
 #[cfg(test)]
