@@ -103,7 +103,7 @@ fn steps(page: &str, text: &str) -> Vec<Step> {
 /// Patterns of values that differ between runs, and what stands for them in a comparison.
 static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     let patterns = [
-        (r"\b(i|r|vol|snap|ami|vpc|subnet|sg|sgr|key|eipalloc)-[0-9a-f]{8,17}\b", "$1-ID"),
+        (r"\b(i|r|vol|snap|ami|vpc|subnet|sg|sgr|key|eipalloc|lt)-[0-9a-f]{8,17}\b", "$1-ID"),
         (r"\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b", "ADDRESS"),
         (r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?Z?\b", "DATE"),
         (r"\b[0-9.]+ (µs|ms|s|min)\b", "DURATION"),

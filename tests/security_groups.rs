@@ -48,6 +48,9 @@ fn rules_are_authorized_and_revoked() {
     wisp.run(&["sg", "create", "backend"]).expect_code(0);
     wisp.run(&["sg", "authorize", "web", "--port", "80"]).expect_code(0);
     refused(wisp.run(&["sg", "authorize", "web", "--protocol", "tcp", "--port", "80"]), "InvalidPermission.Duplicate");
+    wisp.run(&["sg", "authorize", "backend", "--port", "5432", "--description", "databases"]).expect_code(0);
+    assert_eq!(group(&wisp, "backend")["IpPermissions"][0]["IpRanges"][0]["Description"], "databases");
+    assert!(wisp.run(&["sg", "show", "backend"]).expect_code(0).text().contains("databases"));
     let both = ["sg", "authorize", "web", "--port", "8000-8100", "--cidr", "10.0.0.0/8", "--group", "backend"];
     wisp.run(&both).expect_code(0);
     let web = group(&wisp, "web");

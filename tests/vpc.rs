@@ -199,7 +199,7 @@ fn vpcs_are_isolated_and_elastic_address_moves() {
     let wisp = Wisp::warm();
     // Two VPCs with the same addresses.
     for vpc in ["red", "blue"] {
-        wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", vpc]).expect_code(0);
+        wisp.run(&["vpc", "create", "--cidr", "10.0.0.0/16", "--name", vpc, "--gateway"]).expect_code(0);
         for (number, name) in [("1", "front"), ("2", "back")] {
             let (cidr, name) = (format!("10.0.{number}.0/24"), format!("{vpc}-{name}"));
             wisp.run(&["subnet", "create", "--vpc", vpc, "--cidr", &cidr, "--name", &name]).expect_code(0);
@@ -255,7 +255,9 @@ fn vpcs_are_isolated_and_elastic_address_moves() {
     wisp.run(&["terminate", "a", "b"]).expect_code(0);
     common::await_no_processes_of(&wisp);
     for vpc in ["red", "blue"] {
-        for command in [&["subnet", "rm"][..], &["sg", "rm"], &["vpc", "rm"]] {
+        for command in
+            [&["subnet", "rm"][..], &["sg", "rm"], &["gateway", "detach"], &["gateway", "rm"], &["vpc", "rm"]]
+        {
             let names = if command[0] == "subnet" { vec!["-front", "-back"] } else { vec![""] };
             for name in names {
                 wisp.run(&[command, &[&format!("{vpc}{name}")]].concat()).expect_code(0);
@@ -264,6 +266,41 @@ fn vpcs_are_isolated_and_elastic_address_moves() {
     }
     let left: Vec<_> = std::fs::read_dir(wisp.home().join("networks")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn route_decides_outbound_and_public_traffic() {
+    if !is_inside("route_decides_outbound_and_public_traffic") {
+        return;
+    }
+    let wisp = Wisp::warm();
+    wisp.run(&["sg", "create", "open"]).expect_code(0);
+    wisp.run(&["sg", "authorize", "open", "--port", "80"]).expect_code(0);
+    launch(&wisp, &["--name", "web", "--network", "vpc", "--security-group", "open"]).expect_code(0);
+    exec(&wisp, "web", "mkdir -p /www; echo hello > /www/page; httpd -h /www");
+    let public = shown(&wisp, "web")["PublicIpAddress"].as_str().unwrap().to_string();
+    let tables = json(&wisp, &["route-table", "ls"])["RouteTables"].clone();
+    let (table, gateway) =
+        (tables[0]["RouteTableId"].as_str().unwrap(), tables[0]["Routes"][1]["GatewayId"].as_str().unwrap());
+    assert_eq!((hello_from_the_world(&wisp, "web").as_str(), page(&public).as_deref()), ("hello", Some("hello")));
+
+    let world = TcpListener::bind((WORLD, 0)).unwrap();
+    let port = world.local_addr().unwrap().port();
+    wisp.run(&["route-table", "remove-route", table, "0.0.0.0/0"]).expect_code(0);
+    assert!(!reaches(&wisp, "web", &format!("{WORLD}:{port}")));
+    assert_eq!(page(&public), None);
+    assert_eq!(shown(&wisp, "web")["PublicIpAddress"], public);
+
+    // A subnet's own table takes precedence over the main one.
+    wisp.run(&["route-table", "create", "--name", "public"]).expect_code(0);
+    wisp.run(&["route-table", "add-route", "public", "0.0.0.0/0", gateway]).expect_code(0);
+    let subnet = shown(&wisp, "web")["SubnetId"].as_str().unwrap().to_string();
+    wisp.run(&["route-table", "associate", "public", &subnet]).expect_code(0);
+    assert_eq!((hello_from_the_world(&wisp, "web").as_str(), page(&public).as_deref()), ("hello", Some("hello")));
+    let detached = wisp.run(&["gateway", "detach", gateway]).expect_code(1);
+    assert!(detached.stderr.contains("DependencyViolation"), "{}", detached.stderr);
+    wisp.run(&["terminate", "web"]).expect_code(0);
+    common::await_no_processes_of(&wisp);
 }
 
 fn host_network_state() -> [String; 3] {

@@ -233,13 +233,14 @@ impl Instances<'_> {
         });
         Ok(VolumeRecord {
             meta: Meta::new(id, time, Default::default()),
-            spec: store::volume::Spec { snapshot_id: None, ..volume.spec.clone() },
+            spec: store::volume::Spec { snapshot_id: None, zone: None, ..volume.spec.clone() },
             status: store::volume::Status {
                 state: VolumeState::InUse,
                 file,
                 file_number: 1,
                 backing: over(&volume.status.file, volume.status.backing.as_deref()),
                 attachment,
+                modification: None,
                 ..volume.status.clone()
             },
         })

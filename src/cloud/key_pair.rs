@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use super::error::CloudError;
 use super::{Cloud, new_id, now};
 use ec2::key::{self, KeyFormat, KeyName, KeyType};
-use node::key::{PublicKey, create, import, write_private};
+use node::key::{NewKeyPair, PublicKey, create, import, write_private};
 use store::{KeyPairRecord, Meta};
 
 #[derive(Debug, Clone, Copy)]
@@ -20,8 +22,21 @@ impl KeyPairs<'_> {
         self.cloud.records()
     }
 
-    /// Creates a key pair and writes the private key to the new file `path`.
+    /// Creates a key pair, and returns it with its private key, of which Wisp keeps no copy.
     pub fn create(
+        &self,
+        name: &KeyName,
+        key_type: KeyType,
+        format: KeyFormat,
+        tags: BTreeMap<String, String>,
+    ) -> Result<(KeyPairRecord, Zeroizing<String>), CloudError> {
+        self.check_free(name)?;
+        let NewKeyPair { public, private } = create(name, key_type, format)?;
+        Ok((self.keep(name, public, tags)?, private))
+    }
+
+    /// Creates a key pair and writes the private key to the new file `path`.
+    pub fn create_in_file(
         &self,
         name: &KeyName,
         key_type: KeyType,
@@ -32,14 +47,19 @@ impl KeyPairs<'_> {
         let pair = create(name, key_type, format)?;
         // The private key is written before the pair is registered, because a pair without its private key is useless.
         write_private(path, &pair.private)?;
-        self.keep(name, pair.public).inspect_err(|_| {
+        self.keep(name, pair.public, BTreeMap::new()).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })
     }
 
-    pub fn import(&self, name: &KeyName, material: &[u8]) -> Result<KeyPairRecord, CloudError> {
+    pub fn import(
+        &self,
+        name: &KeyName,
+        material: &[u8],
+        tags: BTreeMap<String, String>,
+    ) -> Result<KeyPairRecord, CloudError> {
         let public = import(name, material)?;
-        self.keep(name, public)
+        self.keep(name, public, tags)
     }
 
     fn check_free(&self, name: &KeyName) -> Result<(), CloudError> {
@@ -47,9 +67,14 @@ impl KeyPairs<'_> {
         if known.is_some() { Err(key::duplicate(name).into()) } else { Ok(()) }
     }
 
-    fn keep(&self, name: &KeyName, public: PublicKey) -> Result<KeyPairRecord, CloudError> {
+    fn keep(
+        &self,
+        name: &KeyName,
+        public: PublicKey,
+        tags: BTreeMap<String, String>,
+    ) -> Result<KeyPairRecord, CloudError> {
         let mut record = KeyPairRecord {
-            meta: Meta::new(new_id(), now(), BTreeMap::new()),
+            meta: Meta::new(new_id(), now(), tags),
             spec: store::key_pair::Spec {
                 name: name.as_str().into(),
                 key_type: public.key_type.as_str().into(),

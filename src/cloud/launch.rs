@@ -421,6 +421,7 @@ impl Instances<'_> {
                 iops: None,
                 throughput: None,
                 snapshot_id: None,
+                zone: None,
             },
             status: store::volume::Status {
                 state: VolumeState::InUse,
@@ -435,6 +436,7 @@ impl Instances<'_> {
                     delete_on_termination: true,
                     state: AttachmentState::Attached,
                 }),
+                modification: None,
             },
         }))
     }

@@ -14,9 +14,11 @@ mod first_launch;
 pub mod fork;
 mod hibernate;
 mod ids;
+pub mod image_alias;
 pub mod instances;
 pub mod key_pair;
 pub mod launch;
+pub mod launch_template;
 mod layers;
 pub mod lifecycle;
 pub mod limits;
@@ -51,9 +53,11 @@ pub use error::CloudError;
 pub use warnings::{Outcome, Warnings};
 
 use ids::new_id;
+use image_alias::ImageAliases;
 use instances::Instances;
 use key_pair::KeyPairs;
-use network::{Addresses, Interfaces, Routers, SecurityGroups, Subnets, Vpcs};
+use launch_template::LaunchTemplates;
+use network::{Addresses, Interfaces, InternetGateways, RouteTables, Routers, SecurityGroups, Subnets, Vpcs};
 use registry::Images;
 use settings::Settings;
 use snapshot::Snapshots;
@@ -78,6 +82,11 @@ pub struct Cloud {
 }
 
 impl Cloud {
+    /// Opens the data directory to finish work that this process has begun.
+    pub fn open_without_reconciling() -> Result<Cloud, CloudError> {
+        Cloud::at(Home::open()?)
+    }
+
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Outcome<Cloud>, CloudError> {
         let value = Cloud::at(Home::open()?)?;
@@ -100,12 +109,20 @@ impl Cloud {
         Addresses { cloud: self }
     }
 
+    pub fn image_aliases(&self) -> ImageAliases<'_> {
+        ImageAliases { cloud: self }
+    }
+
     pub fn images(&self) -> Images<'_> {
         Images { cloud: self }
     }
 
     pub fn instances(&self) -> Instances<'_> {
         Instances { cloud: self }
+    }
+
+    pub fn internet_gateways(&self) -> InternetGateways<'_> {
+        InternetGateways { cloud: self }
     }
 
     fn interfaces(&self) -> Interfaces<'_> {
@@ -116,8 +133,16 @@ impl Cloud {
         KeyPairs { cloud: self }
     }
 
+    pub fn launch_templates(&self) -> LaunchTemplates<'_> {
+        LaunchTemplates { cloud: self }
+    }
+
     pub fn metering(&self) -> Metering<'_> {
         Metering { cloud: self }
+    }
+
+    pub fn route_tables(&self) -> RouteTables<'_> {
+        RouteTables { cloud: self }
     }
 
     fn routers(&self) -> Routers<'_> {

@@ -5,6 +5,7 @@ use super::lookup::by_id;
 use super::template;
 use super::{Cloud, new_id, now};
 use ec2::id::{Id, Image as ImageKind};
+use ec2::image_alias::AliasReference;
 use ec2::metadata::ImdsSupport;
 use ec2::{ErrorCode, ImageId};
 use node::host::UnfinishedImage;
@@ -38,8 +39,12 @@ impl Images<'_> {
         if record.meta.id == embedded::id() { Ok(None) } else { self.open_by_id(record.meta.id).map(Some) }
     }
 
-    /// Finds the record of a registered image or of the embedded one, without changing the store.
+    /// Finds the record of a registered image or of the embedded one, without changing the store. `resolve:ssm:PATH` is
+    /// the image of an alias.
     pub fn find(&self, reference: &str) -> Result<ImageRecord, CloudError> {
+        if let Some(alias) = AliasReference::parse(reference)? {
+            return self.find(&self.cloud.image_aliases().resolve(&alias)?.to_string());
+        }
         let known = self.known()?;
         if let Some(named) = known.iter().find(|record| record.spec.name == reference) {
             return Ok(named.clone());

@@ -3,13 +3,18 @@
 use super::error::CloudError;
 use ec2::Ec2Error;
 use ec2::id::{Id, ResourceKind};
+use ec2::launch_template;
 use ec2::state::InstanceState;
 use store::{
-    AddressRecord, InstanceRecord, SecurityGroupRecord, SnapshotRecord, SubnetRecord, Transaction, VolumeRecord,
-    VpcRecord,
+    AddressRecord, InstanceRecord, InternetGatewayRecord, LaunchTemplateRecord, RouteTableRecord, SecurityGroupRecord,
+    SnapshotRecord, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
 };
 
 fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Result<Id<K>, Ec2Error> {
+    // A name cannot hide a resource whose ID it has.
+    if let Some((id, _)) = known.iter().find(|(id, _)| reference.parse() == Ok(*id)) {
+        return Ok(*id);
+    }
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
         [only] => Ok(*only),
@@ -51,6 +56,25 @@ pub fn vpc(tx: &Transaction, reference: &str) -> Result<VpcRecord, CloudError> {
 
 pub fn subnet(tx: &Transaction, reference: &str) -> Result<SubnetRecord, CloudError> {
     one_of(tx.list()?, reference, |record: &SubnetRecord| (record.meta.id, record.meta.name()))
+}
+
+/// Finds a launch template. Its name is an attribute, not a tag.
+pub fn launch_template(tx: &Transaction, reference: &str) -> Result<LaunchTemplateRecord, CloudError> {
+    let found = one_of(tx.list()?, reference, |record: &LaunchTemplateRecord| {
+        (record.meta.id, Some(record.spec.name.as_str()))
+    });
+    found.map_err(|error| match error {
+        CloudError::Ec2(error) if error.code().is_unknown_reference() => launch_template::not_found(reference).into(),
+        other => other,
+    })
+}
+
+pub fn internet_gateway(tx: &Transaction, reference: &str) -> Result<InternetGatewayRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &InternetGatewayRecord| (record.meta.id, record.meta.name()))
+}
+
+pub fn route_table(tx: &Transaction, reference: &str) -> Result<RouteTableRecord, CloudError> {
+    one_of(tx.list()?, reference, |record: &RouteTableRecord| (record.meta.id, record.meta.name()))
 }
 
 /// Finds an elastic address. `reference` may also be the IP address.
@@ -99,6 +123,8 @@ mod tests {
         let known = [(a, Some("i-am-a-name")), (b, Some("i-123"))];
         assert_eq!(find("i-am-a-name", &known), Ok(a));
         assert_eq!(find("i-123", &known), Ok(b));
+        let known = [(a, None), (b, Some("i-0a000000000000000"))];
+        assert_eq!(find("i-0a000000000000000", &known), Ok(a));
         let error = find("i-am-no-name", &known).expect_err("malformed");
         assert_eq!(error.code(), ErrorCode::InvalidInstanceIdMalformed);
     }

@@ -12,11 +12,12 @@ use super::layers;
 use super::lookup::{figures_of, get, get_volume, volumes_of};
 use super::names::{ROOT_DEVICE, volume_file};
 use super::{Cloud, new_id, now, resolve};
+use ec2::network::Zone;
 use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{InstanceId, VolumeId};
+use ec2::{ErrorCode, InstanceId, VolumeId};
 use node::host::NewFile;
-use store::{InstanceRecord, Meta, SnapshotRecord, VolumeRecord};
+use store::{FiguresRecord, InstanceRecord, Meta, ModificationRecord, SnapshotRecord, VolumeRecord};
 
 /// Timeout for the VMM of a running instance to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -26,6 +27,9 @@ pub struct NewVolume {
     pub spec: VolumeSpec,
     pub snapshot: Option<String>,
     pub tags: BTreeMap<String, String>,
+    pub zone: Option<Zone>,
+    /// Two requests with the same token create one volume.
+    pub client_token: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,13 +57,41 @@ impl Volumes<'_> {
         let find = |reference: &String| self.cloud.store.read(|tx| resolve::snapshot(tx, reference));
         let source = new.snapshot.as_ref().map(find).transpose()?;
         let _lock = self.cloud.node.volumes().lock()?;
+        if let Some(existing) = self.with_token(new, source.as_ref())? {
+            return Ok(existing);
+        }
         let mut record = self.make(&new.spec, source.as_ref(), new.tags.clone())?;
+        record.spec.zone = new.zone;
+        record.meta.client_token.clone_from(&new.client_token);
         let inserted = self.cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut record)?));
         if inserted.is_err() {
             // Without a record, no volume owns the file.
             let _ = self.cloud.node.volumes().remove(&record.status.file);
         }
         inserted.map(|()| record)
+    }
+
+    /// Returns the volume that an earlier request with the same client token created. Fails if that request differed.
+    fn with_token(&self, new: &NewVolume, source: Option<&SnapshotRecord>) -> Result<Option<VolumeRecord>, CloudError> {
+        let Some(token) = &new.client_token else { return Ok(None) };
+        let is_same = |record: &VolumeRecord| record.meta.client_token.as_ref() == Some(token);
+        let Some(existing) = self.list()?.into_iter().find(is_same) else { return Ok(None) };
+        let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.status.size));
+        let figures = new.spec.figures(source_size, Role::Data)?;
+        let asked = FiguresRecord {
+            size: figures.size.bytes(),
+            volume_type: figures.volume_type.as_str().into(),
+            iops: figures.iops,
+            throughput: figures.throughput,
+        };
+        let modified = existing.status.modification.as_ref();
+        let made = modified.map_or_else(|| FiguresRecord::of(&existing.spec), |modified| modified.original.clone());
+        let snapshot = source.map(|snapshot| snapshot.meta.id);
+        if (asked, snapshot, new.zone) == (made, existing.spec.snapshot_id, existing.spec.zone) {
+            return Ok(Some(existing));
+        }
+        let what = format!("The client token '{token}' was used before, for a volume with other parameters.");
+        Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
     }
 
     /// Creates a volume's file. The caller holds the volumes lock and inserts the record.
@@ -88,6 +120,7 @@ impl Volumes<'_> {
                 iops: figures.iops,
                 throughput: figures.throughput,
                 snapshot_id: source.map(|snapshot| snapshot.meta.id),
+                zone: None,
             },
             status: store::volume::Status {
                 state: VolumeState::Available,
@@ -98,6 +131,7 @@ impl Volumes<'_> {
                     layers::over(&snapshot.status.file, snapshot.status.backing.as_deref())
                 }),
                 attachment: None,
+                modification: None,
             },
         })
     }
@@ -117,6 +151,7 @@ impl Volumes<'_> {
 
     /// Changes a volume's size, type and performance. A running guest sees the new size.
     pub fn modify(&self, id: VolumeId, change: &VolumeChange) -> Result<VolumeRecord, CloudError> {
+        let start_time = now();
         let record = self.cloud.store.read::<_, CloudError>(|tx| get_volume(tx, id))?;
         let figures = figures_of(&record)?.modified(change, role_of(&record))?;
         if figures.size.bytes() > record.spec.size {
@@ -124,7 +159,10 @@ impl Volumes<'_> {
         }
         let (record, modified) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get_volume(tx, id)?;
+            let original = FiguresRecord::of(&record.spec);
             let modified = modify(&mut record, change, figures.size.bytes());
+            let target = FiguresRecord::of(&record.spec);
+            record.status.modification = Some(ModificationRecord { original, target, start_time, end_time: now() });
             tx.put(&mut record)?;
             Ok((record, modified))
         })?;

@@ -28,6 +28,11 @@ impl Ec2Error {
         self.code
     }
 
+    /// Returns the sentence, without the code.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Returns a one-line hint, or none if the message needs no hint.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()

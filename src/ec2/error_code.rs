@@ -10,6 +10,7 @@ pub enum ErrorCode {
     InvalidAmiIdNotFound,
     InvalidInstanceIdMalformed,
     InvalidInstanceIdNotFound,
+    InvalidInstanceType,
     InvalidParameterValue,
     /// EC2 supports the request, but Wisp or this host does not.
     Unsupported,
@@ -86,6 +87,30 @@ pub enum ErrorCode {
     /// The resource does not support the operation, at least in its current state.
     UnsupportedOperation,
     UnsupportedHibernationConfiguration,
+
+    // Internet gateways and route tables.
+    GatewayNotAttached,
+    InvalidInternetGatewayIdMalformed,
+    InvalidInternetGatewayIdNotFound,
+    InvalidRouteNotFound,
+    InvalidRouteTableIdMalformed,
+    InvalidRouteTableIdNotFound,
+    RouteAlreadyExists,
+    RouteLimitExceeded,
+
+    // Launch templates.
+    InvalidLaunchTemplateIdMalformed,
+    InvalidLaunchTemplateIdNotFound,
+    InvalidLaunchTemplateNameAlreadyExists,
+    InvalidLaunchTemplateNameMalformed,
+    InvalidLaunchTemplateNameNotFound,
+    InvalidLaunchTemplateVersionNotFound,
+    VersionLimitExceeded,
+
+    // Image aliases, with Systems Manager's codes.
+    ParameterAlreadyExists,
+    ParameterNotFound,
+    ParameterVersionNotFound,
 }
 
 impl ErrorCode {
@@ -102,6 +127,7 @@ impl ErrorCode {
             ErrorCode::InvalidAmiIdNotFound => "InvalidAMIID.NotFound",
             ErrorCode::InvalidInstanceIdMalformed => "InvalidInstanceID.Malformed",
             ErrorCode::InvalidInstanceIdNotFound => "InvalidInstanceID.NotFound",
+            ErrorCode::InvalidInstanceType => "InvalidInstanceType",
             ErrorCode::InvalidParameterValue => "InvalidParameterValue",
             ErrorCode::Unsupported => "Unsupported",
             ErrorCode::DryRunOperation => "DryRunOperation",
@@ -109,6 +135,24 @@ impl ErrorCode {
             ErrorCode::IdempotentParameterMismatch => "IdempotentParameterMismatch",
             ErrorCode::InvalidAmiNameDuplicate => "InvalidAMIName.Duplicate",
             ErrorCode::InvalidAmiNameMalformed => "InvalidAMIName.Malformed",
+            ErrorCode::GatewayNotAttached => "Gateway.NotAttached",
+            ErrorCode::InvalidInternetGatewayIdMalformed => "InvalidInternetGatewayId.Malformed",
+            ErrorCode::InvalidInternetGatewayIdNotFound => "InvalidInternetGatewayID.NotFound",
+            ErrorCode::InvalidRouteNotFound => "InvalidRoute.NotFound",
+            ErrorCode::InvalidRouteTableIdMalformed => "InvalidRouteTableId.Malformed",
+            ErrorCode::InvalidRouteTableIdNotFound => "InvalidRouteTableID.NotFound",
+            ErrorCode::RouteAlreadyExists => "RouteAlreadyExists",
+            ErrorCode::RouteLimitExceeded => "RouteLimitExceeded",
+            ErrorCode::InvalidLaunchTemplateIdMalformed => "InvalidLaunchTemplateId.Malformed",
+            ErrorCode::InvalidLaunchTemplateIdNotFound => "InvalidLaunchTemplateId.NotFound",
+            ErrorCode::InvalidLaunchTemplateNameAlreadyExists => "InvalidLaunchTemplateName.AlreadyExistsException",
+            ErrorCode::InvalidLaunchTemplateNameMalformed => "InvalidLaunchTemplateName.MalformedException",
+            ErrorCode::InvalidLaunchTemplateNameNotFound => "InvalidLaunchTemplateName.NotFoundException",
+            ErrorCode::InvalidLaunchTemplateVersionNotFound => "InvalidLaunchTemplateId.VersionNotFound",
+            ErrorCode::ParameterAlreadyExists => "ParameterAlreadyExists",
+            ErrorCode::ParameterNotFound => "ParameterNotFound",
+            ErrorCode::ParameterVersionNotFound => "ParameterVersionNotFound",
+            ErrorCode::VersionLimitExceeded => "VersionLimitExceeded",
             ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
             ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",
             ErrorCode::InvalidReservationIdNotFound => "InvalidReservationID.NotFound",

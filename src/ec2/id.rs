@@ -64,6 +64,13 @@ kinds! {
     Vpc, VpcId: "vpc", "VPC", InvalidVpcIdMalformed, InvalidVpcIdNotFound;
     Subnet, SubnetId: "subnet", "subnet", InvalidSubnetIdMalformed, InvalidSubnetIdNotFound;
     Allocation, AllocationId: "eipalloc", "elastic address", InvalidAllocationIdMalformed, InvalidAllocationIdNotFound;
+    LaunchTemplate, LaunchTemplateId: "lt", "launch template",
+        InvalidLaunchTemplateIdMalformed, InvalidLaunchTemplateIdNotFound;
+    InternetGateway, InternetGatewayId: "igw", "internet gateway",
+        InvalidInternetGatewayIdMalformed, InvalidInternetGatewayIdNotFound;
+    RouteTable, RouteTableId: "rtb", "route table", InvalidRouteTableIdMalformed, InvalidRouteTableIdNotFound;
+    RouteTableAssociation, RouteTableAssociationId: "rtbassoc", "route table association",
+        InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
     Association, AssociationId: "eipassoc", "address association",
         InvalidAssociationIdMalformed, InvalidAssociationIdNotFound;
 }
@@ -162,6 +169,9 @@ pub(crate) fn not_found<K: ResourceKind>(reference: &str) -> Ec2Error {
         ErrorCode::InvalidSnapshotNotFound => "`wisp snapshot ls` lists the snapshots.",
         ErrorCode::InvalidKeyPairNotFound => "`wisp key ls` lists the key pairs; `wisp key create` creates one.",
         ErrorCode::InvalidGroupNotFound => "`wisp sg ls` lists the security groups.",
+        ErrorCode::InvalidLaunchTemplateIdNotFound => "`wisp template ls` lists the launch templates.",
+        ErrorCode::InvalidInternetGatewayIdNotFound => "`wisp gateway ls` lists the internet gateways.",
+        ErrorCode::InvalidRouteTableIdNotFound => "`wisp route-table ls` lists the route tables.",
         ErrorCode::InvalidVpcIdNotFound => "`wisp vpc ls` lists the VPCs.",
         ErrorCode::InvalidSubnetIdNotFound => "`wisp subnet ls` lists the subnets.",
         ErrorCode::InvalidAllocationIdNotFound => "`wisp address ls` lists the elastic addresses.",

@@ -13,8 +13,10 @@ mod error_code;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod id;
+pub mod image_alias;
 pub mod instance_type;
 pub mod key;
+pub mod launch_template;
 pub mod metadata;
 pub mod network;
 pub mod performance;

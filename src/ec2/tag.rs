@@ -143,7 +143,8 @@ pub fn with_tags(
     Ok(tags)
 }
 
-fn is_reserved(key: &str) -> bool {
+/// Returns true if only Wisp itself sets tags with this key.
+pub fn is_reserved(key: &str) -> bool {
     key.get(..RESERVED.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED))
 }
 

@@ -111,7 +111,7 @@ impl Home {
         // Check again: missing components have been created since, and the others may have been replaced.
         check_path(&root)?;
         check_own(&root)?;
-        for dir in ["images", "instances", NETWORKS, "runs", "volumes", "warm"] {
+        for dir in [AWS, "images", "instances", NETWORKS, "runs", "volumes", "warm"] {
             let dir = root.join(dir);
             // Another user who could write here before the permissions were restricted may have replaced the directory.
             check_own(&dir)?;
@@ -119,6 +119,11 @@ impl Home {
             check_own(&dir)?;
         }
         Ok(Home { root })
+    }
+
+    /// Directory of what AWS's clients need: the access key, and endpoint rules.
+    pub fn aws(&self) -> PathBuf {
+        self.root.join(AWS)
     }
 
     pub fn images(&self) -> PathBuf {
@@ -186,6 +191,7 @@ fn check_name(path: &Path) -> Result<(), HomeError> {
     }
 }
 
+const AWS: &str = "aws";
 pub(super) const NETWORKS: &str = "networks";
 const LOCK: &str = ".lock";
 /// Name of the lock file in the volumes directory. It is locked while a snapshot is taken.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{BlockDeviceMapping, Meta, Record, Resource};
+use ec2::network::Zone;
 use ec2::volume::{AttachmentState, VolumeState};
 use ec2::{ImageId, InstanceId, SnapshotId, VolumeId};
 
@@ -27,6 +28,9 @@ pub struct Spec {
     pub throughput: Option<u32>,
     #[serde(default)]
     pub snapshot_id: Option<SnapshotId>,
+    /// Zone that the API's request named. An instance in any zone can use the volume.
+    #[serde(default)]
+    pub zone: Option<Zone>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,37 @@ pub struct Status {
     pub backing: Option<Vec<LayerRecord>>,
     #[serde(default)]
     pub attachment: Option<AttachmentRecord>,
+    #[serde(default)]
+    pub modification: Option<ModificationRecord>,
+}
+
+/// The latest modification of a volume. It is complete: the volume has the target's figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModificationRecord {
+    pub original: FiguresRecord,
+    pub target: FiguresRecord,
+    pub start_time: u64,
+    pub end_time: u64,
+}
+
+/// The members of a volume's [`Spec`] that a modification changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FiguresRecord {
+    pub size: u64,
+    pub volume_type: String,
+    pub iops: Option<u32>,
+    pub throughput: Option<u32>,
+}
+
+impl FiguresRecord {
+    pub fn of(spec: &Spec) -> FiguresRecord {
+        FiguresRecord {
+            size: spec.size,
+            volume_type: spec.volume_type.clone(),
+            iops: spec.iops,
+            throughput: spec.throughput,
+        }
+    }
 }
 
 /// A file that contains part of a volume's or snapshot's data and is no longer written.

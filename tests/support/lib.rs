@@ -12,6 +12,8 @@ pub enum Capability {
     Root,
     /// The kernel allows io_uring.
     IoUring,
+    /// `scripts/api-clients` has installed the AWS clients.
+    ApiClients,
 }
 
 impl Capability {
@@ -19,6 +21,7 @@ impl Capability {
         match self {
             Capability::Root => "root",
             Capability::IoUring => "io_uring",
+            Capability::ApiClients => "api_clients",
         }
     }
 }

@@ -6,6 +6,7 @@ use super::super::error::CloudError;
 use super::super::lookup::get;
 use super::super::{Cloud, Outcome, Warnings, new_id, now, resolve};
 use super::address::AddressPool;
+use super::internet_gateway::attached_to;
 use super::pending::NetworkChange;
 use ec2::state::InstanceState;
 use ec2::{ErrorCode, InstanceId};
@@ -55,6 +56,13 @@ impl Addresses<'_> {
             if instance.status.state == InstanceState::Terminated || instance.status.network.is_none() {
                 let state = instance.status.state.as_str();
                 return Err(instance.meta.id.incorrect_state(state, "associated with an address").into());
+            }
+            if let Some(network) = &instance.status.network
+                && attached_to(tx, network.vpc_id)?.is_none()
+            {
+                let what = format!("Network {} is not attached to any internet gateway", network.vpc_id);
+                let hint = "Attach one with `wisp gateway attach`.";
+                return Err(CloudError::refused(ErrorCode::GatewayNotAttached, what, Some(hint.into())));
             }
             let holder = record.instance().filter(|holder| *holder != instance.meta.id);
             if let Some(holder) = holder.filter(|_| !may_move) {
@@ -182,7 +190,12 @@ mod tests {
     fn associate_replaces_association_with_same_instance() {
         let directory = tempfile::tempdir().unwrap();
         let cloud = Cloud::at(Home::at(directory.path()).unwrap()).unwrap();
-        cloud.store.write::<_, CloudError>(|tx| Ok(tx.insert(&mut stopped_instance())?)).unwrap();
+        let insert = |tx: &Transaction| {
+            let vpc = "vpc-0123456789abcdef0".parse().unwrap();
+            super::super::internet_gateway::insert(tx, Some(vpc), BTreeMap::new())?;
+            Ok::<_, CloudError>(tx.insert(&mut stopped_instance())?)
+        };
+        assert!(cloud.store.write(insert).is_ok());
         let [first, second] = [(); 2].map(|()| cloud.addresses().allocate(BTreeMap::new()).unwrap());
         let associate = |address: &AddressRecord| {
             cloud.addresses().associate(&address.meta.id.to_string(), INSTANCE, false).unwrap().value

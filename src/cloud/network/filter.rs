@@ -102,7 +102,8 @@ mod tests {
             Some(_) => Peer::Group(peer.parse().unwrap()),
             None => Peer::Range(peer.parse().unwrap()),
         };
-        Rule { id: "sgr-0123456789abcdef0".parse().unwrap(), egress, traffic, peer }
+        let id = "sgr-0123456789abcdef0".parse().unwrap();
+        Rule { id, egress, traffic, peer, description: None, tags: Default::default() }
     }
 
     #[test]

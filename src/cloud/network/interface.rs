@@ -8,6 +8,7 @@ use super::super::{Cloud, Outcome, Warnings};
 use super::filter::filters;
 use super::link::link_of;
 use super::metadata::Known;
+use super::routes::Routing;
 use ec2::InstanceId;
 use ec2::network::NetworkMode;
 use machine::network::NetstackConfig;
@@ -51,13 +52,14 @@ impl Interfaces<'_> {
             groups.retain(|group| network.security_groups.contains(&group.meta.id));
             let instances: Vec<InstanceRecord> = tx.list()?;
             let filter = filters(&groups, &instances, network);
+            let destinations = Routing::read(tx)?.destinations(network.vpc_id, network.subnet_id);
             let known = Known {
                 subnet: by_id(tx, network.subnet_id)?,
                 public_key: key.map(|key| key.spec.public_key),
                 volumes: volumes_of(tx, record)?,
                 groups,
             };
-            Ok(link_of(record, network, &known, filter))
+            Ok(link_of(record, network, &known, filter, &destinations))
         })
     }
 

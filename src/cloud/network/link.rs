@@ -4,9 +4,11 @@ use std::net::Ipv4Addr;
 
 use super::filter::public_forwards;
 use super::metadata::{self, Known, tree_of};
+use super::routes::{reaches_host, restricted};
 use super::spec::{MTU, NetworkSpec, is_in_vpc};
 use ec2::network::{DOMAIN, Protocol, PublishedPort, SubnetRange, Zone, private_host_name};
 use ec2::{InstanceId, metadata::MetadataOptions};
+use ipnet::Ipv4Net;
 use machine::network::{Filter, Forward, MetadataConfig, NetstackConfig, Transport};
 use node::image::Manifest;
 use store::{InstanceRecord, NetworkRecord};
@@ -16,17 +18,18 @@ pub(super) fn link_of(
     network: &NetworkRecord,
     known: &Known,
     filter: Filter,
+    destinations: &[Ipv4Net],
 ) -> NetstackConfig {
     let address = network.private_ip;
     let mut forwards: Vec<Forward> = network.published.iter().map(forward).collect();
-    if let Some(public) = network.public_ip {
+    if let Some(public) = network.public_ip.filter(|_| reaches_host(destinations)) {
         forwards.extend(public_forwards(public, &filter));
     }
     let tree = tree_of(record, network, known);
     let document = metadata::identity_document(record, network);
     let metadata = metadata_config(network.metadata_options, tree, document, user_data_of(record));
     // In a VPC, the router filters packets, so the netstack need not.
-    let filter = (!is_in_vpc(network)).then_some(filter);
+    let filter = (!is_in_vpc(network)).then(|| restricted(filter, destinations));
     NetstackConfig { forwards, filter, metadata: Some(metadata), ..plain(address, known.subnet.range()) }
 }
 

@@ -3,8 +3,8 @@
 //! A change is noted in the transaction that makes it, and forgotten when all machines have it. If a command is killed
 //! in between, the next command applies the recorded network to all machines.
 
-use super::super::Warnings;
 use super::super::error::CloudError;
+use super::super::{Outcome, Warnings};
 use super::interface::Interfaces;
 use store::{PendingNetworkChanges, Transaction};
 
@@ -25,6 +25,18 @@ impl NetworkChange {
 }
 
 impl Interfaces<'_> {
+    /// Makes a change of the network, and applies it to all running machines.
+    pub(super) fn change<T>(
+        &self,
+        change: impl FnOnce(&Transaction) -> Result<T, CloudError>,
+    ) -> Result<Outcome<T>, CloudError> {
+        let (value, change) =
+            self.cloud.store.write::<_, CloudError>(|tx| Ok((change(tx)?, NetworkChange::begin(tx)?)))?;
+        let warnings = self.cloud.security_groups().apply()?;
+        self.finish(change)?;
+        Ok(Outcome { value, warnings })
+    }
+
     /// Forgets a change that all running machines have.
     pub fn finish(&self, change: NetworkChange) -> Result<(), CloudError> {
         self.forget(&[change.0])

@@ -12,6 +12,7 @@ use super::super::lookup::by_id;
 use super::super::{Cloud, Outcome, Warnings};
 use super::filter::filters;
 use super::lookup::all_vpcs;
+use super::routes::Routing;
 use super::spec::{MTU, is_in_vpc};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
@@ -112,6 +113,7 @@ impl Routers<'_> {
         let (range, interfaces) = self.cloud.store.read::<_, CloudError>(|tx| {
             let record: VpcRecord = by_id(tx, vpc)?;
             let groups: Vec<SecurityGroupRecord> = tx.list()?;
+            let routing = Routing::read(tx)?;
             let instances: Vec<InstanceRecord> = tx.list()?;
             let living = instances.iter().filter(|record| record.status.state != InstanceState::Terminated);
             let interface = |record: &InstanceRecord| {
@@ -124,6 +126,7 @@ impl Routers<'_> {
                     dir,
                     mac: MacAddress(mac_address(record.meta.id)),
                     filter,
+                    routes: routing.destinations(vpc, network.subnet_id),
                 })
             };
             Ok((record.spec.cidr, living.filter_map(interface).collect()))

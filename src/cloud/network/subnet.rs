@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, now, resolve};
 use super::lookup::{depends, living, occupant, vpc_or_default};
+use super::route_table::forget_subnet;
 use ec2::network::{Zone, check_subnet_range};
 use ipnet::Ipv4Net;
 use store::{InstanceRecord, Meta, SubnetRecord};
@@ -70,6 +71,7 @@ impl Subnets<'_> {
             if let Some(instance) = occupant(tx, |network| network.subnet_id == subnet.meta.id)? {
                 return Err(depends(&subnet.meta.id.to_string(), &instance.meta.id.to_string()));
             }
+            forget_subnet(tx, &subnet)?;
             tx.remove::<SubnetRecord>(&subnet.meta.id.to_string())?;
             Ok(subnet)
         })

@@ -7,13 +7,15 @@ use std::fs;
 
 use super::super::error::CloudError;
 use super::super::{Cloud, new_id, now, resolve};
+use super::internet_gateway;
 use super::lookup::{all_vpcs, depends, occupant};
+use super::route_table::insert_main;
 use super::security_group::{DEFAULT, default_group};
 use ec2::ErrorCode;
 use ec2::id::VpcId;
 use ec2::network::{DEFAULT_VPC, SubnetRange, Zone, check_vpc_range};
 use ipnet::Ipv4Net;
-use store::{Meta, SecurityGroupRecord, SubnetRecord, VpcRecord};
+use store::{InternetGatewayRecord, Meta, RouteTableRecord, SecurityGroupRecord, SubnetRecord, Transaction, VpcRecord};
 
 type Tags = BTreeMap<String, String>;
 
@@ -28,15 +30,21 @@ impl Vpcs<'_> {
         self.cloud.store.read(all_vpcs)
     }
 
-    /// Creates a VPC with a default security group and without subnets.
+    /// Creates a VPC with a default security group and a main route table, and without subnets.
     pub fn create(&self, cidr: Ipv4Net, tags: Tags) -> Result<VpcRecord, CloudError> {
         check_vpc_range(cidr)?;
         self.cloud.store.write(|tx| {
-            let mut vpc = new_vpc(cidr, false, tags.clone());
-            tx.insert(&mut vpc)?;
-            default_group(tx, vpc.meta.id)?;
+            let vpc = insert(tx, new_vpc(cidr, false, tags))?;
+            insert_main(tx, vpc.meta.id, None)?;
             Ok(vpc)
         })
+    }
+
+    /// Creates a VPC as [`create`](Self::create) does, with an internet gateway and a default route to it. The gateway
+    /// has the VPC's tags.
+    pub fn create_with_gateway(&self, cidr: Ipv4Net, tags: Tags) -> Result<VpcRecord, CloudError> {
+        check_vpc_range(cidr)?;
+        self.cloud.store.write(|tx| insert_with_gateway(tx, new_vpc(cidr, false, tags)))
     }
 
     /// Creates the default VPC with a subnet in each zone. Fails if there is a default VPC already.
@@ -46,9 +54,7 @@ impl Vpcs<'_> {
                 let what = format!("A default VPC already exists: {}.", vpc.meta.id);
                 return Err(CloudError::refused(ErrorCode::DefaultVpcAlreadyExists, what, None));
             }
-            let mut vpc = new_vpc(DEFAULT_VPC, true, Tags::new());
-            tx.insert(&mut vpc)?;
-            default_group(tx, vpc.meta.id)?;
+            let vpc = insert_with_gateway(tx, new_vpc(DEFAULT_VPC, true, Tags::new()))?;
             for zone in Zone::ALL {
                 let SubnetRange { own, vpc: vpc_cidr } = SubnetRange::default_in(zone);
                 tx.insert(&mut SubnetRecord {
@@ -61,7 +67,8 @@ impl Vpcs<'_> {
         })
     }
 
-    /// Deletes a VPC with its default security group and default subnets. Fails if the VPC contains anything else.
+    /// Deletes a VPC with its default security group, main route table and default subnets, and the gateway of the
+    /// default VPC. Fails if the VPC contains anything else.
     pub fn delete(&self, reference: &str) -> Result<VpcRecord, CloudError> {
         let vpc = self.cloud.store.write::<_, CloudError>(|tx| {
             let vpc = resolve::vpc(tx, reference)?;
@@ -77,6 +84,7 @@ impl Vpcs<'_> {
             if let Some(dependent) = instance.or(subnet).or(group) {
                 return Err(depends(&id.to_string(), &dependent));
             }
+            delete_routes(tx, &vpc)?;
             subnets.iter().try_for_each(|subnet| tx.remove::<SubnetRecord>(&subnet.meta.id.to_string()))?;
             groups.iter().try_for_each(|group| tx.remove::<SecurityGroupRecord>(&group.meta.id.to_string()))?;
             tx.remove::<VpcRecord>(&id.to_string())?;
@@ -103,6 +111,35 @@ impl Vpcs<'_> {
         }
         Ok(())
     }
+}
+
+fn insert(tx: &Transaction, mut vpc: VpcRecord) -> Result<VpcRecord, CloudError> {
+    tx.insert(&mut vpc)?;
+    default_group(tx, vpc.meta.id)?;
+    Ok(vpc)
+}
+
+fn insert_with_gateway(tx: &Transaction, vpc: VpcRecord) -> Result<VpcRecord, CloudError> {
+    let vpc = insert(tx, vpc)?;
+    let gateway = internet_gateway::insert(tx, Some(vpc.meta.id), vpc.meta.tags.clone())?;
+    insert_main(tx, vpc.meta.id, Some(gateway.meta.id))?;
+    Ok(vpc)
+}
+
+/// Deletes the main route table of a VPC. Fails if there is another one, or if a gateway is attached. The gateway of the
+/// default VPC is deleted, too.
+fn delete_routes(tx: &Transaction, vpc: &VpcRecord) -> Result<(), CloudError> {
+    let id = vpc.meta.id;
+    let mut tables: Vec<RouteTableRecord> = tx.list()?;
+    tables.retain(|table| table.spec.vpc_id == id);
+    if let Some(table) = tables.iter().find(|table| !table.is_main()) {
+        return Err(depends(&id.to_string(), &table.meta.id.to_string()));
+    }
+    match internet_gateway::attached_to(tx, id)?.filter(|_| vpc.status.is_default) {
+        Some(gateway) => tx.remove::<InternetGatewayRecord>(&gateway.meta.id.to_string())?,
+        None => internet_gateway::check_detached(tx, id)?,
+    }
+    Ok(tables.iter().try_for_each(|table| tx.remove::<RouteTableRecord>(&table.meta.id.to_string()))?)
 }
 
 fn new_vpc(cidr: Ipv4Net, is_default: bool, tags: Tags) -> VpcRecord {

@@ -1,4 +1,6 @@
-use ec2::api::security_group::{IpPermission, IpRange, SecurityGroup, SecurityGroupRule, UserIdGroupPair};
+use ec2::api::security_group::{
+    IpPermission, IpRange, RevokedSecurityGroupRule, SecurityGroup, SecurityGroupRule, UserIdGroupPair,
+};
 use ec2::api::{ACCOUNT_ID, Tag, arn};
 use ec2::id::SecurityGroupId;
 use ec2::network::{Peer, Rule, Traffic};
@@ -21,15 +23,17 @@ pub fn security_group(record: &SecurityGroupRecord) -> SecurityGroup {
 /// Groups the rules of one direction by traffic, in the order of each traffic's first rule.
 fn permissions(record: &SecurityGroupRecord, egress: bool) -> Vec<IpPermission> {
     let mut all: Vec<(Traffic, IpPermission)> = Vec::new();
-    for Rule { traffic, peer, .. } in record.spec.rules.iter().filter(|rule| rule.egress == egress) {
+    for Rule { traffic, peer, description, .. } in record.spec.rules.iter().filter(|rule| rule.egress == egress) {
         let at = all.iter().position(|(known, _)| known == traffic).unwrap_or_else(|| {
             all.push((*traffic, permission(*traffic)));
             all.len() - 1
         });
         let permission = &mut all[at].1;
         match peer {
-            Peer::Range(range) => permission.ip_ranges.push(IpRange { cidr_ip: range.to_string() }),
-            Peer::Group(id) => permission.user_id_group_pairs.push(pair(*id)),
+            Peer::Range(range) => {
+                permission.ip_ranges.push(IpRange { cidr_ip: range.to_string(), description: description.clone() });
+            }
+            Peer::Group(id) => permission.user_id_group_pairs.push(pair(*id, description.clone())),
         }
     }
     all.into_iter().map(|(_, permission)| permission).collect()
@@ -48,31 +52,56 @@ fn permission(traffic: Traffic) -> IpPermission {
     }
 }
 
-fn pair(group_id: SecurityGroupId) -> UserIdGroupPair {
-    UserIdGroupPair { group_id, user_id: ACCOUNT_ID }
+fn pair(group_id: SecurityGroupId, description: Option<String>) -> UserIdGroupPair {
+    UserIdGroupPair { description, group_id, user_id: ACCOUNT_ID }
 }
 
 /// Returns a group's rules as `DescribeSecurityGroupRules` does.
 pub fn security_group_rules(record: &SecurityGroupRecord) -> impl Iterator<Item = SecurityGroupRule> {
-    record.spec.rules.iter().map(|rule| {
-        let (from_port, to_port) = rule.traffic.ports().unwrap_or((-1, -1));
-        let (cidr_ipv4, referenced_group_info) = match rule.peer {
-            Peer::Range(range) => (Some(range.to_string()), None),
-            Peer::Group(id) => (None, Some(pair(id))),
-        };
-        SecurityGroupRule {
-            cidr_ipv4,
-            from_port,
-            group_id: record.meta.id,
-            group_owner_id: ACCOUNT_ID,
-            ip_protocol: rule.traffic.protocol(),
-            is_egress: rule.egress,
-            referenced_group_info,
-            security_group_rule_arn: arn("security-group-rule", rule.id),
-            security_group_rule_id: rule.id,
-            to_port,
-        }
-    })
+    record.spec.rules.iter().map(|rule| security_group_rule(record.meta.id, rule))
+}
+
+pub fn security_group_rule(group_id: SecurityGroupId, rule: &Rule) -> SecurityGroupRule {
+    let (from_port, to_port) = rule.traffic.ports().unwrap_or((-1, -1));
+    let (cidr_ipv4, group) = peer(rule);
+    SecurityGroupRule {
+        cidr_ipv4,
+        description: rule.description.clone(),
+        from_port,
+        group_id,
+        group_owner_id: ACCOUNT_ID,
+        ip_protocol: rule.traffic.protocol(),
+        is_egress: rule.egress,
+        referenced_group_info: group.map(|id| pair(id, None)),
+        security_group_rule_arn: arn("security-group-rule", rule.id),
+        security_group_rule_id: rule.id,
+        tags: Tag::list(&rule.tags),
+        to_port,
+    }
+}
+
+/// Returns a removed rule as `RevokeSecurityGroupIngress` does.
+pub fn revoked_rule(group_id: SecurityGroupId, rule: &Rule) -> RevokedSecurityGroupRule {
+    let (from_port, to_port) = rule.traffic.ports().unwrap_or((-1, -1));
+    let (cidr_ipv4, referenced_group_id) = peer(rule);
+    RevokedSecurityGroupRule {
+        cidr_ipv4,
+        description: rule.description.clone(),
+        from_port,
+        group_id,
+        ip_protocol: rule.traffic.protocol(),
+        is_egress: rule.egress,
+        referenced_group_id,
+        security_group_rule_id: rule.id,
+        to_port,
+    }
+}
+
+fn peer(rule: &Rule) -> (Option<String>, Option<SecurityGroupId>) {
+    match rule.peer {
+        Peer::Range(range) => (Some(range.to_string()), None),
+        Peer::Group(id) => (None, Some(id)),
+    }
 }
 
 #[cfg(test)]
@@ -82,7 +111,8 @@ mod tests {
     use store::Meta;
 
     fn rule(number: u8, egress: bool, traffic: Traffic, peer: Peer) -> Rule {
-        Rule { id: format!("sgr-0123456789abcdef{number}").parse().unwrap(), egress, traffic, peer }
+        let id = format!("sgr-0123456789abcdef{number}").parse().unwrap();
+        Rule { id, egress, traffic, peer, description: None, tags: Default::default() }
     }
 
     fn group() -> SecurityGroupRecord {
@@ -96,7 +126,7 @@ mod tests {
                 name: "web".into(),
                 description: "web servers".into(),
                 rules: vec![
-                    rule(0, false, http, range("10.0.0.0/8")),
+                    Rule { description: Some("office".into()), ..rule(0, false, http, range("10.0.0.0/8")) },
                     rule(1, true, Traffic::All, range("0.0.0.0/0")),
                     rule(2, false, http, Peer::Group(id)),
                 ],
@@ -113,7 +143,7 @@ mod tests {
             json!([{
                 "FromPort": 80,
                 "IpProtocol": "tcp",
-                "IpRanges": [{"CidrIp": "10.0.0.0/8"}],
+                "IpRanges": [{"CidrIp": "10.0.0.0/8", "Description": "office"}],
                 "Ipv6Ranges": [],
                 "PrefixListIds": [],
                 "ToPort": 81,
@@ -129,10 +159,11 @@ mod tests {
         let group = group();
         let rules: Vec<_> = security_group_rules(&group).collect();
         assert_eq!(rules.len(), 3);
+        assert_eq!(rules[0].description.as_deref(), Some("office"));
         assert_eq!((rules[1].from_port, rules[1].cidr_ipv4.as_deref()), (-1, Some("0.0.0.0/0")));
         assert_eq!(
             (rules[2].cidr_ipv4.as_deref(), &rules[2].referenced_group_info),
-            (None, &Some(pair(group.meta.id)))
+            (None, &Some(pair(group.meta.id, None)))
         );
     }
 }

@@ -1,13 +1,14 @@
 use super::GIB;
-use ec2::api::volume::{Volume, VolumeAttachment};
+use ec2::api::volume::{Volume, VolumeAttachment, VolumeModification};
 use ec2::api::{Tag, Timestamp};
 use ec2::volume::{Role, VolumeSize, VolumeSpec};
-use store::{AttachmentRecord, VolumeRecord};
+use store::{AttachmentRecord, FiguresRecord, VolumeRecord};
 
 pub fn volume(record: &VolumeRecord) -> Volume {
-    let (iops, throughput) = performance(record);
+    let (iops, throughput) = performance(&FiguresRecord::of(&record.spec));
     Volume {
         attachments: record.status.attachment.iter().map(|attachment| attachment_of(record, attachment)).collect(),
+        availability_zone: record.spec.zone,
         create_time: Timestamp::from_seconds(record.meta.created),
         encrypted: false,
         iops,
@@ -33,11 +34,35 @@ fn attachment_of(record: &VolumeRecord, attachment: &AttachmentRecord) -> Volume
     }
 }
 
-/// Returns the volume's IOPS and throughput. The record of a root volume has none: they are the type's defaults.
-fn performance(record: &VolumeRecord) -> (Option<u32>, Option<u32>) {
-    let (iops, throughput) = (record.spec.iops, record.spec.throughput);
-    let spec = record.spec.volume_type.parse().ok().map(|volume_type| {
-        let size = VolumeSize::that_holds(record.spec.size);
+/// Returns a volume's latest modification, if there was one.
+pub fn volume_modification(record: &VolumeRecord) -> Option<VolumeModification> {
+    let modification = record.status.modification.as_ref()?;
+    let (original, target) = (&modification.original, &modification.target);
+    let (original_performance, target_performance) = (performance(original), performance(target));
+    Some(VolumeModification {
+        end_time: Timestamp::from_seconds(modification.end_time),
+        modification_state: "completed",
+        original_iops: original_performance.0,
+        original_multi_attach_enabled: false,
+        original_size: original.size.div_ceil(GIB),
+        original_throughput: original_performance.1,
+        original_volume_type: original.volume_type.clone(),
+        progress: 100,
+        start_time: Timestamp::from_seconds(modification.start_time),
+        target_iops: target_performance.0,
+        target_multi_attach_enabled: false,
+        target_size: target.size.div_ceil(GIB),
+        target_throughput: target_performance.1,
+        target_volume_type: target.volume_type.clone(),
+        volume_id: record.meta.id,
+    })
+}
+
+/// Returns a volume's IOPS and throughput. The record of a root volume has none: they are the type's defaults.
+fn performance(figures: &FiguresRecord) -> (Option<u32>, Option<u32>) {
+    let (iops, throughput) = (figures.iops, figures.throughput);
+    let spec = figures.volume_type.parse().ok().map(|volume_type| {
+        let size = VolumeSize::that_holds(figures.size);
         VolumeSpec { size, volume_type, iops, throughput }
     });
     let figures = spec.and_then(|spec| spec.figures(None, Role::Data).ok());
@@ -61,6 +86,7 @@ mod tests {
                 iops: None,
                 throughput: Some(250),
                 snapshot_id: None,
+                zone: None,
             },
             status: store::volume::Status {
                 state: VolumeState::InUse,
@@ -75,6 +101,7 @@ mod tests {
                     delete_on_termination: false,
                     state: AttachmentState::Attached,
                 }),
+                modification: None,
             },
         }
     }
@@ -105,6 +132,20 @@ mod tests {
                 "VolumeType": "gp3",
             })
         );
+    }
+
+    #[test]
+    fn modification_has_figures_before_and_after() {
+        let mut modified = record();
+        assert_eq!(volume_modification(&modified), None);
+        let target = FiguresRecord::of(&modified.spec);
+        let original = FiguresRecord { size: 1, iops: None, throughput: None, ..target.clone() };
+        modified.status.modification =
+            Some(store::ModificationRecord { original, target, start_time: 60, end_time: 120 });
+        let shape = volume_modification(&modified).unwrap();
+        assert_eq!((shape.original_iops, shape.original_throughput), (Some(3000), Some(125)));
+        assert_eq!((shape.target_iops, shape.target_throughput), (Some(3000), Some(250)));
+        assert_eq!(shape.end_time.to_string(), "1970-01-01T00:02:00.000Z");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use ec2::api::vpc::{PrivateDnsNameOptions, Subnet, Vpc, VpcCidrBlockAssociation, VpcCidrBlockState};
+use ec2::api::vpc::{DHCP_OPTIONS_ID, PrivateDnsNameOptions, Subnet, Vpc, VpcCidrBlockAssociation, VpcCidrBlockState};
 use ec2::api::{ACCOUNT_ID, Tag, arn};
 use store::{SubnetRecord, VpcRecord};
 
@@ -12,7 +12,7 @@ pub fn vpc(record: &VpcRecord) -> Vpc {
     Vpc {
         cidr_block,
         cidr_block_association_set: vec![association],
-        dhcp_options_id: "default",
+        dhcp_options_id: DHCP_OPTIONS_ID,
         instance_tenancy: "default",
         is_default: record.status.is_default,
         owner_id: ACCOUNT_ID,
@@ -31,6 +31,10 @@ pub fn subnet(record: &SubnetRecord, free: usize) -> Subnet {
         available_ip_address_count: free,
         cidr_block: record.spec.cidr.to_string(),
         default_for_az: record.status.default_for_zone,
+        enable_dns64: false,
+        ipv6_cidr_block_association_set: [],
+        ipv6_native: false,
+        map_customer_owned_ip_on_launch: false,
         map_public_ip_on_launch: record.spec.map_public_ip,
         owner_id: ACCOUNT_ID,
         private_dns_name_options_on_launch: PrivateDnsNameOptions::IP_NAME,
@@ -64,7 +68,7 @@ mod tests {
                     "CidrBlock": "10.0.0.0/16",
                     "CidrBlockState": {"State": "associated"},
                 }],
-                "DhcpOptionsId": "default",
+                "DhcpOptionsId": "dopt-00000000000000000",
                 "InstanceTenancy": "default",
                 "IsDefault": false,
                 "OwnerId": "000000000000",

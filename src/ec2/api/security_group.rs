@@ -42,12 +42,16 @@ pub struct IpPermission {
 #[serde(rename_all = "PascalCase")]
 pub struct IpRange {
     pub cidr_ip: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
-/// EC2 API Reference, `UserIdGroupPair`, and `ReferencedSecurityGroup` with the same members.
+/// EC2 API Reference, `UserIdGroupPair`, and `ReferencedSecurityGroup`, which has no description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct UserIdGroupPair {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     pub group_id: SecurityGroupId,
     pub user_id: &'static str,
 }
@@ -58,6 +62,8 @@ pub struct UserIdGroupPair {
 pub struct SecurityGroupRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cidr_ipv4: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     /// The first port or the ICMP type, or -1 for any.
     pub from_port: i32,
     pub group_id: SecurityGroupId,
@@ -68,6 +74,25 @@ pub struct SecurityGroupRule {
     pub referenced_group_info: Option<UserIdGroupPair>,
     pub security_group_rule_arn: String,
     pub security_group_rule_id: SecurityGroupRuleId,
+    pub tags: Vec<Tag>,
     /// The last port or the ICMP code, or -1 for any.
+    pub to_port: i32,
+}
+
+/// EC2 API Reference, `RevokedSecurityGroupRule`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RevokedSecurityGroupRule {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cidr_ipv4: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    pub from_port: i32,
+    pub group_id: SecurityGroupId,
+    pub ip_protocol: String,
+    pub is_egress: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub referenced_group_id: Option<SecurityGroupId>,
+    pub security_group_rule_id: SecurityGroupRuleId,
     pub to_port: i32,
 }

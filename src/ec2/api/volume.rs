@@ -3,13 +3,17 @@
 use serde::Serialize;
 
 use super::{Tag, Timestamp};
+use crate::network::Zone;
 use crate::{InstanceId, VolumeId};
 
-/// EC2 API Reference, `Volume`, without the availability zone: an instance in any zone can use the volume.
+/// EC2 API Reference, `Volume`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Volume {
     pub attachments: Vec<VolumeAttachment>,
+    /// None unless the request that created the volume named a zone. An instance in any zone can use the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub availability_zone: Option<Zone>,
     pub create_time: Timestamp,
     pub encrypted: bool,
     /// None for HDD types.
@@ -38,5 +42,33 @@ pub struct VolumeAttachment {
     pub device: String,
     pub instance_id: InstanceId,
     pub state: &'static str,
+    pub volume_id: VolumeId,
+}
+
+/// EC2 API Reference, `VolumeModification`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VolumeModification {
+    pub end_time: Timestamp,
+    pub modification_state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_iops: Option<u32>,
+    pub original_multi_attach_enabled: bool,
+    /// In GiB.
+    pub original_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_throughput: Option<u32>,
+    pub original_volume_type: String,
+    /// In percent.
+    pub progress: u64,
+    pub start_time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_iops: Option<u32>,
+    pub target_multi_attach_enabled: bool,
+    /// In GiB.
+    pub target_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_throughput: Option<u32>,
+    pub target_volume_type: String,
     pub volume_id: VolumeId,
 }

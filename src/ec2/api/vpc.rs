@@ -2,9 +2,12 @@
 
 use serde::Serialize;
 
-use super::Tag;
+use super::{EmptyList, Tag};
 use crate::id::{SubnetId, VpcId};
 use crate::network::Zone;
+
+/// `DhcpOptionsId` of all VPCs: the domain and the name server that the netstack tells guests.
+pub const DHCP_OPTIONS_ID: &str = "dopt-00000000000000000";
 
 /// EC2 API Reference, `Vpc`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -12,7 +15,6 @@ use crate::network::Zone;
 pub struct Vpc {
     pub cidr_block: String,
     pub cidr_block_association_set: Vec<VpcCidrBlockAssociation>,
-    /// `default` if no set of DHCP options is associated with the VPC.
     pub dhcp_options_id: &'static str,
     pub instance_tenancy: &'static str,
     pub is_default: bool,
@@ -48,6 +50,10 @@ pub struct Subnet {
     pub available_ip_address_count: usize,
     pub cidr_block: String,
     pub default_for_az: bool,
+    pub enable_dns64: bool,
+    pub ipv6_cidr_block_association_set: EmptyList,
+    pub ipv6_native: bool,
+    pub map_customer_owned_ip_on_launch: bool,
     pub map_public_ip_on_launch: bool,
     pub owner_id: &'static str,
     pub private_dns_name_options_on_launch: PrivateDnsNameOptions,

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::Ec2Error;
 pub use address::{mac_address, private_dns_name, private_host_name};
-pub use permission::{MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_group_name};
+pub use permission::{MAX_GROUPS, MAX_RULES, Peer, Rule, Traffic, check_description, check_group_name};
 pub use published::{Protocol, PublishedPort};
 pub use range::{ANYWHERE, DEFAULT_VPC, SubnetRange, check_subnet_range, check_vpc_range, parse_range};
 pub use zone::{REGION, Zone};

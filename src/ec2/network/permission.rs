@@ -1,5 +1,6 @@
 //! Rules of security groups (EC2 API Reference, `IpPermission`; Amazon EC2 User Guide, "Security group rules").
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::Ipv4Net;
@@ -78,6 +79,36 @@ impl Traffic {
         }
     }
 
+    /// Returns the traffic of an `IpPermission` in EC2's API: a protocol, and ports or an ICMP type and code.
+    pub fn from_permission(protocol: &str, from: Option<i32>, to: Option<i32>) -> Result<Traffic, Ec2Error> {
+        let refused = |given: String, rule: &str| Err(Ec2Error::invalid_parameter("portRange", given, rule));
+        let shown = |port: Option<i32>| port.map_or_else(|| "none".to_string(), |port| port.to_string());
+        let given = || format!("{} to {}", shown(from), shown(to));
+        let name = protocol.to_ascii_lowercase();
+        match name.as_str() {
+            "-1" | "all" => Ok(Traffic::All),
+            "tcp" | "6" | "udp" | "17" => {
+                let port = |port: Option<i32>| port.and_then(|port| u16::try_from(port).ok());
+                let (Some(from), Some(to)) = (port(from), port(to)) else {
+                    return refused(given(), "TCP and UDP must have both ports, from 0 to 65535.");
+                };
+                if from > to {
+                    return refused(given(), "the first port must not exceed the last one.");
+                }
+                let is_tcp = matches!(name.as_str(), "tcp" | "6");
+                Ok(if is_tcp { Traffic::Tcp { from, to } } else { Traffic::Udp { from, to } })
+            }
+            "icmp" | "1" => match (or_any(from), or_any(to)) {
+                (Some(kind), Some(code)) if kind.is_some() || code.is_none() => Ok(Traffic::Icmp { kind, code }),
+                _ => refused(given(), "ICMP must have a type and a code from 0 to 255, or -1 for any."),
+            },
+            _ => name.parse().map(|number| Traffic::Other { number }).map_err(|_| {
+                let rule = "it must be tcp, udp, icmp, -1, or a number from 0 to 255.";
+                Ec2Error::invalid_parameter("IpProtocol", protocol.chars().take(100).collect::<String>(), rule)
+            }),
+        }
+    }
+
     /// `IpProtocol` in EC2's API.
     pub fn protocol(self) -> String {
         match self {
@@ -120,6 +151,14 @@ impl fmt::Display for Traffic {
     }
 }
 
+/// Returns an ICMP type or code: `Some(None)` for any, and `None` for an invalid one.
+fn or_any(number: Option<i32>) -> Option<Option<u8>> {
+    match number {
+        None | Some(-1) => Some(None),
+        Some(number) => u8::try_from(number).ok().map(Some),
+    }
+}
+
 fn parse_ports(text: &str) -> Option<(u16, u16)> {
     if text == "all" {
         return Some((0, u16::MAX));
@@ -145,12 +184,26 @@ pub struct Rule {
     #[serde(flatten)]
     pub traffic: Traffic,
     pub peer: Peer,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
 impl Rule {
     pub fn is_like(&self, egress: bool, traffic: Traffic, peer: Peer) -> bool {
         (self.egress, self.traffic, self.peer) == (egress, traffic, peer)
     }
+}
+
+/// Checks the description of a security group or of a rule.
+pub fn check_description(text: &str) -> Result<(), Ec2Error> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
+    if text.len() <= 255 && text.chars().all(is_allowed) {
+        return Ok(());
+    }
+    let rule = "it must have at most 255 characters (a-z, A-Z, 0-9, spaces and ._-:/()#,@[]+=&;{}!$*).";
+    Err(Ec2Error::invalid_parameter("Description", text.chars().take(300).collect::<String>(), rule))
 }
 
 pub fn check_group_name(name: &str) -> Result<(), Ec2Error> {
@@ -199,6 +252,38 @@ mod tests {
         ] {
             let error = Traffic::parse(protocol, ports).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidPermissionMalformed, "{protocol:?} {ports:?}");
+        }
+    }
+
+    #[test]
+    fn permission_of_api_is_checked() {
+        let traffic = |protocol, from, to| Traffic::from_permission(protocol, from, to);
+        assert_eq!(traffic("tcp", Some(22), Some(23)), Ok(Traffic::Tcp { from: 22, to: 23 }));
+        assert_eq!(traffic("17", Some(0), Some(65535)), Ok(Traffic::Udp { from: 0, to: 65535 }));
+        assert_eq!(traffic("icmp", Some(-1), Some(-1)), Ok(Traffic::Icmp { kind: None, code: None }));
+        assert_eq!(traffic("icmp", Some(3), Some(4)), Ok(Traffic::Icmp { kind: Some(3), code: Some(4) }));
+        assert_eq!(traffic("-1", Some(22), Some(22)), Ok(Traffic::All));
+        assert_eq!(traffic("50", None, None), Ok(Traffic::Other { number: 50 }));
+        for (protocol, from, to) in [
+            ("tcp", Some(22), None),
+            ("tcp", Some(-1), Some(-1)),
+            ("udp", Some(2), Some(1)),
+            ("tcp", Some(0), Some(65536)),
+            ("icmp", Some(-1), Some(3)),
+            ("icmp", Some(256), Some(-1)),
+            ("icmpv6", None, None),
+            ("300", None, None),
+        ] {
+            let error = traffic(protocol, from, to).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidParameterValue, "{protocol} {from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn invalid_description_is_refused() {
+        assert_eq!(check_description("SSH from the office (10.0.0.0/8)"), Ok(()));
+        for text in ["a\nb", "ä", &"x".repeat(256)] {
+            assert_eq!(check_description(text).unwrap_err().code(), ErrorCode::InvalidParameterValue, "{text}");
         }
     }
 

@@ -72,6 +72,9 @@ pub struct Interface {
     pub dir: PathBuf,
     pub mac: MacAddress,
     pub filter: Filter,
+    /// Destinations to which the subnet has a route through an internet gateway.
+    #[serde(default)]
+    pub routes: Vec<Ipv4Net>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

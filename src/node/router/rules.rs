@@ -4,6 +4,9 @@
 //! A new connection passes the egress chain of its source, then its destination's ingress chain or the uplink.
 //! Connection tracking accepts replies. Requests to the VPC's name server are always accepted, as in EC2 (Amazon VPC
 //! User Guide, "Security groups").
+//!
+//! A packet to the uplink must have a route through an internet gateway in its source's subnet. Routes have no state: a
+//! removed route also ends the traffic of established connections.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -25,13 +28,15 @@ pub(super) fn render(config: &RouterConfig) -> String {
         "  chain delivery {{\n    oifname {BRIDGE} ip daddr vmap @ingress\n    oifname {OUT} accept\n    drop\n  }}\n"
     );
     chains(&mut text, "egress", &egress, "daddr", "goto delivery");
+    routes(&mut text, config);
     let _ = write!(
         text,
         "  chain forward {{
     type filter hook forward priority filter; policy drop;
+    iifname {BRIDGE} oifname {OUT} ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifname {BRIDGE} oifname {OUT} ip saddr vmap @routes
     ct state established,related accept
     ct state invalid drop
-    iifname {BRIDGE} oifname {OUT} ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept
     iifname {BRIDGE} ip saddr vmap @egress
   }}
   chain input {{
@@ -85,11 +90,33 @@ fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])
     for (index, (rules, addresses)) in alike.into_iter().enumerate() {
         let _ = writeln!(text, "  chain {name}{index} {{");
         for rule in rules {
-            let _ = writeln!(text, "    {}{}{verdict}", peers(rule, peer), matches(rule.protocol));
+            let _ = writeln!(text, "    {}{}{verdict}", ranges(&rule.peers, peer), matches(rule.protocol));
         }
         let _ = writeln!(text, "    drop\n  }}");
         elements.extend(addresses.iter().map(|address| format!("{address} : goto {name}{index}")));
     }
+    map(text, name, &elements);
+}
+
+/// Renders a chain for each set of routes, which returns for a destination with a route, and the map to the chains.
+fn routes(text: &mut String, config: &RouterConfig) {
+    let mut alike: BTreeMap<&[Ipv4Net], Vec<Ipv4Addr>> = BTreeMap::new();
+    for interface in &config.interfaces {
+        alike.entry(&interface.routes).or_default().push(interface.address);
+    }
+    let mut elements = Vec::new();
+    for (index, (routes, addresses)) in alike.into_iter().enumerate() {
+        let _ = writeln!(text, "  chain routes{index} {{");
+        if !routes.is_empty() {
+            let _ = writeln!(text, "    {}return", ranges(routes, "daddr"));
+        }
+        let _ = writeln!(text, "    drop\n  }}");
+        elements.extend(addresses.iter().map(|address| format!("{address} : jump routes{index}")));
+    }
+    map(text, "routes", &elements);
+}
+
+fn map(text: &mut String, name: &str, elements: &[String]) {
     let _ = writeln!(text, "  map {name} {{\n    type ipv4_addr : verdict");
     if !elements.is_empty() {
         let _ = writeln!(text, "    elements = {{ {} }}", elements.join(", "));
@@ -97,12 +124,13 @@ fn chains(text: &mut String, name: &str, interfaces: &[(Ipv4Addr, &[FilterRule])
     let _ = writeln!(text, "  }}");
 }
 
-fn peers(rule: &FilterRule, field: &str) -> String {
-    if rule.peers.iter().any(|peer| peer.prefix_len() == 0) {
+/// Renders the match of a packet's address field against ranges.
+fn ranges(ranges: &[Ipv4Net], field: &str) -> String {
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
         return String::new();
     }
     // Merge overlapping ranges: nftables rejects overlaps.
-    let peers: Vec<Ipv4Net> = rule.peers.iter().map(Ipv4Net::trunc).collect();
+    let peers: Vec<Ipv4Net> = ranges.iter().map(Ipv4Net::trunc).collect();
     let ranges: Vec<String> = Ipv4Net::aggregate(&peers).iter().map(Ipv4Net::to_string).collect();
     format!("ip {field} {{ {} }} ", ranges.join(", "))
 }
@@ -131,7 +159,13 @@ mod tests {
         let egress = vec![FilterRule { protocol: FilterProtocol::All, peers: vec!["0.0.0.0/0".parse().unwrap()] }];
         let address = Ipv4Addr::new(172, 31, 0, number);
         let dir = format!("i-{number}").into();
-        Interface { address, dir, mac: MacAddress([6, 0, 0, 0, 0, number]), filter: Filter { ingress, egress } }
+        Interface {
+            address,
+            dir,
+            mac: MacAddress([6, 0, 0, 0, 0, number]),
+            filter: Filter { ingress, egress },
+            routes: Vec::new(),
+        }
     }
 
     fn render_with(interfaces: Vec<Interface>) -> String {
@@ -156,6 +190,19 @@ mod tests {
         assert!(text.contains("172.31.0.4 : goto ingress1, 172.31.0.5 : goto ingress1"), "{text}");
         assert!(text.contains("172.31.0.6 : goto ingress0"), "{text}");
         assert_eq!(text.matches("chain egress").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn packet_to_uplink_needs_a_route() {
+        let (mut routed, mut narrow) = (interface(4, Vec::new()), interface(5, Vec::new()));
+        routed.routes = vec!["0.0.0.0/0".parse().unwrap()];
+        narrow.routes = vec!["10.1.0.0/16".parse().unwrap(), "10.1.2.0/24".parse().unwrap()];
+        let text = render_with(vec![routed, narrow, interface(6, Vec::new())]);
+        assert!(text.contains("chain routes0 {\n    drop\n"), "{text}");
+        assert!(text.contains("chain routes1 {\n    return\n    drop\n"), "{text}");
+        assert!(text.contains("chain routes2 {\n    ip daddr { 10.1.0.0/16 } return\n    drop\n"), "{text}");
+        let elements = "172.31.0.6 : jump routes0, 172.31.0.4 : jump routes1, 172.31.0.5 : jump routes2";
+        assert!(text.contains(elements), "{text}");
     }
 
     #[test]

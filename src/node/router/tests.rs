@@ -44,6 +44,7 @@ pub(super) fn config() -> RouterConfig {
         dir: format!("i-{number}").into(),
         mac: MacAddress(mac(number)),
         filter: Filter { ingress: all(), egress: all() },
+        routes: vec!["0.0.0.0/0".parse().unwrap()],
     };
     RouterConfig {
         range: "172.31.0.0/16".parse().unwrap(),

@@ -1,6 +1,7 @@
 //! Migrations of the store, as functions over a transaction. They change documents of any shape, never record types,
 //! because a released migration must not change with them.
 
+mod gateways;
 mod parts;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,9 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     create_settings,
     add_backing,
     parts::split,
+    create_launch_templates,
+    create_image_aliases,
+    gateways::create,
 ];
 
 fn create_first_tables(tx: &Transaction) -> Result<(), StoreError> {
@@ -82,6 +86,14 @@ fn add_backing(tx: &Transaction) -> Result<(), StoreError> {
         change(tx, table, |record| record["backing"] = Value::Null)?;
     }
     Ok(())
+}
+
+fn create_launch_templates(tx: &Transaction) -> Result<(), StoreError> {
+    create_tables(tx, &["launch_templates"])
+}
+
+fn create_image_aliases(tx: &Transaction) -> Result<(), StoreError> {
+    create_tables(tx, &["image_aliases"])
 }
 
 fn create_tables(tx: &Transaction, names: &[&str]) -> Result<(), StoreError> {

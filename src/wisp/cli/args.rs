@@ -19,6 +19,8 @@ pub const INSTANCES: &str = "Instance IDs, unique ID prefixes or names";
 pub const IMAGE: &str = "Image ID, unique ID prefix or name";
 pub const VOLUME: &str = "Volume ID, unique ID prefix or name";
 pub const VPC: &str = "VPC ID, unique ID prefix or name";
+pub const GATEWAY: &str = "Internet gateway ID, unique ID prefix or name";
+pub const ROUTE_TABLE: &str = "Route table ID, unique ID prefix or name";
 pub const SUBNET: &str = "Subnet ID, unique ID prefix or name";
 pub const ADDRESS: &str = "Public address, or its ID, unique ID prefix or name";
 

@@ -8,16 +8,29 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// Headings with their subcommands, in the order of the page.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("Run", &["run", "launch", "exec", "ssh", "cp", "console"]),
     (
         "Instances",
-        &["ls", "show", "start", "stop", "reboot", "fork", "terminate", "modify", "tag", "metadata-defaults"],
+        &[
+            "ls",
+            "show",
+            "start",
+            "stop",
+            "reboot",
+            "fork",
+            "terminate",
+            "modify",
+            "tag",
+            "metadata-defaults",
+            "template",
+        ],
     ),
     ("Images", &["image"]),
     ("Storage", &["volume", "snapshot"]),
-    ("Network", &["vpc", "subnet", "sg", "address", "key"]),
+    ("Network", &["vpc", "subnet", "gateway", "route-table", "sg", "address", "key"]),
     ("Measure", &["types", "top", "bench", "recommend", "timeline"]),
+    ("AWS clients", &["aws", "serve"]),
     ("Host", &["doctor", "completions"]),
 ];
 

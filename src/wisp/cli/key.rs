@@ -1,5 +1,6 @@
 //! `wisp key`: manages key pairs.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,7 +70,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { name, key_type, format, file } => {
             let path = file.unwrap_or_else(|| PathBuf::from(format!("{}.pem", name.as_str())));
-            let record = cloud.key_pairs().create(&name, key_type, format, &path)?;
+            let record = cloud.key_pairs().create_in_file(&name, key_type, format, &path)?;
             resource::show(&record, &summary(&record), &[], output)?;
             if output == Output::Table {
                 output::say(&format!("The private key was saved to {}. Wisp keeps no copy of it.", path.display()));
@@ -77,7 +78,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Import { name, file } => {
-            let record = cloud.key_pairs().import(&name, &read(&file)?)?;
+            let record = cloud.key_pairs().import(&name, &read(&file)?, BTreeMap::new())?;
             resource::show(&record, &summary(&record), &["launch", "--key", &record.spec.name], output)?;
         }
         Command::Ls => resource::list(&cloud.key_pairs().list()?, output)?,

@@ -1,23 +1,22 @@
 //! `wisp launch`: launches instances.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE, WaitArgs};
-use super::network::{NetworkArgs, PlacementArgs};
+use super::args::{ADVANCED, WaitArgs};
+use super::launch_parameters::LaunchParameters;
+use super::network::NetworkArgs;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::wait::FirstBootProgress;
 use super::{open_cloud, report, wait};
 use cloud::launch::{LaunchSpec, Launched};
+use cloud::launch_template::ChosenVersion;
 use cloud::network::NetworkSpec;
-use cloud::shapes;
-use ec2::credits::CreditMode;
-use ec2::state::{InstanceState, ShutdownBehavior};
+use cloud::{Cloud, shapes};
+use ec2::state::InstanceState;
 use ec2::tag::{Tag, with_tags};
 use ec2::user_data::UserData;
-use ec2::volume::VolumeOption;
 use ec2::{Ec2Error, catalog};
 
 /// The default instance type. Accounts that were created before July 15, 2025 have it in EC2's free tier.
@@ -38,32 +37,15 @@ Examples:
   wisp launch --subnet front --private-ip 10.0.1.10
   wisp launch --name web -p 8080:80               forward port 8080 of this host to its port 80
   wisp launch --tag team=red --tag stage=test     with two tags
+  wisp launch --template web:2 --count 3          from version 2 of a launch template
   ID=$(wisp launch) && wisp exec $ID -- uname -a")]
 pub struct Args {
-    /// Image name or ID [default: tiny, the embedded image].
-    #[arg(value_name = "IMAGE")]
-    image: Option<String>,
-
     // `--help` shows headings in the order of their first options, so network options come first.
     #[command(flatten)]
+    parameters: LaunchParameters,
+
+    #[command(flatten)]
     network: NetworkArgs,
-
-    #[command(flatten)]
-    placement: PlacementArgs,
-
-    /// Security group (see `wisp sg`); can be repeated [default: the VPC's default group].
-    #[arg(long = "security-group", value_name = "GROUP", help_heading = NETWORK)]
-    security_groups: Vec<String>,
-
-    #[command(flatten)]
-    metadata: MetadataArgs,
-
-    /// Add a volume; can be repeated.
-    ///
-    /// SIZE, or comma-separated KEY=VALUE pairs. The keys are size, type, iops, throughput, device, snapshot, volume,
-    /// delete-on-termination and name.
-    #[arg(long = "volume", value_name = "SPEC", help_heading = STORAGE)]
-    volumes: Vec<VolumeOption>,
 
     #[command(flatten)]
     size: SizeArgs,
@@ -72,33 +54,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     count: u32,
 
-    /// Name tag.
-    #[arg(long)]
-    name: Option<String>,
-
-    /// Key pair to install in the guest (see `wisp key`).
-    #[arg(long, value_name = "NAME")]
-    key: Option<String>,
-
-    /// User data file, or - for standard input. A script (#!...) runs once, at the first boot.
-    #[arg(long, value_name = "FILE")]
-    user_data: Option<PathBuf>,
-
-    /// Tag; can be repeated.
-    #[arg(long = "tag", value_name = "KEY=VALUE")]
-    tags: Vec<Tag>,
-
-    /// Action when the guest powers off: stop or terminate.
-    #[arg(long, value_name = "BEHAVIOR", default_value = "stop", help_heading = ADVANCED)]
-    shutdown_behavior: ShutdownBehavior,
-
-    /// Enable termination protection.
-    #[arg(long, help_heading = ADVANCED)]
-    termination_protection: bool,
-
-    /// Enable hibernation (`wisp stop --hibernate`).
-    #[arg(long, help_heading = ADVANCED)]
-    hibernation: bool,
+    /// Launch template, with an optional version: NAME[:VERSION]. Other options override its parameters.
+    #[arg(long, value_name = "TEMPLATE", help_heading = ADVANCED)]
+    template: Option<String>,
 
     /// Idempotency token: a repeated launch with the same token creates no new instances.
     #[arg(long, value_name = "TOKEN", help_heading = ADVANCED)]
@@ -115,13 +73,6 @@ pub struct Args {
     /// Append these options to the image's kernel command line.
     #[arg(long, value_name = "OPTIONS", help_heading = ADVANCED)]
     cmdline: Option<String>,
-
-    /// CPU credit mode: standard or unlimited.
-    ///
-    /// When an instance runs out of credits, it is throttled to its baseline (standard) or uses surplus credits
-    /// (unlimited). The default is standard for T2, and unlimited for T3 and T3a. Other types have no CPU credits.
-    #[arg(long, value_name = "MODE", help_heading = ADVANCED)]
-    cpu_credits: Option<CreditMode>,
 
     /// Do not enforce the instance type's CPU, disk and network limits.
     #[arg(long, help_heading = ADVANCED)]
@@ -144,38 +95,41 @@ pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> 
     Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
-pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
-    node::probe::kvm_access()?;
-    let cloud = open_cloud()?;
-    let given = args.size.or_image_size(cloud.images().memory(args.image.as_deref())?);
-    let size = given.of_type(catalog::find(DEFAULT_TYPE)?)?;
-    let tags = tags(args.tags, args.name.as_deref())?;
-    let spec = LaunchSpec {
-        image: args.image,
-        size,
+/// Combines the options with the parameters of the template, if there is one.
+fn spec(cloud: &Cloud, args: Args) -> anyhow::Result<LaunchSpec> {
+    let request = args.parameters.data()?;
+    let chosen = args.template.map(|template| cloud.launch_templates().version(&template)).transpose()?;
+    let data = match &chosen {
+        Some(chosen) => chosen.version.data.clone().for_launch(request),
+        None => request,
+    };
+    let instance_type = args.size.instance_type.clone().or_else(|| data.instance_type.clone());
+    let given = SizeArgs { instance_type, ..args.size };
+    let given = given.or_image_size(cloud.images().memory(data.image_id.as_deref())?);
+    let mut spec = LaunchSpec::of_template(&data, given.of_type(catalog::find(DEFAULT_TYPE)?)?)?;
+    spec.add_volumes(args.parameters.volumes);
+    spec.tags.extend(chosen.iter().flat_map(ChosenVersion::instance_tags));
+    let NetworkSpec { mode, published, .. } = args.network.spec();
+    Ok(LaunchSpec {
         overridden: given.overrides(),
         overcommit: given.overcommit,
         count: args.count,
-        key_name: args.key,
-        user_data: args.user_data.as_deref().map(read_user_data).transpose()?.flatten(),
-        tags,
-        shutdown_behavior: args.shutdown_behavior,
-        termination_protection: args.termination_protection,
-        cold: args.cold,
-        hibernation: args.hibernation,
         client_token: args.client_token,
         dry_run: args.dry_run,
+        cold: args.cold,
         cmdline: args.cmdline,
-        volumes: args.volumes,
-        network: NetworkSpec {
-            metadata: args.metadata.change(),
-            security_groups: args.security_groups,
-            ..args.placement.placed(args.network.spec())
-        },
-        cpu_credits: args.cpu_credits,
+        network: NetworkSpec { mode, published, ..spec.network },
         no_limits: args.no_limits,
         first_boot_timeout: args.wait.timeout(),
-    };
+        ..spec
+    })
+}
+
+pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
+    node::probe::kvm_access()?;
+    let cloud = open_cloud()?;
+    let timeout = args.wait.timeout();
+    let spec = spec(&cloud, args)?;
     let progress = FirstBootProgress::default();
     let launched = cloud.instances().launch(&spec, &|step| progress.show(step));
     progress.finish();
@@ -186,7 +140,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             output::print(&instances.iter().map(|record| format!("{}\n", record.meta.id)).collect::<String>())?;
         }
     }
-    if let Some(timeout) = args.wait.timeout() {
+    if let Some(timeout) = timeout {
         wait::until_ready(&instances, machines, timeout)?;
     }
     if output == Output::Table {

@@ -4,6 +4,7 @@ pub mod output;
 
 mod address;
 mod args;
+mod aws;
 mod bench;
 mod completions;
 mod console;
@@ -13,12 +14,15 @@ mod doctor;
 mod escape;
 mod exec;
 mod fork;
+mod gateway;
 mod guest_command;
 mod help;
 mod history;
 mod image;
 mod key;
 mod launch;
+mod launch_parameters;
+mod launch_template;
 mod limits;
 mod ls;
 mod metadata_defaults;
@@ -28,9 +32,11 @@ mod query;
 mod reboot;
 mod recommend;
 mod resource;
+mod route_table;
 mod router;
 mod run;
 mod serial;
+mod serve;
 mod sg;
 mod show;
 mod size;
@@ -133,11 +139,14 @@ enum Command {
     Modify(modify::Args),
     Tag(tag::Args),
     MetadataDefaults(metadata_defaults::Args),
+    Template(launch_template::Args),
     Image(image::Args),
     Volume(volume::Args),
     Snapshot(snapshot::Args),
     Vpc(vpc::Args),
     Subnet(subnet::Args),
+    Gateway(gateway::Args),
+    RouteTable(route_table::Args),
     Sg(sg::Args),
     Address(address::Args),
     Key(key::Args),
@@ -146,6 +155,8 @@ enum Command {
     Bench(bench::Args),
     Recommend(recommend::Args),
     Timeline(timeline::Args),
+    Serve(serve::Args),
+    Aws(aws::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -198,7 +209,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
     };
-    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_));
+    let runs_in_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Ssh(_) | Command::Aws(_));
     let log = env_logger::Env::new().filter_or(
         "WISP_LOG",
         if matches!(cli.command, Command::Vmm(_) | Command::Router(_)) { "info" } else { "warn" },
@@ -216,6 +227,8 @@ pub fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Run(args) => run::run(args, began_ns),
+        Command::Serve(args) => serve::run(args),
+        Command::Aws(args) => aws::run(args),
         Command::Launch(args) => launch::run(args, output),
         Command::Ls(args) => ls::run(&args, output),
         Command::Show(args) => show::run(&args, output),
@@ -228,12 +241,15 @@ pub fn main() -> ExitCode {
         Command::Ssh(args) => ssh::run(args),
         Command::Sg(args) => sg::run(args, output),
         Command::Vpc(args) => vpc::run(args, output),
+        Command::Gateway(args) => gateway::run(args, output),
+        Command::RouteTable(args) => route_table::run(args, output),
         Command::Subnet(args) => subnet::run(args, output),
         Command::Address(args) => address::run(args, output),
         Command::Cp(args) => cp::run(&args),
         Command::Console(args) => console::run(&args, output),
         Command::Modify(args) => modify::run(&args, output),
         Command::MetadataDefaults(args) => metadata_defaults::run(&args, output),
+        Command::Template(args) => launch_template::run(args, output),
         Command::Tag(args) => tag::run(&args, output),
         Command::Image(args) => image::run(args, output, began_ns),
         Command::Volume(args) => volume::run(args, output),

@@ -9,7 +9,7 @@ use super::escape::escape_line;
 use super::output::{self, Align, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
 use super::{open_cloud, report};
-use cloud::network::{RuleSpec, shown};
+use cloud::network::{Chosen, PeerSpec, RuleSpec, shown};
 use cloud::shapes;
 use ec2::api::security_group::{SecurityGroup, SecurityGroupRule};
 use ec2::id::SecurityGroupRuleId;
@@ -64,7 +64,13 @@ enum Command {
         group: String,
     },
     /// Add rules. They apply to running instances immediately.
-    Authorize(RuleArgs),
+    Authorize {
+        #[command(flatten)]
+        rule: RuleArgs,
+        /// Rule description.
+        #[arg(long)]
+        description: Option<String>,
+    },
     /// Remove rules. Established connections stay open.
     Revoke {
         #[command(flatten)]
@@ -100,7 +106,7 @@ struct RuleArgs {
 }
 
 impl RuleArgs {
-    fn spec(&self) -> anyhow::Result<RuleSpec> {
+    fn specs(&self, description: Option<&str>) -> anyhow::Result<Vec<RuleSpec>> {
         anyhow::ensure!(
             self.protocol.is_some() || self.port.is_some(),
             "MissingParameter: specify the traffic, for example --port 80, --protocol icmp or --protocol all."
@@ -108,7 +114,10 @@ impl RuleArgs {
         let traffic = Traffic::parse(self.protocol.as_deref(), self.port.as_deref())?;
         let everywhere = self.ranges.is_empty() && self.groups.is_empty();
         let ranges = if everywhere { vec![ANYWHERE] } else { self.ranges.clone() };
-        Ok(RuleSpec { egress: self.egress, traffic, ranges, groups: self.groups.clone() })
+        let peers = ranges.into_iter().map(PeerSpec::Range).chain(self.groups.iter().cloned().map(PeerSpec::Group));
+        let description = description.map(str::to_string);
+        let spec = |peer| RuleSpec { egress: self.egress, traffic, peer, description: description.clone() };
+        Ok(peers.map(spec).collect())
     }
 }
 
@@ -123,19 +132,22 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             cloud.security_groups().delete(group).map(|record| record.meta.id)
         })?,
         Command::Create { name, description, vpc } => {
-            let record = cloud.security_groups().create(&name, &description, vpc.as_deref())?;
+            let record = cloud.security_groups().create(&name, &description, vpc.as_deref(), Default::default())?;
             let id = record.meta.id.to_string();
             let group = if vpc.is_some() { &id } else { &name };
             resource::show(&record, &id, &["sg", "authorize", group, "--port", "80"], output)?;
         }
-        Command::Authorize(rule) => {
-            show(&report(cloud.security_groups().authorize(&rule.group, &rule.spec()?)?), output)?
+        Command::Authorize { rule, description } => {
+            let specs = rule.specs(description.as_deref())?;
+            let changed = report(cloud.security_groups().authorize(&rule.group, &specs, &Default::default())?);
+            show(&changed.group, output)?;
         }
-        Command::Revoke { rule, id: Some(id) } => {
-            show(&report(cloud.security_groups().revoke_by_id(&rule.group, id)?), output)?
-        }
-        Command::Revoke { rule, id: None } => {
-            show(&report(cloud.security_groups().revoke(&rule.group, &rule.spec()?)?), output)?
+        Command::Revoke { rule, id } => {
+            let chosen = match id {
+                Some(id) => Chosen::Ids(vec![id]),
+                None => Chosen::Like(rule.specs(None)?),
+            };
+            show(&report(cloud.security_groups().revoke(&rule.group, &chosen)?).group, output)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -145,13 +157,14 @@ fn show(group: &SecurityGroupRecord, output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
         return output::print_json(&group.response());
     }
-    let columns = [("Rule", Align::Left), ("Direction", Align::Left), ("Traffic", Align::Left), ("Peer", Align::Left)];
+    let columns = ["Rule", "Direction", "Traffic", "Peer", "Description"].map(|name| (name, Align::Left));
     let row = |rule: &ec2::network::Rule| {
         vec![
             Cell::new(rule.id.to_string(), Tone::Quiet),
             Cell::from(if rule.egress { "egress" } else { "ingress" }),
             Cell::new(rule.traffic.to_string(), Tone::Strong),
             Cell::from(shown(rule.peer)),
+            Cell::new(rule.description.clone().unwrap_or_default(), Tone::Quiet),
         ]
     };
     output::print(&format!(

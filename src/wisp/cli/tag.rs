@@ -1,4 +1,5 @@
-//! `wisp tag`: tags instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses.
+//! `wisp tag`: tags instances, volumes, snapshots, images, VPCs, subnets, security groups, launch
+//! templates and elastic addresses.
 
 use std::process::ExitCode;
 
@@ -10,7 +11,8 @@ use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
 ///
-/// Instances, volumes, snapshots, images, VPCs, subnets, security groups and elastic addresses can be tagged.
+/// Instances, volumes, snapshots, images, VPCs, subnets, security groups, launch templates and elastic addresses can be
+/// tagged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

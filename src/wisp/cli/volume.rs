@@ -112,7 +112,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
             let spec = VolumeSpec { size, volume_type, iops, throughput };
             let tags = launch::tags(tags, name.as_deref())?;
-            let record = cloud.volumes().create(&NewVolume { spec, snapshot, tags })?;
+            let record = cloud.volumes().create(&NewVolume { spec, snapshot, tags, ..NewVolume::default() })?;
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));
             }

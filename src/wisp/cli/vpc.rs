@@ -19,6 +19,7 @@ use store::VpcRecord;
 #[command(after_help = "\
 Examples:
   wisp vpc create --cidr 10.0.0.0/16 --name lab
+  wisp vpc create --cidr 10.1.0.0/16 --name web --gateway      with outbound connectivity
   wisp subnet create --vpc lab --cidr 10.0.1.0/24 --name front
   wisp launch --subnet front --name web
   wisp vpc ls
@@ -41,6 +42,9 @@ enum Command {
         /// Tag; can be repeated.
         #[arg(long = "tag", value_name = "KEY=VALUE")]
         tags: Vec<Tag>,
+        /// Also create an internet gateway, and a default route to it.
+        #[arg(long, conflicts_with = "default")]
+        gateway: bool,
         /// Recreate the default VPC after it was deleted, with a subnet in each zone.
         #[arg(long, conflicts_with_all = ["cidr", "name", "tags"])]
         default: bool,
@@ -61,9 +65,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let vpcs = cloud.vpcs().list()?;
             resource::list(&with_counts(&cloud, vpcs)?, output)?;
         }
-        Command::Create { cidr, name, tags, .. } => {
+        Command::Create { cidr, name, tags, gateway, .. } => {
+            let tags = launch::tags(tags, name.as_deref())?;
             let vpc = match cidr {
-                Some(cidr) => cloud.vpcs().create(cidr, launch::tags(tags, name.as_deref())?)?,
+                Some(cidr) if gateway => cloud.vpcs().create_with_gateway(cidr, tags)?,
+                Some(cidr) => cloud.vpcs().create(cidr, tags)?,
                 None => cloud.vpcs().create_default()?,
             };
             show(vpc, output)?;

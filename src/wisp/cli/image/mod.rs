@@ -1,5 +1,6 @@
 //! `wisp image`: manages images (AMIs).
 
+mod alias;
 mod shape;
 
 use std::cell::RefCell;
@@ -47,6 +48,7 @@ Examples:
   wisp image create web --name web-1      from an instance's root volume
   wisp image import debian.tar --name debian      a root file system; wisp adds its kernel and agent
   wisp image export web-1 web-1.tar.zst   a bundle to import on another host
+  wisp image alias add /images/web web-1          launch it as resolve:ssm:/images/web
   wisp image warm tiny --type t3.nano     speed up launches of that size
   wisp image rm web-1")]
 pub struct Args {
@@ -58,6 +60,7 @@ pub struct Args {
 enum Command {
     /// List images.
     Ls,
+    Alias(alias::Args),
     /// Show an image.
     Show {
         #[arg(help = args::IMAGE)]
@@ -179,6 +182,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
     let cloud = open_cloud()?;
     match args.command {
         Command::Ls => list(&cloud, output)?,
+        Command::Alias(args) => alias::run(&cloud, args, output)?,
         Command::Show { image } => show(&cloud, &image, output)?,
         Command::Create { instance, name, description, no_reboot, with_memory } => {
             let instance = cloud.instances().find(&instance)?;

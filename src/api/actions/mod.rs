@@ -1,0 +1,232 @@
+//! The actions: the dispatch table, and one file of handlers per noun.
+//!
+//! A handler takes the members of the input that Wisp supports as a struct, and returns the output. A parameter that no
+//! handler reads is refused by name, unless it states the default (`input`).
+
+mod addresses;
+mod background;
+mod filter;
+mod identity;
+mod input;
+mod instance_types;
+mod instances;
+mod internet_gateways;
+mod key_pairs;
+mod launch_templates;
+mod network_acls;
+mod network_interfaces;
+mod nothing;
+mod page;
+mod parameters;
+mod permission;
+mod regions;
+mod resource;
+mod route_tables;
+mod security_groups;
+mod snapshots;
+mod subnets;
+mod tags;
+mod volumes;
+mod vpcs;
+
+use std::sync::Arc;
+
+use cloud::{Cloud, CloudError, Outcome};
+use serde::Serialize;
+use serde_json::Value;
+
+pub use background::Background;
+
+use crate::error::{ApiError, Code};
+use crate::service;
+use ec2::ErrorCode;
+
+/// What a handler works with. Each request has its own.
+pub struct Context {
+    cloud: Cloud,
+    background: Arc<Background>,
+}
+
+type Handler = fn(&Context, Value) -> Result<Value, ApiError>;
+
+/// The state of an action in the dispatch table.
+#[derive(Clone, Copy)]
+pub enum Entry {
+    Handler(Handler),
+    /// A list of resources that cannot exist in Wisp.
+    Nothing(&'static nothing::Noun),
+    /// The reason why Wisp does not support the action, as a sentence.
+    Unsupported(&'static str),
+}
+
+/// Makes an [`Entry`] of a function from an input struct to a serializable output.
+macro_rules! handler {
+    ($function:path) => {
+        Entry::Handler(|context, value| respond($function(context, input::read(value)?)?))
+    };
+}
+
+/// Makes an [`Entry`] of a function from an input struct and a [`input::Listing`] to a serializable output.
+macro_rules! listing {
+    ($function:path) => {
+        Entry::Handler(|context, value| {
+            let (listing, rest) = input::split(value)?;
+            respond($function(context, input::read(rest)?, listing)?)
+        })
+    };
+}
+
+/// Returns the entry of an action, or `None` if a model has the action but the table has not.
+pub fn entry(service: &str, action: &str) -> Option<Entry> {
+    let entry = match (service, action) {
+        ("sts", "GetCallerIdentity") => handler!(identity::caller),
+        ("iam", "GetUser") => handler!(identity::user),
+        ("iam", "ListAccountAliases") => handler!(identity::aliases),
+        ("ec2", "DescribeRegions") => handler!(regions::regions),
+        ("ec2", "DescribeAvailabilityZones") => handler!(regions::zones),
+        ("ec2", "DescribeInstances") => listing!(instances::describe),
+        ("ec2", "StartInstances") => handler!(instances::start),
+        ("ec2", "StopInstances") => handler!(instances::stop),
+        ("ec2", "RebootInstances") => handler!(instances::reboot),
+        ("ec2", "TerminateInstances") => handler!(instances::terminate),
+        ("ec2", "DescribeInstanceTypes") => listing!(instance_types::describe),
+        ("ec2", "DescribeInstanceTypeOfferings") => listing!(instance_types::offerings),
+        ("ec2", "CreateTags") => handler!(tags::create),
+        ("ec2", "DeleteTags") => handler!(tags::delete),
+        ("ec2", "DescribeTags") => handler!(tags::describe),
+        ("ec2", "CreateKeyPair") => handler!(key_pairs::create),
+        ("ec2", "DeleteKeyPair") => handler!(key_pairs::delete),
+        ("ec2", "DescribeKeyPairs") => handler!(key_pairs::describe),
+        ("ec2", "ImportKeyPair") => handler!(key_pairs::import),
+        ("ec2", "DescribeSecurityGroups") => listing!(security_groups::describe),
+        ("ec2", "CreateSecurityGroup") => handler!(security_groups::create),
+        ("ec2", "DeleteSecurityGroup") => handler!(security_groups::delete),
+        ("ec2", "AuthorizeSecurityGroupIngress") => handler!(security_groups::authorize_ingress),
+        ("ec2", "AuthorizeSecurityGroupEgress") => handler!(security_groups::authorize_egress),
+        ("ec2", "RevokeSecurityGroupIngress") => handler!(security_groups::revoke_ingress),
+        ("ec2", "RevokeSecurityGroupEgress") => handler!(security_groups::revoke_egress),
+        ("ec2", "DescribeSecurityGroupRules") => listing!(security_groups::describe_rules),
+        ("ec2", "ModifySecurityGroupRules") => handler!(security_groups::modify_rules),
+        ("ec2", "UpdateSecurityGroupRuleDescriptionsIngress") => handler!(security_groups::describe_ingress),
+        ("ec2", "UpdateSecurityGroupRuleDescriptionsEgress") => handler!(security_groups::describe_egress),
+        ("ec2", "DescribeVpcs") => listing!(vpcs::describe),
+        ("ec2", "CreateVpc") => handler!(vpcs::create),
+        ("ec2", "CreateDefaultVpc") => handler!(vpcs::create_default),
+        ("ec2", "DeleteVpc") => handler!(vpcs::delete),
+        ("ec2", "DescribeVpcAttribute") => handler!(vpcs::attribute),
+        ("ec2", "ModifyVpcAttribute") => handler!(vpcs::modify_attribute),
+        ("ec2", "DescribeVpcClassicLink") => listing!(vpcs::classic_link),
+        ("ec2", "DescribeDhcpOptions") => listing!(vpcs::dhcp_options),
+        ("ec2", "DescribeSubnets") => listing!(subnets::describe),
+        ("ec2", "CreateSubnet") => handler!(subnets::create),
+        ("ec2", "DeleteSubnet") => handler!(subnets::delete),
+        ("ec2", "ModifySubnetAttribute") => handler!(subnets::modify_attribute),
+        ("ec2", "AllocateAddress") => handler!(addresses::allocate),
+        ("ec2", "DescribeAddresses") => listing!(addresses::describe),
+        ("ec2", "DescribeAddressesAttribute") => listing!(addresses::attributes),
+        ("ec2", "AssociateAddress") => handler!(addresses::associate),
+        ("ec2", "DisassociateAddress") => handler!(addresses::disassociate),
+        ("ec2", "ReleaseAddress") => handler!(addresses::release),
+        ("ec2", "DescribeNetworkInterfaces") => listing!(network_interfaces::describe),
+        ("ec2", "DescribeNetworkAcls") => listing!(network_acls::describe),
+        ("ec2", "DescribeVolumes") => listing!(volumes::describe),
+        ("ec2", "CreateVolume") => handler!(volumes::create),
+        ("ec2", "DeleteVolume") => handler!(volumes::delete),
+        ("ec2", "AttachVolume") => handler!(volumes::attach),
+        ("ec2", "DetachVolume") => handler!(volumes::detach),
+        ("ec2", "ModifyVolume") => handler!(volumes::modify),
+        ("ec2", "DescribeVolumesModifications") => listing!(volumes::modifications),
+        ("ec2", "DescribeVolumeStatus") => listing!(volumes::status),
+        ("ec2", "DescribeVolumeAttribute") => handler!(volumes::attribute),
+        ("ec2", "DescribeSnapshots") => listing!(snapshots::describe),
+        ("ec2", "CreateSnapshot") => handler!(snapshots::create),
+        ("ec2", "DeleteSnapshot") => handler!(snapshots::delete),
+        ("ec2", "DescribeLaunchTemplates") => listing!(launch_templates::describe),
+        ("ec2", "DescribeLaunchTemplateVersions") => listing!(launch_templates::describe_versions),
+        ("ec2", "CreateLaunchTemplate") => handler!(launch_templates::create),
+        ("ec2", "CreateLaunchTemplateVersion") => handler!(launch_templates::create_version),
+        ("ec2", "ModifyLaunchTemplate") => handler!(launch_templates::modify),
+        ("ec2", "DeleteLaunchTemplate") => handler!(launch_templates::delete),
+        ("ec2", "DeleteLaunchTemplateVersions") => handler!(launch_templates::delete_versions),
+        ("ec2", "GetLaunchTemplateData") => handler!(launch_templates::data),
+        ("ec2", "DescribeInternetGateways") => listing!(internet_gateways::describe),
+        ("ec2", "CreateInternetGateway") => handler!(internet_gateways::create),
+        ("ec2", "AttachInternetGateway") => handler!(internet_gateways::attach),
+        ("ec2", "DetachInternetGateway") => handler!(internet_gateways::detach),
+        ("ec2", "DeleteInternetGateway") => handler!(internet_gateways::delete),
+        ("ec2", "DescribeRouteTables") => listing!(route_tables::describe),
+        ("ec2", "CreateRouteTable") => handler!(route_tables::create),
+        ("ec2", "DeleteRouteTable") => handler!(route_tables::delete),
+        ("ec2", "CreateRoute") => handler!(route_tables::create_route),
+        ("ec2", "ReplaceRoute") => handler!(route_tables::replace_route),
+        ("ec2", "DeleteRoute") => handler!(route_tables::delete_route),
+        ("ec2", "AssociateRouteTable") => handler!(route_tables::associate),
+        ("ec2", "DisassociateRouteTable") => handler!(route_tables::disassociate),
+        ("ec2", "ReplaceRouteTableAssociation") => handler!(route_tables::replace_association),
+        ("ssm", "GetParameter") => handler!(parameters::parameter),
+        ("ssm", "GetParameters") => handler!(parameters::parameters),
+        ("ssm", "GetParametersByPath") => handler!(parameters::by_path),
+        ("ec2", action) => Entry::Nothing(nothing::find(action)?),
+        _ => return None,
+    };
+    Some(entry)
+}
+
+/// Logs the warnings of a change, for which the API has no place, and returns its result.
+fn report<T>(outcome: Outcome<T>) -> T {
+    outcome.warnings.into_iter().for_each(|warning| log::warn!("{warning}"));
+    outcome.value
+}
+
+fn respond(output: impl Serialize) -> Result<Value, ApiError> {
+    serde_json::to_value(output).map_err(|error| ApiError::new(Code::InternalError, error.to_string()))
+}
+
+/// Runs actions on the data directory. Every request opens it, as a command does.
+pub struct LocalActions {
+    background: Arc<Background>,
+}
+
+impl LocalActions {
+    pub fn new(background: Arc<Background>) -> LocalActions {
+        LocalActions { background }
+    }
+}
+
+impl service::Actions for LocalActions {
+    fn run(&self, service: &'static str, action: &str, input: Value) -> Result<Value, ApiError> {
+        let unsupported = |why: &str| {
+            let what = format!("Wisp does not support the action {action}. {why}");
+            Err(ApiError::new(Code::Ec2(ErrorCode::UnsupportedOperation), what.trim_end()))
+        };
+        match entry(service, action) {
+            Some(Entry::Handler(handler)) => {
+                let cloud = report(Cloud::open()?);
+                handler(&Context { cloud, background: Arc::clone(&self.background) }, input)
+            }
+            Some(Entry::Nothing(noun)) => nothing::describe(noun, &input),
+            Some(Entry::Unsupported(why)) => unsupported(why),
+            None => unsupported(""),
+        }
+    }
+}
+
+impl From<CloudError> for ApiError {
+    fn from(error: CloudError) -> ApiError {
+        match error {
+            CloudError::Ec2(refusal) => refusal.into(),
+            other => ApiError::new(Code::InternalError, other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model;
+
+    #[test]
+    fn every_row_of_nothing_names_members_of_the_model() {
+        nothing::check(model::ec2());
+    }
+}
