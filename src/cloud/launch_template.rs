@@ -253,6 +253,7 @@ impl LaunchSpec {
             },
             cpu_credits: data.credits()?,
             no_limits: false,
+            first_boot_timeout: None,
         })
     }
 
