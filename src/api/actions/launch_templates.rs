@@ -56,7 +56,7 @@ fn find(
             "Either provide launch template ID or launch template name to {action} the template."
         ))),
         (Some(text), None) => {
-            let id = id::<LaunchTemplate>(text).map_err(|_| not_found(text))?;
+            let id = id::<LaunchTemplate>(text)?;
             Ok(context.cloud.launch_templates().find(&id.to_string())?)
         }
         (None, Some(name)) => by_name(context, name)?.ok_or_else(|| not_found(name).into()),
@@ -139,7 +139,8 @@ pub fn describe(context: &Context, input: DescribeLaunchTemplates, listing: List
     }
     let templates = context.cloud.launch_templates().list()?;
     let templates = templates.iter().map(|record| super::respond(shapes::launch_template(record)));
-    TEMPLATES.respond_by(templates.collect::<Result<_, _>>()?, &ids, |id| not_found(id).into(), listing)
+    let unknown = |text: &str| id::<LaunchTemplate>(text).map_or_else(Into::into, |_| not_found(text).into());
+    TEMPLATES.respond_by(templates.collect::<Result<_, _>>()?, &ids, unknown, listing)
 }
 
 #[derive(Debug, Default, Deserialize)]
