@@ -129,8 +129,9 @@ fn first_run_is_the_template_of_the_next() {
     assert_eq!(json(&wisp, &["timeline"])["Restored"], true);
     let (first, next): (Vec<&str>, Vec<&str>) = (first.lines().collect(), next.lines().collect());
     assert!(first[0].starts_with("i-") && next[0].starts_with("i-") && first[0] != next[0], "{first:?} {next:?}");
-    // Both come from the same boot, and the file of the first guest was written after the snapshot.
-    assert_eq!((first[1], next[2]), (next[1], "1"));
+    // The kernel draws the boot ID when it is first read. The file of the first guest was written after the snapshot.
+    assert_ne!(first[1], next[1]);
+    assert_eq!(next[2], "1");
     assert!(wisp.runs().is_empty());
 }
 

@@ -24,6 +24,9 @@ const CHUNK: usize = 1 << 20;
 const RAW_UNIT: usize = 4 << 10;
 /// Granularity at which a qcow2 copy omits zeros: a cluster, which is always allocated whole.
 const QCOW2_UNIT: usize = 64 << 10;
+/// Offsets of two fields in a qcow2 header: the backing file name's offset (8 bytes) and its length (4 bytes).
+const BACKING_NAME_OFFSET: u64 = 8;
+const BACKING_NAME_LENGTH: u64 = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -110,6 +113,24 @@ pub fn create_layer(
     format_qcow2(&file, size, Some((name, format_name(backing_format))))
         .map_err(|source| ImageError::Write { path: path.to_path_buf(), source })?;
     persist(file, path)
+}
+
+/// Changes the header of `copy`, a copy of the overlay `original`, to name the same backing file from the copy's
+/// directory. That directory must not be deeper than the original's, because the header has no space for a longer name.
+pub fn rename_backing(copy: &Path, original: &Path) -> Result<(), ImageError> {
+    let Some(backing) = crate::backing(original)? else { return Ok(()) };
+    let name = relative(copy, &backing.path)?;
+    if name.len() > backing.name.len() {
+        return Err(ImageError::Name(backing.path));
+    }
+    let failed = |source| ImageError::Write { path: copy.to_path_buf(), source };
+    let file = File::options().read(true).write(true).open(copy).map_err(failed)?;
+    let mut offset = [0; 8];
+    file.read_exact_at(&mut offset, BACKING_NAME_OFFSET).map_err(failed)?;
+    file.write_all_at(name.as_bytes(), u64::from_be_bytes(offset)).map_err(failed)?;
+    // `relative` limits the length to that of a qcow2 header.
+    let length = name.len() as u32;
+    file.write_all_at(&length.to_be_bytes(), BACKING_NAME_LENGTH).map_err(failed)
 }
 
 /// Resolves the backing files of a user's image. The user must name all of them, topmost first, and the headers must
@@ -442,6 +463,22 @@ mod tests {
         let disk = Disk::open(&config, Path::new(".")).unwrap();
         disk.write(&[vm_memory::VolatileSlice::from(bytes)], offset).unwrap();
         disk.flush().unwrap();
+    }
+
+    #[test]
+    fn copy_of_overlay_in_shallower_directory_names_same_backing_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [base, original, copy] = ["base", "a/b/overlay", "a/copy"].map(|name| dir.path().join(name));
+        fs::create_dir_all(original.parent().unwrap()).unwrap();
+        create(&base, DiskFormat::Raw, MIB).unwrap();
+        create_layer(&original, &base, DiskFormat::Raw, None).unwrap();
+        write(&original, DiskFormat::Qcow2, &[raw(&base)], 0, &mut [7; 512]);
+        fs::copy(&original, &copy).unwrap();
+        rename_backing(&copy, &original).unwrap();
+        assert_eq!(crate::backing(&copy).unwrap().unwrap().name, "../base");
+        assert_eq!(read(&copy, DiskFormat::Qcow2, &[raw(&base)])[..512], [7; 512]);
+        qemu_img(&copy, "qcow2");
+        assert!(matches!(rename_backing(&original, &copy), Err(ImageError::Name(_))));
     }
 
     #[test]

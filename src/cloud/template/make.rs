@@ -14,6 +14,7 @@ use super::{
 use crate::error::CloudError;
 use crate::now;
 use crate::run::{Boot, RunSpec};
+use disk::disk_image;
 use machine::snapshot_files;
 use node::home::{Home, write_private};
 use node::image::Image;
@@ -55,6 +56,7 @@ impl Task {
         let name = unfinished.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let new_layer = Unfinished(warm.join(format!("{name}.qcow2")));
         copy_layer(layer, &new_layer.0)?;
+        disk_image::rename_backing(&new_layer.0, layer)?;
         snapshot_files::take(saved, unfinished.path()).map_err(CloudError::file(unfinished.path(), "create"))?;
         let (image, made) = (self.image.clone(), now());
         let facts = TemplateKey { image, cpus: self.cpus, memory_mib: self.memory_mib, made, root: root.into() };
