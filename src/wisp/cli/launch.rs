@@ -155,6 +155,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         overridden: given.overrides(),
         overcommit: given.overcommit,
         count: args.count,
+        min_count: args.count,
         key_name: args.key,
         user_data: args.user_data.as_deref().map(read_user_data).transpose()?.flatten(),
         tags,
@@ -166,6 +167,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         dry_run: args.dry_run,
         cmdline: args.cmdline,
         volumes: args.volumes,
+        volume_tags: BTreeMap::new(),
         network: NetworkSpec {
             metadata: args.metadata.change(),
             security_groups: args.security_groups,
