@@ -19,6 +19,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use test_support::Steps;
 
+/// The size of the download in bytes, several TCP windows. An emulated kernel receives about 200 KiB per second.
+const DOWNLOAD: u32 = 1 << 20;
 /// The size of the upload in bytes. It is small, because the guest's nc is slow: it sends small pieces.
 const UPLOAD: usize = 256 << 10;
 
@@ -46,7 +48,7 @@ fn guest_network_works_outbound_and_inbound() {
     if !is_inside("guest_network_works_outbound_and_inbound") {
         return;
     }
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let key = wisp.home().join("mine.pem");
     wisp.run(&["key", "create", "mine", "--file", key.to_str().unwrap()]).expect_code(0);
     wisp.run(&["sg", "create", "shell"]).expect_code(0);
@@ -64,7 +66,7 @@ fn guest_network_works_outbound_and_inbound() {
     );
     assert!(!launched.expect_code(0).stderr.contains("cannot forward"));
 
-    let content: Vec<u8> = (0..4_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> = (0..DOWNLOAD).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let server = TcpListener::bind((WORLD, 0)).unwrap();
     let world = server.local_addr().unwrap();
     let sent = content.clone();
@@ -278,7 +280,7 @@ fn guest_without_network_has_metadata_and_published_ports() {
     if !is_inside("guest_without_network_has_metadata_and_published_ports") {
         return;
     }
-    let wisp = Wisp::new();
+    let wisp = Wisp::warm();
     let port = free_port();
     let published = format!("{port}:7");
     let script = format!("{METADATA}/instance-type; echo; nc -l -p 7; wget -q -O - http://{WORLD}:9/ || echo nothing");

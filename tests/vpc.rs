@@ -151,7 +151,7 @@ fn security_groups_filter_traffic_within_vpc() {
     let sum = exec(
         &wisp,
         "server",
-        "mkdir -p /www; seq 9999999 | head -c 16777216 > /www/many; echo page > /www/page; httpd -h /www; \
+        "mkdir -p /www; seq 999999 | head -c 2097152 > /www/many; echo page > /www/page; httpd -h /www; \
          sha256sum < /www/many",
     );
     let received = exec(&wisp, "client", &format!("wget -q -O - http://{address}/many | sha256sum"));

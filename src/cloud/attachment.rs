@@ -136,15 +136,14 @@ impl Volumes<'_> {
     }
 
     /// Detaches the volumes that killed commands were attaching or detaching.
-    pub(super) fn finish_interrupted(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
-        for volume in self.list()? {
+    pub(super) fn finish_interrupted(&self, volumes: &[VolumeRecord], warnings: &mut Warnings) {
+        for volume in volumes {
             let id = volume.meta.id;
-            if let Some(attachment) = unsettled(&volume) {
+            if let Some(attachment) = unsettled(volume) {
                 let finished = self.finish(id, attachment.instance_id, warnings);
                 warnings.push_failed(&format!("cannot detach {id}, whose attachment was interrupted"), finished);
             }
         }
-        Ok(())
     }
 
     fn finish(&self, id: VolumeId, instance: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {

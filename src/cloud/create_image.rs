@@ -7,7 +7,7 @@ use super::registry::{Images, check_name, new_record};
 use ec2::state::{Action, InstanceState};
 use ec2::{ErrorCode, InstanceId};
 use machine::config::CpuConfig;
-use node::host::{ImageBuild, SavedMachine, VolumeFiles};
+use node::host::{Guard, ImageBuild, SavedMachine, VolumeFiles};
 use node::image::Image;
 use node::image_memory::ImageMemory;
 use node::machine_config::disk_id;
@@ -62,17 +62,14 @@ impl Images<'_> {
         if running && moment == ImageConsistency::Written {
             self.cloud.node.instances().sync(instance)?;
         }
-        let snapshot = if running {
-            Some(self.cloud.snapshots().create(root.meta.id, "Created for an image", Default::default())?)
-        } else {
-            None
-        };
+        let lock = self.cloud.node.images().lock()?;
+        let snapshot = if running { Some(self.cloud.snapshots().create_for_image(root.meta.id)?) } else { None };
         let (file, backing) = match &snapshot {
             Some(snapshot) => (&snapshot.status.file, &snapshot.status.backing),
             None => (&root.status.file, &root.status.backing),
         };
         let made = layers::files(&root.meta.id, file, backing.as_deref())
-            .and_then(|root| self.build(new, &source, &root, None));
+            .and_then(|root| self.build(new, &source, &root, None, lock));
         if let Some(snapshot) = snapshot {
             self.cloud.snapshots().delete(snapshot.meta.id)?;
         }
@@ -109,20 +106,23 @@ impl Images<'_> {
             overridden: record.spec.size.overridden,
             root: disk_id(volumes[0].meta.id),
         };
-        self.build(new, source, &volume_files(&volumes[0])?, Some((&saved, &memory)))
+        let lock = self.cloud.node.images().lock()?;
+        self.build(new, source, &volume_files(&volumes[0])?, Some((&saved, &memory)), lock)
     }
 
-    /// Builds and registers an image from a root volume, and from the other files of `source`.
+    /// Builds and registers an image from a root volume, and from the other files of `source`. Holds `lock`, the lock of
+    /// images, meanwhile.
     fn build(
         &self,
         record: ImageRecord,
         source: &Image,
         root: &VolumeFiles,
         memory: Option<(&SavedMachine, &ImageMemory)>,
+        lock: Guard,
     ) -> Result<ImageRecord, CloudError> {
         let (name, description) = (&record.spec.name, &record.spec.description);
         let build = ImageBuild { name, description, source, root, memory };
-        let image = self.cloud.node.images().build(&build)?;
+        let image = self.cloud.node.images().build(&build, lock)?;
         self.register(record, image)
     }
 }

@@ -67,22 +67,28 @@ pub(super) fn volume_disk(volume: &VolumeRecord) -> Result<VolumeDisk, CloudErro
 
 /// Records the backing files of volumes and snapshots from an older store. Headers are trusted only here, and only if
 /// they name files in the data directory's image and volume directories.
-pub(super) fn record_missing(cloud: &Cloud, warnings: &mut Warnings) -> Result<(), CloudError> {
-    record_missing_of::<VolumeRecord>(cloud, warnings, |volume| (&volume.status.file, &mut volume.status.backing))?;
-    record_missing_of::<SnapshotRecord>(cloud, warnings, |snapshot| {
-        (&snapshot.status.file, &mut snapshot.status.backing)
-    })
+pub(super) fn record_missing(
+    cloud: &Cloud,
+    volumes: &[VolumeRecord],
+    snapshots: &[SnapshotRecord],
+    warnings: &mut Warnings,
+) -> Result<(), CloudError> {
+    let volumes = volumes.iter().filter(|volume| volume.status.backing.is_none());
+    record_missing_of(cloud, volumes, warnings, |volume| (&volume.status.file, &mut volume.status.backing))?;
+    let snapshots = snapshots.iter().filter(|snapshot| snapshot.status.backing.is_none());
+    record_missing_of(cloud, snapshots, warnings, |snapshot| (&snapshot.status.file, &mut snapshot.status.backing))
 }
 
-/// Records the missing backing files of one kind. `parts` returns a record's file and its backing files.
-fn record_missing_of<R: Resource>(
+/// Records the missing backing files of records of one kind. `parts` returns a record's file and its backing files.
+fn record_missing_of<'a, R: Resource + Clone + 'a>(
     cloud: &Cloud,
+    records: impl Iterator<Item = &'a R>,
     warnings: &mut Warnings,
     parts: fn(&mut R) -> (&str, &mut Option<Vec<LayerRecord>>),
 ) -> Result<(), CloudError> {
-    for mut record in cloud.records::<R>()? {
+    for mut record in records.cloned() {
         let key = record.key();
-        let (file, None) = parts(&mut record) else { continue };
+        let (file, _) = parts(&mut record);
         let found = match read_backing_files(cloud, file) {
             Ok(found) => found,
             Err(why) => {

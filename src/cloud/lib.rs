@@ -84,8 +84,7 @@ impl Cloud {
     /// Opens the data directory and reconciles the store with the running VMMs.
     pub fn open() -> Result<Outcome<Cloud>, CloudError> {
         let value = Cloud::at(Home::open()?)?;
-        let mut warnings = value.instances().reconcile();
-        warnings.extend(value.store.take_damaged());
+        let warnings = value.instances().reconcile();
         Ok(Outcome { value, warnings })
     }
 

@@ -18,7 +18,10 @@ use machine::end::End;
 use machine::end_record::EndRecord;
 use machine::files::LOG;
 use node::host::{HostInstance, InstanceLock};
-use store::{ClientToken, InstanceRecord, StoreError};
+use store::{
+    AddressRecord, ClientToken, ImageRecord, InstanceRecord, KeyPairRecord, SecurityGroupRecord, SnapshotRecord,
+    StoreError, SubnetRecord, Transaction, VolumeRecord, VpcRecord,
+};
 
 /// Time in seconds for which a terminated instance stays visible.
 const TERMINATED_LIFETIME: u64 = 3600;
@@ -32,52 +35,89 @@ struct Outcome {
     warning: Option<String>,
 }
 
+/// The records at the start of a reconciliation, which decide which steps have work to do. A step with work reads the
+/// records again under its locks.
+struct Seen {
+    instances: Vec<InstanceRecord>,
+    volumes: Vec<VolumeRecord>,
+    snapshots: Vec<SnapshotRecord>,
+    images: Vec<ImageRecord>,
+}
+
+impl Seen {
+    fn read(tx: &Transaction) -> Result<Seen, StoreError> {
+        // The other kinds are read too, so that each command reports all damaged records.
+        tx.list::<AddressRecord>()?;
+        tx.list::<KeyPairRecord>()?;
+        tx.list::<SecurityGroupRecord>()?;
+        tx.list::<SubnetRecord>()?;
+        tx.list::<VpcRecord>()?;
+        Ok(Seen { instances: tx.list()?, volumes: tx.list()?, snapshots: tx.list()?, images: tx.list()? })
+    }
+}
+
 impl Instances<'_> {
     /// Updates the records of instances whose machines have ended, completes or undoes interrupted operations, and
     /// removes files that no record refers to. A failed step becomes a warning, and does not block other steps.
     pub(super) fn reconcile(&self) -> Warnings {
         let mut warnings = Warnings::default();
-        let records: Vec<InstanceRecord> = match self.cloud.store.read::<_, StoreError>(|tx| tx.list()) {
-            Ok(records) => records,
+        let seen = match self.cloud.store.read(Seen::read) {
+            Ok(seen) => seen,
             Err(error) => {
                 warnings.push_failed("cannot check the instances", Err(error.into()));
                 return warnings;
             }
         };
-        for record in &records {
+        warnings.extend(self.cloud.store.take_damaged());
+        for record in &seen.instances {
             if record.status.state.has_machine() {
-                let reconciled = self.reconcile_instance(record.meta.id, &mut warnings);
+                let reconciled = self.reconcile_seen(record, &mut warnings);
                 warnings.push_failed(&format!("cannot check {}", record.meta.id), reconciled);
             }
         }
-        let recorded = layers::record_missing(self.cloud, &mut warnings);
+        let recorded = layers::record_missing(self.cloud, &seen.volumes, &seen.snapshots, &mut warnings);
         warnings.push_failed("cannot record the backing files of volumes", recorded);
-        let forgotten = self.forget_old(&records);
+        let forgotten = self.forget_old(&seen.instances);
         warnings.push_failed("cannot remove old records", forgotten);
-        let swept = self.sweep_directories(&mut warnings);
+        let swept = self.sweep_directories(&seen, &mut warnings);
         warnings.push_failed("cannot remove the directories of deleted instances", swept);
-        let finished = self.cloud.volumes().finish_interrupted(&mut warnings);
-        warnings.push_failed("cannot check the volumes", finished);
-        let finished = self.cloud.snapshots().finish_pending(&mut warnings);
+        self.cloud.volumes().finish_interrupted(&seen.volumes, &mut warnings);
+        let finished = self.cloud.snapshots().finish_pending(&seen.snapshots, &mut warnings);
         warnings.push_failed("cannot complete interrupted snapshots", finished);
+        let removed = self.cloud.snapshots().remove_stray(&seen.snapshots, &mut warnings);
+        warnings.push_failed("cannot remove the snapshots of interrupted image creations", removed);
         let swept = self.cloud.vpcs().sweep_directories();
         warnings.push_failed("cannot remove the directories of deleted VPCs", swept);
-        warnings.extend(self.cloud.routers().restart_killed(&records));
+        warnings.extend(self.cloud.routers().restart_killed(&seen.instances));
         let applied = self.cloud.interfaces().finish_pending().map(|problems| warnings.extend(problems));
         warnings.push_failed("cannot apply an interrupted change of the network", applied);
         let swept = template::sweep(&self.cloud.home);
         warnings.push_failed("cannot remove unfinished templates", swept);
-        let swept = self.cloud.sweep().stray_images();
+        let swept = self.cloud.sweep().stray_images(&seen.images);
         warnings.push_failed("cannot remove unfinished images", swept);
         warnings
     }
 
-    pub(super) fn reconcile_instance(&self, id: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {
-        let instances = self.cloud.node.instances();
-        let lock = instances.lock(id, Duration::ZERO)?;
-        if matches!(lock, InstanceLock::Held) {
-            return self.reconcile_alive(id, warnings);
+    /// Reconciles an instance with a machine. If it is running as recorded, there is nothing to do.
+    fn reconcile_seen(&self, record: &InstanceRecord, warnings: &mut Warnings) -> Result<(), CloudError> {
+        let id = record.meta.id;
+        match self.cloud.node.instances().lock(id, Duration::ZERO)? {
+            InstanceLock::Held if record.status.state == InstanceState::Running => Ok(()),
+            InstanceLock::Held => self.reconcile_alive(id, warnings),
+            lock => self.reconcile_ended(id, lock, warnings),
         }
+    }
+
+    pub(super) fn reconcile_instance(&self, id: InstanceId, warnings: &mut Warnings) -> Result<(), CloudError> {
+        match self.cloud.node.instances().lock(id, Duration::ZERO)? {
+            InstanceLock::Held => self.reconcile_alive(id, warnings),
+            lock => self.reconcile_ended(id, lock, warnings),
+        }
+    }
+
+    /// Reconciles an instance without a machine. `_lock` keeps other commands from starting one.
+    fn reconcile_ended(&self, id: InstanceId, _lock: InstanceLock, warnings: &mut Warnings) -> Result<(), CloudError> {
+        let instances = self.cloud.node.instances();
         // Read the record under the lock: another command may have started or stopped the instance meanwhile.
         let record = self.cloud.store.read::<_, CloudError>(|tx| get(tx, id))?;
         if !record.status.state.has_machine() {
@@ -200,20 +240,20 @@ impl Instances<'_> {
 
     /// Removes unused volume files, and directories of instances that are terminated or have no record. Killed launches
     /// and terminations left them.
-    fn sweep_directories(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
+    fn sweep_directories(&self, seen: &Seen, warnings: &mut Warnings) -> Result<(), CloudError> {
         let instances = self.cloud.node.instances();
-        let _lock = instances.lock_all()?;
-        let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let mut swept = false;
-        for HostInstance { id, is_half_removed } in instances.list()? {
-            let record = records.iter().find(|record| record.meta.id == id);
-            if is_half_removed || record.is_none_or(|record| record.status.state == InstanceState::Terminated) {
-                let removed = self.sweep_instance(id, is_half_removed);
+        if instances.list()?.iter().any(|hosted| is_stray(hosted, &seen.instances)) {
+            // A launch creates directories before their records, and holds this lock meanwhile.
+            let _lock = instances.lock_all()?;
+            let records: Vec<InstanceRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
+            for hosted in instances.list()?.iter().filter(|hosted| is_stray(hosted, &records)) {
+                let removed = self.sweep_instance(hosted.id, hosted.is_half_removed);
                 swept |= matches!(removed, Ok(true));
-                warnings.push_failed(&format!("cannot remove the directory of {id}"), removed.map(drop));
+                warnings.push_failed(&format!("cannot remove the directory of {}", hosted.id), removed.map(drop));
             }
         }
-        if swept || self.has_stray_volumes()? {
+        if swept || self.cloud.sweep().has_stray_volumes(&seen.volumes, &seen.snapshots)? {
             warnings.push_failed("cannot remove the files of deleted volumes", self.cloud.sweep().try_volumes());
         }
         Ok(())
@@ -229,12 +269,12 @@ impl Instances<'_> {
         instances.remove(id)?;
         Ok(true)
     }
+}
 
-    fn has_stray_volumes(&self) -> Result<bool, CloudError> {
-        let names = self.cloud.node.volumes().list()?;
-        let Some(known) = self.cloud.sweep().kept_volumes()? else { return Ok(false) };
-        Ok(names.iter().any(|name| !known.contains(name)))
-    }
+/// Returns true if an instance on the node is terminated, has no record, or was being removed.
+fn is_stray(hosted: &HostInstance, records: &[InstanceRecord]) -> bool {
+    let record = records.iter().find(|record| record.meta.id == hosted.id);
+    hosted.is_half_removed || record.is_none_or(|record| record.status.state == InstanceState::Terminated)
 }
 
 /// Returns true if the launch that created the instance has not completed.

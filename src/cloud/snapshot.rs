@@ -37,6 +37,18 @@ impl Snapshots<'_> {
         description: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord, CloudError> {
+        self.take(store::snapshot::Spec { volume_id: id, description: description.into(), is_for_image: false }, tags)
+    }
+
+    /// Creates the snapshot from which an image is created. The caller holds the lock of images and removes the
+    /// snapshot. If the caller is killed, a later command removes it.
+    pub(super) fn create_for_image(&self, id: VolumeId) -> Result<SnapshotRecord, CloudError> {
+        let description = "Created for an image".into();
+        self.take(store::snapshot::Spec { volume_id: id, description, is_for_image: true }, BTreeMap::new())
+    }
+
+    fn take(&self, spec: store::snapshot::Spec, tags: BTreeMap<String, String>) -> Result<SnapshotRecord, CloudError> {
+        let id = spec.volume_id;
         let volumes = self.cloud.node.volumes();
         let _operation = volumes.lock_snapshots()?;
         let lock = volumes.lock()?;
@@ -49,7 +61,7 @@ impl Snapshots<'_> {
         )?;
         let mut snapshot = SnapshotRecord {
             meta: Meta::new(new_id(), now(), tags),
-            spec: store::snapshot::Spec { volume_id: id, description: description.into() },
+            spec,
             status: store::snapshot::Status {
                 size: before.spec.size,
                 state: SnapshotState::Pending,
@@ -115,8 +127,8 @@ impl Snapshots<'_> {
     }
 
     /// Completes the snapshots of killed commands. A running VMM that has not switched to the overlay does so now.
-    pub(super) fn finish_pending(&self, warnings: &mut Warnings) -> Result<(), CloudError> {
-        if self.pending()?.is_empty() {
+    pub(super) fn finish_pending(&self, seen: &[SnapshotRecord], warnings: &mut Warnings) -> Result<(), CloudError> {
+        if seen.iter().all(|snapshot| snapshot.status.state != SnapshotState::Pending) {
             return Ok(());
         }
         let Some(_operation) = self.cloud.node.volumes().try_lock_snapshots()? else { return Ok(()) };
@@ -128,6 +140,25 @@ impl Snapshots<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes the snapshots from which killed commands were creating images, unless a command is creating an image now.
+    pub(super) fn remove_stray(&self, seen: &[SnapshotRecord], warnings: &mut Warnings) -> Result<(), CloudError> {
+        if !seen.iter().any(|snapshot| snapshot.spec.is_for_image) {
+            return Ok(());
+        }
+        let Some(_images) = self.cloud.node.images().try_lock()? else { return Ok(()) };
+        let removed = self.cloud.store.write::<_, CloudError>(|tx| {
+            let mut strays: Vec<SnapshotRecord> = tx.list()?;
+            // A pending snapshot is completed first: a running VMM may still write to its file.
+            strays.retain(|record| record.spec.is_for_image && record.status.state == SnapshotState::Completed);
+            strays.iter().try_for_each(|record| tx.remove::<SnapshotRecord>(&record.meta.id.to_string()))?;
+            Ok(strays)
+        })?;
+        for SnapshotRecord { meta, .. } in &removed {
+            warnings.push(format!("{}: the snapshot of an interrupted image creation was removed.", meta.id));
+        }
+        self.cloud.sweep().try_volumes()
     }
 
     fn pending(&self) -> Result<Vec<SnapshotRecord>, CloudError> {

@@ -7,7 +7,7 @@ use super::error::CloudError;
 use ec2::ImageId;
 use node::embedded;
 use node::local::VOLUMES;
-use store::{ImageRecord, InstanceRecord, SnapshotRecord, StoreError, Transaction, VolumeRecord};
+use store::{ImageRecord, InstanceRecord, SnapshotRecord, Transaction, VolumeRecord};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sweep<'a> {
@@ -33,20 +33,21 @@ impl Sweep<'_> {
 
     /// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the
     /// backing files of one of them are unknown.
-    pub(super) fn kept_volumes(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
+    fn kept_volumes(&self) -> Result<Option<BTreeSet<String>>, CloudError> {
         self.cloud.store.read(|tx| {
-            let volumes =
-                tx.list_whole::<VolumeRecord>()?.into_iter().map(|volume| (volume.status.file, volume.status.backing));
-            let snapshots = tx.list_whole::<SnapshotRecord>()?.into_iter();
-            let snapshots = snapshots.map(|snapshot| (snapshot.status.file, snapshot.status.backing));
-            let mut kept = BTreeSet::new();
-            for (file, backing) in volumes.chain(snapshots) {
-                kept.insert(file);
-                let Some(backing) = backing else { return Ok(None) };
-                kept.extend(backing.iter().filter_map(|layer| layer.file.strip_prefix(VOLUMES)).map(String::from));
-            }
-            Ok(Some(kept))
+            let (volumes, snapshots) = (tx.list_whole::<VolumeRecord>()?, tx.list_whole::<SnapshotRecord>()?);
+            Ok(kept(&volumes, &snapshots).map(|names| names.into_iter().map(String::from).collect()))
         })
+    }
+
+    /// Returns true if the volumes directory has files that none of these volumes and snapshots use.
+    pub(super) fn has_stray_volumes(
+        &self,
+        volumes: &[VolumeRecord],
+        snapshots: &[SnapshotRecord],
+    ) -> Result<bool, CloudError> {
+        let Some(kept) = kept(volumes, snapshots) else { return Ok(false) };
+        Ok(self.cloud.node.volumes().list()?.iter().any(|name| !kept.contains(name.as_str())))
     }
 
     /// Removes the files of unused deregistered images. A failure is only logged: the user asked for something else, and
@@ -59,9 +60,8 @@ impl Sweep<'_> {
     }
 
     /// Removes image files that killed commands left, unless another command is creating an image.
-    pub(super) fn stray_images(&self) -> Result<(), CloudError> {
+    pub(super) fn stray_images(&self, known: &[ImageRecord]) -> Result<(), CloudError> {
         let images = self.cloud.node.images();
-        let known: Vec<ImageRecord> = self.cloud.store.read::<_, StoreError>(|tx| tx.list_whole())?;
         let found = images.list()?;
         let is_stray = |id: &ImageId| *id != embedded::id() && !known.iter().any(|record| record.meta.id == *id);
         if (found.has_unfinished || found.ids.iter().any(is_stray))
@@ -87,6 +87,19 @@ impl Sweep<'_> {
         })?;
         Ok(self.cloud.node.images().sweep(&kept)?)
     }
+}
+
+/// Returns the names of the files in the volumes directory that volumes and snapshots use. Returns `None` if the backing
+/// files of one of them are unknown.
+fn kept<'a>(volumes: &'a [VolumeRecord], snapshots: &'a [SnapshotRecord]) -> Option<BTreeSet<&'a str>> {
+    let volumes = volumes.iter().map(|volume| (&volume.status.file, &volume.status.backing));
+    let snapshots = snapshots.iter().map(|snapshot| (&snapshot.status.file, &snapshot.status.backing));
+    let mut kept = BTreeSet::new();
+    for (file, backing) in volumes.chain(snapshots) {
+        kept.insert(file.as_str());
+        kept.extend(backing.as_ref()?.iter().filter_map(|layer| layer.file.strip_prefix(VOLUMES)));
+    }
+    Some(kept)
 }
 
 /// Returns the images that volumes or snapshots are based on, and those whose kernels instances boot.

@@ -157,21 +157,17 @@ impl Volumes<'_> {
         if figures.size.bytes() > record.spec.size {
             self.grow(&record, figures.size.bytes())?;
         }
-        let record = self.cloud.store.write::<_, CloudError>(|tx| {
+        let (record, modified) = self.cloud.store.write::<_, CloudError>(|tx| {
             let mut record = get_volume(tx, id)?;
-            // Another command may have changed the volume while its file grew.
-            let figures = figures_of(&record)?.modified(change, role_of(&record))?;
             let original = FiguresRecord::of(&record.spec);
-            record.spec.size = figures.size.bytes().max(record.spec.size);
-            record.spec.volume_type = figures.volume_type.as_str().into();
-            (record.spec.iops, record.spec.throughput) = (figures.iops, figures.throughput);
+            let modified = modify(&mut record, change, figures.size.bytes());
             let target = FiguresRecord::of(&record.spec);
             record.status.modification = Some(ModificationRecord { original, target, start_time, end_time: now() });
             tx.put(&mut record)?;
-            Ok(record)
+            Ok((record, modified))
         })?;
         self.cloud.instances().apply_volume_limits(&record)?;
-        Ok(record)
+        modified.map(|()| record)
     }
 
     fn grow(&self, record: &VolumeRecord, size: u64) -> Result<(), CloudError> {
@@ -197,10 +193,44 @@ impl Volumes<'_> {
     }
 }
 
+/// Changes the record of a volume whose file now has at least `size` bytes. Another command may have changed the record
+/// while the file grew, so the change may be refused. The record gets the new size in any case.
+fn modify(record: &mut VolumeRecord, change: &VolumeChange, size: u64) -> Result<(), CloudError> {
+    let figures = figures_of(record).and_then(|figures| Ok(figures.modified(change, role_of(record))?));
+    record.spec.size = size.max(record.spec.size);
+    let figures = figures?;
+    record.spec.volume_type = figures.volume_type.as_str().into();
+    (record.spec.iops, record.spec.throughput) = (figures.iops, figures.throughput);
+    Ok(())
+}
+
 fn role_of(record: &VolumeRecord) -> Role {
     if record.status.attachment.as_ref().is_some_and(|attachment| attachment.device_name == ROOT_DEVICE) {
         Role::Root
     } else {
         Role::Data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node::home::Home;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn refused_modification_keeps_size_of_grown_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let cloud = Cloud::at(Home::at(dir.path()).unwrap()).unwrap();
+        let spec = VolumeSpec { size: VolumeSize::from_gib(1), ..VolumeSpec::default() };
+        let mut volume = cloud.volumes().create(&NewVolume { spec, ..NewVolume::default() }).unwrap();
+        // Another command changed the type to one whose maximum is 1 TiB.
+        volume.spec.volume_type = "standard".into();
+        let change = VolumeChange { size: VolumeSize::from_gib(2048), ..VolumeChange::default() };
+        let refused = modify(&mut volume, &change, 2048 * GIB).unwrap_err();
+        assert!(refused.to_string().contains("standard"), "{refused}");
+        assert_eq!(volume.spec.size, 2048 * GIB);
+        assert_eq!(volume.spec.volume_type, "standard");
     }
 }

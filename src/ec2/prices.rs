@@ -11,6 +11,8 @@ const CSV: &str = include_str!("instance-prices.csv");
 pub const LIST_DATE: &str = "2026-07-20";
 /// Region of the embedded list.
 pub const LIST_REGION: &str = "us-east-1";
+/// Hours of a month in AWS's estimates.
+const HOURS_PER_MONTH: f64 = 730.0;
 /// Maximum price per hour. The most expensive type costs a few hundred dollars.
 const LIMIT: f64 = 1e6;
 
@@ -61,6 +63,11 @@ impl PriceList {
     pub fn find(&self, instance_type: &str) -> Option<f64> {
         self.prices.get(instance_type).copied()
     }
+
+    /// Returns the price of an instance that runs for a month.
+    pub fn monthly(&self, instance_type: &str) -> Option<f64> {
+        Some(self.find(instance_type)? * HOURS_PER_MONTH)
+    }
 }
 
 /// Parses an amount of dollars. Returns `None` if it is negative, not finite, or too large.
@@ -84,6 +91,7 @@ mod tests {
         assert!(first.starts_with('#') && first.contains(LIST_DATE) && first.contains(LIST_REGION), "{first}");
         assert_eq!(PriceList::embedded().find("t3.micro"), Some(0.0104));
         assert_eq!(PriceList::embedded().find("t9.micro"), None);
+        assert!((PriceList::embedded().monthly("t3.micro").unwrap() - 7.592).abs() < 1e-9);
     }
 
     #[test]

@@ -21,4 +21,5 @@ pub mod passt;
 pub mod probe;
 pub mod router;
 pub mod shell;
+pub mod snapshot_check;
 pub mod vmm_process;

@@ -19,6 +19,9 @@ pub struct Spec {
     pub volume_id: VolumeId,
     #[serde(default)]
     pub description: String,
+    /// True if the snapshot only holds the data of an image that a command is creating.
+    #[serde(default)]
+    pub is_for_image: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -320,8 +320,7 @@ impl ImageHost for FakeNode {
         Err(refused("the model has no files to import"))
     }
 
-    fn build(&self, build: &ImageBuild) -> Result<UnfinishedImage, NodeError> {
-        let lock = self.wait_for("images")?;
+    fn build(&self, build: &ImageBuild, lock: Guard) -> Result<UnfinishedImage, NodeError> {
         self.call(|host| {
             let content = host.content(build.root).map_err(refused)?;
             // A new image removes what killed commands left.

@@ -4,10 +4,11 @@
 //! [`reference`] is EC2's view of instances, volumes, snapshots, images and addresses. [`system`] carries out each
 //! command with the services, and compares. [`host`] is the host in memory. It can fail a call, or end the command
 //! before or after a call as if the process had been killed. The next command must then find all resources as they were
-//! before the command or as they are after it.
+//! before the command or as they are after it. [`many`] reconciles many running instances.
 
 mod host;
 mod invariants;
+mod many;
 mod reference;
 mod system;
 

@@ -331,14 +331,10 @@ impl System {
     }
 }
 
-/// Removes the traces that an undone command may leave: terminated instances of a launch or fork, and the snapshot from
-/// which an image was being created.
+/// Removes the traces that an undone command may leave: terminated instances of a launch or fork.
 fn without_undone(mut found: Model, before: &Model, action: &Action) -> Model {
     let new = found.instances.split_off(before.instances.len().min(found.instances.len()));
     assert!(new.iter().all(|instance| instance.state == State::Terminated), "{action:?} left {new:?}");
-    if matches!(action, Action::CreateImage(_)) {
-        found.snapshots.truncate(before.snapshots.len());
-    }
     found
 }
 
@@ -350,7 +346,7 @@ fn add_new<I: PartialEq>(known: &mut Vec<I>, found: impl Iterator<Item = I>) {
     }
 }
 
-fn launch_spec(
+pub(super) fn launch_spec(
     count: u32,
     image: Option<String>,
     extra: bool,

@@ -29,7 +29,7 @@ use node::home::{Home, private_file, try_lock_file};
 use node::image::Image;
 use node::image_memory::{self, ImageMemory};
 use node::machine_config::ROOT;
-use vmm::snapshot;
+use node::snapshot_check;
 
 /// Environment variable with the maximum disk space for all templates in MiB. At 0, no templates are created.
 pub const LIMIT_VARIABLE: &str = "WISP_WARM_LIMIT";
@@ -124,7 +124,7 @@ pub fn can_have(image: &Image) -> bool {
 pub fn find(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -> Option<Template> {
     if let Some(memory) = ImageMemory::of(image).filter(|memory| memory.is_of(cpus, memory_mib)) {
         let dir = image_memory::dir(image);
-        match snapshot::check(&dir) {
+        match snapshot_check::check(&dir) {
             Ok(()) => return Some(Template { dir, layer: None, root: memory.root, _lock: None }),
             Err(error) => log::warn!("cannot restore the image's memory: {error}"),
         }
@@ -143,7 +143,7 @@ fn find_snapshot(home: &Home, image: &Image, cpus: CpuConfig, memory_mib: u64) -
     }
     let file = private_file(&lock).ok()?;
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
-    match snapshot::check(&dir) {
+    match snapshot_check::check(&dir) {
         Ok(()) => {
             // The modification time records the last use, so that the least recently used template is removed first.
             let _ = File::open(dir.join(FACTS)).and_then(|facts| facts.set_modified(SystemTime::now()));

@@ -8,6 +8,7 @@ mod figures;
 use super::credits::CreditRules;
 use super::instance_type::InstanceType;
 use super::performance::Speed;
+use super::prices::PriceList;
 use super::type_name::Category;
 use super::{catalog, usage::Datapoint};
 
@@ -242,8 +243,7 @@ fn speed_load(speed: Option<Speed>, used: &Statistic) -> f64 {
 }
 
 /// Returns the smallest type of each family that carries the usage and satisfies `is_wanted`: the instance's own family
-/// first, then the families with the smallest types. Prices are not known here, so types are ordered by memory, then
-/// vCPUs, then burstable before others.
+/// first, then the families with the cheapest types. Of two types at one price, the newer one is first.
 fn options(
     subject: &Subject,
     figures: &Figures,
@@ -266,10 +266,14 @@ fn options(
         .filter(|other| other.name != subject.instance_type.name && is_wanted(other) && is_fast_enough(other))
         .filter(|other| Capacity::of_type(other).carries(figures, memory_bytes))
         .collect();
-    all.sort_by_key(|other| {
+    let price = |other: &InstanceType| PriceList::embedded().find(other.name).unwrap_or(f64::INFINITY);
+    let order = |other: &InstanceType| {
         let age = std::cmp::Reverse(other.parts.generation);
-        let is_steady = other.category != Category::Burstable;
-        (other.family() != family, other.memory_mib, other.vcpus, is_steady, age, other.parts.attributes, other.name)
+        (other.memory_mib, other.vcpus, age, other.parts.attributes, other.name)
+    };
+    all.sort_by(|one, other| {
+        let by_family = (one.family() != family).cmp(&(other.family() != family));
+        by_family.then(price(one).total_cmp(&price(other))).then_with(|| order(one).cmp(&order(other)))
     });
     let mut families = Vec::new();
     all.retain(|other| {
@@ -350,7 +354,7 @@ mod tests {
     fn idle_instance_is_overprovisioned_and_own_family_is_first() {
         let (finding, reasons, options) = steady("m5.4xlarge", 1, 2000);
         assert_eq!((finding, reasons), (Finding::Overprovisioned, vec![Reason::CpuOver, Reason::MemoryOver]));
-        assert_eq!(options, ["m5.large", "t3.medium", "t3a.medium"]);
+        assert_eq!(options, ["m5.large", "t3a.medium", "t3.medium"]);
     }
 
     #[test]

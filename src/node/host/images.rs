@@ -67,7 +67,8 @@ pub trait ImageHost: Debug + Send + Sync {
 
     fn import(&self, import: &ImageImport, progress: &dyn ImportProgress) -> Result<UnfinishedImage, NodeError>;
 
-    fn build(&self, build: &ImageBuild) -> Result<UnfinishedImage, NodeError>;
+    /// Builds an image. The new image keeps `lock`, the lock of images, until it has its final name.
+    fn build(&self, build: &ImageBuild, lock: Guard) -> Result<UnfinishedImage, NodeError>;
 
     /// Gives the files of a new image their final name.
     fn keep(&self, image: UnfinishedImage, id: ImageId) -> Result<Guard, NodeError>;

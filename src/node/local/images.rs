@@ -45,7 +45,7 @@ impl ImageHost for LocalNode {
             return Err(ImportError::unusable(source, reason).into());
         }
         let kernel = self.open(embedded::id())?;
-        let scratch = self.scratch()?;
+        let scratch = self.scratch(self.home.lock(&self.home.images())?)?;
         let into = scratch.dir.path();
         let manifest = if is_bundle {
             bundle::import_bundle(source, into, &kernel.manifest.kernel.sha256, progress)?
@@ -63,8 +63,8 @@ impl ImageHost for LocalNode {
         Ok(UnfinishedImage { manifest, files: Guard::new(scratch) })
     }
 
-    fn build(&self, build: &ImageBuild) -> Result<UnfinishedImage, NodeError> {
-        let scratch = self.scratch()?;
+    fn build(&self, build: &ImageBuild, lock: Guard) -> Result<UnfinishedImage, NodeError> {
+        let scratch = self.scratch(lock.downcast().map_err(|_| NodeError::ForeignHandle)?)?;
         let manifest = self.build_in(scratch.dir.path(), build)?;
         if let Some((saved, memory)) = build.memory
             && let Some(saved) = saved.files.downcast_ref::<TempDir>()
@@ -125,9 +125,9 @@ impl ImageHost for LocalNode {
 }
 
 impl LocalNode {
-    fn scratch(&self) -> Result<Scratch, NodeError> {
+    /// Creates the directory of a new image. `lock` is the lock of images.
+    fn scratch(&self, lock: File) -> Result<Scratch, NodeError> {
         let images = self.home.images();
-        let lock = self.home.lock(&images)?;
         embedded::remove_unfinished(&images).map_err(NodeError::file(&images, "clean up"))?;
         let dir = tempfile::Builder::new()
             .prefix(embedded::UNFINISHED)

@@ -9,6 +9,7 @@ use super::output::{self, Align, Cell, Output, Screen, Tone};
 use super::{args, open_cloud};
 use cloud::utc;
 use ec2::api::Timestamp;
+use ec2::prices::{LIST_DATE, LIST_REGION, PriceList};
 use ec2::right_size::{Confidence, Figures, Finding, Judgment, Statistic, TooLittle};
 use ec2::size::approximate_mib;
 use ec2::state::InstanceState;
@@ -20,7 +21,8 @@ use store::InstanceRecord;
 ///
 /// Instances are rated under-provisioned, over-provisioned or optimized by their usage in the last 14 days.
 /// Recommendations use the 99th percentile plus 20% headroom. Memory usage is the memory that the host
-/// holds for the guest, including the guest's page cache, so it is an upper bound.
+/// holds for the guest, including the guest's page cache, so it is an upper bound. Prices are dollars a month
+/// (730 hours) by AWS's on-demand prices for Linux in us-east-1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -65,6 +67,7 @@ pub fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         output::print(&blocks.collect::<Vec<_>>().join("\n\n"))?;
     } else {
         print_table(&all)?;
+        output::say(&format!("Prices: on-demand Linux in {LIST_REGION}, {LIST_DATE}."));
     }
     suggest_next(&all);
     Ok(ExitCode::SUCCESS)
@@ -136,7 +139,7 @@ fn block(record: &InstanceRecord, verdict: &Verdict, least: u32, screen: Screen)
     );
     let mut lines = vec![
         line("Instance", &format!("{}  {name}", record.meta.id)),
-        line("Type", &format!("{}: {size}", record.spec.size.instance_type)),
+        line("Type", &format!("{}: {size}{}", record.spec.size.instance_type, cost(&record.spec.size.instance_type))),
     ];
     let judgment = match verdict {
         Ok(judgment) => judgment,
@@ -203,12 +206,23 @@ fn figure_lines(record: &InstanceRecord, figures: &Figures) -> Vec<(&'static str
 
 fn option_text(option: &InstanceType, figures: &Figures) -> String {
     format!(
-        "{}: {}, {}; projected CPU: {}",
+        "{}: {}, {}{}; projected CPU: {}",
         option.name,
         output::count(option.vcpus as usize, "vCPU"),
         approximate_mib(option.memory_mib),
+        cost(option.name),
         shares(&figures.cpu_wanted, option.vcpus.into()),
     )
+}
+
+/// Formats the price of a type after its size.
+fn cost(instance_type: &str) -> String {
+    PriceList::embedded().monthly(instance_type).map(|dollars| format!("; ${dollars:.2} a month")).unwrap_or_default()
+}
+
+/// Formats the price of a type as a cell of a table.
+fn monthly(instance_type: &str) -> Cell {
+    Cell::from(PriceList::embedded().monthly(instance_type).map_or("-".into(), |dollars| format!("{dollars:.2}")))
 }
 
 fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
@@ -216,18 +230,21 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
         ("Name", Align::Left),
         ("Instance", Align::Left),
         ("Type", Align::Left),
+        ("$/month", Align::Right),
         ("Finding", Align::Left),
         ("CPU", Align::Right),
         ("p99", Align::Right),
         ("Held", Align::Right),
         ("Observed", Align::Right),
         ("Recommended", Align::Left),
+        ("$/month", Align::Right),
     ];
     let rows = all.iter().map(|(record, verdict)| {
         let mut row = vec![
             Cell::new(record.meta.name().unwrap_or("-"), Tone::Strong),
             Cell::from(record.meta.id.to_string()),
             Cell::from(record.spec.size.instance_type.clone()),
+            monthly(&record.spec.size.instance_type),
         ];
         row.extend(match verdict {
             Ok(Judgment { finding, options, figures, .. }) => {
@@ -239,11 +256,12 @@ fn print_table(all: &[(&InstanceRecord, Verdict)]) -> anyhow::Result<()> {
                     Cell::from(output::bytes(figures.touched_bytes)),
                     Cell::from(time(figures.observed)),
                     Cell::from(options.first().map_or("-", |option| option.name)),
+                    options.first().map_or("-".into(), |option| monthly(option.name)),
                 ]
             }
             Err(TooLittle { observed }) => {
                 let finding = Cell::new("not enough data", Tone::Quiet);
-                [finding, "-".into(), "-".into(), "-".into(), Cell::from(time(*observed)), "-".into()]
+                [finding, "-".into(), "-".into(), "-".into(), Cell::from(time(*observed)), "-".into(), "-".into()]
             }
         });
         row
@@ -312,6 +330,32 @@ struct RecommendationOption {
     #[serde(rename = "memoryMiB")]
     memory_mib: u64,
     projected_utilization_metrics: [UtilizationMetric; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    savings_opportunity: Option<SavingsOpportunity>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SavingsOpportunity {
+    savings_opportunity_percentage: f64,
+    estimated_monthly_savings: EstimatedMonthlySavings,
+}
+
+#[derive(Serialize)]
+struct EstimatedMonthlySavings {
+    currency: &'static str,
+    value: f64,
+}
+
+/// Returns what a change from one type to another saves. Returns `None` if it saves nothing, or if a price is unknown.
+fn savings(from: &str, to: &str) -> Option<SavingsOpportunity> {
+    let [from, to] = [from, to].map(|name| PriceList::embedded().monthly(name));
+    let from = from?;
+    let value = from - to?;
+    (value > 0.0).then(|| SavingsOpportunity {
+        savings_opportunity_percentage: value * 100.0 / from,
+        estimated_monthly_savings: EstimatedMonthlySavings { currency: "USD", value },
+    })
 }
 
 fn response<'a>(all: &'a [(&'a InstanceRecord, Verdict)], least: u32) -> Response<'a> {
@@ -342,7 +386,10 @@ fn recommendation<'a>(record: &'a InstanceRecord, judgment: &Judgment) -> Instan
             ebs: figures.ebs_throttled,
             network: figures.network_throttled,
         },
-        recommendation_options: (1..).zip(options).map(|(rank, option)| option_shape(rank, option, figures)).collect(),
+        recommendation_options: (1..)
+            .zip(options)
+            .map(|(rank, option)| option_shape(rank, option, record, figures))
+            .collect(),
     }
 }
 
@@ -366,7 +413,12 @@ fn utilization(record: &InstanceRecord, figures: &Figures) -> Vec<UtilizationMet
     metrics.chain([UtilizationMetric { name: "Memory", statistic: "Maximum", value: touched }]).collect()
 }
 
-fn option_shape(rank: usize, option: &InstanceType, figures: &Figures) -> RecommendationOption {
+fn option_shape(
+    rank: usize,
+    option: &InstanceType,
+    record: &InstanceRecord,
+    figures: &Figures,
+) -> RecommendationOption {
     let cpu = figures.cpu_wanted.p99 * 100.0 / f64::from(option.vcpus);
     RecommendationOption {
         rank,
@@ -374,5 +426,26 @@ fn option_shape(rank: usize, option: &InstanceType, figures: &Figures) -> Recomm
         vcpus: option.vcpus,
         memory_mib: option.memory_mib,
         projected_utilization_metrics: [UtilizationMetric { name: "Cpu", statistic: "P99", value: cpu }],
+        savings_opportunity: savings(&record.spec.size.instance_type, option.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn savings_are_difference_of_monthly_prices() {
+        let saved = savings("t3.large", "t3.medium").unwrap();
+        assert!((saved.savings_opportunity_percentage - 50.0).abs() < 1e-9);
+        assert!((saved.estimated_monthly_savings.value - 0.0416 * 730.0).abs() < 1e-9);
+        assert!(savings("t3.medium", "t3.large").is_none());
+        assert!(savings("t3.medium", "t9.large").is_none());
+    }
+
+    #[test]
+    fn cost_follows_size() {
+        assert_eq!(cost("t3.micro"), "; $7.59 a month");
+        assert_eq!(cost("t9.micro"), "");
     }
 }
