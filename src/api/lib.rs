@@ -9,6 +9,8 @@ pub mod actions;
 pub mod clients;
 pub mod codec;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod model;
 pub mod server;
 pub mod service;

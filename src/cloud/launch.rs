@@ -16,15 +16,17 @@ use super::names::{ROOT_DEVICE, volume_file};
 use super::network::{AddressPool, NetworkSpec, Placement};
 use super::seed::check_user_data;
 use super::settings::metadata_defaults;
+use super::shapes::RootVolume;
 use super::template::{self, Start, Template};
 use super::{Outcome, Warnings, new_id, now, resolve};
+use ec2::block_device::DeviceName;
 use ec2::capacity::InstanceSize;
 use ec2::credits::CreditMode;
 use ec2::key;
 use ec2::metadata::MetadataOptions;
 use ec2::state::{InstanceState, ShutdownBehavior, StateReason};
 use ec2::tag::check_metadata_keys;
-use ec2::volume::{AttachmentState, VolumeOption, VolumeSource, VolumeState};
+use ec2::volume::{AttachmentState, Role, VolumeFigures, VolumeOption, VolumeSize, VolumeSource, VolumeState};
 use ec2::{Ec2Error, ErrorCode, ImageId, InstanceId, ReservationId};
 use node::embedded;
 use node::host::{Guard, Machine, NewFile, Node, Source};
@@ -51,6 +53,8 @@ pub struct LaunchSpec {
     pub overridden: bool,
     pub overcommit: bool,
     pub count: u32,
+    /// If the host has no room for `count` instances, as many as fit are launched, but at least so many.
+    pub min_count: u32,
     pub key_name: Option<String>,
     /// User data, in Base64.
     pub user_data: Option<String>,
@@ -65,8 +69,10 @@ pub struct LaunchSpec {
     pub hibernation: bool,
     /// Appended to the kernel command line.
     pub cmdline: Option<String>,
-    /// In addition to the root volume.
+    /// Volumes in addition to the root volume, and at most one option for the root device.
     pub volumes: Vec<VolumeOption>,
+    /// Tags of the root volume and of new volumes.
+    pub volume_tags: BTreeMap<String, String>,
     pub network: NetworkSpec,
     /// The default is the instance type's.
     pub cpu_credits: Option<CreditMode>,
@@ -84,6 +90,16 @@ pub enum FirstBoot {
 }
 
 impl LaunchSpec {
+    /// Returns the option for the root volume.
+    fn root(&self) -> Option<&VolumeOption> {
+        self.volumes.iter().find(|option| is_root(option))
+    }
+
+    /// Returns the options for volumes in addition to the root volume.
+    fn data_volumes(&self) -> impl Iterator<Item = &VolumeOption> {
+        self.volumes.iter().filter(|option| !is_root(option))
+    }
+
     /// Returns the specification of each instance.
     fn of_instances(&self, image_id: ImageId) -> store::instance::Spec {
         store::instance::Spec {
@@ -107,12 +123,18 @@ impl LaunchSpec {
     }
 }
 
+fn is_root(option: &VolumeOption) -> bool {
+    option.device.as_ref().is_some_and(DeviceName::is_root)
+}
+
 #[derive(Debug)]
 pub struct Launched {
     /// In launch order.
     pub instances: Vec<InstanceRecord>,
     /// Connections to the VMMs. Empty if an earlier launch with the same client token started them.
     pub machines: Vec<Box<dyn Machine>>,
+    /// The instances cold-booted although a template could be made for their size.
+    pub lacks_template: bool,
 }
 
 /// An instance that has not been started yet. It is locked on its node.
@@ -130,13 +152,13 @@ impl Instances<'_> {
         let parameters = digest(spec, &image_record);
         let before = self.launched_before(spec, &parameters)?;
         if let Some(instances) = before.filter(|_| !spec.dry_run) {
-            return Ok(Launched { instances, machines: Vec::new() }.into());
+            return Ok(Launched { instances, machines: Vec::new(), lacks_template: false }.into());
         }
         let image = self.cloud.images().open_unless_embedded(&image_record)?;
         // `None` means the embedded image, which has no cloud-init.
         let has_cloud_init = image.is_some_and(|image| image.manifest.cloud_init);
         check_user_data(has_cloud_init, spec.user_data.as_ref())?;
-        self.check_launch(spec)?;
+        let spec = &LaunchSpec { count: self.check_launch(spec)?, ..spec.clone() };
         if spec.dry_run {
             return Err(CloudError::refused(
                 ErrorCode::DryRunOperation,
@@ -149,13 +171,14 @@ impl Instances<'_> {
         let prepared = match self.prepare(spec, &image_record, &image, start.template(), &parameters)? {
             Ok(prepared) => prepared,
             // Another process used the client token first.
-            Err(instances) => return Ok(Launched { instances, machines: Vec::new() }.into()),
+            Err(instances) => return Ok(Launched { instances, machines: Vec::new(), lacks_template: false }.into()),
         };
         let ids: Vec<InstanceId> = prepared.iter().map(|one| one.record.meta.id).collect();
         let mut of_size = Warnings::default();
         if let (None, true, Some(memory)) = (start.template(), can_be_warm(spec, &image), ImageMemory::of(&image)) {
             of_size.extend(size_warning(&memory, &spec.size));
         }
+        let lacks_template = matches!(start, Start::Boot) && can_be_warm(spec, &image) && template::can_have(&image);
         let started = match (start, spec.first_boot_timeout) {
             (Start::First(task), Some(timeout)) => {
                 progress(FirstBoot::Booting);
@@ -166,7 +189,8 @@ impl Instances<'_> {
         match started {
             Ok(Outcome { value: machines, mut warnings }) => {
                 warnings.extend(of_size);
-                Ok(Outcome { value: Launched { instances: self.settle_running(&ids)?, machines }, warnings })
+                let instances = self.settle_running(&ids)?;
+                Ok(Outcome { value: Launched { instances, machines, lacks_template }, warnings })
             }
             Err(error) => {
                 self.abandon(&ids, &error);
@@ -210,12 +234,18 @@ impl Instances<'_> {
         self.start_all(prepared.into_iter().map(plan))
     }
 
-    fn check_launch(&self, spec: &LaunchSpec) -> Result<(), CloudError> {
+    /// Returns the number of instances that the host has room for, from the minimum to the requested number.
+    fn check_launch(&self, spec: &LaunchSpec) -> Result<u32, CloudError> {
         check_credits(spec.cpu_credits, spec.size.instance_type)?;
         if !(1..=MAX_COUNT).contains(&spec.count) {
             let rule = format!("it must be from 1 to {MAX_COUNT}.");
             return Err(Ec2Error::invalid_parameter("MaxCount", spec.count, rule).into());
         }
+        if !(1..=spec.count).contains(&spec.min_count) {
+            let rule = format!("it must be from 1 to the maximum number, {}.", spec.count);
+            return Err(Ec2Error::invalid_parameter("MinCount", spec.min_count, rule).into());
+        }
+        check_root_option(spec)?;
         if let Some(token) = spec.client_token.as_ref().filter(|it| it.is_empty() || it.len() > TOKEN_LENGTH) {
             let rule = format!("it must be 1 to {TOKEN_LENGTH} characters long.");
             return Err(Ec2Error::invalid_parameter("ClientToken", token, rule).into());
@@ -261,7 +291,11 @@ impl Instances<'_> {
                 Some("See HibernationSupported in `wisp types --output json`.".into()),
             ));
         }
-        check_capacity(self.cloud.node(), &spec.size, spec.count, promised, spec.overcommit)
+        let check = |count| check_capacity(self.cloud.node(), &spec.size, count, promised, spec.overcommit);
+        match (spec.min_count..=spec.count).rev().find(|count| check(*count).is_ok()) {
+            Some(count) => Ok(count),
+            None => check(spec.min_count).map(|()| spec.min_count),
+        }
     }
 
     fn launched_before(&self, spec: &LaunchSpec, parameters: &str) -> Result<Option<Vec<InstanceRecord>>, CloudError> {
@@ -311,7 +345,7 @@ impl Instances<'_> {
                 spec.network.private_ip.map_or(Ok(()), |address| addresses.claim(&mut network, address))?;
                 addresses.give(&mut network)?;
                 one.record.status.network = Some(network);
-                for option in &spec.volumes {
+                for option in spec.data_volumes() {
                     if let VolumeSource::Existing(reference) = &option.source {
                         let mut volume = resolve::volume(tx, reference)?;
                         let (device, delete_on_termination) = (option.device.clone(), option.deleted_on_termination());
@@ -337,7 +371,7 @@ impl Instances<'_> {
             VolumeSource::New { snapshot: Some(reference), .. } => self.cloud.snapshots().find(reference).map(Some),
             _ => Ok(None),
         };
-        spec.volumes.iter().map(snapshot).collect()
+        spec.data_volumes().map(snapshot).collect()
     }
 
     fn make_volumes(
@@ -347,10 +381,11 @@ impl Instances<'_> {
         record: &mut InstanceRecord,
         made: &mut Vec<VolumeRecord>,
     ) -> Result<(), CloudError> {
-        for (option, source) in spec.volumes.iter().zip(snapshots) {
-            let VolumeSource::New { spec, name, .. } = &option.source else { continue };
-            let tags = name.iter().map(|name| ("Name".to_string(), name.clone())).collect();
-            let mut volume = self.cloud.volumes().make(spec, source.as_ref(), tags)?;
+        for (option, source) in spec.data_volumes().zip(snapshots) {
+            let VolumeSource::New { spec: new, name, .. } = &option.source else { continue };
+            let mut tags = spec.volume_tags.clone();
+            tags.extend(name.iter().map(|name| ("Name".to_string(), name.clone())));
+            let mut volume = self.cloud.volumes().make(new, source.as_ref(), tags)?;
             attach(record, &mut volume, option.device.clone(), option.deleted_on_termination())?;
             made.push(volume);
         }
@@ -369,7 +404,7 @@ impl Instances<'_> {
         let time = now();
         let id: InstanceId = new_id();
         let lock = self.cloud.node.instances().create(id)?;
-        let root = self.make_root_volume(image_record, (image, warm), id, time).inspect_err(|_| {
+        let root = self.make_root_volume(spec, image_record, (image, warm), id, time).inspect_err(|_| {
             // The original error is more useful than one from the cleanup.
             let _ = self.cloud.node.instances().remove(id);
         })?;
@@ -400,26 +435,32 @@ impl Instances<'_> {
     /// Creates an overlay over the image's root file system: empty, or a copy of the template's overlay.
     fn make_root_volume(
         &self,
+        spec: &LaunchSpec,
         image_record: &ImageRecord,
         (image, warm): (&Image, Option<&Template>),
         instance_id: InstanceId,
         time: u64,
     ) -> Result<Option<VolumeRecord>, CloudError> {
         let Some(root) = &image.manifest.root else { return Ok(None) };
+        let figures = root_figures(spec, image)?;
         let id = new_id();
         let file = volume_file(id, 1);
         let base = layers::of_image(image_record.meta.id, root);
         let size = match warm.and_then(Template::layer) {
             Some(layer) => template::copy_layer(layer, &self.cloud.home.volumes().join(&file))?,
-            None => self.cloud.node.volumes().create(&file, &NewFile::Overlay { base: &base, size: None })?,
+            None => self
+                .cloud
+                .node
+                .volumes()
+                .create(&file, &NewFile::Overlay { base: &base, size: figures.map(|figures| figures.size.bytes()) })?,
         };
         Ok(Some(VolumeRecord {
-            meta: Meta::new(id, time, BTreeMap::new()),
+            meta: Meta::new(id, time, spec.volume_tags.clone()),
             spec: store::volume::Spec {
                 size,
-                volume_type: ROOT_VOLUME_TYPE.into(),
-                iops: None,
-                throughput: None,
+                volume_type: figures.map_or(ROOT_VOLUME_TYPE, |figures| figures.volume_type.as_str()).into(),
+                iops: figures.and_then(|figures| figures.iops),
+                throughput: figures.and_then(|figures| figures.throughput),
                 snapshot_id: None,
                 zone: None,
             },
@@ -433,7 +474,7 @@ impl Instances<'_> {
                     instance_id,
                     device_name: ROOT_DEVICE.into(),
                     attach_time: time,
-                    delete_on_termination: true,
+                    delete_on_termination: spec.root().is_none_or(VolumeOption::deleted_on_termination),
                     state: AttachmentState::Attached,
                 }),
                 modification: None,
@@ -485,9 +526,38 @@ impl Instances<'_> {
 fn can_be_warm(spec: &LaunchSpec, image: &Image) -> bool {
     !spec.cold
         && spec.cmdline.is_none()
-        && spec.volumes.is_empty()
+        && spec.data_volumes().next().is_none()
+        && spec.root().is_none_or(keeps_size)
         && image.manifest.root.is_some()
         && spec.size.instance_type.instance_store().is_empty()
+}
+
+/// Returns true if an option for the root volume leaves its size to the image. A template's guest knows that size.
+fn keeps_size(option: &VolumeOption) -> bool {
+    matches!(&option.source, VolumeSource::New { spec, .. } if spec.size.is_none())
+}
+
+/// Checks the option for the root volume, which is always a copy of the image's root file system.
+fn check_root_option(spec: &LaunchSpec) -> Result<(), CloudError> {
+    let device = |option: &VolumeOption| option.device.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut options = spec.volumes.iter().filter(|option| is_root(option));
+    if let (Some(_), Some(second)) = (options.next(), options.next()) {
+        return Err(Ec2Error::invalid_parameter("BlockDeviceMapping", device(second), "it is specified twice.").into());
+    }
+    match spec.root() {
+        Some(VolumeOption { source: VolumeSource::New { snapshot: None, .. }, .. }) | None => Ok(()),
+        Some(other) => {
+            let rule = "the root volume is created from the image.";
+            Err(Ec2Error::invalid_parameter("BlockDeviceMapping", device(other), rule).into())
+        }
+    }
+}
+
+/// Returns the figures of the root volume, or `None` if the launch has no option for it.
+fn root_figures(spec: &LaunchSpec, image: &Image) -> Result<Option<VolumeFigures>, CloudError> {
+    let Some(VolumeOption { source: VolumeSource::New { spec, .. }, .. }) = spec.root() else { return Ok(None) };
+    let of_image = RootVolume::of(image).and_then(|root| VolumeSize::that_holds(root.bytes));
+    Ok(Some(spec.figures(of_image, Role::Root)?))
 }
 
 /// Returns a warning if the launch cannot restore the image's memory because its size differs.
@@ -567,5 +637,8 @@ fn digest(spec: &LaunchSpec, image: &ImageRecord) -> String {
     // Added only if set, so that the digests of existing tokens stay valid.
     let limits = (spec.cpu_credits.is_some() || spec.no_limits)
         .then(|| serde_json::json!([spec.cpu_credits, spec.no_limits]).to_string());
-    disk::sparse::hex(&Sha256::digest(parameters.to_string() + &limits.unwrap_or_default()))
+    let more = (spec.min_count != spec.count || !spec.volume_tags.is_empty())
+        .then(|| serde_json::json!({"MinCount": spec.min_count, "VolumeTags": spec.volume_tags}).to_string());
+    let parameters = [Some(parameters.to_string()), limits, more].into_iter().flatten().collect::<String>();
+    disk::sparse::hex(&Sha256::digest(parameters))
 }

@@ -231,6 +231,7 @@ impl LaunchSpec {
             overridden: false,
             overcommit: false,
             count: 1,
+            min_count: 1,
             key_name: data.key_name.clone(),
             user_data: data.user_data.clone(),
             tags: data.tags()?,
@@ -242,6 +243,7 @@ impl LaunchSpec {
             hibernation: data.hibernation_options.as_ref().and_then(|options| options.configured).unwrap_or(false),
             cmdline: None,
             volumes: data.volumes()?,
+            volume_tags: BTreeMap::new(),
             network: NetworkSpec {
                 subnet: interface.subnet_id,
                 zone: data.zone()?,

@@ -49,6 +49,7 @@ targets! {
     import_manifest: node::fuzzing::manifest,
     import_archive: node::fuzzing::archive,
     ec2_words: ec2::fuzzing::words,
+    api_requests: api::fuzzing::requests,
 }
 
 #[cfg(test)]

@@ -5,29 +5,13 @@
 
 import sys
 
-import boto3
-import botocore.exceptions
+from client import UNKNOWN, ec2, filters, refused
 
-ec2 = boto3.client("ec2")
-UNKNOWN = "0123456789abcdef0"
 NAME = [{"Key": "Name", "Value": "test"}]
-
-
-def refused(code, call, **parameters):
-    try:
-        call(**parameters)
-    except botocore.exceptions.ClientError as error:
-        assert error.response["Error"]["Code"] == code, error
-        return error.response["Error"]["Message"]
-    raise AssertionError(f"{call.__name__} succeeded, but {code} was expected")
 
 
 def tagged(kind):
     return [{"ResourceType": kind, "Tags": NAME}]
-
-
-def filters(**values):
-    return [{"Name": name.replace("_", "-"), "Values": [value]} for name, value in values.items()]
 
 
 def tcp(first, last, *ranges, **members):

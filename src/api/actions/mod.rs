@@ -7,11 +7,15 @@ mod addresses;
 mod background;
 mod filter;
 mod identity;
+mod images;
 mod input;
+mod instance_attributes;
+mod instance_status;
 mod instance_types;
 mod instances;
 mod internet_gateways;
 mod key_pairs;
+mod launch;
 mod launch_templates;
 mod network_acls;
 mod network_interfaces;
@@ -25,6 +29,8 @@ mod route_tables;
 mod security_groups;
 mod snapshots;
 mod subnets;
+#[cfg(test)]
+mod table;
 mod tags;
 mod volumes;
 mod vpcs;
@@ -40,12 +46,17 @@ pub use background::Background;
 use crate::error::{ApiError, Code};
 use crate::service;
 use ec2::ErrorCode;
+use ec2::capacity::InstanceSize;
 
 /// What a handler works with. Each request has its own.
 pub struct Context {
     cloud: Cloud,
     background: Arc<Background>,
+    prepare_template: PrepareTemplate,
 }
+
+/// Starts to create a template of an image for a size, so that later launches do not have to boot.
+pub type PrepareTemplate = fn(image: &str, size: &InstanceSize);
 
 type Handler = fn(&Context, Value) -> Result<Value, ApiError>;
 
@@ -89,6 +100,22 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("ec2", "StopInstances") => handler!(instances::stop),
         ("ec2", "RebootInstances") => handler!(instances::reboot),
         ("ec2", "TerminateInstances") => handler!(instances::terminate),
+        ("ec2", "RunInstances") => handler!(launch::run),
+        ("ec2", "DescribeInstanceStatus") => listing!(instance_status::describe),
+        ("ec2", "GetConsoleOutput") => handler!(instance_status::console_output),
+        ("ec2", "DescribeInstanceAttribute") => handler!(instance_attributes::describe),
+        ("ec2", "ModifyInstanceAttribute") => handler!(instance_attributes::modify),
+        ("ec2", "ModifyInstanceMetadataOptions") => handler!(instance_attributes::modify_metadata),
+        ("ec2", "DescribeInstanceCreditSpecifications") => listing!(instance_attributes::credits),
+        ("ec2", "ModifyInstanceCreditSpecification") => handler!(instance_attributes::modify_credits),
+        ("ec2", "MonitorInstances") => Entry::Unsupported("It collects no metrics for CloudWatch."),
+        ("ec2", "UnmonitorInstances") => handler!(instance_attributes::unmonitor),
+        ("ec2", "DescribeImages") => listing!(images::describe),
+        ("ec2", "CreateImage") => handler!(images::create),
+        ("ec2", "RegisterImage") => Entry::Unsupported("An image needs a kernel: use `wisp image import`."),
+        ("ec2", "DeregisterImage") => handler!(images::deregister),
+        ("ec2", "DescribeImageAttribute") => handler!(images::attribute),
+        ("ec2", "ModifyImageAttribute") => handler!(images::modify_attribute),
         ("ec2", "DescribeInstanceTypes") => listing!(instance_types::describe),
         ("ec2", "DescribeInstanceTypeOfferings") => listing!(instance_types::offerings),
         ("ec2", "CreateTags") => handler!(tags::create),
@@ -185,11 +212,12 @@ fn respond(output: impl Serialize) -> Result<Value, ApiError> {
 /// Runs actions on the data directory. Every request opens it, as a command does.
 pub struct LocalActions {
     background: Arc<Background>,
+    prepare_template: PrepareTemplate,
 }
 
 impl LocalActions {
-    pub fn new(background: Arc<Background>) -> LocalActions {
-        LocalActions { background }
+    pub fn new(background: Arc<Background>, prepare_template: PrepareTemplate) -> LocalActions {
+        LocalActions { background, prepare_template }
     }
 }
 
@@ -202,7 +230,8 @@ impl service::Actions for LocalActions {
         match entry(service, action) {
             Some(Entry::Handler(handler)) => {
                 let cloud = report(Cloud::open()?);
-                handler(&Context { cloud, background: Arc::clone(&self.background) }, input)
+                let background = Arc::clone(&self.background);
+                handler(&Context { cloud, background, prepare_template: self.prepare_template }, input)
             }
             Some(Entry::Nothing(noun)) => nothing::describe(noun, &input),
             Some(Entry::Unsupported(why)) => unsupported(why),

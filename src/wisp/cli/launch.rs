@@ -114,6 +114,7 @@ fn spec(cloud: &Cloud, args: Args) -> anyhow::Result<LaunchSpec> {
         overridden: given.overrides(),
         overcommit: given.overcommit,
         count: args.count,
+        min_count: args.count,
         client_token: args.client_token,
         dry_run: args.dry_run,
         cold: args.cold,
@@ -133,7 +134,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let progress = FirstBootProgress::default();
     let launched = cloud.instances().launch(&spec, &|step| progress.show(step));
     progress.finish();
-    let Launched { instances, machines } = report(launched?);
+    let Launched { instances, machines, .. } = report(launched?);
     match output {
         Output::Json => output::print_json(&shapes::reservation(&instances, &cloud.security_groups().names()?))?,
         Output::Table => {

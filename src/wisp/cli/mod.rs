@@ -46,6 +46,7 @@ mod start;
 mod stop;
 mod subnet;
 mod tag;
+mod template;
 mod terminate;
 mod timeline;
 mod top;

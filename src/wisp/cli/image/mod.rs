@@ -22,7 +22,7 @@ use cloud::create_image::ImageConsistency;
 use cloud::launch::FirstBoot;
 use cloud::names::ROOT_DEVICE;
 use cloud::shapes::{self, RootVolume};
-use cloud::template::{self, Task, TemplateRecord};
+use cloud::template::{self, Start, Task, TemplateRecord};
 use cloud::transfer::NewImage;
 use cloud::{Cloud, CloudError, utc};
 use ec2::catalog;
@@ -151,6 +151,9 @@ enum Command {
         /// Remove the image's templates instead.
         #[arg(long, conflicts_with_all = ["instance_type", "vcpus", "memory"])]
         remove: bool,
+        /// Do nothing if a template exists, once another process that is creating it has finished.
+        #[arg(long, hide = true, conflicts_with = "remove")]
+        if_missing: bool,
     },
     /// Deregister images. Existing instances are not affected.
     Rm {
@@ -225,7 +228,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                 ))?;
             }
         }
-        Command::Warm { image, size, remove } => {
+        Command::Warm { image, size, remove, if_missing } => {
             let image = match local::unregistered(cloud.home(), Some(&image))? {
                 Some(image) => image,
                 None => cloud.images().open(Some(&image))?.1,
@@ -236,7 +239,7 @@ pub fn run(args: Args, output: Output, began_ns: u64) -> anyhow::Result<ExitCode
                     output::print(&format!("{} removed", output::count(count, "template")))?;
                 }
             } else {
-                make_warm(&cloud, &image, &size, output, began_ns)?;
+                make_warm(&cloud, &image, &size, if_missing, output, began_ns)?;
             }
         }
         Command::Rm { images } => resource::remove(&images, "deregistered", output, |image| {
@@ -366,8 +369,15 @@ fn lines(record: &ImageRecord, image: &Image, warm: &[TemplateRecord], screen: S
     lines
 }
 
-/// Creates a template: boots a guest and takes a snapshot of it.
-fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, began_ns: u64) -> anyhow::Result<()> {
+/// Creates a template: boots a guest and takes a snapshot of it. With `if_missing`, does nothing if there is one.
+fn make_warm(
+    cloud: &Cloud,
+    image: &Image,
+    size: &SizeArgs,
+    if_missing: bool,
+    output: Output,
+    began_ns: u64,
+) -> anyhow::Result<()> {
     node::probe::kvm_access()?;
     let request = size.of_type(catalog::find(launch::DEFAULT_TYPE)?)?;
     size.check(&request)?;
@@ -375,7 +385,12 @@ fn make_warm(cloud: &Cloud, image: &Image, size: &SizeArgs, output: Output, bega
     anyhow::ensure!(template::are_enabled(), "templates are disabled by {switch}=off or {limit}=0");
     let progress = FirstBootProgress::default();
     let mut waiting = || progress.show(FirstBoot::Waiting);
-    let task = Task::take(cloud.home(), image, cpus(&request), request.memory_mib, &mut waiting)?;
+    let (home, cpus, memory_mib) = (cloud.home(), cpus(&request), request.memory_mib);
+    let start = match if_missing {
+        true => Start::of(home, image, cpus, memory_mib, &|| progress.show(FirstBoot::Waiting))?,
+        false => Start::First(Task::take(home, image, cpus, memory_mib, &mut waiting)?),
+    };
+    let Start::First(task) = start else { return Ok(()) };
     progress.show(FirstBoot::Booting);
     let made = template::make(&task, image, wait::boot_timeout(None), began_ns);
     progress.finish();

@@ -11,10 +11,12 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::super::template;
 use api::actions::{Background, LocalActions};
 use api::server;
 use api::service::Identity;
 use api::sigv4::AccessKey;
+use ec2::capacity::InstanceSize;
 use ec2::network::REGION;
 
 pub struct Server {
@@ -36,7 +38,7 @@ impl Server {
         let address = listener.local_addr().context("cannot get the address of the server")?;
         let identity = Identity { key, region: REGION, hosts: server::hosts(address) };
         let background = Arc::new(Background::default());
-        let actions = Arc::new(LocalActions::new(Arc::clone(&background)));
+        let actions = Arc::new(LocalActions::new(Arc::clone(&background), prepare_template));
         let (shutdown, is_shut_down) = oneshot::channel();
         let (report, signaled) = std::sync::mpsc::channel();
         watch_signals(&runtime, report)?;
@@ -74,6 +76,10 @@ impl Server {
         }
         self.background.wait();
     }
+}
+
+fn prepare_template(image: &str, size: &InstanceSize) {
+    template::prepare_in_background(Some(image), size);
 }
 
 fn watch_signals(runtime: &Runtime, report: std::sync::mpsc::Sender<()>) -> anyhow::Result<()> {

@@ -1,0 +1,137 @@
+"""A session of tests/api_instances.rs: boto3 against `wisp serve`, with a real guest."""
+
+import time
+
+from client import UNKNOWN, ec2, filters, refused
+
+TYPE = "t2.micro"
+
+
+def wait(name, **parameters):
+    ec2.get_waiter(name).wait(WaiterConfig={"Delay": 1, "MaxAttempts": 60}, **parameters)
+
+
+def find_image():
+    images = ec2.describe_images(Filters=filters(name="tiny"))["Images"]
+    assert [image["Name"] for image in images] == ["tiny"], images
+    assert ec2.describe_images(Owners=["amazon"])["Images"] == []
+    assert ec2.describe_images(Owners=["self"])["Images"] == images
+    refused("InvalidAMIID.NotFound", ec2.describe_images, ImageIds=["ami-" + UNKNOWN])
+    return images[0]["ImageId"]
+
+
+def launch(image, group, key):
+    tags = [{"Key": "Name", "Value": "web"}]
+    parameters = dict(
+        ImageId=image, InstanceType=TYPE, MinCount=1, MaxCount=1, KeyName=key, SecurityGroupIds=[group],
+        ClientToken="once", DisableApiTermination=True, InstanceInitiatedShutdownBehavior="terminate",
+        UserData="#!/bin/sh\necho ran > /root/user-data\n", MetadataOptions={"HttpTokens": "required"},
+        BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"DeleteOnTermination": True, "VolumeType": "gp2"}}],
+        TagSpecifications=[{"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")],
+    )
+    refused("DryRunOperation", ec2.run_instances, DryRun=True, **parameters)
+    began = time.monotonic()
+    reservation = ec2.run_instances(**parameters)
+    print(f"RunInstances: {(time.monotonic() - began) * 1000:.0f} ms")
+    instance = reservation["Instances"][0]
+    assert instance["State"]["Name"] in ("pending", "running"), instance
+    assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    again = ec2.run_instances(**parameters)
+    assert again["ReservationId"] == reservation["ReservationId"]
+    refused("IdempotentParameterMismatch", ec2.run_instances, **{**parameters, "InstanceType": "t2.small"})
+    return instance["InstanceId"]
+
+
+def refuse(image):
+    once = dict(MinCount=1, MaxCount=1)
+    run = ec2.run_instances
+    refused("InvalidAMIID.NotFound", run, ImageId="ami-" + UNKNOWN, **once)
+    refused("InvalidParameterValue", run, ImageId=image, MinCount=2, MaxCount=1)
+    refused("InvalidKeyPair.NotFound", run, ImageId=image, KeyName="missing", **once)
+    for name, value in [
+        ("EbsOptimized", True), ("Monitoring", {"Enabled": True}), ("Placement", {"Tenancy": "host"}),
+        ("IamInstanceProfile", {"Name": "admin"}), ("Ipv6AddressCount", 1),
+    ]:
+        assert name in refused("UnsupportedOperation", run, ImageId=image, **once, **{name: value})
+    refused("UnsupportedOperation", ec2.monitor_instances, InstanceIds=["i-" + UNKNOWN])
+
+
+def look(instance, group):
+    found = ec2.describe_instances(Filters=[{"Name": "tag:Name", "Values": ["w*"]}])
+    shape = found["Reservations"][0]["Instances"][0]
+    assert (shape["InstanceId"], shape["InstanceType"]) == (instance, TYPE)
+    assert shape["NetworkInterfaces"][0]["Attachment"]["DeviceIndex"] == 0
+    assert shape["SecurityGroups"][0]["GroupId"] == group
+    volume = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [instance]}])["Volumes"][0]
+    assert (volume["VolumeType"], volume["Tags"]) == ("gp2", [{"Key": "Name", "Value": "web"}]), volume
+    status = ec2.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"][0]
+    assert (status["SystemStatus"]["Status"], status["InstanceStatus"]["Status"]) == ("ok", "ok")
+    assert ec2.get_console_output(InstanceId=instance)["InstanceId"] == instance
+    assert ec2.unmonitor_instances(InstanceIds=[instance])["InstanceMonitorings"][0]["Monitoring"]["State"] == "disabled"
+
+
+def attribute(instance, name, member):
+    return ec2.describe_instance_attribute(InstanceId=instance, Attribute=name)[member]
+
+
+def change(instance):
+    assert attribute(instance, "instanceType", "InstanceType") == {"Value": TYPE}
+    assert attribute(instance, "instanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior") == {
+        "Value": "terminate"}
+    assert attribute(instance, "disableApiStop", "DisableApiStop") == {"Value": False}
+    refused("OperationNotPermitted", ec2.terminate_instances, InstanceIds=[instance])
+    modify = ec2.modify_instance_attribute
+    modify(InstanceId=instance, DisableApiTermination={"Value": False})
+    modify(InstanceId=instance, Attribute="instanceInitiatedShutdownBehavior", Value="stop")
+    assert attribute(instance, "disableApiTermination", "DisableApiTermination") == {"Value": False}
+    refused("IncorrectInstanceState", modify, InstanceId=instance, InstanceType={"Value": "t2.small"})
+    refused("UnsupportedOperation", modify, InstanceId=instance, SourceDestCheck={"Value": False})
+    options = ec2.modify_instance_metadata_options(InstanceId=instance, HttpPutResponseHopLimit=2)
+    assert options["InstanceMetadataOptions"]["HttpPutResponseHopLimit"] == 2
+
+
+def stop(instance):
+    changes = ec2.stop_instances(InstanceIds=[instance])["StoppingInstances"]
+    assert changes[0]["CurrentState"]["Name"] == "stopping", changes
+    wait("instance_stopped", InstanceIds=[instance])
+    assert ec2.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"] == []
+    every = ec2.describe_instance_status(InstanceIds=[instance], IncludeAllInstances=True)["InstanceStatuses"]
+    assert every[0]["InstanceStatus"]["Status"] == "not-applicable"
+    ec2.modify_instance_attribute(InstanceId=instance, InstanceType={"Value": "t2.small"})
+    assert attribute(instance, "instanceType", "InstanceType") == {"Value": "t2.small"}
+
+
+def create_image(instance):
+    tags = [{"ResourceType": "image", "Tags": [{"Key": "stage", "Value": "test"}]}]
+    image = ec2.create_image(InstanceId=instance, Name="copy", Description="a copy", TagSpecifications=tags)["ImageId"]
+    ec2.get_waiter("image_available").wait(ImageIds=[image])
+    shape = ec2.describe_images(ImageIds=[image])["Images"][0]
+    assert (shape["Name"], shape["SourceInstanceId"], shape["Public"]) == ("copy", instance, False)
+    assert shape["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] and shape["Tags"] == tags[0]["Tags"]
+    refused("InvalidAMIName.Duplicate", ec2.create_image, InstanceId=instance, Name="copy")
+    ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
+    permissions = ec2.describe_image_attribute(ImageId=image, Attribute="launchPermission")["LaunchPermissions"]
+    assert permissions == [{"Group": "all"}]
+    ec2.deregister_image(ImageId=image)
+    refused("InvalidAMIID.NotFound", ec2.describe_images, ImageIds=[image])
+
+
+def main():
+    image = find_image()
+    refuse(image)
+    group = ec2.create_security_group(GroupName="web", Description="web servers")["GroupId"]
+    assert ec2.create_key_pair(KeyName="mine")["KeyMaterial"].startswith("-----BEGIN")
+    instance = launch(image, group, "mine")
+    wait("instance_running", InstanceIds=[instance])
+    wait("instance_status_ok", InstanceIds=[instance])
+    look(instance, group)
+    change(instance)
+    stop(instance)
+    create_image(instance)
+    ec2.terminate_instances(InstanceIds=[instance])
+    wait("instance_terminated", InstanceIds=[instance])
+    ec2.delete_security_group(GroupId=group)
+    ec2.delete_key_pair(KeyName="mine")
+
+
+main()
