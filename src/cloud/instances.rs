@@ -109,8 +109,8 @@ impl Instances<'_> {
         let mut checks = Vec::new();
         for group in subjects.chunks(PARALLEL_CHECKS) {
             std::thread::scope(|scope| {
-                let start = |(record, dir)| scope.spawn(move || check(node, record, dir));
-                let running: Vec<_> = group.iter().map(|(record, dir)| start((*record, dir))).collect();
+                let start = group.iter().map(|(record, dir)| scope.spawn(move || check(node, record, dir)));
+                let running: Vec<_> = start.collect();
                 let failed = StatusChecks { system: Check::InsufficientData, instance: Check::InsufficientData };
                 checks.extend(running.into_iter().map(|check| check.join().unwrap_or(failed)));
             });

@@ -87,10 +87,10 @@ struct HibernationOptions {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct MetadataOptions {
-    http_tokens: Option<String>,
-    http_endpoint: Option<String>,
-    http_put_response_hop_limit: Option<u32>,
-    instance_metadata_tags: Option<String>,
+    pub http_tokens: Option<String>,
+    pub http_endpoint: Option<String>,
+    pub http_put_response_hop_limit: Option<u32>,
+    pub instance_metadata_tags: Option<String>,
 }
 
 impl MetadataOptions {
