@@ -43,7 +43,7 @@ fn aws_cli_reads_and_fails_with_its_exit_code() {
     }
     let wisp = Wisp::without_kvm();
     let aws = |args: &[&str]| {
-        let args: Vec<&str> = [&["aws", "--output", "text"], args].concat();
+        let args: Vec<&str> = [&["aws"], args, &["--output", "text"]].concat();
         wisp.command(&args).env("PATH", "/usr/bin:/bin").output().expect("wisp runs")
     };
     let images = aws(&["ec2", "describe-images", "--query", "Images[].Name"]);

@@ -1,4 +1,4 @@
-"""What the scenarios of the API's tests share."""
+"""The client and the helpers of the API's scenarios."""
 
 import os
 

@@ -60,8 +60,8 @@ check(400, "UnknownParameter", parameter, signed(parameter))
 for malformed in ["", "%zz", "Version=2016-11-15", "\u0000=\u0001"]:
     status, text = post(malformed, signed(malformed))
     assert status == 400, (status, text)
-check(401, "AuthFailure", REGIONS, {**signed(REGIONS), "Origin": "http://example.com"})
-check(401, "AuthFailure", REGIONS, {**signed(REGIONS), "Host": "example.com"})
+check(403, "AuthFailure", REGIONS, {**signed(REGIONS), "Origin": "http://example.com"})
+check(403, "AuthFailure", REGIONS, {**signed(REGIONS), "Host": "example.com"})
 form = {"Host": HOST, "Content-Type": "application/x-www-form-urlencoded"}
 status, text = post(REGIONS, form)
 assert status >= 400 and "RegionName" not in text, (status, text)

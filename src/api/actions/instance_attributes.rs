@@ -143,7 +143,7 @@ pub fn modify(context: &Context, input: ModifyInstanceAttribute) -> Result<Value
     let input = input.named()?;
     let change = input.modification()?;
     check_dry_run(input.dry_run)?;
-    // A request whose values all state the default changes nothing, and is none without values.
+    // A request whose values all state the default changes nothing.
     if !change.is_empty() {
         super::report(context.cloud.instances().modify(record.meta.id, &change)?);
     }

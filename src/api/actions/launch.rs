@@ -138,7 +138,7 @@ struct PrivateIpAddress {
 
 /// Launches instances, and responds before their guests have booted.
 pub fn run(context: &Context, input: RunInstances) -> Result<Value, ApiError> {
-    // Clients always send the flag, but the control plane reports a dry run itself, after all of its checks.
+    // The control plane reports a dry run itself, after all of its checks.
     let spec = input.spec()?;
     let launched = super::report(context.cloud.instances().launch(&spec, &|_| ())?);
     if launched.lacks_template

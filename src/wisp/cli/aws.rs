@@ -9,14 +9,15 @@ use node::home::Home;
 
 /// Run the AWS CLI on Wisp's resources.
 ///
-/// Starts a server (see `wisp serve`) for the life of the command. The exit code is the AWS CLI's.
+/// Starts a server (see `wisp serve`) for the life of the command. The exit code is the AWS CLI's. Options of the AWS
+/// CLI follow the name of the service.
 #[derive(Debug, clap::Args)]
 #[command(
     disable_help_flag = true,
     after_help = "\
 Examples:
   wisp aws ec2 describe-instances
-  wisp aws ec2 run-instances --image-id resolve:ssm:/wisp/tiny --instance-type t3.nano"
+  wisp aws ec2 describe-images --filters Name=name,Values=tiny --output text"
 )]
 pub struct Args {
     /// Arguments of the AWS CLI.
