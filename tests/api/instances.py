@@ -116,20 +116,41 @@ def create_image(instance):
     refused("InvalidAMIID.NotFound", ec2.describe_images, ImageIds=[image])
 
 
+def launch_from_template(image, group):
+    """Launches an instance whose type replaces that of the template."""
+    once = dict(MinCount=1, MaxCount=1)
+    data = {"ImageId": image, "InstanceType": "t2.small", "SecurityGroupIds": [group],
+            "TagSpecifications": [{"ResourceType": "instance", "Tags": [{"Key": "stage", "Value": "test"}]}]}
+    template = ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=data)["LaunchTemplate"]
+    refused("InvalidLaunchTemplateName.NotFoundException", ec2.run_instances,
+            LaunchTemplate={"LaunchTemplateName": "missing"}, **once)
+    reservation = ec2.run_instances(
+        LaunchTemplate={"LaunchTemplateName": "web", "Version": "$Latest"}, InstanceType=TYPE, **once)
+    instance = reservation["Instances"][0]
+    assert (instance["InstanceType"], instance["SecurityGroups"][0]["GroupId"]) == (TYPE, group), instance
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert tags == {"stage": "test", "aws:ec2launchtemplate:id": template["LaunchTemplateId"],
+                    "aws:ec2launchtemplate:version": "1"}, tags
+    ec2.delete_launch_template(LaunchTemplateName="web")
+    return instance["InstanceId"]
+
+
 def main():
     image = find_image()
     refuse(image)
     group = ec2.create_security_group(GroupName="web", Description="web servers")["GroupId"]
     assert ec2.create_key_pair(KeyName="mine")["KeyMaterial"].startswith("-----BEGIN")
     instance = launch(image, group, "mine")
-    wait("instance_running", InstanceIds=[instance])
+    of_template = launch_from_template(image, group)
+    wait("instance_running", InstanceIds=[instance, of_template])
     wait("instance_status_ok", InstanceIds=[instance])
+    ec2.terminate_instances(InstanceIds=[of_template])
     look(instance, group)
     change(instance)
     stop(instance)
     create_image(instance)
     ec2.terminate_instances(InstanceIds=[instance])
-    wait("instance_terminated", InstanceIds=[instance])
+    wait("instance_terminated", InstanceIds=[instance, of_template])
     ec2.delete_security_group(GroupId=group)
     ec2.delete_key_pair(KeyName="mine")
 

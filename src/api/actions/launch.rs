@@ -2,28 +2,33 @@
 
 use std::net::Ipv4Addr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Context;
+use super::launch_templates;
 use super::resource::{combination, id, missing};
 use super::tags::{TagSpecification, tags_for_each};
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 use cloud::launch::LaunchSpec;
 use cloud::network::NetworkSpec;
 use cloud::shapes;
 use ec2::capacity::InstanceSize;
 use ec2::id::{Image, SecurityGroup, Snapshot, Subnet};
+use ec2::image_alias::AliasReference;
+use ec2::launch_template::LaunchTemplateData;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, Zone};
 use ec2::user_data::UserData;
 use ec2::volume::{VolumeOption, VolumeSize, VolumeSource, VolumeSpec};
-use ec2::{Ec2Error, ErrorCode, catalog};
+use ec2::{Ec2Error, ErrorCode, ImageId, catalog};
 
 /// The instance type of requests without one. EC2's default, m1.small, is of the first generation.
 const DEFAULT_TYPE: &str = "t2.micro";
+/// The version of a launch template that is used if the request names none.
+const DEFAULT_VERSION: &str = "$Default";
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RunInstances {
     image_id: Option<String>,
@@ -36,7 +41,7 @@ pub struct RunInstances {
     tag_specifications: Vec<TagSpecification>,
     block_device_mappings: Vec<Mapping>,
     instance_initiated_shutdown_behavior: Option<String>,
-    disable_api_termination: bool,
+    disable_api_termination: Option<bool>,
     credit_specification: Option<CreditSpecification>,
     hibernation_options: Option<HibernationOptions>,
     metadata_options: Option<MetadataOptions>,
@@ -46,11 +51,21 @@ pub struct RunInstances {
     subnet_id: Option<String>,
     private_ip_address: Option<String>,
     network_interfaces: Vec<Interface>,
+    launch_template: Option<LaunchTemplateSpecification>,
     dry_run: bool,
 }
 
+/// EC2 API Reference, `LaunchTemplateSpecification`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct LaunchTemplateSpecification {
+    launch_template_id: Option<String>,
+    launch_template_name: Option<String>,
+    version: Option<String>,
+}
+
 /// EC2 API Reference, `BlockDeviceMapping`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Mapping {
     device_name: Option<String>,
@@ -58,7 +73,7 @@ struct Mapping {
 }
 
 /// EC2 API Reference, `EbsBlockDevice`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Ebs {
     volume_size: Option<u64>,
@@ -70,21 +85,21 @@ struct Ebs {
 }
 
 /// EC2 API Reference, `CreditSpecificationRequest`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct CreditSpecification {
     cpu_credits: Option<String>,
 }
 
 /// EC2 API Reference, `HibernationOptionsRequest`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct HibernationOptions {
     configured: bool,
 }
 
 /// EC2 API Reference, `InstanceMetadataOptionsRequest`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct MetadataOptions {
     pub http_tokens: Option<String>,
@@ -110,14 +125,14 @@ impl MetadataOptions {
 }
 
 /// EC2 API Reference, `Placement`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Placement {
     availability_zone: Option<String>,
 }
 
 /// EC2 API Reference, `InstanceNetworkInterfaceSpecification`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Interface {
     device_index: u32,
@@ -129,7 +144,7 @@ struct Interface {
 }
 
 /// EC2 API Reference, `PrivateIpAddressSpecification`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct PrivateIpAddress {
     primary: bool,
@@ -139,7 +154,7 @@ struct PrivateIpAddress {
 /// Launches instances, and responds before their guests have booted.
 pub fn run(context: &Context, input: RunInstances) -> Result<Value, ApiError> {
     // The control plane reports a dry run itself, after all of its checks.
-    let spec = input.spec()?;
+    let spec = input.spec_with_template(context)?;
     let launched = super::report(context.cloud.instances().launch(&spec, &|_| ())?);
     if launched.lacks_template
         && let Some(first) = launched.instances.first()
@@ -150,9 +165,52 @@ pub fn run(context: &Context, input: RunInstances) -> Result<Value, ApiError> {
 }
 
 impl RunInstances {
-    fn spec(&self) -> Result<LaunchSpec, ApiError> {
+    /// Returns the launch. If the request names a launch template, its parameters replace or complete the template's.
+    fn spec_with_template(self, context: &Context) -> Result<LaunchSpec, ApiError> {
+        let Some(template) = &self.launch_template else { return self.spec(self.image(context)?) };
+        let (id, name) = (template.launch_template_id.as_ref(), template.launch_template_name.as_ref());
+        let found = launch_templates::find(context, id, name, "use")?;
+        let version = template.version.as_deref().unwrap_or(DEFAULT_VERSION);
+        let chosen = context.cloud.launch_templates().version(&format!("{}:{version}", found.meta.id))?;
+        let merged = self.merged(chosen.version.data.clone())?;
+        let mut spec = merged.spec(merged.image(context)?)?;
+        spec.tags.extend(chosen.instance_tags());
+        Ok(spec)
+    }
+
+    /// Merges the request with the data of a launch template.
+    fn merged(mut self, template: LaunchTemplateData) -> Result<RunInstances, ApiError> {
+        // A template has only one of the ways to state an interface's address.
+        let private_ip_address = self.network()?.private_ip.map(|address| address.to_string());
+        for interface in &mut self.network_interfaces {
+            interface.private_ip_addresses.clear();
+            interface.private_ip_address.clone_from(&private_ip_address);
+        }
+        let unreadable = |error| ApiError::new(Code::InternalError, format!("cannot use the launch template: {error}"));
+        let request = serde_json::to_value(&self).and_then(serde_json::from_value).map_err(unreadable)?;
+        let data = template.for_launch(request);
+        let merged: RunInstances = serde_json::to_value(data).and_then(serde_json::from_value).map_err(unreadable)?;
+        // These parameters are not part of a template.
+        Ok(RunInstances {
+            min_count: self.min_count,
+            max_count: self.max_count,
+            client_token: self.client_token,
+            dry_run: self.dry_run,
+            subnet_id: self.subnet_id,
+            private_ip_address: if self.network_interfaces.is_empty() { private_ip_address } else { None },
+            ..merged
+        })
+    }
+
+    fn image(&self, context: &Context) -> Result<ImageId, ApiError> {
         let image = self.image_id.as_deref().ok_or_else(|| missing("ImageId"))?;
-        let image = id::<Image>(image)?;
+        match AliasReference::parse(image)? {
+            Some(_) => Ok(context.cloud.images().find(image)?.meta.id),
+            None => Ok(id::<Image>(image)?),
+        }
+    }
+
+    fn spec(&self, image: ImageId) -> Result<LaunchSpec, ApiError> {
         let instance_type = catalog::find(self.instance_type.as_deref().unwrap_or(DEFAULT_TYPE))?;
         let user_data = self.user_data.as_deref().map(UserData::from_base64).transpose()?;
         let [tags, volume_tags] = tags_for_each(["instance", "volume"], &self.tag_specifications)?;
@@ -169,7 +227,7 @@ impl RunInstances {
             user_data: user_data.filter(|data| !data.is_empty()).map(|data| data.to_base64()),
             tags,
             shutdown_behavior: behavior.unwrap_or_default(),
-            termination_protection: self.disable_api_termination,
+            termination_protection: self.disable_api_termination.unwrap_or(false),
             client_token: self.client_token.clone(),
             dry_run: self.dry_run,
             cold: false,
@@ -262,7 +320,7 @@ fn address(text: &str) -> Result<Ipv4Addr, Ec2Error> {
 
 impl Mapping {
     /// Returns the volume of the mapping. `image` is the image of the launch.
-    fn option(&self, image: ec2::ImageId) -> Result<VolumeOption, ApiError> {
+    fn option(&self, image: ImageId) -> Result<VolumeOption, ApiError> {
         let device = self.device_name.as_deref().ok_or_else(|| missing("BlockDeviceMapping.DeviceName"))?;
         let ebs = self.ebs.as_ref().ok_or_else(|| missing("BlockDeviceMapping.Ebs"))?;
         // Clients repeat the snapshot that DescribeImages names: the root volume is created from it anyway.
@@ -303,7 +361,35 @@ mod tests {
         if let (Some(input), Value::Object(more)) = (input.as_object_mut(), more) {
             input.extend(more);
         }
-        super::super::input::read::<RunInstances>(input)?.spec()
+        super::super::input::read::<RunInstances>(input)?.spec(IMAGE.parse().unwrap())
+    }
+
+    fn merged(request: Value, template: Value) -> Result<LaunchSpec, ApiError> {
+        let request = super::super::input::read::<RunInstances>(request)?;
+        request.merged(serde_json::from_value(template).unwrap())?.spec(IMAGE.parse().unwrap())
+    }
+
+    #[test]
+    fn parameters_of_request_replace_or_complete_those_of_template() {
+        let tags = |key: &str| json!([{"ResourceType": "instance", "Tags": [{"Key": key, "Value": "v"}]}]);
+        let template = json!({
+            "ImageId": IMAGE, "InstanceType": "t3.nano", "KeyName": "k", "DisableApiTermination": true,
+            "TagSpecifications": tags("ours"), "NetworkInterfaces": [{"SubnetId": "subnet-0123456789abcdef0"}],
+        });
+        let request = json!({
+            "MinCount": 1, "MaxCount": 3, "InstanceType": "t3.micro", "ClientToken": "c", "TagSpecifications": tags("its"),
+            "NetworkInterfaces": [{"PrivateIpAddresses": [{"Primary": true, "PrivateIpAddress": "172.31.0.9"}]}],
+        });
+        let spec = merged(request, template.clone()).unwrap();
+        assert_eq!((spec.min_count, spec.count, spec.size.instance_type.name), (1, 3, "t3.micro"));
+        assert_eq!((spec.key_name.as_deref(), spec.client_token.as_deref()), (Some("k"), Some("c")));
+        assert!(spec.termination_protection);
+        assert_eq!(spec.tags.keys().collect::<Vec<_>>(), ["its", "ours"]);
+        assert_eq!(spec.network.private_ip, Some([172, 31, 0, 9].into()));
+        assert_eq!(spec.network.subnet.as_deref(), Some("subnet-0123456789abcdef0"));
+
+        let request = json!({"MinCount": 1, "MaxCount": 1, "DisableApiTermination": false});
+        assert!(!merged(request, template).unwrap().termination_protection);
     }
 
     #[test]

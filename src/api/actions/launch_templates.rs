@@ -45,7 +45,7 @@ const NO_TEMPLATE: &str = "To describe the launch template data for all your lau
     one or more of the following values: \u{2018}$Latest\u{2019}, \u{2018}$Default\u{2019}, or one or more version numbers.";
 
 /// Finds the template that a request names by its ID or by its name.
-fn find(
+pub fn find(
     context: &Context,
     template_id: Option<&String>,
     name: Option<&String>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::filter::{self, Name};
@@ -17,7 +17,7 @@ const FILTERS: &[Name] =
     &[("key", "Key"), ("resource-id", "ResourceId"), ("resource-type", "ResourceType"), ("value", "Value")];
 
 /// EC2 API Reference, `TagSpecification`: tags of a resource that the request creates.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TagSpecification {
     resource_type: String,
@@ -25,10 +25,11 @@ pub struct TagSpecification {
 }
 
 /// EC2 API Reference, `Tag`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Tag {
     key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<String>,
 }
 

@@ -97,8 +97,10 @@ impl StartPlan {
     pub fn start(self) -> Result<MachineHandle, MachineError> {
         let (near, far) = UnixStream::pair().map_err(|error| self.dir.error(Failure::Spawn(error)))?;
         let connection = Connection { launcher: Launcher::Watcher(far), near, console: None };
-        // The child is not reaped: it outlives this short-lived process.
-        Ok(self.spawn(connection)?.0)
+        let (machine, mut vmm) = self.spawn(connection)?;
+        // Reap the VMM if it exits before this process does, which may be a server.
+        std::thread::spawn(move || vmm.wait());
+        Ok(machine)
     }
 
     /// Writes the machine's files and starts its VMM. passt, if it is used, is started after the VMM, so that the VMM

@@ -26,7 +26,9 @@ pub fn prepare_in_background(image: Option<&str>, size: &InstanceSize) {
             Ok(())
         });
     }
-    if let Err(error) = command.spawn() {
-        log::info!("cannot start `wisp image warm`: {error}");
+    match command.spawn() {
+        // Reap it if it exits before this process does, which may be a server.
+        Ok(mut child) => drop(std::thread::spawn(move || child.wait())),
+        Err(error) => log::info!("cannot start `wisp image warm`: {error}"),
     }
 }
