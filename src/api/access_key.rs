@@ -21,7 +21,7 @@ pub enum AccessKeyError {
     Home(#[from] HomeError),
     #[error("cannot {action} {}: {source}", path.display())]
     File { action: &'static str, path: std::path::PathBuf, source: io::Error },
-    #[error("{} is damaged: {source}. Remove it, and Wisp makes a new access key", path.display())]
+    #[error("{} is damaged: {source}. Remove it to get a new access key", path.display())]
     Damaged { path: std::path::PathBuf, source: serde_json::Error },
 }
 

@@ -120,7 +120,7 @@ pub struct Service {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<'a> {
     Found(&'a Operation),
-    /// The service has the operation, but the model has not its shapes.
+    /// The service has the operation, but the model does not include its shapes.
     NotServed,
     Unknown,
 }

@@ -1,7 +1,7 @@
 //! Verifies Signature Version 4 of requests. Source: "AWS Signature Version 4 for API requests", IAM User Guide.
 //!
-//! Every request must be signed, although the server listens on loopback only: any web page that the user visits can
-//! post a form to a loopback port, but no page can sign it.
+//! Every request must be signed, although the server listens on loopback only. Any web page that the user visits can
+//! post a form to a loopback port, but cannot sign it.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -75,8 +75,8 @@ pub enum SignatureError {
     #[error("The Authorization header is invalid: {0}.")]
     Malformed(&'static str),
     #[error(
-        "The access key '{0}' is not the one of this Wisp data directory. This is Wisp, not AWS: run `wisp serve env`, or \
-         start the client by `wisp aws`."
+        "'{0}' is not the access key of this Wisp data directory. This is Wisp, not AWS: run `wisp serve env`, or \
+         start the client with `wisp aws`."
     )]
     UnknownKey(String),
     #[error(

@@ -60,7 +60,7 @@ impl Instances<'_> {
         let mut started = booted.inspect_err(|error| task.boot_failed(error))?;
         if let Err(error) = self.save_first(&record, &task) {
             task.save_failed();
-            started.warnings.push(format!("no template was made: {error}"));
+            started.warnings.push(format!("no template for later launches: {error}"));
         }
         // Commands that wait for the template continue from here.
         drop(task);

@@ -31,7 +31,7 @@ impl ImageAliases<'_> {
         self.current(alias.ok_or_else(|| not_found(path))?)
     }
 
-    /// Returns the ID of the image to which a reference leads.
+    /// Resolves a reference to an image ID.
     pub(super) fn resolve(&self, AliasReference { path, version }: &AliasReference) -> Result<ImageId, CloudError> {
         let alias = self.find(path.as_str())?;
         match version.filter(|version| *version != alias.version) {
@@ -67,7 +67,7 @@ impl ImageAliases<'_> {
         })
     }
 
-    /// Returns the alias with the ID of the embedded image of this version of Wisp, if it leads to that of another.
+    /// Replaces the embedded image of another version of Wisp by the one of this version.
     fn current(&self, alias: ImageAlias) -> Result<ImageAlias, CloudError> {
         let key = alias.image_id.to_string();
         let image = self.cloud.store.read::<_, CloudError>(|tx| Ok(tx.get::<ImageRecord>(&key)?))?;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn alias_of_embedded_image_leads_to_the_one_of_this_version() {
+    fn alias_of_embedded_image_resolves_to_current_version() {
         let (cloud, _dir) = cloud();
         let old = add_image(&cloud, embedded::NAME);
         let alias = ImageAlias { path: path(PATH), image_id: old, version: 1, modified: 1 };

@@ -53,7 +53,7 @@ pub struct LaunchSpec {
     pub overridden: bool,
     pub overcommit: bool,
     pub count: u32,
-    /// If the host has no room for `count` instances, as many as fit are launched, but at least so many.
+    /// Minimum number of instances. If the host cannot run `count` instances, as many as fit are launched.
     pub min_count: u32,
     pub key_name: Option<String>,
     /// User data, in Base64.
@@ -553,7 +553,7 @@ fn check_root_option(spec: &LaunchSpec) -> Result<(), CloudError> {
     }
 }
 
-/// Returns the figures of the root volume, or `None` if the launch has no option for it.
+/// Returns the size, type, IOPS and throughput of the root volume, or `None` without an option for it.
 fn root_figures(spec: &LaunchSpec, image: &Image) -> Result<Option<VolumeFigures>, CloudError> {
     let Some(VolumeOption { source: VolumeSource::New { spec, .. }, .. }) = spec.root() else { return Ok(None) };
     let of_image = RootVolume::of(image).and_then(|root| VolumeSize::that_holds(root.bytes));

@@ -82,7 +82,7 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Opens the data directory to finish work that this process has begun.
+    /// Opens the data directory without reconciling, to finish work that this process started.
     pub fn open_without_reconciling() -> Result<Cloud, CloudError> {
         Cloud::at(Home::open()?)
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Meta, Record, Resource};
 use ec2::id::{InternetGatewayId, VpcId};
 
-/// An internet gateway. It has no status, because it is nothing but its attachment.
+/// An internet gateway. It has no status: its attachment is part of the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InternetGatewayRecord {
     pub meta: Meta<InternetGatewayId>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Meta, Record, Resource};
 use ec2::id::{InternetGatewayId, RouteTableAssociationId, RouteTableId, SubnetId, VpcId};
 
-/// A route table. It has no status, because it is nothing but its routes and associations.
+/// A route table. It has no status: its routes and associations are part of the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteTableRecord {
     pub meta: Meta<RouteTableId>,

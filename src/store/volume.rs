@@ -55,7 +55,7 @@ pub struct Status {
     pub modification: Option<ModificationRecord>,
 }
 
-/// The latest modification of a volume. It is complete: the volume has the target's figures.
+/// The latest modification of a volume. It is complete: the volume has the target's size, type, IOPS and throughput.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModificationRecord {
     pub original: FiguresRecord,

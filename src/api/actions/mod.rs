@@ -5,6 +5,7 @@
 
 mod addresses;
 mod background;
+mod empty_lists;
 mod filter;
 mod identity;
 mod images;
@@ -19,7 +20,6 @@ mod launch;
 mod launch_templates;
 mod network_acls;
 mod network_interfaces;
-mod nothing;
 mod page;
 mod parameters;
 mod permission;
@@ -48,7 +48,7 @@ use crate::service;
 use ec2::ErrorCode;
 use ec2::capacity::InstanceSize;
 
-/// What a handler works with. Each request has its own.
+/// Context of a handler, created for each request.
 pub struct Context {
     cloud: Cloud,
     background: Arc<Background>,
@@ -65,7 +65,7 @@ type Handler = fn(&Context, Value) -> Result<Value, ApiError>;
 pub enum Entry {
     Handler(Handler),
     /// A list of resources that cannot exist in Wisp.
-    Nothing(&'static nothing::Noun),
+    EmptyList(&'static empty_lists::ResourceKind),
     /// The reason why Wisp does not support the action, as a sentence.
     Unsupported(&'static str),
 }
@@ -87,7 +87,7 @@ macro_rules! listing {
     };
 }
 
-/// Returns the entry of an action, or `None` if a model has the action but the table has not.
+/// Returns the entry of an action, or `None` if the table has no entry for it.
 pub fn entry(service: &str, action: &str) -> Option<Entry> {
     let entry = match (service, action) {
         ("sts", "GetCallerIdentity") => handler!(identity::caller),
@@ -193,7 +193,7 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("ssm", "GetParameter") => handler!(parameters::parameter),
         ("ssm", "GetParameters") => handler!(parameters::parameters),
         ("ssm", "GetParametersByPath") => handler!(parameters::by_path),
-        ("ec2", action) => Entry::Nothing(nothing::find(action)?),
+        ("ec2", action) => Entry::EmptyList(empty_lists::find(action)?),
         _ => return None,
     };
     Some(entry)
@@ -233,7 +233,7 @@ impl service::Actions for LocalActions {
                 let background = Arc::clone(&self.background);
                 handler(&Context { cloud, background, prepare_template: self.prepare_template }, input)
             }
-            Some(Entry::Nothing(noun)) => nothing::describe(noun, &input),
+            Some(Entry::EmptyList(kind)) => empty_lists::describe(kind, &input),
             Some(Entry::Unsupported(why)) => unsupported(why),
             None => unsupported(""),
         }
@@ -255,7 +255,7 @@ mod tests {
     use crate::model;
 
     #[test]
-    fn every_row_of_nothing_names_members_of_the_model() {
-        nothing::check(model::ec2());
+    fn empty_lists_name_members_of_model() {
+        empty_lists::check(model::ec2());
     }
 }

@@ -67,7 +67,7 @@ pub fn describe(context: &Context, input: DescribeNetworkInterfaces, listing: Li
     NETWORK_INTERFACES.respond_by(interfaces, &input.network_interface_ids, unknown, listing)
 }
 
-/// Returns the shape `NetworkInterface` of an instance, which has members that `InstanceNetworkInterface` has not. An
+/// Returns the shape `NetworkInterface` of an instance, which has members that `InstanceNetworkInterface` lacks. An
 /// interface is deleted when its instance is terminated.
 fn interface(record: &InstanceRecord, instance: &Value, addresses: &[AddressRecord]) -> Option<Value> {
     let network = record.status.network.as_ref().filter(|_| record.status.state != InstanceState::Terminated)?;

@@ -12,7 +12,7 @@ pub fn markdown() -> String {
         for (action, _) in service.operations() {
             match entry(name, action) {
                 Some(Entry::Handler(_)) => served.push(action),
-                Some(Entry::Nothing(_)) => empty.push(action),
+                Some(Entry::EmptyList(_)) => empty.push(action),
                 Some(Entry::Unsupported(_)) | None => others.push(action),
             }
         }

@@ -1,8 +1,8 @@
 //! Templates: snapshots of booted guests without an identity, which a launch restores in milliseconds. Images with
 //! cloud-init have none, because cloud-init reads the instance's identity at boot.
 //!
-//! The first guest of an image and a size makes the template: it boots without an identity, is saved when its agent is
-//! ready, and then gets its identity as a restored guest does. The command that starts it has a [`Task`]; others wait.
+//! The first guest of an image and a size becomes the template. It boots without an identity, and is saved when its agent
+//! is ready. It then gets its identity as a restored guest does. The command that starts it has a [`Task`]; others wait.
 //!
 //! Each template has a directory with the snapshot and a file with the root file system's overlay, named by its key.
 //! The directory is created last and removed first: without it, there is no template. A command that restores a

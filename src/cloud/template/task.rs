@@ -1,4 +1,4 @@
-//! The task of making a template, which one command at a time has for each image and size. Others wait for its result.
+//! Creates each template only once: the first command that needs it holds a lock, and the others wait for its result.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -151,8 +151,8 @@ pub(super) const FAILED: &str = ".failed";
 
 impl Drop for Task {
     fn drop(&mut self) {
-        // The path may already be that of another task: a command that waited for this one before holds the lock of a
-        // removed file. Then two commands may make the template at once, and the later one replaces it.
+        // Another task may have replaced the file: a command that waited earlier can hold the lock of a removed file.
+        // Then two commands can create the template at once, and the later one replaces it.
         let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let own = self.lock.metadata().map(inode);
         if let (Ok(own), Ok(at_path)) = (own, self.path.metadata().map(inode))

@@ -6,7 +6,7 @@ use super::{EmptyList, Tag};
 use crate::id::{SubnetId, VpcId};
 use crate::network::Zone;
 
-/// `DhcpOptionsId` of all VPCs: the domain and the name server that the netstack tells guests.
+/// `DhcpOptionsId` of all VPCs: the domain and the name server that DHCP gives guests.
 pub const DHCP_OPTIONS_ID: &str = "dopt-00000000000000000";
 
 /// EC2 API Reference, `Vpc`.

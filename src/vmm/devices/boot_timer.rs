@@ -23,7 +23,7 @@ impl BootTimer {
         BootTimer { timeline, on_ready, awaited: Some(ready), last: 0 }
     }
 
-    /// Awaits another ready report, after the guest was told its identity.
+    /// Awaits another ready report, after the guest was given its identity.
     pub fn await_ready(&mut self, mark: Mark) {
         self.awaited = Some(mark);
     }

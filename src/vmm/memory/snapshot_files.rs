@@ -14,8 +14,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{ACCESS, GuestMemory, HUGE_PAGE, MIB, MemoryError, PageRun};
 
-/// Replaces the content of `memory`, which no guest has used, by a private mapping of `file`, and the page runs in `over`
-/// by those of a second file. Pages are read on first access.
+/// Maps `file` privately over `memory`, which no guest has used yet. Then maps the page runs in `over` from a second
+/// file. Pages are read on first access.
 pub fn map_file(memory: &GuestMemory, file: &File, over: Option<(&File, &[PageRun])>) -> Result<(), MemoryError> {
     let size: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
     for file in std::iter::once(file).chain(over.map(|(file, _)| file)) {

@@ -18,9 +18,8 @@ use machine::snapshot_files::MEMORY;
 /// A copy of guest memory at one instant, which a child process (fork(2)) writes to a file while the guest is running.
 /// The child calls only async-signal-safe functions (signal-safety(7)).
 ///
-/// The child has all memory of that instant. It receives the list of the extents to write through a pipe, because the
-/// list is made after the pause: it takes milliseconds for each GiB, and the child cannot read its own page map in the
-/// sandbox.
+/// The child has all memory of that instant. The parent sends it the list of extents through a pipe. The child cannot
+/// read its page map in the sandbox, and listing takes milliseconds per GiB, so the parent does it after the pause.
 #[derive(Debug)]
 pub struct Copy<'a> {
     /// Zero once it has been waited for.

@@ -27,7 +27,7 @@ pub const ADDRESS: &str = "Public address, or its ID, unique ID prefix or name";
 /// Options of commands that start guests and wait for them.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct WaitArgs {
-    /// Return once the VMMs are running, without waiting for the guests to be ready. A launch makes no template.
+    /// Return once the VMMs are running, without waiting for the guests to be ready. The launch does not create a template.
     #[arg(long)]
     no_wait: bool,
 

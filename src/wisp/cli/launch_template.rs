@@ -17,9 +17,9 @@ use store::{LaunchTemplateRecord, LaunchTemplateVersion};
 
 const TEMPLATE: &str = "Launch template name, ID or unique ID prefix";
 
-/// Manage launch templates: launch parameters with a name, in versions.
+/// Manage launch templates (versioned launch parameters).
 ///
-/// A launch template is not a template of an image (`wisp image warm`), from which guests are restored.
+/// Launch templates are unrelated to the snapshots of `wisp image warm`, which are called templates.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -58,19 +58,19 @@ enum Command {
     },
     /// List launch templates.
     Ls,
-    /// List the versions of a launch template, or show the parameters of one.
+    /// List a template's versions, or show a version's parameters.
     Show {
         /// Launch template name or ID, or TEMPLATE:VERSION.
         template: String,
     },
-    /// Set the version that launches use if they name none.
+    /// Set the default version.
     SetDefault {
         #[arg(help = TEMPLATE)]
         template: String,
         /// A version number or $Latest.
         version: VersionReference,
     },
-    /// Delete launch templates or, with TEMPLATE:VERSION, versions.
+    /// Delete launch templates or versions.
     Rm {
         /// Launch template names or IDs, or TEMPLATE:VERSION.
         #[arg(required = true)]

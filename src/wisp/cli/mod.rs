@@ -93,7 +93,7 @@ Environment:
 Run wisp COMMAND --help for the options and examples of a command."
 )]
 struct Cli {
-    /// Output format; text has the aws CLI's format [default: table, or json with --query].
+    /// Output format; text has the AWS CLI's format [default: table, or json with --query].
     #[arg(long, global = true, value_enum, hide_possible_values = true, value_name = "table|json|text",
         help_heading = args::GLOBAL)]
     output: Option<Format>,

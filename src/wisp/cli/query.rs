@@ -1,7 +1,7 @@
 //! `--query` and `--output text`: a part of a response, selected by a JMESPath expression, as JSON or as text.
 //!
-//! The text has the format of the aws CLI, so that scripts written for it work: a line for each object or list, with
-//! tabs between scalars, `None` for null, and the member's name in capitals before the objects of a nested list.
+//! The text has the format of the AWS CLI, so that scripts written for it work. Each object or list is a line with
+//! tabs between scalars. Null is `None`, and objects of a nested list follow the member's name in capitals.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -99,7 +99,7 @@ impl Rendering {
     }
 }
 
-/// Formats a value as the aws CLI does with `--output text`.
+/// Formats a value as the AWS CLI does with `--output text`.
 fn text(value: &Value) -> String {
     let mut lines = Vec::new();
     match value {
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(rendered(Some("Absent"), false), "null");
     }
 
-    // The expected lines are those that the aws CLI prints for the same values.
+    // The expected lines are those that the AWS CLI prints for the same values.
     #[test]
     fn text_has_format_of_aws_cli() {
         assert_eq!(rendered(Some("Reservations[].Instances[].InstanceId"), true), "i-1\ti-2");

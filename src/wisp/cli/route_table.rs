@@ -68,7 +68,7 @@ enum Command {
         #[arg(help = args::SUBNET)]
         subnet: String,
     },
-    /// Disassociate a subnet from its table. It then uses the main one.
+    /// Disassociate a subnet. It then uses the main table.
     Disassociate {
         #[arg(help = args::SUBNET)]
         subnet: String,

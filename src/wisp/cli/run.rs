@@ -168,7 +168,7 @@ fn start(args: &Args, spec: &RunSpec, home: &Home, began_ns: u64) -> anyhow::Res
             progress.finish();
             let (instance, warning) = completed?;
             if let Some(why) = warning {
-                output::say(&format!("Note: no template was made: {why}"));
+                output::say(&format!("Note: no template for later runs: {why}"));
             }
             Ok(instance)
         }

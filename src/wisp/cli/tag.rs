@@ -1,5 +1,4 @@
-//! `wisp tag`: tags instances, volumes, snapshots, images, VPCs, subnets, security groups, launch
-//! templates and elastic addresses.
+//! `wisp tag`: sets, removes and prints the tags of resources.
 
 use std::process::ExitCode;
 
@@ -11,8 +10,8 @@ use ec2::tag::Tag;
 
 /// Set, remove or print the tags of a resource.
 ///
-/// Instances, volumes, snapshots, images, VPCs, subnets, security groups, launch templates and elastic addresses can be
-/// tagged.
+/// Instances, volumes, snapshots, images, VPCs, subnets, security groups, gateways, route tables, launch templates
+/// and elastic addresses can be tagged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

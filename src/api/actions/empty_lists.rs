@@ -6,9 +6,9 @@ use crate::error::{ApiError, Code};
 #[cfg(test)]
 use crate::model::{Lookup, Service, Shape};
 
-/// A noun that Wisp does not have.
+/// A kind of resource that Wisp does not support.
 #[derive(Debug)]
-pub struct Noun {
+pub struct ResourceKind {
     action: &'static str,
     /// Member of the output with the list.
     list: &'static str,
@@ -16,19 +16,19 @@ pub struct Noun {
     ids: Option<(&'static str, &'static str)>,
 }
 
-macro_rules! nouns {
+macro_rules! kinds {
     (@ids) => { None };
     (@ids $ids:ident $code:literal) => { Some((stringify!($ids), $code)) };
     ($($action:ident $list:ident $(($ids:ident $code:literal))?;)*) => {
-        &[$(Noun {
+        &[$(ResourceKind {
             action: stringify!($action),
             list: stringify!($list),
-            ids: nouns!(@ids $($ids $code)?),
+            ids: kinds!(@ids $($ids $code)?),
         }),*]
     };
 }
 
-const NOUNS: &[Noun] = nouns! {
+const KINDS: &[ResourceKind] = kinds! {
     DescribeAddressTransfers AddressTransfers;
     DescribeBundleTasks BundleTasks (BundleIds "InvalidBundleID.NotFound");
     DescribeCapacityBlocks CapacityBlocks;
@@ -101,32 +101,32 @@ const NOUNS: &[Noun] = nouns! {
     DescribeVpnGateways VpnGateways (VpnGatewayIds "InvalidVpnGatewayID.NotFound");
 };
 
-pub fn find(action: &str) -> Option<&'static Noun> {
-    NOUNS.iter().find(|noun| noun.action == action)
+pub fn find(action: &str) -> Option<&'static ResourceKind> {
+    KINDS.iter().find(|kind| kind.action == action)
 }
 
-pub fn describe(noun: &Noun, input: &Value) -> Result<Value, ApiError> {
-    if let Some((member, code)) = noun.ids
+pub fn describe(kind: &ResourceKind, input: &Value) -> Result<Value, ApiError> {
+    if let Some((member, code)) = kind.ids
         && let Some(id) = input.get(member).and_then(Value::as_array).and_then(|ids| ids.first()?.as_str())
     {
         let id: String = id.chars().take(100).collect();
         return Err(ApiError::new(Code::NotFound(code), format!("The ID '{id}' does not exist")));
     }
-    Ok(json!({noun.list: []}))
+    Ok(json!({kind.list: []}))
 }
 
 /// Checks the table against a model.
 #[cfg(test)]
 pub fn check(service: &Service) {
-    for noun in NOUNS {
-        let Lookup::Found(operation) = service.operation(noun.action) else { panic!("{} is unknown", noun.action) };
+    for kind in KINDS {
+        let Lookup::Found(operation) = service.operation(kind.action) else { panic!("{} is unknown", kind.action) };
         let has = |shape: &Option<String>, member: &str| match service.shape(shape.as_deref().expect("a shape")) {
             Shape::Structure { members, .. } => {
                 members.get(member).is_some_and(|member| matches!(service.shape(&member.shape), Shape::List { .. }))
             }
             _ => false,
         };
-        assert!(has(&operation.output, noun.list), "{}", noun.action);
-        assert!(noun.ids.is_none_or(|(member, _)| has(&operation.input, member)), "{}", noun.action);
+        assert!(has(&operation.output, kind.list), "{}", kind.action);
+        assert!(kind.ids.is_none_or(|(member, _)| has(&operation.input, member)), "{}", kind.action);
     }
 }
