@@ -44,6 +44,8 @@ pub struct NewVersion {
     pub source: Option<VersionReference>,
     pub description: Option<String>,
     pub data: LaunchTemplateData,
+    /// Two requests with the same token add one version.
+    pub client_token: Option<String>,
 }
 
 /// The versions that a request asks for. Without any condition, it asks for all versions.
@@ -143,15 +145,19 @@ impl LaunchTemplates<'_> {
     pub fn create_version(&self, reference: &str, new: &NewVersion) -> Result<ChosenVersion, CloudError> {
         self.cloud.store.write(|tx| {
             let mut template = resolve::launch_template(tx, reference)?;
+            let source = new.source.map(|source| chosen(&template, source)).transpose()?;
+            let data = source.map(|source| source.data.clone()).unwrap_or_default().with(new.data.clone());
+            if let Some(version) = version_with_token(&template, new, &data)? {
+                return Ok(ChosenVersion { template, version });
+            }
             if template.spec.versions.len() >= MAX_VERSIONS {
                 let what = format!("The launch template has the maximum number of versions, {MAX_VERSIONS}.");
                 let hint = "Delete a version with `wisp template rm TEMPLATE:VERSION`.";
                 return Err(CloudError::refused(ErrorCode::VersionLimitExceeded, what, Some(hint.into())));
             }
-            let source = new.source.map(|source| chosen(&template, source)).transpose()?;
-            let data = source.map(|source| source.data.clone()).unwrap_or_default().with(new.data.clone());
             let number = template.status.last_version.saturating_add(1);
             let version = new_version(number, new.description.as_ref(), data)?;
+            let version = LaunchTemplateVersion { client_token: new.client_token.clone(), ..version };
             template.status.last_version = number;
             template.spec.versions.push(version.clone());
             tx.put(&mut template)?;
@@ -280,7 +286,24 @@ fn new_version(
 ) -> Result<LaunchTemplateVersion, Ec2Error> {
     description.map_or(Ok(()), |description| check_description(description))?;
     data.check()?;
-    Ok(LaunchTemplateVersion { number, description: description.cloned(), created: now(), data })
+    Ok(LaunchTemplateVersion { number, description: description.cloned(), created: now(), data, client_token: None })
+}
+
+/// Returns the version that an earlier request with the same client token added. Fails if that request differed.
+fn version_with_token(
+    template: &LaunchTemplateRecord,
+    new: &NewVersion,
+    data: &LaunchTemplateData,
+) -> Result<Option<LaunchTemplateVersion>, CloudError> {
+    let Some(token) = &new.client_token else { return Ok(None) };
+    let existing = template.spec.versions.iter().find(|version| version.client_token.as_ref() == Some(token));
+    match existing {
+        Some(existing) if (&existing.data, &existing.description) != (data, &new.description) => {
+            let what = format!("The client token '{token}' was used before, for a version with other parameters.");
+            Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
+        }
+        existing => Ok(existing.cloned()),
+    }
 }
 
 /// Returns the template that an earlier request with the same client token created. Fails if that request differed.
@@ -401,7 +424,7 @@ mod tests {
         for instance_type in ["t3.micro", "t3.small"] {
             let source = Some(VersionReference::Default);
             let data = data(json!({"InstanceType": instance_type}));
-            templates.create_version("web", &NewVersion { source, description: None, data }).unwrap();
+            templates.create_version("web", &NewVersion { source, data, ..NewVersion::default() }).unwrap();
         }
         templates.find("web").unwrap()
     }
@@ -455,11 +478,15 @@ mod tests {
         let templates = cloud.launch_templates();
         let expected = json!({"ImageId": "tiny", "InstanceType": "t3.small"});
         assert_eq!(templates.version("web:$Latest").unwrap().version.data, data(expected));
-        let alone = NewVersion { data: data(json!({"KeyName": "me"})), ..NewVersion::default() };
+        let token = Some("once".to_string());
+        let alone = NewVersion { data: data(json!({"KeyName": "me"})), client_token: token, ..NewVersion::default() };
         let chosen = templates.create_version("web", &alone).unwrap();
+        assert_eq!(templates.create_version("web", &alone).unwrap(), chosen);
+        let other = NewVersion { data: data(json!({"KeyName": "you"})), ..alone.clone() };
+        assert_eq!(code(templates.create_version("web", &other)), ErrorCode::IdempotentParameterMismatch);
         assert_eq!((chosen.version.number, chosen.version.data), (4, data(json!({"KeyName": "me"}))));
         let source = Some(VersionReference::Number(9));
-        let unknown = NewVersion { source, ..alone };
+        let unknown = NewVersion { source, client_token: None, ..alone };
         assert_eq!(code(templates.create_version("web", &unknown)), ErrorCode::InvalidLaunchTemplateVersionNotFound);
     }
 

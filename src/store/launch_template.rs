@@ -32,6 +32,9 @@ pub struct LaunchTemplateVersion {
     /// Creation time in seconds since 1970.
     pub created: u64,
     pub data: LaunchTemplateData,
+    /// Client token of the request that added the version.
+    #[serde(default)]
+    pub client_token: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -51,7 +51,7 @@ def templates():
     assert describe(LaunchTemplateNames=["web"]) == describe(LaunchTemplateIds=[template_id]) == [template]
     assert describe(Filters=filters(launch_template_name="w*")) == [template]
     assert describe(Filters=[{"Name": "tag:Name", "Values": ["other"]}]) == []
-    refused("InvalidLaunchTemplateName.NotFoundException", ec2.describe_launch_templates, LaunchTemplateNames=["no"])
+    refused("InvalidLaunchTemplateName.NotFoundException", ec2.describe_launch_templates, LaunchTemplateNames=["missing"])
     refused("InvalidLaunchTemplateId.NotFound", ec2.describe_launch_templates, LaunchTemplateIds=["lt-" + UNKNOWN])
     versions(template_id, data)
     ec2.create_tags(Resources=[template_id], Tags=[{"Key": "stage", "Value": "test"}])

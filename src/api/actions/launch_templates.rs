@@ -104,6 +104,7 @@ pub struct CreateLaunchTemplateVersion {
     source_version: Option<String>,
     version_description: Option<String>,
     launch_template_data: LaunchTemplateData,
+    client_token: Option<String>,
     dry_run: bool,
 }
 
@@ -114,6 +115,7 @@ pub fn create_version(context: &Context, input: CreateLaunchTemplateVersion) -> 
         source: input.source_version.as_deref().map(str::parse).transpose()?,
         description: input.version_description,
         data: input.launch_template_data,
+        client_token: input.client_token,
     };
     check_dry_run(input.dry_run)?;
     let chosen = context.cloud.launch_templates().create_version(&template.meta.id.to_string(), &new)?;
@@ -220,6 +222,9 @@ pub struct ModifyLaunchTemplate {
     launch_template_id: Option<String>,
     launch_template_name: Option<String>,
     default_version: Option<String>,
+    /// A repeated request has the same effect, so the token does not matter.
+    #[serde(rename = "ClientToken")]
+    _client_token: Option<String>,
     dry_run: bool,
 }
 

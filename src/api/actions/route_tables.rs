@@ -56,6 +56,7 @@ fn shapes_of(context: &Context, tables: &[RouteTableRecord]) -> Result<Vec<Value
 #[serde(rename_all = "PascalCase", default)]
 pub struct CreateRouteTable {
     vpc_id: String,
+    client_token: Option<String>,
     tag_specifications: Vec<TagSpecification>,
     dry_run: bool,
 }
@@ -64,7 +65,7 @@ pub fn create(context: &Context, input: CreateRouteTable) -> Result<Value, ApiEr
     let vpc = id::<Vpc>(&input.vpc_id)?;
     let tags = tags_for("route-table", &input.tag_specifications)?;
     check_dry_run(input.dry_run)?;
-    let table = context.cloud.route_tables().create(Some(&vpc.to_string()), tags)?;
+    let table = context.cloud.route_tables().create(Some(&vpc.to_string()), tags, input.client_token)?;
     Ok(json!({"RouteTable": shapes_of(context, &[table])?.pop()}))
 }
 

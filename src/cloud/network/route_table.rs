@@ -33,10 +33,23 @@ impl RouteTables<'_> {
     }
 
     /// Creates a table that has only the local route, by default in the default VPC.
-    pub fn create(&self, vpc: Option<&str>, tags: BTreeMap<String, String>) -> Result<RouteTableRecord, CloudError> {
+    /// Two requests with the same client token create one table.
+    pub fn create(
+        &self,
+        vpc: Option<&str>,
+        tags: BTreeMap<String, String>,
+        client_token: Option<String>,
+    ) -> Result<RouteTableRecord, CloudError> {
         self.cloud.store.write(|tx| {
             let vpc = vpc_or_default(tx, vpc)?.meta.id;
-            insert(tx, vpc, Vec::new(), Vec::new(), tags)
+            if let Some(existing) = with_token(tx, vpc, client_token.as_deref())? {
+                return Ok(existing);
+            }
+            let meta = Meta { client_token: client_token.clone(), ..Meta::new(new_id(), now(), tags.clone()) };
+            let spec = store::route_table::Spec { vpc_id: vpc, routes: Vec::new(), associations: Vec::new() };
+            let mut record = RouteTableRecord { meta, spec };
+            tx.insert(&mut record)?;
+            Ok(record)
         })
     }
 
@@ -208,6 +221,19 @@ pub(super) fn insert(
     let mut record = RouteTableRecord { meta: Meta::new(new_id(), now(), tags), spec };
     tx.insert(&mut record)?;
     Ok(record)
+}
+
+/// Returns the table that an earlier request with the same client token created. Fails if that request differed.
+fn with_token(tx: &Transaction, vpc: VpcId, token: Option<&str>) -> Result<Option<RouteTableRecord>, CloudError> {
+    let Some(token) = token else { return Ok(None) };
+    let is_same = |table: &RouteTableRecord| table.meta.client_token.as_deref() == Some(token);
+    match tx.list::<RouteTableRecord>()?.into_iter().find(is_same) {
+        Some(other) if other.spec.vpc_id != vpc => {
+            let what = format!("The client token '{token}' was used before, for a route table of another VPC.");
+            Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
+        }
+        existing => Ok(existing),
+    }
 }
 
 /// Adds the main table of a new VPC, with a default route to `gateway` if there is one.
@@ -387,7 +413,7 @@ mod tests {
         let (cloud, _dir) = cloud();
         done(cloud.internet_gateways().attach("exit", "lab"));
         let tables = cloud.route_tables();
-        tables.create(Some("lab"), named("public")).unwrap();
+        tables.create(Some("lab"), named("public"), None).unwrap();
         done(tables.create_route("public", range(ANYWHERE), "exit"));
         assert_eq!(destinations(&cloud), []);
         done(tables.associate("public", "front"));
@@ -407,11 +433,11 @@ mod tests {
         let main = main_of(&cloud);
         assert_eq!(code(tables.disassociate(main.spec.associations[0].id)), ErrorCode::InvalidParameterValue);
         assert_eq!(code(tables.delete(&main.meta.id.to_string())), ErrorCode::DependencyViolation);
-        tables.create(Some("lab"), named("other")).unwrap();
+        tables.create(Some("lab"), named("other"), None).unwrap();
         assert!(done(tables.set_main("other")).is_main());
         assert_eq!(main_of(&cloud).meta.name(), Some("other"));
         tables.delete(&main.meta.id.to_string()).unwrap();
-        tables.create(None, named("elsewhere")).unwrap();
+        tables.create(None, named("elsewhere"), None).unwrap();
         let association = main_of(&cloud).spec.associations[0].id;
         assert_eq!(code(tables.replace_association(association, "elsewhere")), ErrorCode::InvalidParameterValue);
     }
@@ -438,7 +464,7 @@ mod tests {
     fn deleted_subnet_has_no_association() {
         let (cloud, _dir) = cloud();
         let tables = cloud.route_tables();
-        tables.create(Some("lab"), named("public")).unwrap();
+        tables.create(Some("lab"), named("public"), None).unwrap();
         done(tables.associate("public", "front"));
         cloud.subnets().delete("front").unwrap();
         tables.delete("public").unwrap();

@@ -121,7 +121,12 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
         }
         Command::Version { template, source, version } => {
             let source = version.instance.is_none().then_some(source);
-            let new = NewVersion { source, data: version.data(&cloud)?, description: version.description };
+            let new = NewVersion {
+                source,
+                data: version.data(&cloud)?,
+                description: version.description,
+                client_token: None,
+            };
             let chosen = templates.create_version(&template, &new)?;
             let number = chosen.version.number.to_string();
             let summary = format!("{}  version {number}", chosen.template.meta.id);

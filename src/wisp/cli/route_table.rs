@@ -102,7 +102,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let tables = cloud.route_tables();
     let changed = match args.command {
         Command::Create { vpc, name, tags } => {
-            let record = tables.create(vpc.as_deref(), launch::tags(tags, name.as_deref())?)?;
+            let record = tables.create(vpc.as_deref(), launch::tags(tags, name.as_deref())?, None)?;
             let id = record.meta.id.to_string();
             let name = record.meta.name().unwrap_or(&id).to_string();
             let next = ["route-table", "add-route", &name, "0.0.0.0/0", "GATEWAY"];
