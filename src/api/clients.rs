@@ -16,7 +16,13 @@ const RULES: &str = "endpoint-rule-set-1.json";
 /// Returns environment variables for old and new clients. `data` is a directory that [`write_endpoint_rules`] has
 /// written. New clients read `AWS_ENDPOINT_URL`; those from before the summer of 2023 read only `AWS_DATA_PATH`.
 pub fn environment(endpoint: &str, key: &AccessKey, data: &Path) -> Vec<(&'static str, String)> {
+    let direct = |name| match std::env::var(name) {
+        Ok(others) if !others.is_empty() => format!("{others},{DIRECT}"),
+        _ => DIRECT.into(),
+    };
     vec![
+        ("NO_PROXY", direct("NO_PROXY")),
+        ("no_proxy", direct("no_proxy")),
         ("AWS_ACCESS_KEY_ID", key.id.clone()),
         ("AWS_SECRET_ACCESS_KEY", key.secret.clone()),
         ("AWS_REGION", REGION.into()),
@@ -29,7 +35,20 @@ pub fn environment(endpoint: &str, key: &AccessKey, data: &Path) -> Vec<(&'stati
 }
 
 /// Variables that would override those of [`environment`].
-pub const REMOVED: &[&str] = &["AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"];
+pub const REMOVED: &[&str] = &[
+    "AWS_DEFAULT_PROFILE",
+    "AWS_ENDPOINT_URL_EC2",
+    "AWS_ENDPOINT_URL_IAM",
+    "AWS_ENDPOINT_URL_SSM",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_PROFILE",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+];
+
+/// The hosts that clients reach without a proxy: otherwise, requests and private keys would pass through it.
+const DIRECT: &str = "127.0.0.1,localhost";
 
 /// Writes endpoint rules for all services to a directory: an endpoint that the user names comes first, then this
 /// server.

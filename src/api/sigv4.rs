@@ -12,6 +12,8 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATOR: &str = "aws4_request";
 /// Maximum difference between the clocks of client and server in seconds.
 const MAX_SKEW: i64 = 300;
+/// Length of the date in a time of signing.
+const DATE_LENGTH: usize = 8;
 const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
 type HmacSha256 = Hmac<Sha256>;
@@ -140,11 +142,15 @@ impl Authorization {
         if !signs("host") || !signs("x-amz-date") {
             return Err(SignatureError::Malformed("the headers host and x-amz-date must be signed"));
         }
+        let unsigned = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase());
+        if unsigned.filter(|name| name.starts_with("x-amz-")).any(|name| !signs(&name)) {
+            return Err(SignatureError::Malformed("all headers whose names begin with x-amz- must be signed"));
+        }
         let time = request.header("x-amz-date").ok_or(SignatureError::Malformed("the header x-amz-date is missing"))?;
         let signed = jiff::civil::DateTime::strptime(TIME_FORMAT, &time);
         let signed = signed.and_then(|signed| signed.to_zoned(jiff::tz::TimeZone::UTC));
         let signed = signed.map_err(|_| SignatureError::Malformed("the header x-amz-date is not a time"))?.timestamp();
-        if !time.starts_with(&self.scope.date) {
+        if time.get(..DATE_LENGTH) != Some(self.scope.date.as_str()) {
             return Err(SignatureError::Malformed("the date of Credential differs from x-amz-date"));
         }
         let string =

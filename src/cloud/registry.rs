@@ -46,6 +46,11 @@ impl Images<'_> {
             return self.find(&self.cloud.image_aliases().resolve(&alias)?.to_string());
         }
         let known = self.known()?;
+        // A name cannot hide an image whose ID it has, or stand for the ID of a deregistered one.
+        if let Ok(id) = reference.parse::<ImageId>() {
+            let found = known.into_iter().find(|record| record.meta.id == id);
+            return found.ok_or_else(|| ImageId::not_found(reference).into());
+        }
         if let Some(named) = known.iter().find(|record| record.spec.name == reference) {
             return Ok(named.clone());
         }

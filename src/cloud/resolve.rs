@@ -15,6 +15,10 @@ fn find<K: ResourceKind>(reference: &str, known: &[(Id<K>, Option<&str>)]) -> Re
     if let Some((id, _)) = known.iter().find(|(id, _)| reference.parse() == Ok(*id)) {
         return Ok(*id);
     }
+    // Another resource may have the ID of a deleted one as its name, and a request for the ID must not find it.
+    if reference.parse::<Id<K>>().is_ok() {
+        return Err(Id::<K>::not_found(reference));
+    }
     let named: Vec<Id<K>> = known.iter().filter(|(_, name)| *name == Some(reference)).map(|(id, _)| *id).collect();
     match named.as_slice() {
         [only] => Ok(*only),

@@ -1,6 +1,7 @@
 //! Filters of `Describe` actions: names map to paths in the response's shapes.
 //!
-//! Names are combined by AND, and the values of a name by OR. `*` matches any characters, and `?` one character.
+//! Names are combined by AND, and the values of a name by OR. `*` matches any characters, and `?` one character, unless a
+//! backslash precedes it.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -21,10 +22,15 @@ pub type Name = (&'static str, &'static str);
 
 /// The filters of all resources with tags: `tag:KEY`, `tag-key` and `tag-value`.
 const TAGS: &str = "Tags";
+/// Maximum number of values of a filter.
+const MAX_VALUES: usize = 200;
+/// Maximum length of a value in characters.
+const MAX_LENGTH: usize = 255;
 
 /// Keeps the resources that match all filters. An unknown name is refused.
 pub fn apply(resources: &mut Vec<Value>, filters: &[Filter], names: &[Name]) -> Result<(), ApiError> {
     for filter in filters {
+        check(filter)?;
         let path = match (filter.name.as_str(), names.iter().find(|(name, _)| *name == filter.name)) {
             ("tag-key", _) => format!("{TAGS}.Key"),
             ("tag-value", _) => format!("{TAGS}.Value"),
@@ -41,6 +47,23 @@ pub fn apply(resources: &mut Vec<Value>, filters: &[Filter], names: &[Name]) -> 
         resources.retain(|resource| has(resource, &path, filter));
     }
     Ok(())
+}
+
+/// Checks EC2's limits, because matching needs time in proportion to the number and length of the values.
+fn check(filter: &Filter) -> Result<(), ApiError> {
+    let is_long = |value: &&String| value.chars().count() > MAX_LENGTH;
+    if filter.values.len() > MAX_VALUES {
+        let rule = format!("it must have at most {MAX_VALUES} values.");
+        return Err(Ec2Error::invalid_parameter("Filter", &filter.name, rule).into());
+    }
+    match filter.values.iter().find(is_long) {
+        Some(value) => {
+            let shown: String = value.chars().take(40).collect();
+            let rule = format!("it must have at most {MAX_LENGTH} characters.");
+            Err(Ec2Error::invalid_parameter("Filter.Value", format!("{shown}..."), rule).into())
+        }
+        None => Ok(()),
+    }
 }
 
 fn unknown(name: &str) -> ApiError {
@@ -70,18 +93,21 @@ fn matches_any(text: &str, filter: &Filter) -> bool {
 
 /// Returns true if a text matches a pattern with `*` and `?`. Needs time in proportion to the product of both lengths.
 fn matches(text: &str, pattern: &str) -> bool {
-    let (text, pattern): (Vec<char>, Vec<char>) = (text.chars().collect(), pattern.chars().collect());
+    let text: Vec<char> = text.chars().collect();
+    let mut symbols = pattern.chars();
     // `ends[i]` is true if the pattern so far matches the first `i` characters.
     let mut ends = vec![false; text.len() + 1];
     ends[0] = true;
-    for symbol in pattern {
-        if symbol == '*' {
+    while let Some(symbol) = symbols.next() {
+        let is_escaped = symbol == '\\' && symbols.as_str().starts_with(['*', '?', '\\']);
+        let symbol = if is_escaped { symbols.next().unwrap_or(symbol) } else { symbol };
+        if symbol == '*' && !is_escaped {
             let first = ends.iter().position(|end| *end).unwrap_or(ends.len());
             ends[first..].fill(true);
             continue;
         }
         for index in (0..text.len()).rev() {
-            ends[index + 1] = ends[index] && (symbol == '?' || symbol == text[index]);
+            ends[index + 1] = ends[index] && ((symbol == '?' && !is_escaped) || symbol == text[index]);
         }
         ends[0] = false;
     }
@@ -106,6 +132,11 @@ mod tests {
             ("web", "", false),
             ("a*c", "a*c", true),
             ("aab", "*ab", true),
+            ("a*c", r"a\*c", true),
+            ("abc", r"a\*c", false),
+            ("a?", r"?\?", true),
+            (r"a\b", r"a\\b", true),
+            (r"a\b", r"a\b", true),
         ] {
             assert_eq!(matches(text, pattern), expected, "{text} {pattern}");
         }

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{ApiError, Code};
-use ec2::ErrorCode;
+use ec2::{Ec2Error, ErrorCode};
 
 /// Members that clients send although their value is EC2's default. Numbers in lists are left out of the paths.
 const DEFAULTS: &[(&str, &[&str])] = &[
@@ -53,8 +53,11 @@ pub fn read<I: DeserializeOwned>(input: Value) -> Result<I, ApiError> {
     for path in unread {
         refuse_unless_default(&input, &path)?;
     }
-    // The codec has checked the types of all members, so a mismatch is a defect of the handler.
-    read.map_err(|error| ApiError::new(Code::InternalError, format!("cannot read the input: {error}")))
+    // The codec has checked the types of all members, but not that numbers are positive.
+    read.map_err(|error| {
+        let what = format!("A value is invalid: {error}.");
+        Ec2Error::refused(ErrorCode::InvalidParameterValue, what, None).into()
+    })
 }
 
 fn refuse_unless_default(input: &Value, path: &str) -> Result<(), ApiError> {

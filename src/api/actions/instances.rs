@@ -5,11 +5,14 @@ use serde_json::{Value, json};
 
 use super::filter::{self, Name};
 use super::input::{Listing, check_dry_run};
+use super::resource::id;
 use super::{Context, page};
 use crate::error::ApiError;
 use cloud::shapes;
 use cloud::stop::StateChange;
 use ec2::InstanceId;
+use ec2::id::Instance;
+use ec2::state::Action;
 use node::host::StopMode;
 
 const FILTERS: &[Name] = &[
@@ -101,9 +104,7 @@ fn reservations(instances: Vec<Value>) -> Vec<Value> {
 
 /// Returns the IDs if all are well-formed. Commands also take names, which the API does not.
 fn checked(ids: &[String]) -> Result<Vec<String>, ApiError> {
-    let parsed: Result<Vec<InstanceId>, _> = ids.iter().map(|id| id.parse::<InstanceId>()).collect();
-    parsed?;
-    Ok(ids.to_vec())
+    ids.iter().map(|text| Ok(id::<Instance>(text)?.to_string())).collect()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -116,8 +117,12 @@ pub struct ChangeState {
 }
 
 impl ChangeState {
-    fn ids(&self, context: &Context) -> Result<Vec<InstanceId>, ApiError> {
+    fn ids(&self, context: &Context, action: Action) -> Result<Vec<InstanceId>, ApiError> {
         let records = context.cloud.instances().find_all(&checked(&self.instance_ids)?)?;
+        // A request changes either all instances or none.
+        for record in &records {
+            action.allowed(record.meta.id, record.status.state)?;
+        }
         check_dry_run(self.dry_run)?;
         Ok(records.iter().map(|record| record.meta.id).collect())
     }
@@ -129,14 +134,14 @@ fn changes(member: &str, changes: &[StateChange]) -> Result<Value, ApiError> {
 
 pub fn start(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
     let mut done = Vec::new();
-    for id in input.ids(context)? {
+    for id in input.ids(context, Action::Start)? {
         done.push(super::report(context.cloud.instances().start(id, false, false)?).change);
     }
     changes("StartingInstances", &done)
 }
 
 pub fn stop(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
-    let ids = input.ids(context)?;
+    let ids = input.ids(context, if input.hibernate { Action::Hibernate } else { Action::Stop })?;
     if input.hibernate {
         context.cloud.instances().check_hibernation(&ids)?;
     }
@@ -152,7 +157,7 @@ pub fn stop(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
 }
 
 pub fn terminate(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
-    let ids = input.ids(context)?;
+    let ids = input.ids(context, Action::Terminate)?;
     let operation = context.cloud.instances().begin_terminate(&ids)?;
     let response = changes("TerminatingInstances", &operation.changes)?;
     context.background.run("terminate", move |cloud| cloud.instances().finish_terminate(operation));
@@ -160,7 +165,7 @@ pub fn terminate(context: &Context, input: ChangeState) -> Result<Value, ApiErro
 }
 
 pub fn reboot(context: &Context, input: ChangeState) -> Result<Value, ApiError> {
-    for id in input.ids(context)? {
+    for id in input.ids(context, Action::Reboot)? {
         context.background.run("reboot", move |cloud| cloud.instances().reboot(id).map(drop).into());
     }
     Ok(Value::Null)

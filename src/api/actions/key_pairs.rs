@@ -121,7 +121,11 @@ pub fn delete(context: &Context, input: DeleteKeyPair) -> Result<Value, ApiError
     let names: BTreeMap<String, String> =
         records.iter().map(|record| (record.meta.id.to_string(), record.spec.name.clone())).collect();
     let name = match (&input.key_name, &input.key_pair_id) {
-        (Some(name), _) => Some(name.clone()).filter(|name| names.values().any(|known| known == name)),
+        (Some(_), Some(_)) => {
+            let what = "The parameters KeyName and KeyPairId cannot be used together";
+            return Err(ec2::Ec2Error::refused(ec2::ErrorCode::InvalidParameterCombination, what, None).into());
+        }
+        (Some(name), None) => Some(name.clone()).filter(|name| names.values().any(|known| known == name)),
         (None, Some(id)) => names.get(id).cloned(),
         (None, None) => {
             let what = "The request must contain the parameter KeyName or KeyPairId";

@@ -13,6 +13,7 @@ use crate::error::{ApiError, Code};
 use cloud::launch::LaunchSpec;
 use cloud::network::NetworkSpec;
 use cloud::shapes;
+use ec2::block_device::DeviceName;
 use ec2::capacity::InstanceSize;
 use ec2::id::{Image, SecurityGroup, Snapshot, Subnet};
 use ec2::image_alias::AliasReference;
@@ -20,7 +21,7 @@ use ec2::launch_template::LaunchTemplateData;
 use ec2::metadata::MetadataChange;
 use ec2::network::{NetworkMode, Zone};
 use ec2::user_data::UserData;
-use ec2::volume::{VolumeOption, VolumeSize, VolumeSource, VolumeSpec};
+use ec2::volume::{VolumeOption, VolumeSize, VolumeSource, VolumeSpec, VolumeType};
 use ec2::{Ec2Error, ErrorCode, ImageId, catalog};
 
 /// The instance type of requests without one. EC2's default, m1.small, is of the first generation.
@@ -293,7 +294,7 @@ impl RunInstances {
             let what = "Wisp does not support secondary private addresses.";
             return Err(Ec2Error::refused(ErrorCode::UnsupportedOperation, what, None).into());
         }
-        let listed = interface.private_ip_addresses.first().and_then(|one| one.private_ip_address.as_ref());
+        let listed = interface.private_ip_addresses.iter().filter_map(|one| one.private_ip_address.as_ref());
         let given = [&self.private_ip_address, &interface.private_ip_address].into_iter().flatten().chain(listed);
         let mut addresses = given.map(|text| address(text)).collect::<Result<Vec<_>, _>>()?;
         addresses.dedup();
@@ -332,18 +333,21 @@ impl Mapping {
             let rule = "it must be a positive number of GiB.";
             Ec2Error::invalid_parameter("BlockDeviceMapping.Ebs.VolumeSize", gib, rule)
         })?;
+        let device: DeviceName = device.parse()?;
+        // A root volume has the type of the image's; others have the default of EC2's API.
+        let default = if device.is_root() { VolumeType::default() } else { VolumeType::Gp2 };
         Ok(VolumeOption {
             source: VolumeSource::New {
                 spec: VolumeSpec {
                     size,
-                    volume_type: ebs.volume_type.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+                    volume_type: ebs.volume_type.as_deref().map_or(Ok(default), str::parse)?,
                     iops: ebs.iops,
                     throughput: ebs.throughput,
                 },
                 snapshot: snapshot.map(|id| id.to_string()),
                 name: None,
             },
-            device: Some(device.parse()?),
+            device: Some(device),
             delete_on_termination: ebs.delete_on_termination,
         })
     }

@@ -19,6 +19,9 @@ pub fn page<T>(
         let what = "The parameter MaxResults cannot be used with the IDs of resources.";
         return Err(Ec2Error::refused(ErrorCode::InvalidParameterCombination, what, None).into());
     }
+    if max_results == Some(0) {
+        return Err(Ec2Error::invalid_parameter("MaxResults", 0, "it must be at least 1.").into());
+    }
     let start = token.map_or(Ok(0), position)?;
     let mut rest = resources.split_off(start.min(resources.len()));
     let Some(limit) = max_results.filter(|limit| *limit < rest.len()) else { return Ok((rest, None)) };
@@ -49,6 +52,12 @@ mod tests {
             }
         }
         assert_eq!((seen, pages), ((0..12).collect::<Vec<_>>(), 3));
+    }
+
+    #[test]
+    fn empty_page_is_refused() {
+        let refused = page(vec![1], Some(0), None, false).unwrap_err();
+        assert_eq!(refused.code, Code::Ec2(ErrorCode::InvalidParameterValue));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::filter::{self, Name};
+use super::filter::{self, Filter, Name};
 use super::input::{Listing, check_dry_run};
 use super::{Context, page};
 use crate::error::ApiError;
@@ -120,7 +120,14 @@ pub fn describe(context: &Context, input: Listing) -> Result<Value, ApiError> {
             tags.push(json!({"Key": key, "ResourceId": id, "ResourceType": kind, "Value": value}));
         }
     }
-    filter::apply(&mut tags, &input.filters, FILTERS)?;
+    let (of_key, others): (Vec<_>, Vec<_>) =
+        input.filters.into_iter().partition(|filter| filter.name.starts_with("tag:"));
+    for filter in of_key {
+        let name = filter.name.trim_start_matches("tag:").to_string();
+        filter::apply(&mut tags, &[Filter { name: "key".into(), values: vec![name] }], FILTERS)?;
+        filter::apply(&mut tags, &[Filter { name: "value".into(), ..filter }], FILTERS)?;
+    }
+    filter::apply(&mut tags, &others, FILTERS)?;
     let (tags, next) = page::page(tags, input.max_results, input.next_token.as_deref(), false)?;
     Ok(json!({"Tags": tags, "NextToken": next}))
 }

@@ -91,7 +91,8 @@ fn convert(
             let time: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
             Ok(serde_json::json!(time.as_millisecond() as f64 / 1000.0))
         }
-        (Shape::Integer(_) | Shape::Long(_), value) if value.is_i64() || value.is_u64() => Ok(value),
+        (Shape::Integer(_), value) if value.as_i64().is_some_and(|value| i32::try_from(value).is_ok()) => Ok(value),
+        (Shape::Long(_), value) if value.is_i64() || value.is_u64() => Ok(value),
         (Shape::Float(_) | Shape::Double(_), value @ Value::Number(_)) => Ok(value),
         (Shape::Boolean, value @ Value::Bool(_)) => Ok(value),
         (Shape::String { .. } | Shape::Blob, Value::String(text)) => {

@@ -16,7 +16,7 @@ use crate::model::{Protocol, Service, Shape, ShapeRef};
 
 /// Maximum number of parameters, and of names in the path of one.
 const MAX_PARAMETERS: usize = 10_000;
-const MAX_DEPTH: usize = 24;
+const MAX_DEPTH: usize = 12;
 /// Parameters of every request, which no input shape has.
 const COMMON: [&str; 2] = ["Action", "Version"];
 
@@ -225,9 +225,10 @@ impl Decoder<'_> {
         let invalid = |rule: &str| ApiError::from(Ec2Error::invalid_parameter(path, shortened(&text), rule));
         let number = || text.parse::<f64>().ok().and_then(Number::from_f64).map(Value::Number);
         let value = match shape {
-            Shape::Integer(_) | Shape::Long(_) => {
-                text.parse::<i64>().map(Value::from).map_err(|_| invalid("it must be an integer."))?
+            Shape::Integer(_) => {
+                text.parse::<i32>().map(Value::from).map_err(|_| invalid("it must be a 32-bit integer."))?
             }
+            Shape::Long(_) => text.parse::<i64>().map(Value::from).map_err(|_| invalid("it must be an integer."))?,
             Shape::Float(_) | Shape::Double(_) => number().ok_or_else(|| invalid("it must be a number."))?,
             Shape::Boolean if text.eq_ignore_ascii_case("true") => Value::Bool(true),
             Shape::Boolean if text.eq_ignore_ascii_case("false") => Value::Bool(false),

@@ -1,11 +1,13 @@
 //! A running server: its thread, and how it ends.
 
 use std::net::SocketAddr;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, exit};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,11 +23,19 @@ use ec2::network::REGION;
 
 pub struct Server {
     endpoint: String,
-    background: Arc<Background>,
     shutdown: oneshot::Sender<()>,
     thread: JoinHandle<()>,
-    /// Receives a message at SIGINT and SIGTERM.
-    signaled: std::sync::mpsc::Receiver<()>,
+    events: (Sender<Event>, Receiver<Event>),
+}
+
+/// The exit code of a process that ends itself at SIGINT, as in a shell.
+const INTERRUPTED: i32 = 130;
+
+enum Event {
+    /// SIGINT or SIGTERM.
+    Signal(Signal),
+    /// The command has ended.
+    Ended(std::io::Result<ExitStatus>),
 }
 
 impl Server {
@@ -40,17 +50,22 @@ impl Server {
         let background = Arc::new(Background::default());
         let actions = Arc::new(LocalActions::new(Arc::clone(&background), prepare_template));
         let (shutdown, is_shut_down) = oneshot::channel();
-        let (report, signaled) = std::sync::mpsc::channel();
-        watch_signals(&runtime, report)?;
+        let events = channel();
+        watch_signals(&runtime, &events.0)?;
         let thread = std::thread::Builder::new().name("server".into()).spawn(move || {
             let shutdown = async {
                 // An error means that the sender was dropped: the server ends, too.
                 let _ = is_shut_down.await;
             };
-            runtime.block_on(server::serve(listener, identity, actions, shutdown));
+            runtime.block_on(async {
+                server::serve(listener, identity, actions, shutdown).await;
+                // Signals are handled until the work is finished.
+                let finished = tokio::task::spawn_blocking(move || background.wait()).await;
+                finished.unwrap_or_else(|error| log::error!("cannot finish the work of requests: {error}"));
+            });
         });
         let thread = thread.context("cannot start the server's thread")?;
-        Ok(Server { endpoint: format!("http://{address}"), background, shutdown, thread, signaled })
+        Ok(Server { endpoint: format!("http://{address}"), shutdown, thread, events })
     }
 
     pub fn endpoint(&self) -> &str {
@@ -58,23 +73,41 @@ impl Server {
     }
 
     pub fn wait_for_signal(&self) {
-        // An error means that the server's thread has ended.
-        let _ = self.signaled.recv();
+        // Cannot fail: this server has a sender.
+        let _ = self.events.1.recv();
     }
 
-    /// Runs a command, and passes SIGTERM on to it.
+    /// Runs a command, and passes SIGTERM on to it. The terminal sends SIGINT to both.
     pub fn run_command(&self, mut command: Command) -> std::io::Result<ExitStatus> {
-        command.spawn()?.wait()
+        let mut child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        let ended = self.events.0.clone();
+        std::thread::spawn(move || ended.send(Event::Ended(child.wait())));
+        loop {
+            match self.events.1.recv() {
+                Ok(Event::Ended(status)) => return status,
+                // An error means that the command has just ended.
+                Ok(Event::Signal(Signal::TERM)) => drop(kill_process(pid, Signal::TERM)),
+                Ok(Event::Signal(_)) => {}
+                Err(error) => return Err(std::io::Error::other(error)),
+            }
+        }
     }
 
-    /// Finishes the requests in flight and the work that they have begun.
+    /// Finishes the requests in flight and the work that they have begun. A signal ends this process at once: the next
+    /// command finishes the work.
     pub fn stop(self) {
+        let events = self.events.1;
+        std::thread::spawn(move || {
+            if let Ok(Event::Signal(_)) = events.recv() {
+                exit(INTERRUPTED);
+            }
+        });
         // An error means that the server's thread has ended.
         let _ = self.shutdown.send(());
         if self.thread.join().is_err() {
             log::error!("the server's thread panicked");
         }
-        self.background.wait();
     }
 }
 
@@ -82,12 +115,14 @@ fn prepare_template(image: &str, size: &InstanceSize) {
     template::prepare_in_background(Some(image), size);
 }
 
-fn watch_signals(runtime: &Runtime, report: std::sync::mpsc::Sender<()>) -> anyhow::Result<()> {
-    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+fn watch_signals(runtime: &Runtime, events: &Sender<Event>) -> anyhow::Result<()> {
+    for (kind, number) in [(SignalKind::interrupt(), Signal::INT), (SignalKind::terminate(), Signal::TERM)] {
         let _context = runtime.enter();
         let mut signals = signal(kind).context("cannot handle signals")?;
-        let report = report.clone();
-        runtime.spawn(async move { while signals.recv().await.is_some() && report.send(()).is_ok() {} });
+        let events = events.clone();
+        runtime.spawn(
+            async move { while signals.recv().await.is_some() && events.send(Event::Signal(number)).is_ok() {} },
+        );
     }
     Ok(())
 }
