@@ -51,6 +51,7 @@ const NOUNS: &[Noun] = nouns! {
     DescribeHostReservationOfferings OfferingSet;
     DescribeHostReservations HostReservationSet;
     DescribeHosts Hosts (HostIds "InvalidHostID.NotFound");
+    DescribeIamInstanceProfileAssociations IamInstanceProfileAssociations (AssociationIds "InvalidAssociationID.NotFound");
     DescribeImportImageTasks ImportImageTasks;
     DescribeImportSnapshotTasks ImportSnapshotTasks;
     DescribeInstanceConnectEndpoints InstanceConnectEndpoints (InstanceConnectEndpointIds "InvalidInstanceConnectEndpointId.NotFound");
