@@ -211,7 +211,7 @@ fn command_shape(command: &Command) -> Value {
         "DeliveryTimedOutCount": count(|state| state == InvocationState::DeliveryTimedOut),
         "DocumentName": DOCUMENT,
         "DocumentVersion": DOCUMENT_VERSION,
-        "ErrorCount": count(|state| matches!(state.status(), "Failed") || state == InvocationState::ExecutionTimedOut),
+        "ErrorCount": count(|state| state.status() == "Failed" || state == InvocationState::ExecutionTimedOut),
         "ExpiresAfter": Timestamp::from_seconds(meta.created.saturating_add(lifetime)),
         "InstanceIds": spec.instance_ids,
         "MaxConcurrency": "50",
