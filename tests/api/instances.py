@@ -78,7 +78,8 @@ def send(instance, *lines, **parameters):
     """Sends a command, and returns its invocation once it has finished."""
     script = {"commands": list(lines), **parameters}
     where = {"Targets": [{"Key": "tag:Name", "Values": ["web"]}]} if parameters else {"InstanceIds": [instance]}
-    command = ssm.send_command(DocumentName="AWS-RunShellScript", Parameters=script, Comment="a test", **where)["Command"]
+    document = dict(DocumentName="AWS-RunShellScript", Comment="a test")
+    command = ssm.send_command(Parameters=script, **document, **where)["Command"]
     assert (command["Status"], command["TargetCount"]) == ("Pending", 1), command
     ids = dict(CommandId=command["CommandId"], InstanceId=instance)
     try:
@@ -105,7 +106,8 @@ def run_commands(instance):
     assert (only["InstanceName"], only["CommandPlugins"][0]["ResponseCode"]) == ("web", 0), only
     refused("InvalidInstanceId", ssm.send_command, InstanceIds=["i-" + UNKNOWN], DocumentName="AWS-RunShellScript",
             Parameters={"commands": ["true"]})
-    refused("InvocationDoesNotExist", ssm.get_command_invocation, CommandId=done["CommandId"], InstanceId="i-" + UNKNOWN)
+    unknown = dict(CommandId=done["CommandId"], InstanceId="i-" + UNKNOWN)
+    refused("InvocationDoesNotExist", ssm.get_command_invocation, **unknown)
 
 
 def attribute(instance, name, member):
