@@ -26,8 +26,8 @@ const RETENTION: u64 = 30 * 24 * 3_600;
 const MAX_INVOCATIONS: usize = 1_000;
 /// Maximum number of invocations that run at a time. Each has a thread.
 const MAX_RUNNING: usize = 100;
-/// Time for an agent to answer a ping.
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for an agent to answer a ping. A busy guest can take longer than the time of a status check.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum length of a character in UTF-8.
 const MAX_CHARACTER: usize = 4;
 
@@ -112,7 +112,6 @@ impl Commands<'_> {
         records.retain(|record| record.status.state == InstanceState::Running);
         let chosen = choose(&records, &request.instance_ids, &request.targets)?;
         let checks = self.cloud.instances().check(&chosen);
-        let has_agent = |check: Check| !matches!(check, Check::NotApplicable | Check::Initializing);
         let (ready, others): (Vec<_>, Vec<_>) =
             chosen.into_iter().zip(checks).partition(|(_, checks)| has_agent(checks.instance));
         match others.as_slice() {
@@ -176,7 +175,7 @@ impl Commands<'_> {
         let mut records = self.cloud.instances().list()?;
         records.retain(|record| record.status.state == InstanceState::Running);
         let checks = self.cloud.instances().check(&records);
-        let answering = records.into_iter().zip(checks).filter(|(_, checks)| checks.instance == Check::Ok);
+        let answering = records.into_iter().zip(checks).filter(|(_, checks)| has_agent(checks.instance));
         let facts = |record: &InstanceRecord| {
             let agent: Agent = self.cloud.dir(record.meta.id).agent(PING_TIMEOUT).ok()?;
             agent.ping(PING_TIMEOUT).ok()
@@ -186,6 +185,11 @@ impl Commands<'_> {
             .map(|(facts, record)| (record, facts))
             .collect())
     }
+}
+
+/// Returns true if the guest's agent has started. It need not have answered the status check in time.
+fn has_agent(check: Check) -> bool {
+    !matches!(check, Check::NotApplicable | Check::Initializing)
 }
 
 fn pending(command_id: CommandId, instance: &InstanceRecord) -> InvocationRecord {
