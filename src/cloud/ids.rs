@@ -6,14 +6,19 @@ pub(super) fn new_id<K: ResourceKind>() -> Id<K> {
     Id::from_random(random())
 }
 
-#[cfg(not(test))]
-fn random() -> [u8; ec2::id::RANDOM_BYTES] {
+/// Returns random bytes for an identifier that is not in EC2's format.
+pub(super) fn random_bytes<const COUNT: usize>() -> [u8; COUNT] {
     use rustix::rand::{GetRandomFlags, getrandom};
 
-    let mut random = [0; ec2::id::RANDOM_BYTES];
+    let mut random = [0; COUNT];
     // Without flags and for so few bytes, getrandom fails only on a host that blocks the system call.
     getrandom(&mut random, GetRandomFlags::empty()).expect("the host provides random numbers");
     random
+}
+
+#[cfg(not(test))]
+fn random() -> [u8; ec2::id::RANDOM_BYTES] {
+    random_bytes()
 }
 
 #[cfg(test)]

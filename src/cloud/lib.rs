@@ -7,6 +7,7 @@
 mod attachment;
 pub mod bench;
 pub mod capacity;
+pub mod command;
 pub mod create_image;
 mod error;
 pub mod first_guest;
@@ -52,6 +53,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use error::CloudError;
 pub use warnings::{Outcome, Warnings};
 
+use command::Commands;
 use ids::new_id;
 use image_alias::ImageAliases;
 use instances::Instances;
@@ -107,6 +109,10 @@ impl Cloud {
 
     pub fn addresses(&self) -> Addresses<'_> {
         Addresses { cloud: self }
+    }
+
+    pub fn commands(&self) -> Commands<'_> {
+        Commands { cloud: self }
     }
 
     pub fn image_aliases(&self) -> ImageAliases<'_> {

@@ -111,6 +111,16 @@ pub enum ErrorCode {
     ParameterAlreadyExists,
     ParameterNotFound,
     ParameterVersionNotFound,
+
+    // Commands, with Systems Manager's codes.
+    InvalidCommandId,
+    InvalidDocument,
+    InvalidInstanceId,
+    InvalidParameters,
+    InvalidPluginName,
+    InvocationDoesNotExist,
+    /// Too many commands are running. Clients try again.
+    ThrottlingException,
 }
 
 impl ErrorCode {
@@ -152,6 +162,13 @@ impl ErrorCode {
             ErrorCode::ParameterAlreadyExists => "ParameterAlreadyExists",
             ErrorCode::ParameterNotFound => "ParameterNotFound",
             ErrorCode::ParameterVersionNotFound => "ParameterVersionNotFound",
+            ErrorCode::InvalidCommandId => "InvalidCommandId",
+            ErrorCode::InvalidDocument => "InvalidDocument",
+            ErrorCode::InvalidInstanceId => "InvalidInstanceId",
+            ErrorCode::InvalidParameters => "InvalidParameters",
+            ErrorCode::InvalidPluginName => "InvalidPluginName",
+            ErrorCode::InvocationDoesNotExist => "InvocationDoesNotExist",
+            ErrorCode::ThrottlingException => "ThrottlingException",
             ErrorCode::VersionLimitExceeded => "VersionLimitExceeded",
             ErrorCode::InvalidKeyPairNotFound => "InvalidKeyPair.NotFound",
             ErrorCode::InvalidReservationIdMalformed => "InvalidReservationID.Malformed",

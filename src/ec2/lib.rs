@@ -7,6 +7,7 @@ pub mod api;
 pub mod block_device;
 pub mod capacity;
 pub mod catalog;
+pub mod command;
 pub mod credits;
 pub mod error;
 mod error_code;

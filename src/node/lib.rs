@@ -19,6 +19,7 @@ pub mod local;
 pub mod machine_config;
 pub mod passt;
 pub mod probe;
+pub mod process_identity;
 pub mod router;
 pub mod shell;
 pub mod snapshot_check;

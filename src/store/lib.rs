@@ -2,7 +2,7 @@
 //!
 //! Each kind of resource has a table of records. A record is a JSON document with a key, so a new field needs no
 //! migration. The record of a resource has three parts: `meta` ([`Meta`]), `spec` (what was requested) and `status`
-//! (what was assigned or observed). Settings and client tokens have one part.
+//! (what was assigned or observed). Settings, client tokens and invocations of commands have one part.
 //!
 //! Each change is one transaction, so a killed process leaves the state from before or after it. Writers wait for each
 //! other. A generation guards each resource: a transaction cannot replace a record that another one wrote since it was
@@ -12,6 +12,7 @@
 
 pub mod address;
 mod client_token;
+pub mod command;
 pub mod image;
 mod image_alias;
 pub mod instance;
@@ -41,6 +42,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 pub use address::{AddressRecord, AssociationRecord};
 pub use client_token::ClientToken;
+pub use command::{CommandRecord, InvocationRecord};
 pub use image::{ImageRecord, Visibility};
 pub use image_alias::ImageAlias;
 pub use instance::{BlockDeviceMapping, InstanceRecord, LaunchRecord, SizeRecord};

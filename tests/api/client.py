@@ -7,6 +7,7 @@ import botocore.exceptions
 
 UNKNOWN = "0123456789abcdef0"
 ec2 = boto3.client("ec2")
+ssm = boto3.client("ssm")
 
 
 def refused(code, call, **parameters):

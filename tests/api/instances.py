@@ -2,7 +2,9 @@
 
 import time
 
-from client import UNKNOWN, ec2, filters, refused
+import botocore.exceptions
+
+from client import UNKNOWN, ec2, filters, refused, ssm
 
 TYPE = "t2.micro"
 
@@ -67,7 +69,45 @@ def look(instance, group):
     status = ec2.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"][0]
     assert (status["SystemStatus"]["Status"], status["InstanceStatus"]["Status"]) == ("ok", "ok")
     assert ec2.get_console_output(InstanceId=instance)["InstanceId"] == instance
+    assert ec2.get_password_data(InstanceId=instance)["PasswordData"] == ""
+    assert ec2.describe_iam_instance_profile_associations()["IamInstanceProfileAssociations"] == []
     assert ec2.unmonitor_instances(InstanceIds=[instance])["InstanceMonitorings"][0]["Monitoring"]["State"] == "disabled"
+
+
+def send(instance, *lines, **parameters):
+    """Sends a command, and returns its invocation once it has finished."""
+    script = {"commands": list(lines), **parameters}
+    where = {"Targets": [{"Key": "tag:Name", "Values": ["web"]}]} if parameters else {"InstanceIds": [instance]}
+    document = dict(DocumentName="AWS-RunShellScript", Comment="a test")
+    command = ssm.send_command(Parameters=script, **document, **where)["Command"]
+    assert (command["Status"], command["TargetCount"]) == ("Pending", 1), command
+    ids = dict(CommandId=command["CommandId"], InstanceId=instance)
+    try:
+        ssm.get_waiter("command_executed").wait(WaiterConfig={"Delay": 1, "MaxAttempts": 60}, **ids)
+    except botocore.exceptions.WaiterError as error:
+        assert error.last_response["Status"] in ("Failed", "TimedOut"), error
+    return ssm.get_command_invocation(**ids)
+
+
+def run_commands(instance):
+    managed = ssm.describe_instance_information(Filters=[{"Key": "InstanceIds", "Values": [instance]}])
+    information = managed["InstanceInformationList"][0]
+    assert (information["PingStatus"], information["PlatformType"]) == ("Online", "Linux"), information
+    done = send(instance, "echo out", "echo $AWS_SSM_INSTANCE_ID >&2")
+    assert (done["Status"], done["ResponseCode"], done["StandardOutputContent"]) == ("Success", 0, "out\n"), done
+    assert done["StandardErrorContent"] == instance + "\n", done
+    failed = send(instance, "pwd", "exit 3", workingDirectory=["/tmp"])
+    assert (failed["StatusDetails"], failed["ResponseCode"], failed["StandardOutputContent"]) == ("Failed", 3, "/tmp\n")
+    late = send(instance, "echo begun; sleep 1000", executionTimeout=["1"])
+    assert (late["Status"], late["StatusDetails"], late["ResponseCode"]) == ("TimedOut", "ExecutionTimedOut", -1), late
+    commands = ssm.list_commands(InstanceId=instance)["Commands"]
+    assert sorted(command["Status"] for command in commands) == ["Failed", "Success", "TimedOut"], commands
+    only = ssm.list_command_invocations(CommandId=done["CommandId"], Details=True)["CommandInvocations"][0]
+    assert (only["InstanceName"], only["CommandPlugins"][0]["ResponseCode"]) == ("web", 0), only
+    refused("InvalidInstanceId", ssm.send_command, InstanceIds=["i-" + UNKNOWN], DocumentName="AWS-RunShellScript",
+            Parameters={"commands": ["true"]})
+    unknown = dict(CommandId=done["CommandId"], InstanceId="i-" + UNKNOWN)
+    refused("InvocationDoesNotExist", ssm.get_command_invocation, **unknown)
 
 
 def attribute(instance, name, member):
@@ -146,6 +186,7 @@ def main():
     wait("instance_status_ok", InstanceIds=[instance])
     ec2.terminate_instances(InstanceIds=[of_template])
     look(instance, group)
+    run_commands(instance)
     change(instance)
     stop(instance)
     create_image(instance)

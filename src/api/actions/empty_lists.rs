@@ -53,6 +53,7 @@ const KINDS: &[ResourceKind] = kinds! {
     DescribeHostReservationOfferings OfferingSet;
     DescribeHostReservations HostReservationSet;
     DescribeHosts Hosts (HostIds "InvalidHostID.NotFound");
+    DescribeIamInstanceProfileAssociations IamInstanceProfileAssociations (AssociationIds "InvalidAssociationID.NotFound");
     DescribeImportImageTasks ImportImageTasks;
     DescribeImportSnapshotTasks ImportSnapshotTasks;
     DescribeInstanceConnectEndpoints InstanceConnectEndpoints (InstanceConnectEndpointIds "InvalidInstanceConnectEndpointId.NotFound");

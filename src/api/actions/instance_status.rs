@@ -107,3 +107,19 @@ pub fn console_output(context: &Context, input: GetConsoleOutput) -> Result<Valu
     let timestamp = super::respond(Timestamp::from_seconds(record.status.launch_time))?;
     Ok(json!({"InstanceId": record.meta.id, "Output": BASE64_STANDARD.encode(bytes), "Timestamp": timestamp}))
 }
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct GetPasswordData {
+    instance_id: String,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Answers that the instance has no password, as EC2 does for Linux.
+pub fn password(context: &Context, input: GetPasswordData) -> Result<Value, ApiError> {
+    let record = context.cloud.instances().find(&id::<Instance>(&input.instance_id)?.to_string())?;
+    check_dry_run(input.dry_run)?;
+    let timestamp = super::respond(Timestamp::from_seconds(record.status.launch_time))?;
+    Ok(json!({"InstanceId": record.meta.id, "PasswordData": "", "Timestamp": timestamp}))
+}

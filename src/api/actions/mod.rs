@@ -3,14 +3,17 @@
 //! A handler takes the members of the input that Wisp supports as a struct, and returns the output. A parameter that no
 //! handler reads is refused by name, unless it states the default (`input`).
 
+mod account;
 mod addresses;
 mod background;
+mod commands;
 mod empty_lists;
 mod filter;
 mod identity;
 mod images;
 mod input;
 mod instance_attributes;
+mod instance_information;
 mod instance_status;
 mod instance_types;
 mod instances;
@@ -93,6 +96,8 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("sts", "GetCallerIdentity") => handler!(identity::caller),
         ("iam", "GetUser") => handler!(identity::user),
         ("iam", "ListAccountAliases") => handler!(identity::aliases),
+        ("ec2", "DescribeAccountAttributes") => handler!(account::attributes),
+        ("ec2", "GetEbsEncryptionByDefault") => handler!(account::ebs_encryption),
         ("ec2", "DescribeRegions") => handler!(regions::regions),
         ("ec2", "DescribeAvailabilityZones") => handler!(regions::zones),
         ("ec2", "DescribeInstances") => listing!(instances::describe),
@@ -103,6 +108,7 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("ec2", "RunInstances") => handler!(launch::run),
         ("ec2", "DescribeInstanceStatus") => listing!(instance_status::describe),
         ("ec2", "GetConsoleOutput") => handler!(instance_status::console_output),
+        ("ec2", "GetPasswordData") => handler!(instance_status::password),
         ("ec2", "DescribeInstanceAttribute") => handler!(instance_attributes::describe),
         ("ec2", "ModifyInstanceAttribute") => handler!(instance_attributes::modify),
         ("ec2", "ModifyInstanceMetadataOptions") => handler!(instance_attributes::modify_metadata),
@@ -193,6 +199,11 @@ pub fn entry(service: &str, action: &str) -> Option<Entry> {
         ("ssm", "GetParameter") => handler!(parameters::parameter),
         ("ssm", "GetParameters") => handler!(parameters::parameters),
         ("ssm", "GetParametersByPath") => handler!(parameters::by_path),
+        ("ssm", "SendCommand") => handler!(commands::send),
+        ("ssm", "ListCommands") => handler!(commands::list),
+        ("ssm", "ListCommandInvocations") => handler!(commands::list_invocations),
+        ("ssm", "GetCommandInvocation") => handler!(commands::invocation),
+        ("ssm", "DescribeInstanceInformation") => handler!(instance_information::describe),
         ("ec2", action) => Entry::EmptyList(empty_lists::find(action)?),
         _ => return None,
     };

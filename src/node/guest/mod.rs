@@ -30,7 +30,7 @@ mod user;
 #[cfg(test)]
 mod testing;
 
-pub use capture::Captured;
+pub use capture::{Captured, CommandEnd, RunningCommand};
 pub use connect::Agent;
 pub use error::Error;
 pub use exec::Streams;

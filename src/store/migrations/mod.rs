@@ -27,6 +27,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     create_launch_templates,
     create_image_aliases,
     gateways::create,
+    create_commands,
 ];
 
 fn create_first_tables(tx: &Transaction) -> Result<(), StoreError> {
@@ -94,6 +95,10 @@ fn create_launch_templates(tx: &Transaction) -> Result<(), StoreError> {
 
 fn create_image_aliases(tx: &Transaction) -> Result<(), StoreError> {
     create_tables(tx, &["image_aliases"])
+}
+
+fn create_commands(tx: &Transaction) -> Result<(), StoreError> {
+    create_tables(tx, &["commands", "invocations"])
 }
 
 fn create_tables(tx: &Transaction, names: &[&str]) -> Result<(), StoreError> {
