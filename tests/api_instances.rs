@@ -3,36 +3,18 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::Wisp;
-
-/// Returns the Python interpreter with boto3, or `None` if the clients are not installed.
-fn python() -> Option<PathBuf> {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/api-clients/bin/python");
-    if !python.exists() {
-        test_support::skip_without(test_support::Capability::ApiClients);
-        return None;
-    }
-    Some(python)
-}
-
-/// Runs a script with a server for the data directory of `wisp`.
-fn run(wisp: &Wisp, script: &str) {
-    let Some(python) = python() else { return };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api").join(script);
-    let [python, script] = [&python, &script].map(|path| path.to_str().expect("UTF-8"));
-    wisp.run(&["serve", "--", python, script]).expect_code(0);
-}
+use common::{Wisp, api};
 
 #[test]
 fn boto3_runs_changes_and_terminates_a_guest() {
-    run(&Wisp::warm(), "instances.py");
+    api::run(&Wisp::warm(), "instances.py", &[]);
 }
 
 #[test]
 fn unsigned_malformed_and_large_requests_are_refused() {
-    run(&Wisp::without_kvm(), "refusals.py");
+    api::run(&Wisp::without_kvm(), "refusals.py", &[]);
 }
 
 #[test]

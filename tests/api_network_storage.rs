@@ -3,21 +3,11 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::Wisp;
+use common::{Wisp, api};
 
 /// Runs a scenario against a server with a data directory of its own.
 fn run(scenario: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join("target/api-clients/bin/python");
-    if !python.exists() {
-        test_support::skip_without(test_support::Capability::ApiClients);
-        return;
-    }
-    let script = root.join("tests/api/network_storage.py");
-    let [python, script] = [&python, &script].map(|path| path.to_str().expect("UTF-8"));
-    Wisp::without_kvm().run(&["serve", "--", python, script, scenario]).expect_code(0);
+    api::run(&Wisp::without_kvm(), "network_storage.py", &[scenario]);
 }
 
 #[test]

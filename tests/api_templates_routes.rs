@@ -3,22 +3,11 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::Wisp;
+use common::{Wisp, api};
 
 /// Runs a scenario against a server with a data directory of its own.
 fn run(scenario: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join("target/api-clients/bin/python");
-    if !python.exists() {
-        test_support::skip_without(test_support::Capability::ApiClients);
-        return;
-    }
-    let script = root.join("tests/api/templates_routes.py");
-    let [python, script] = [&python, &script].map(|path| path.to_str().expect("UTF-8"));
-    let wisp = env!("CARGO_BIN_EXE_wisp");
-    Wisp::without_kvm().run(&["serve", "--", python, script, scenario, wisp]).expect_code(0);
+    api::run(&Wisp::without_kvm(), "templates_routes.py", &[scenario, env!("CARGO_BIN_EXE_wisp")]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::CloudError;
 use super::launch::LaunchSpec;
-use super::lookup::volumes_of;
+use super::lookup::{volumes_of, with_token};
 use super::network::NetworkSpec;
 use super::{Cloud, new_id, now, resolve};
 use ec2::block_device::DeviceName;
@@ -18,7 +18,7 @@ use ec2::metadata::MetadataChange;
 use ec2::tag::is_reserved;
 use ec2::volume::VolumeOption;
 use ec2::{Ec2Error, ErrorCode};
-use store::{InstanceRecord, LaunchTemplateRecord, LaunchTemplateVersion, Meta, Transaction, VolumeRecord};
+use store::{InstanceRecord, LaunchTemplateRecord, LaunchTemplateVersion, Meta, VolumeRecord};
 
 const GIB: u64 = 1 << 30;
 
@@ -119,7 +119,8 @@ impl LaunchTemplates<'_> {
         check_name(&new.name)?;
         let version = new_version(1, new.description.as_ref(), new.data.clone())?;
         self.cloud.store.write(|tx| {
-            if let Some(existing) = with_token(tx, new)? {
+            let token = new.client_token.as_deref();
+            if let Some(existing) = with_token(tx, token, "launch template", |known| Ok(is_repeated(known, new)))? {
                 return Ok(existing);
             }
             if tx.list::<LaunchTemplateRecord>()?.iter().any(|known| known.spec.name == new.name) {
@@ -306,18 +307,11 @@ fn version_with_token(
     }
 }
 
-/// Returns the template that an earlier request with the same client token created. Fails if that request differed.
-fn with_token(tx: &Transaction, new: &NewLaunchTemplate) -> Result<Option<LaunchTemplateRecord>, CloudError> {
-    let Some(token) = &new.client_token else { return Ok(None) };
-    let is_same = |record: &LaunchTemplateRecord| record.meta.client_token.as_ref() == Some(token);
-    let Some(existing) = tx.list::<LaunchTemplateRecord>()?.into_iter().find(is_same) else { return Ok(None) };
+/// Returns true if a request asks for the template that an earlier one created.
+fn is_repeated(existing: &LaunchTemplateRecord, new: &NewLaunchTemplate) -> bool {
     let first = existing.spec.versions.iter().find(|version| version.number == 1);
-    let is_repeated = first.is_none_or(|first| (&first.data, &first.description) == (&new.data, &new.description));
-    if existing.spec.name == new.name && is_repeated {
-        return Ok(Some(existing));
-    }
-    let what = format!("The client token '{token}' was used before, for a launch template with other parameters.");
-    Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
+    let is_same = first.is_none_or(|first| (&first.data, &first.description) == (&new.data, &new.description));
+    existing.spec.name == new.name && is_same
 }
 
 fn check_deletion(template: &LaunchTemplateRecord, number: u64) -> Result<(), Ec2Error> {

@@ -4,7 +4,7 @@ use super::error::CloudError;
 use ec2::capacity::InstanceSize;
 use ec2::id::{Id, ResourceKind};
 use ec2::volume::{VolumeFigures, VolumeSize, VolumeType, no_size};
-use ec2::{InstanceId, VolumeId, catalog};
+use ec2::{ErrorCode, InstanceId, VolumeId, catalog};
 use store::{InstanceRecord, Resource, Transaction, VolumeRecord};
 
 pub(super) fn by_id<R, K>(tx: &Transaction, id: Id<K>) -> Result<R, CloudError>
@@ -14,6 +14,24 @@ where
 {
     let key = id.to_string();
     Ok(tx.get(&key)?.ok_or_else(|| Id::<K>::not_found(&key))?)
+}
+
+/// Returns the resource that an earlier request with the same client token created. Fails if that request asked for
+/// something else, which `is_repeated` tells. `noun` names the kind of resource in the error.
+pub(super) fn with_token<R: Resource>(
+    tx: &Transaction,
+    token: Option<&str>,
+    noun: &str,
+    is_repeated: impl FnOnce(&R) -> Result<bool, CloudError>,
+) -> Result<Option<R>, CloudError> {
+    let Some(token) = token else { return Ok(None) };
+    let is_same = |record: &R| record.meta().client_token.as_deref() == Some(token);
+    let Some(existing) = tx.list::<R>()?.into_iter().find(is_same) else { return Ok(None) };
+    if is_repeated(&existing)? {
+        return Ok(Some(existing));
+    }
+    let what = format!("The client token '{token}' was used before, for a {noun} with other parameters.");
+    Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
 }
 
 pub(super) fn get(tx: &Transaction, id: InstanceId) -> Result<InstanceRecord, CloudError> {

@@ -9,13 +9,13 @@ use super::attachment::in_use;
 use super::error::CloudError;
 use super::hibernate::refuse_hibernated;
 use super::layers;
-use super::lookup::{figures_of, get, get_volume, volumes_of};
+use super::lookup::{figures_of, get, get_volume, volumes_of, with_token};
 use super::names::{ROOT_DEVICE, volume_file};
 use super::{Cloud, new_id, now, resolve};
 use ec2::network::Zone;
 use ec2::state::InstanceState;
 use ec2::volume::{Role, VolumeChange, VolumeSize, VolumeSpec, VolumeState};
-use ec2::{ErrorCode, InstanceId, VolumeId};
+use ec2::{InstanceId, VolumeId};
 use node::host::NewFile;
 use store::{FiguresRecord, InstanceRecord, Meta, ModificationRecord, SnapshotRecord, VolumeRecord};
 
@@ -57,7 +57,9 @@ impl Volumes<'_> {
         let find = |reference: &String| self.cloud.store.read(|tx| resolve::snapshot(tx, reference));
         let source = new.snapshot.as_ref().map(find).transpose()?;
         let _lock = self.cloud.node.volumes().lock()?;
-        if let Some(existing) = self.with_token(new, source.as_ref())? {
+        let token = new.client_token.as_deref();
+        let is_same = |known: &VolumeRecord| is_repeated(known, new, source.as_ref());
+        if let Some(existing) = self.cloud.store.read(|tx| with_token(tx, token, "volume", is_same))? {
             return Ok(existing);
         }
         let mut record = self.make(&new.spec, source.as_ref(), new.tags.clone())?;
@@ -69,29 +71,6 @@ impl Volumes<'_> {
             let _ = self.cloud.node.volumes().remove(&record.status.file);
         }
         inserted.map(|()| record)
-    }
-
-    /// Returns the volume that an earlier request with the same client token created. Fails if that request differed.
-    fn with_token(&self, new: &NewVolume, source: Option<&SnapshotRecord>) -> Result<Option<VolumeRecord>, CloudError> {
-        let Some(token) = &new.client_token else { return Ok(None) };
-        let is_same = |record: &VolumeRecord| record.meta.client_token.as_ref() == Some(token);
-        let Some(existing) = self.list()?.into_iter().find(is_same) else { return Ok(None) };
-        let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.status.size));
-        let figures = new.spec.figures(source_size, Role::Data)?;
-        let asked = FiguresRecord {
-            size: figures.size.bytes(),
-            volume_type: figures.volume_type.as_str().into(),
-            iops: figures.iops,
-            throughput: figures.throughput,
-        };
-        let modified = existing.status.modification.as_ref();
-        let made = modified.map_or_else(|| FiguresRecord::of(&existing.spec), |modified| modified.original.clone());
-        let snapshot = source.map(|snapshot| snapshot.meta.id);
-        if (asked, snapshot, new.zone) == (made, existing.spec.snapshot_id, existing.spec.zone) {
-            return Ok(Some(existing));
-        }
-        let what = format!("The client token '{token}' was used before, for a volume with other parameters.");
-        Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
     }
 
     /// Creates a volume's file. The caller holds the volumes lock and inserts the record.
@@ -210,6 +189,22 @@ fn role_of(record: &VolumeRecord) -> Role {
     } else {
         Role::Data
     }
+}
+
+/// Returns true if a request asks for the volume that an earlier one created.
+fn is_repeated(existing: &VolumeRecord, new: &NewVolume, source: Option<&SnapshotRecord>) -> Result<bool, CloudError> {
+    let source_size = source.and_then(|snapshot| VolumeSize::that_holds(snapshot.status.size));
+    let figures = new.spec.figures(source_size, Role::Data)?;
+    let asked = FiguresRecord {
+        size: figures.size.bytes(),
+        volume_type: figures.volume_type.as_str().into(),
+        iops: figures.iops,
+        throughput: figures.throughput,
+    };
+    let modified = existing.status.modification.as_ref();
+    let made = modified.map_or_else(|| FiguresRecord::of(&existing.spec), |modified| modified.original.clone());
+    let snapshot = source.map(|snapshot| snapshot.meta.id);
+    Ok((asked, snapshot, new.zone) == (made, existing.spec.snapshot_id, existing.spec.zone))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl fmt::Display for AliasPath {
     }
 }
 
-/// An alias in place of an image ID.
+/// An alias that a launch names instead of an image ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasReference {
     pub path: AliasPath,

@@ -6,6 +6,7 @@ import boto3
 import botocore.exceptions
 
 UNKNOWN = "0123456789abcdef0"
+NAME = [{"Key": "Name", "Value": "test"}]
 ec2 = boto3.client("ec2")
 ssm = boto3.client("ssm")
 
@@ -18,6 +19,10 @@ def refused(code, call, **parameters):
         assert error.response["Error"]["Code"] == code, error
         return error.response["Error"]["Message"]
     raise AssertionError(f"{call.__name__} succeeded, but {code} was expected")
+
+
+def tagged(kind):
+    return [{"ResourceType": kind, "Tags": NAME}]
 
 
 def filters(**values):

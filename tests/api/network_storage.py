@@ -5,13 +5,7 @@
 
 import sys
 
-from client import UNKNOWN, ec2, filters, refused
-
-NAME = [{"Key": "Name", "Value": "test"}]
-
-
-def tagged(kind):
-    return [{"ResourceType": kind, "Tags": NAME}]
+from client import NAME, UNKNOWN, ec2, filters, refused, tagged
 
 
 def tcp(first, last, *ranges, **members):

@@ -6,31 +6,9 @@
 import subprocess
 import sys
 
-import boto3
-import botocore.exceptions
+from client import NAME, UNKNOWN, ec2, filters, refused, ssm, tagged
 
-ec2 = boto3.client("ec2")
-ssm = boto3.client("ssm")
-UNKNOWN = "0123456789abcdef0"
-NAME = [{"Key": "Name", "Value": "test"}]
 ANYWHERE = "0.0.0.0/0"
-
-
-def refused(code, call, **parameters):
-    try:
-        call(**parameters)
-    except botocore.exceptions.ClientError as error:
-        assert error.response["Error"]["Code"] == code, error
-        return error.response["Error"]["Message"]
-    raise AssertionError(f"{call.__name__} succeeded, but {code} was expected")
-
-
-def tagged(kind):
-    return [{"ResourceType": kind, "Tags": NAME}]
-
-
-def filters(**values):
-    return [{"Name": name.replace("_", "-"), "Values": [value]} for name, value in values.items()]
 
 
 def templates():

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod api;
 pub mod instances;
 pub mod machines;
 pub mod namespace;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::input::{Listing, check_dry_run};
-use super::resource::{Listed, combination, id, missing};
+use super::resource::{AttributeValue, Listed, combination, id, missing};
 use super::tags::{TagSpecification, tags_for};
 use crate::error::{ApiError, Code};
 use cloud::create_image::ImageConsistency;
@@ -240,13 +240,6 @@ pub fn attribute(context: &Context, input: DescribeImageAttribute) -> Result<Val
         }
     };
     Ok(json!({"ImageId": record.meta.id, member: value}))
-}
-
-/// EC2 API Reference, `AttributeValue`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct AttributeValue {
-    value: Option<String>,
 }
 
 /// EC2 API Reference, `LaunchPermissionModifications`.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::input::{Listing, check_dry_run};
 use super::launch::MetadataOptions;
-use super::resource::{AttributeBoolean, Listed, combination, id, missing};
+use super::resource::{AttributeBoolean, AttributeValue, Listed, combination, id, missing};
 use crate::error::{ApiError, Code};
 use cloud::modify::Modification;
 use cloud::shapes;
@@ -56,13 +56,6 @@ pub fn describe(context: &Context, input: DescribeInstanceAttribute) -> Result<V
         other => return Err(Ec2Error::invalid_parameter("Attribute", other, "it is unknown.").into()),
     };
     Ok(json!({"InstanceId": record.meta.id, member: value}))
-}
-
-/// EC2 API Reference, `AttributeValue`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct AttributeValue {
-    value: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -199,7 +199,7 @@ fn check_aliases(versions: &[VersionReference]) -> Result<(), ApiError> {
     Err(ApiError::new(Code::Ec2(code), NO_TEMPLATE))
 }
 
-/// Returns a version with the image ID in place of an image alias.
+/// Returns a version whose image alias is resolved to the image ID.
 fn resolved(context: &Context, mut version: LaunchTemplateVersion) -> Result<LaunchTemplateVersion, ApiError> {
     if let Some(image) = &version.data.image_id
         && AliasReference::parse(image)?.is_some()

@@ -41,6 +41,13 @@ pub struct AttributeBoolean {
     pub value: Option<bool>,
 }
 
+/// EC2 API Reference, `AttributeValue`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AttributeValue {
+    pub value: Option<String>,
+}
+
 /// The response of a `Describe` action.
 pub struct Listed {
     /// Member of the response with the resources.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::error::CloudError;
+use super::super::lookup::with_token;
 use super::super::{Cloud, Outcome, new_id, now, resolve};
 use super::internet_gateway::attached_to;
 use super::lookup::vpc_or_default;
@@ -42,7 +43,8 @@ impl RouteTables<'_> {
     ) -> Result<RouteTableRecord, CloudError> {
         self.cloud.store.write(|tx| {
             let vpc = vpc_or_default(tx, vpc)?.meta.id;
-            if let Some(existing) = with_token(tx, vpc, client_token.as_deref())? {
+            let is_repeated = |table: &RouteTableRecord| Ok(table.spec.vpc_id == vpc);
+            if let Some(existing) = with_token(tx, client_token.as_deref(), "route table", is_repeated)? {
                 return Ok(existing);
             }
             let meta = Meta { client_token: client_token.clone(), ..Meta::new(new_id(), now(), tags.clone()) };
@@ -221,19 +223,6 @@ pub(super) fn insert(
     let mut record = RouteTableRecord { meta: Meta::new(new_id(), now(), tags), spec };
     tx.insert(&mut record)?;
     Ok(record)
-}
-
-/// Returns the table that an earlier request with the same client token created. Fails if that request differed.
-fn with_token(tx: &Transaction, vpc: VpcId, token: Option<&str>) -> Result<Option<RouteTableRecord>, CloudError> {
-    let Some(token) = token else { return Ok(None) };
-    let is_same = |table: &RouteTableRecord| table.meta.client_token.as_deref() == Some(token);
-    match tx.list::<RouteTableRecord>()?.into_iter().find(is_same) {
-        Some(other) if other.spec.vpc_id != vpc => {
-            let what = format!("The client token '{token}' was used before, for a route table of another VPC.");
-            Err(CloudError::refused(ErrorCode::IdempotentParameterMismatch, what, None))
-        }
-        existing => Ok(existing),
-    }
 }
 
 /// Adds the main table of a new VPC, with a default route to `gateway` if there is one.

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud, report};
+use super::{args, open_cloud, report};
 use cloud::shapes;
-use ec2::tag::Tag;
 use store::AddressRecord;
 
 /// Manage elastic addresses (Elastic IPs).
@@ -34,12 +34,8 @@ pub struct Args {
 enum Command {
     /// Allocate an address.
     Allocate {
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// List addresses.
     Ls,
@@ -69,8 +65,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
         Command::Ls => list(&cloud.addresses().list()?, output)?,
-        Command::Allocate { name, tags } => {
-            let record = cloud.addresses().allocate(launch::tags(tags, name.as_deref())?)?;
+        Command::Allocate { tags } => {
+            let record = cloud.addresses().allocate(tags.with_name()?)?;
             let address = record.status.public_ip.to_string();
             resource::show(&record, &summary(&record), &["address", "associate", &address, "INSTANCE"], output)?;
         }

@@ -1,11 +1,14 @@
 //! Arguments that several subcommands share.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use super::wait;
+use ec2::Ec2Error;
 use ec2::metadata::MetadataChange;
+use ec2::tag::{Tag, with_tags};
 
 /// Headings of options in `--help`. Options without one are under clap's heading `Options`.
 pub const NETWORK: &str = "Network";
@@ -23,6 +26,31 @@ pub const GATEWAY: &str = "Internet gateway ID, unique ID prefix or name";
 pub const ROUTE_TABLE: &str = "Route table ID, unique ID prefix or name";
 pub const SUBNET: &str = "Subnet ID, unique ID prefix or name";
 pub const ADDRESS: &str = "Public address, or its ID, unique ID prefix or name";
+
+/// Options with the tags of a new resource.
+#[derive(Debug, clap::Args)]
+pub struct TagArgs {
+    /// Name tag.
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Tag; can be repeated.
+    #[arg(long = "tag", value_name = "KEY=VALUE")]
+    tags: Vec<Tag>,
+}
+
+impl TagArgs {
+    /// Returns all tags, including the Name tag.
+    pub fn with_name(self) -> Result<BTreeMap<String, String>, Ec2Error> {
+        tags(self.tags, self.name.as_deref())
+    }
+}
+
+/// Returns the tags, with a Name tag if a name is given.
+pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
+    let name = name.map(|name| Tag::new("Name", name)).transpose()?;
+    with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
+}
 
 /// Options of commands that start guests and wait for them.
 #[derive(Debug, Clone, Copy, clap::Args)]

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud, report};
+use super::{args, open_cloud, report};
 use cloud::shapes;
-use ec2::tag::Tag;
 use store::InternetGatewayRecord;
 
 /// Manage internet gateways.
@@ -33,12 +33,8 @@ pub struct Args {
 enum Command {
     /// Create a gateway.
     Create {
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// List gateways.
     Ls,
@@ -65,8 +61,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let gateways = cloud.internet_gateways();
     match args.command {
-        Command::Create { name, tags } => {
-            let record = gateways.create(launch::tags(tags, name.as_deref())?)?;
+        Command::Create { tags } => {
+            let record = gateways.create(tags.with_name()?)?;
             let id = record.meta.id.to_string();
             let next = ["gateway", "attach", record.meta.name().unwrap_or(&id), "VPC"];
             resource::show(&record, &id, &next, output)?;

@@ -1,6 +1,5 @@
 //! `wisp launch`: launches instances.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use super::args::{ADVANCED, WaitArgs};
@@ -14,10 +13,8 @@ use cloud::launch::{LaunchSpec, Launched};
 use cloud::launch_template::ChosenVersion;
 use cloud::network::NetworkSpec;
 use cloud::{Cloud, shapes};
+use ec2::catalog;
 use ec2::state::InstanceState;
-use ec2::tag::{Tag, with_tags};
-use ec2::user_data::UserData;
-use ec2::{Ec2Error, catalog};
 
 /// The default instance type. Accounts that were created before July 15, 2025 have it in EC2's free tier.
 pub const DEFAULT_TYPE: &str = "t2.micro";
@@ -80,19 +77,6 @@ pub struct Args {
 
     #[command(flatten)]
     wait: WaitArgs,
-}
-
-/// Returns the tags, with a Name tag if a name is given.
-pub fn tags(tags: Vec<Tag>, name: Option<&str>) -> Result<BTreeMap<String, String>, Ec2Error> {
-    let name = name.map(|name| Tag::new("Name", name)).transpose()?;
-    with_tags(&BTreeMap::new(), tags.into_iter().chain(name))
-}
-
-/// Reads a user data file, raw or base64-encoded, and returns it in base64, as EC2's API expects it. Returns `None` for
-/// an empty file.
-pub fn read_user_data(path: &std::path::Path) -> anyhow::Result<Option<String>> {
-    let data = UserData::read(&super::key::read(path)?)?;
-    Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }
 
 /// Combines the options with the parameters of the template, if there is one.

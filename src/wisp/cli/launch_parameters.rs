@@ -1,9 +1,8 @@
 //! Options that `wisp launch` and `wisp template` share: the parameters that a launch template can contain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::args::{ADVANCED, MetadataArgs, NETWORK, STORAGE};
-use super::launch;
+use super::args::{self, ADVANCED, MetadataArgs, NETWORK, STORAGE};
 use super::network::PlacementArgs;
 use cloud::network::NetworkSpec;
 use ec2::Ec2Error;
@@ -15,6 +14,7 @@ use ec2::launch_template::{
 };
 use ec2::state::ShutdownBehavior;
 use ec2::tag::Tag;
+use ec2::user_data::UserData;
 use ec2::volume::VolumeOption;
 
 /// Launch parameters.
@@ -107,8 +107,8 @@ impl LaunchParameters {
                 .map(|zone| Placement { availability_zone: Some(zone.to_string()), ..Placement::default() }),
             security_group_ids: ids,
             security_groups: names,
-            tag_specifications: TagSpecification::of_instance(&launch::tags(self.tags.clone(), self.name.as_deref())?),
-            user_data: self.user_data.as_deref().map(launch::read_user_data).transpose()?.flatten(),
+            tag_specifications: TagSpecification::of_instance(&args::tags(self.tags.clone(), self.name.as_deref())?),
+            user_data: self.user_data.as_deref().map(read_user_data).transpose()?.flatten(),
             ..LaunchTemplateData::default()
         };
         // Moves the groups to the interface, if there is one.
@@ -120,4 +120,11 @@ impl LaunchParameters {
         let mappings: Result<_, Ec2Error> = self.volumes.iter().map(BlockDeviceMapping::try_from).collect();
         Ok(LaunchTemplateData { block_device_mappings: mappings?, instance_type, ..self.data()? })
     }
+}
+
+/// Reads a user data file, raw or base64-encoded, and returns it in base64, as EC2's API expects it. Returns `None` for
+/// an empty file.
+pub fn read_user_data(path: &Path) -> anyhow::Result<Option<String>> {
+    let data = UserData::read(&super::key::read(path)?)?;
+    Ok(Some(data).filter(|data| !data.is_empty()).map(|data| data.to_base64()))
 }

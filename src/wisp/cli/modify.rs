@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::args::{MetadataArgs, NETWORK, flag_pair};
-use super::launch::read_user_data;
+use super::launch_parameters::read_user_data;
 use super::output::{self, Output};
 use super::size::SizeArgs;
 use super::{args, open_cloud, report};

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud, report};
+use super::{args, open_cloud, report};
 use cloud::{Cloud, shapes};
 use ec2::network::parse_range;
-use ec2::tag::Tag;
 use ipnet::Ipv4Net;
 use store::{InternetGatewayRecord, RouteTableRecord};
 
@@ -40,12 +40,8 @@ enum Command {
         /// VPC ID or name [default: the default VPC].
         #[arg(long)]
         vpc: Option<String>,
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// List route tables with their routes.
     Ls,
@@ -101,8 +97,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     let tables = cloud.route_tables();
     let changed = match args.command {
-        Command::Create { vpc, name, tags } => {
-            let record = tables.create(vpc.as_deref(), launch::tags(tags, name.as_deref())?, None)?;
+        Command::Create { vpc, tags } => {
+            let record = tables.create(vpc.as_deref(), tags.with_name()?, None)?;
             let id = record.meta.id.to_string();
             let name = record.meta.name().unwrap_or(&id).to_string();
             let next = ["route-table", "add-route", &name, "0.0.0.0/0", "GATEWAY"];

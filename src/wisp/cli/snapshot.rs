@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud};
+use super::{args, open_cloud};
 use cloud::{shapes, utc};
 use store::SnapshotRecord;
 
@@ -55,7 +55,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { volume, name, description } => {
             let volume = cloud.volumes().find(&volume)?;
-            let tags = launch::tags(Vec::new(), name.as_deref())?;
+            let tags = args::tags(Vec::new(), name.as_deref())?;
             let record = cloud.snapshots().create(volume.meta.id, &description, tags)?;
             let (id, state) = (record.meta.id.to_string(), record.status.state.as_str());
             resource::show(

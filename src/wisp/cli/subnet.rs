@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud};
+use super::{args, open_cloud};
 use cloud::network::SubnetSpec;
 use cloud::{Cloud, shapes};
 use ec2::network::{Zone, parse_range};
-use ec2::tag::Tag;
 use ipnet::Ipv4Net;
 use store::SubnetRecord;
 
@@ -48,12 +48,8 @@ enum Command {
         /// Give instances a public address while they are running, unless overridden at launch.
         #[arg(long)]
         map_public_ip: bool,
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// List subnets.
     Ls,
@@ -89,8 +85,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
                 cloud.subnets().delete(subnet).map(|record| record.meta.id)
             })?;
         }
-        Command::Create { vpc, cidr, zone, map_public_ip, name, tags } => {
-            let tags = launch::tags(tags, name.as_deref())?;
+        Command::Create { vpc, cidr, zone, map_public_ip, tags } => {
+            let tags = tags.with_name()?;
             let subnet = cloud.subnets().create(&SubnetSpec { vpc, cidr, zone, map_public_ip, tags })?;
             show(&cloud, subnet, "", output)?;
         }

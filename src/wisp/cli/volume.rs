@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud};
+use super::{args, open_cloud};
 use cloud::volume::NewVolume;
 use cloud::{Cloud, shapes, utc};
 use ec2::block_device::DeviceName;
-use ec2::tag::Tag;
 use ec2::volume::{VolumeChange, VolumeSize, VolumeSpec, VolumeState, VolumeType};
 use store::{AttachmentRecord, VolumeRecord};
 
@@ -47,12 +47,8 @@ enum Command {
         /// Create the volume from this snapshot, without copying data.
         #[arg(long, value_name = "SNAPSHOT")]
         snapshot: Option<String>,
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
     },
     /// List volumes.
     Ls,
@@ -109,9 +105,9 @@ enum Command {
 pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
     let cloud = open_cloud()?;
     match args.command {
-        Command::Create { size, volume_type, iops, throughput, snapshot, name, tags } => {
+        Command::Create { size, volume_type, iops, throughput, snapshot, tags } => {
             let spec = VolumeSpec { size, volume_type, iops, throughput };
-            let tags = launch::tags(tags, name.as_deref())?;
+            let tags = tags.with_name()?;
             let record = cloud.volumes().create(&NewVolume { spec, snapshot, tags, ..NewVolume::default() })?;
             if let Some(note) = size.and_then(VolumeSize::extension) {
                 output::say(&format!("Note: {note}"));

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::args::TagArgs;
 use super::output::{self, Cell, Output, Tone};
 use super::resource::{self, Column, Resource};
-use super::{args, launch, open_cloud};
+use super::{args, open_cloud};
 use cloud::{Cloud, CloudError, shapes};
 use ec2::network::parse_range;
-use ec2::tag::Tag;
 use ipnet::Ipv4Net;
 use store::VpcRecord;
 
@@ -36,12 +36,8 @@ enum Command {
         /// Address range, such as 10.0.0.0/16; the prefix length must be 16 to 28.
         #[arg(long, value_name = "RANGE", required_unless_present = "default", value_parser = parse_range)]
         cidr: Option<Ipv4Net>,
-        /// Name tag.
-        #[arg(long)]
-        name: Option<String>,
-        /// Tag; can be repeated.
-        #[arg(long = "tag", value_name = "KEY=VALUE")]
-        tags: Vec<Tag>,
+        #[command(flatten)]
+        tags: TagArgs,
         /// Also create an internet gateway, and a default route to it.
         #[arg(long, conflicts_with = "default")]
         gateway: bool,
@@ -65,8 +61,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<ExitCode> {
             let vpcs = cloud.vpcs().list()?;
             resource::list(&with_counts(&cloud, vpcs)?, output)?;
         }
-        Command::Create { cidr, name, tags, gateway, .. } => {
-            let tags = launch::tags(tags, name.as_deref())?;
+        Command::Create { cidr, tags, gateway, .. } => {
+            let tags = tags.with_name()?;
             let vpc = match cidr {
                 Some(cidr) if gateway => cloud.vpcs().create_with_gateway(cidr, tags)?,
                 Some(cidr) => cloud.vpcs().create(cidr, tags)?,
